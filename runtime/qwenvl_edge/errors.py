@@ -1,0 +1,29 @@
+"""The errors a caller may catch: one class a subject, each message one sentence (what, where, what to do)."""
+
+
+class QwenVLError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class BundleError(QwenVLError):
+    """A bundle is missing, truncated, altered, or made for another version."""
+
+
+class CheckpointError(QwenVLError):
+    """A checkpoint lacks files or tensors, or holds misshapen ones."""
+
+
+class ImageError(QwenVLError):
+    """A picture cannot be read, or is empty, gigantic, or of an unsupported shape or dtype."""
+
+
+class PromptError(QwenVLError):
+    """A message or a conversation cannot be turned into a prompt."""
+
+
+class ContextError(QwenVLError):
+    """A prompt does not fit into the context."""
+
+
+class BackendError(QwenVLError):
+    """A backend cannot be created, or computed something unusable (NaN, infinity)."""
