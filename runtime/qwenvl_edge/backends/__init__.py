@@ -1,0 +1,1 @@
+"""What runs the graphs. `base.Backend` is the interface; each other module implements it with one library."""

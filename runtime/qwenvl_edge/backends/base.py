@@ -1,0 +1,138 @@
+"""The interface between the engine and whatever runs the graphs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge.bundle import ModelInfo
+from qwenvl_edge.errors import BackendError, ContextError
+from qwenvl_edge.kv_cache import KVCache
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+class Backend(ABC):
+    """Runs a bundle's two graphs. B batch, T tokens of this call, K rows that need logits, V vocabulary."""
+
+    model: ModelInfo
+
+    @abstractmethod
+    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
+        """Preprocessed pictures [N, 3, S, S] float32 -> image features [N, Q, H] float32.
+
+        Raises:
+            BackendError: wrong shape or dtype, the library failed, or the features hold NaN or infinity.
+        """
+
+    @abstractmethod
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` rows of at most `capacity` tokens, its memory reserved now.
+
+        Raises:
+            BackendError: the memory cannot be had.
+        """
+
+    @abstractmethod
+    def decode(
+        self,
+        cache: KVCache,
+        inputs_embeds: FloatArray,
+        position_ids: IntArray,
+        write_indices: IntArray,
+        logits_indices: IntArray,
+    ) -> FloatArray:
+        """Run T new tokens a row through the decoder, writing their keys and values into `cache`.
+
+        Args:
+            cache: from this backend's new_cache, reset for the prompt.
+            inputs_embeds: [B, T, H] float32.
+            position_ids: [B, T] int64, 0-based.
+            write_indices: [B] int64, the cache row of each row's first token: the tokens it already holds. A smaller
+                value than before drops the tokens behind it.
+            logits_indices: [B, K] int64, which of the T tokens need logits; K may be 0.
+
+        Returns:
+            Logits [B, K, V] float32. `cache.length` becomes max(write_indices) + T.
+
+        Raises:
+            BackendError: wrong shapes or dtypes, the library failed, or the logits hold NaN or infinity.
+            ContextError: the tokens do not fit into the cache.
+        """
+
+
+def check_pixels(model: ModelInfo, pixel_values: FloatArray) -> None:
+    """Check what encode_images was given.
+
+    Raises:
+        BackendError: the array is not [N, 3, S, S] float32 with N >= 1.
+    """
+    size = model.image_size
+    _check("pixel_values", pixel_values, np.dtype(np.float32), (None, 3, size, size))
+    if not len(pixel_values):
+        raise BackendError("pixel_values holds no picture; pass at least one.")
+
+
+def check_tokens(
+    model: ModelInfo,
+    cache: KVCache,
+    *,
+    inputs_embeds: FloatArray,
+    position_ids: IntArray,
+    write_indices: IntArray,
+    logits_indices: IntArray,
+) -> None:
+    """Check what decode was given against the model and the cache.
+
+    Raises:
+        BackendError: an array has the wrong shape, dtype or range.
+        ContextError: the tokens do not fit into the cache.
+    """
+    batch, int64 = cache.batch, np.dtype(np.int64)
+    _check("inputs_embeds", inputs_embeds, np.dtype(np.float32), (batch, None, model.hidden_size))
+    tokens = inputs_embeds.shape[1]
+    if not tokens:
+        raise BackendError("inputs_embeds holds no token; pass at least one.")
+    _check("position_ids", position_ids, int64, (batch, tokens))
+    _check("write_indices", write_indices, int64, (batch,))
+    _check("logits_indices", logits_indices, int64, (batch, None))
+    _check_range("write_indices", write_indices, cache.length + 1, "the tokens in the cache")
+    if (needed := int(write_indices.max()) + tokens) > cache.capacity:
+        raise ContextError(
+            f"{needed:,} tokens do not fit into a KV cache of {cache.capacity:,}: {needed - cache.capacity:,} too many."
+        )
+    _check_range("position_ids", position_ids, cache.capacity, "the cache's capacity")
+    _check_range("logits_indices", logits_indices, tokens, "the tokens of this call")
+
+
+def check_finite(values: FloatArray, stage: str) -> None:
+    """Check that a graph's output can be used.
+
+    Raises:
+        BackendError: `values` holds NaN or infinity; names the stage.
+    """
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"the {stage} hold NaN or infinity: the weights or the input are broken, or the precision overflows; "
+            "check the bundle with `qwenvl verify`."
+        )
+
+
+def _check(
+    name: str, array: npt.NDArray[np.generic], dtype: np.dtype[np.generic], shape: tuple[int | None, ...]
+) -> None:
+    fits = len(array.shape) == len(shape) and all(
+        want is None or have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits or array.dtype != dtype:
+        wanted = ", ".join("*" if size is None else str(size) for size in shape)
+        found = ", ".join(map(str, array.shape))
+        raise BackendError(f"{name} must be {dtype} [{wanted}], not {array.dtype} [{found}].")
+
+
+def _check_range(name: str, values: IntArray, end: int, what: str) -> None:
+    if values.size and (values.min() < 0 or values.max() >= end):
+        raise BackendError(f"{name} must lie in 0..{end - 1} ({what}); found {values.min()}..{values.max()}.")

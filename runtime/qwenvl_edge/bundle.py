@@ -1,0 +1,263 @@
+"""The bundle: one self-contained folder with the graphs, the tokenizer and a manifest that says what they are.
+
+Everything is checked before anything is executed: the manifest's keys and types, that every path stays inside the
+folder, sizes, and SHA-256 (of files up to 64 MB at every open, of all of them by `Bundle.check_files`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge.errors import BundleError
+from qwenvl_edge.records import read_record
+
+FORMAT = 1
+MANIFEST_NAME = "bundle.json"
+HASHED_AT_OPEN_BYTES = 64 * 1024 * 1024
+_EMBEDDING_DTYPES = {"float32": "<f4"}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Dimensions that the runtime needs; image_tokens is the number of feature rows a picture takes."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    seq_length: int
+    max_position_embeddings: int
+    rope_base: float
+    use_dynamic_ntk: bool
+    use_logn_attn: bool
+    image_size: int
+    image_tokens: int
+    image_start_id: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the weights of each graph are stored as."""
+
+    vision: str
+    decoder: str
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """File names of the graphs; the decoder has one a dialect ("standard", "onnxruntime")."""
+
+    vision: str
+    decoder: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EmbeddingInfo:
+    """The raw little-endian embedding table [V, H]."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """The checkpoint's generation_config.json: "chatml" or "raw", sampling, and limits in tokens."""
+
+    chat_format: str
+    do_sample: bool
+    top_p: float
+    top_k: int
+    temperature: float
+    repetition_penalty: float
+    max_new_tokens: int
+    max_window_size: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle comes from: digest of the checkpoint's files, exporter, versions of the tools."""
+
+    checkpoint_sha256: str
+    exporter: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json."""
+
+    format: int
+    family: str
+    model: ModelInfo
+    precision: Precision
+    graphs: Graphs
+    embedding: EmbeddingInfo
+    tokenizer: str
+    generation: GenerationDefaults
+    files: dict[str, FileInfo]
+    provenance: Provenance
+    parity: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read the text of a bundle.json; unknown keys, missing keys and wrong types are errors.
+
+        Raises:
+            BundleError: says which key is wrong and how.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again.") from None
+        if not isinstance(raw, dict) or "format" not in raw:
+            raise BundleError(f'{MANIFEST_NAME} has no "format"; this is not a Qwen-VL Edge bundle.')
+        if raw["format"] != FORMAT:
+            raise BundleError(
+                f"the bundle has format {raw['format']!r}, this version reads format {FORMAT}; "
+                "export it again, or use the version that wrote it."
+            )
+        manifest = read_record(cls, raw, MANIFEST_NAME, BundleError)
+        _check_manifest(manifest)
+        return manifest
+
+    def to_json(self) -> str:
+        """The text of bundle.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write `folder`/bundle.json."""
+        (folder / MANIFEST_NAME).write_text(self.to_json(), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, checked bundle."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open the bundle in folder `path` and check it.
+
+        Raises:
+            BundleError: the folder is missing, not a bundle, truncated, altered, of another format version, or names
+                a file outside itself.
+        """
+        folder = Path(path)
+        if not folder.exists():
+            raise BundleError(f'there is no bundle at "{folder}"; make one with `qwenvl export CHECKPOINT BUNDLE`.')
+        if not folder.is_dir():
+            raise BundleError(f'"{folder}" is a file, not a bundle; give the folder that `qwenvl export` wrote.')
+        manifest_path = folder / MANIFEST_NAME
+        if not manifest_path.is_file():
+            raise BundleError(f'"{folder}" holds no {MANIFEST_NAME}, so it is not a bundle.')
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f'cannot read "{manifest_path}": {error}.') from None
+        bundle = cls(folder, Manifest.from_json(text))
+        bundle.check_files(HASHED_AT_OPEN_BYTES)
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """Where the bundle's file `name` lies.
+
+        Raises:
+            BundleError: the manifest does not list `name`.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f'the bundle "{self.path}" lists no file "{name}".')
+        return self.path / name
+
+    @property
+    def embedding(self) -> npt.NDArray[np.float32]:
+        """The embedding table [V, H] float32, memory-mapped, read-only."""
+        info = self.manifest.embedding
+        dtype = np.dtype(_EMBEDDING_DTYPES[info.dtype])
+        return np.memmap(self.file(info.file), dtype=dtype, mode="r", shape=info.shape)
+
+    def check_files(self, hash_up_to_bytes: int | None = None) -> None:
+        """Check that every file is there with its size, and the SHA-256 of those up to a size (None: of all).
+
+        Raises:
+            BundleError: names the first file that is missing, truncated or altered.
+        """
+        root = self.path.resolve()
+        for name, info in self.manifest.files.items():
+            path = self.path / name
+            if not path.is_file():
+                raise BundleError(f'the bundle "{self.path}" lacks "{name}"; copy it again or export it again.')
+            if not path.resolve().is_relative_to(root):
+                raise BundleError(f'"{name}" in the bundle "{self.path}" is a link that leaves the folder.')
+            if (size := path.stat().st_size) != info.size:
+                raise BundleError(
+                    f'"{path}" has {size:,} bytes instead of {info.size:,}: it is truncated or altered; '
+                    "copy the bundle again or export it again."
+                )
+        for name, info in self.manifest.files.items():
+            if (hash_up_to_bytes is None or info.size <= hash_up_to_bytes) and sha256(self.path / name) != info.sha256:
+                raise BundleError(
+                    f'"{self.path / name}" was altered: its SHA-256 is not the one in {MANIFEST_NAME}; '
+                    "copy the bundle again or export it again."
+                )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise BundleError(f'cannot read "{path}": {error.strerror}.') from None
+    return digest.hexdigest()
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    model, embedding = manifest.model, manifest.embedding
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if not isinstance(value, bool) and not value > 0:
+            raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value}; it must be positive.")
+    if model.num_heads % model.num_kv_heads:
+        raise BundleError(f"{MANIFEST_NAME}: model.num_heads is not a multiple of model.num_kv_heads.")
+    if embedding.dtype not in _EMBEDDING_DTYPES:
+        raise BundleError(f'{MANIFEST_NAME}: embedding.dtype is "{embedding.dtype}"; it must be "float32".')
+    if embedding.shape != (model.vocab_size, model.hidden_size):
+        raise BundleError(f"{MANIFEST_NAME}: embedding.shape is not [model.vocab_size, model.hidden_size].")
+    for name in manifest.files:
+        pure = PurePosixPath(name)
+        if not name or "\\" in name or ":" in name or pure.is_absolute() or ".." in pure.parts:
+            raise BundleError(f'{MANIFEST_NAME}: the file name "{name}" leaves the bundle\'s folder.')
+    used = [manifest.graphs.vision, *manifest.graphs.decoder.values(), embedding.file, manifest.tokenizer]
+    for name in used:
+        if name not in manifest.files:
+            raise BundleError(f'{MANIFEST_NAME}: "{name}" is used but not listed under "files".')
+    size = manifest.files[embedding.file].size
+    if size != embedding.shape[0] * embedding.shape[1] * np.dtype(_EMBEDDING_DTYPES[embedding.dtype]).itemsize:
+        raise BundleError(f'{MANIFEST_NAME}: "{embedding.file}" has {size:,} bytes, which is not its shape.')

@@ -1,0 +1,56 @@
+"""Strict reading of JSON values into frozen dataclasses: every key known, none missing, every type as declared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from qwenvl_edge.errors import QwenVLError
+
+Record = TypeVar("Record")
+
+
+def read_record(cls: type[Record], raw: Any, where: str, error: type[QwenVLError]) -> Record:
+    """Build dataclass `cls` from the JSON object `raw`; `where` names the object in messages.
+
+    Fields may be int, float, bool, str, Any, another dataclass, dict[str, X] or tuple[X, ...] of fixed length.
+
+    Raises:
+        error: a key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(raw, Mapping):
+        raise error(f"{where}: expected an object, found {_name(raw)}.")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(raw) - set(fields)):
+        raise error(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(fields)}.")
+    if missing := [name for name in fields if name not in raw]:
+        raise error(f"{where}: missing key {', '.join(missing)}.")
+    hints = get_type_hints(cls)
+    return cls(**{name: _read_value(hints[name], raw[name], f"{where}: {name}", error) for name in fields})
+
+
+def _read_value(hint: Any, raw: Any, where: str, error: type[QwenVLError]) -> Any:
+    if hint is Any:
+        return raw
+    if dataclasses.is_dataclass(hint):
+        return read_record(hint, raw, where, error)  # type: ignore[arg-type]
+    arguments = get_args(hint)
+    if get_origin(hint) is dict:
+        if not isinstance(raw, Mapping):
+            raise error(f"{where}: expected an object, found {_name(raw)}.")
+        return {key: _read_value(arguments[1], value, f'{where}["{key}"]', error) for key, value in raw.items()}
+    if get_origin(hint) is tuple:
+        if not isinstance(raw, list) or len(raw) != len(arguments):
+            raise error(f"{where}: expected a list of {len(arguments)} values, found {_name(raw)}.")
+        return tuple(_read_value(each, value, where, error) for each, value in zip(arguments, raw, strict=True))
+    if hint is float and type(raw) in (int, float) and math.isfinite(raw):
+        return float(raw)
+    if type(raw) is not hint:
+        raise error(f"{where}: expected {hint.__name__}, found {_name(raw)}.")
+    return raw
+
+
+def _name(raw: Any) -> str:
+    return "null" if raw is None else f"{type(raw).__name__} {raw!r}"[:80]
