@@ -1,0 +1,128 @@
+"""Attention over the fixed-capacity KV cache, the one place in the decoder that differs between targets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qwenvl_edge_export.config import QwenVLConfig
+from qwenvl_edge_export.graphs.builder import MICROSOFT, GraphBuilder
+
+STANDARD = "standard"
+ONNXRUNTIME = "onnxruntime"
+DIALECTS = (STANDARD, ONNXRUNTIME)
+OPSETS = {STANDARD: 24, ONNXRUNTIME: 23}
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What every layer's attention needs to know of a call: shapes as in the graph contract."""
+
+    position_ids: ir.Value
+    write_indices: ir.Value
+    rope_cos: ir.Value
+    rope_sin: ir.Value
+    tokens: ir.Value  # T, int64 [1]
+    capacity: ir.Value  # C, int64 [1]
+
+
+class CachedAttention:
+    """Rotary embedding, cache update and causal attention, in one of two dialects.
+
+        q [B,T,H] --rotary-- x logn --.
+        k [B,T,H] --rotary--> write --+--> attention [B,T,H]
+        v [B,T,H] ----------> write --'
+                    past --------^ '--> present
+
+    "standard": RotaryEmbedding, TensorScatter and Attention of opset 24. The causal rule is an explicit mask, key row c
+    is seen by token t if c <= write_index + t: what is_causal means beside a static cache changed between versions.
+    "onnxruntime": com.microsoft.GroupQueryAttention, whose cost follows the tokens in use instead of the capacity.
+    """
+
+    def __init__(self, g: GraphBuilder, config: QwenVLConfig, dialect: str, step: StepInputs):
+        self.g = g
+        self.config = config
+        self.dialect = dialect
+        self.step = step
+        self._q_scale = self._logn_scale() if config.use_logn_attn else None
+        if dialect == STANDARD:
+            self._valid = g.op("Add", step.write_indices, step.tokens)
+            self._mask = self._causal_mask()
+        else:
+            self._seqlens, self._total = self._gqa_lengths()
+
+    def __call__(
+        self, q: ir.Value, k: ir.Value, v: ir.Value, past: tuple[ir.Value, ir.Value]
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """q, k, v [B, T, heads * D] and past [B, heads, C, D] -> attention [B, T, heads * D], present key, value."""
+        q, k = self._rotate(q), self._rotate(k)
+        if self._q_scale is not None:
+            q = self.g.op("Mul", q, self._q_scale)
+        attend = self._standard if self.dialect == STANDARD else self._onnxruntime
+        return attend(q, k, v, past)
+
+    def _standard(
+        self, q: ir.Value, k: ir.Value, v: ir.Value, past: tuple[ir.Value, ir.Value]
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        g, heads, dim = self.g, self.config.num_heads, self.config.head_dim
+        q, k, v = (g.op("Transpose", g.reshape(x, 0, 0, heads, dim), perm=[0, 2, 1, 3]) for x in (q, k, v))
+        key, value = (
+            g.op("TensorScatter", old, new, self.step.write_indices, axis=2, mode="linear")
+            for old, new in zip(past, (k, v), strict=True)
+        )
+        out = g.op("Attention", q, key, value, self._mask, None, None, self._valid)
+        return g.reshape(g.op("Transpose", out, perm=[0, 2, 1, 3]), 0, 0, heads * dim), key, value
+
+    def _onnxruntime(
+        self, q: ir.Value, k: ir.Value, v: ir.Value, past: tuple[ir.Value, ir.Value]
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        heads = self.config.num_heads
+        out, key, value = self.g.ops(
+            "GroupQueryAttention",
+            3,
+            q,
+            k,
+            v,
+            *past,
+            self._seqlens,
+            self._total,
+            domain=MICROSOFT,
+            num_heads=heads,
+            kv_num_heads=heads,
+        )
+        return out, key, value
+
+    def _rotate(self, x: ir.Value) -> ir.Value:
+        step, heads = self.step, self.config.num_heads
+        return self.g.op("RotaryEmbedding", x, step.rope_cos, step.rope_sin, step.position_ids, num_heads=heads)
+
+    def _logn_scale(self) -> ir.Value:
+        """max(1, log(p + 1) / log(seq_length)) as [B, T, 1]."""
+        g = self.g
+        position = g.op("Add", g.op("Cast", self.step.position_ids, to=ir.DataType.FLOAT), g.const(1.0))
+        scale = g.op("Mul", g.op("Log", position), g.const(1.0 / math.log(self.config.seq_length)))
+        return g.op("Unsqueeze", g.op("Max", scale, g.const(1.0)), g.const([2]))
+
+    def _causal_mask(self) -> ir.Value:
+        """Which cache rows each token sees: bool [B, 1, T, C]."""
+        g, step = self.g, self.step
+        limit = g.op("Add", self._unsqueeze(step.write_indices, 1, 2, 3), self._unsqueeze(self._range(step.tokens), 1))
+        return g.op("LessOrEqual", self._range(step.capacity), limit)
+
+    def _gqa_lengths(self) -> tuple[ir.Value, ir.Value]:
+        """Tokens in each row after this call, less one, int32 [B]; the most tokens of any row, int32 scalar."""
+        g, step = self.g, self.step
+        total = g.op("Add", step.write_indices, step.tokens)
+        most = g.op("ReduceMax", total, keepdims=0)
+        seqlens = g.op("Cast", g.op("Sub", total, g.const([1])), to=ir.DataType.INT32)
+        return seqlens, g.op("Cast", most, to=ir.DataType.INT32)
+
+    def _range(self, count: ir.Value) -> ir.Value:
+        g = self.g
+        zero, one = (g.op("Constant", value_int=i) for i in (0, 1))
+        return g.op("Range", zero, g.op("Squeeze", count), one)
+
+    def _unsqueeze(self, x: ir.Value, *axes: int) -> ir.Value:
+        return self.g.op("Unsqueeze", x, self.g.const(list(axes)))

@@ -1,0 +1,99 @@
+"""A small functional layer over onnx_ir: operators as calls, weights by name, constants inline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qwenvl_edge_export.graphs.weights import WeightFile
+
+MICROSOFT = "com.microsoft"
+FLOAT = ir.DataType.FLOAT
+INT64 = ir.DataType.INT64
+_IR_VERSION = 10
+
+
+class GraphBuilder:
+    """Collects inputs, nodes, weights and outputs of one graph."""
+
+    def __init__(self, name: str, weights: WeightFile, opset: int):
+        self.name = name
+        self.weights = weights
+        self.opset = opset
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """A graph input; strings in `shape` are symbolic dimensions."""
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
+        """Make `value` a graph output under `name`."""
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self._outputs.append(value)
+
+    def ops(
+        self, op_type: str, count: int, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        """Add a node with `count` outputs; None stands for an optional input that is absent."""
+        node = ir.node(
+            op_type, inputs, attributes, domain=domain, num_outputs=count, name=f"{op_type}_{len(self._nodes)}"
+        )
+        for i, value in enumerate(node.outputs):
+            value.name = f"{node.name}.{i}"
+        self._nodes.append(node)
+        return list(node.outputs)
+
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Add a node with one output."""
+        return self.ops(op_type, 1, *inputs, domain=domain, **attributes)[0]
+
+    def const(self, value: float | Sequence[int]) -> ir.Value:
+        """A small constant: float32 scalar, or int64 vector."""
+        array = np.array(value, np.float32 if isinstance(value, float) else np.int64)
+        text = "_".join(map(str, np.atleast_1d(array)))
+        return self._initializer(ir.Tensor(array, name=f"const_{array.dtype}_{text}"))
+
+    def weight(self, name: str) -> ir.Value:
+        """The checkpoint's tensor `name`, from the external file."""
+        return self._initializer(self.weights.stored(name))
+
+    def table(self, tensor: ir.ExternalTensor) -> ir.Value:
+        """A tensor that was planned with `WeightFile.computed`."""
+        return self._initializer(tensor)
+
+    def reshape(self, x: ir.Value, *shape: int) -> ir.Value:
+        """`x` with a new shape; 0 keeps a dimension and one may be -1."""
+        return self.op("Reshape", x, self.const(list(shape)))
+
+    def build(self) -> ir.Model:
+        """The finished model."""
+        domains = {node.domain for node in self._nodes}
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={"": self.opset} | ({MICROSOFT: 1} if MICROSOFT in domains else {}),
+            name=self.name,
+        )
+        return ir.Model(graph, ir_version=_IR_VERSION, producer_name="qwenvl-edge")
+
+    def _initializer(self, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
+        assert tensor.name is not None  # every tensor made in this package is named
+        if tensor.name not in self._initializers:
+            value = ir.Value(
+                name=tensor.name,
+                type=ir.TensorType(tensor.dtype),
+                shape=tensor.shape,
+                const_value=tensor,
+            )
+            self._initializers[tensor.name] = value
+        return self._initializers[tensor.name]

@@ -1,0 +1,102 @@
+"""decoder.onnx: embeddings in, logits of the wanted rows out, keys and values written into the cache.
+
+    inputs_embeds [B,T,H] -> rows [B*T,H] -> num_layers x { x += c_proj(attention(ln_1)); x += mlp(ln_2) }
+                          -> logits_indices' rows [B*K,H] -> ln_f -> lm_head -> logits [B,K,V]
+
+Everything but attention works on rows [M, H], so that a linear layer is one Gemm over the weight as it is stored.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qwenvl_edge_export.config import QwenVLConfig
+from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs
+from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
+from qwenvl_edge_export.graphs.linear import Linear
+from qwenvl_edge_export.graphs.weights import WeightFile
+
+
+def build_decoder(config: QwenVLConfig, weights: WeightFile, dialect: str) -> ir.Model:
+    """The decoder graph in `dialect` ("standard" or "onnxruntime"), over the tensors of `weights`."""
+    g = GraphBuilder("decoder", weights, OPSETS[dialect])
+    hidden, vocab = config.hidden_size, config.vocab_size
+    embeds = g.input("inputs_embeds", FLOAT, ["B", "T", hidden])
+    positions = g.input("position_ids", INT64, ["B", "T"])
+    write_indices = g.input("write_indices", INT64, ["B"])
+    rope_cos = g.input("rope_cos", FLOAT, ["C", config.head_dim // 2])
+    rope_sin = g.input("rope_sin", FLOAT, ["C", config.head_dim // 2])
+    wanted = g.input("logits_indices", INT64, ["B", "K"])
+    cache_shape: list[int | str] = ["B", config.num_heads, "C", config.head_dim]
+    past = [
+        (
+            g.input(f"past_key_values.{i}.key", FLOAT, cache_shape),
+            g.input(f"past_key_values.{i}.value", FLOAT, cache_shape),
+        )
+        for i in range(config.num_layers)
+    ]
+    step = StepInputs(
+        positions,
+        write_indices,
+        rope_cos,
+        rope_sin,
+        tokens=g.op("Shape", embeds, start=1, end=2),
+        capacity=g.op("Shape", past[0][0], start=2, end=3),
+    )
+    decoder = _Decoder(g, config, CachedAttention(g, config, dialect, step), embeds)
+
+    x = g.reshape(embeds, -1, hidden)
+    presents = []
+    for i in range(config.num_layers):
+        x, key, value = decoder.layer(x, i, past[i])
+        presents += [(f"present.{i}.key", key), (f"present.{i}.value", value)]
+    g.output(decoder.logits(x, wanted), "logits", FLOAT, ["B", "K", vocab])
+    for name, present in presents:
+        g.output(present, name, FLOAT, cache_shape)
+    return g.build()
+
+
+class _Decoder:
+    """The layers, as functions of rows [M, H] with M = B * T."""
+
+    def __init__(self, g: GraphBuilder, config: QwenVLConfig, attention: CachedAttention, embeds: ir.Value):
+        self.g = g
+        self.config = config
+        self.attention = attention
+        self.linear = Linear(g)
+        # [B, T] of this call, to give rows their batch back without a second dimension of unknown size.
+        self.batch_tokens = g.op("Shape", embeds, start=0, end=2)
+
+    def layer(self, x: ir.Value, i: int, past: tuple[ir.Value, ir.Value]) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Layer `i` on rows [M, H] -> rows [M, H], present key, present value."""
+        g, name, hidden = self.g, f"transformer.h.{i}", self.config.hidden_size
+        qkv = self._linear(self._norm(x, f"{name}.ln_1"), f"{name}.attn.c_attn", bias=True)
+        q, k, v = g.ops("Split", 3, self._batched(qkv, 3 * hidden), axis=2, num_outputs=3)
+        out, key, value = self.attention(q, k, v, past)
+        x = g.op("Add", x, self._linear(g.reshape(out, -1, hidden), f"{name}.attn.c_proj"))
+        y = self._norm(x, f"{name}.ln_2")
+        up, gate = self._linear(y, f"{name}.mlp.w1"), self._linear(y, f"{name}.mlp.w2")
+        gate = g.op("Mul", gate, g.op("Sigmoid", gate))
+        return g.op("Add", x, self._linear(g.op("Mul", up, gate), f"{name}.mlp.c_proj")), key, value
+
+    def logits(self, x: ir.Value, wanted: ir.Value) -> ir.Value:
+        """Rows [M, H] and wanted tokens [B, K] -> logits [B, K, V]."""
+        g = self.g
+        picked = g.op(
+            "GatherND", self._batched(x, self.config.hidden_size), g.op("Unsqueeze", wanted, g.const([2])), batch_dims=1
+        )
+        rows = g.reshape(picked, -1, self.config.hidden_size)
+        rows = self._linear(self._norm(rows, "transformer.ln_f"), "lm_head")
+        shape = g.op("Concat", g.op("Shape", wanted), g.const([self.config.vocab_size]), axis=0)
+        return g.op("Reshape", rows, shape, allowzero=1)
+
+    def _batched(self, rows: ir.Value, width: int) -> ir.Value:
+        g = self.g
+        return g.op("Reshape", rows, g.op("Concat", self.batch_tokens, g.const([width]), axis=0))
+
+    def _norm(self, x: ir.Value, name: str) -> ir.Value:
+        return self.g.op("RMSNormalization", x, self.g.weight(f"{name}.weight"), axis=-1, epsilon=self.config.norm_eps)
+
+    def _linear(self, x: ir.Value, name: str, *, bias: bool = False) -> ir.Value:
+        g = self.g
+        return self.linear(x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias") if bias else None)

@@ -1,0 +1,152 @@
+"""ONNX Runtime on the CPU.
+
+Keys and values live in buffers that are bound as past and present at once, so the graphs write the cache in place.
+Prepacking is off: Gemm reads the weights where the file is mapped, which saves a copy of the model in memory and makes
+decode faster (a weight is read once a token either way).
+
+Limit: GroupQueryAttention on CPU takes several tokens behind a non-empty cache at batch 1 only. Batched prefill into
+an empty cache and batched decode of one token work. The "standard" dialect has no such limit, but its cost follows the
+cache's capacity instead of the tokens in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from qwenvl_edge.backends.base import Backend, FloatArray, IntArray, check_finite, check_pixels, check_tokens
+from qwenvl_edge.bundle import Bundle, ModelInfo
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.kv_cache import KVCache
+
+ONNXRUNTIME, STANDARD = "onnxruntime", "standard"
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """One cache's memory, by graph name of the past input, and the binding that already holds it."""
+
+    arrays: Mapping[str, FloatArray]
+    binding: ort.IOBinding
+
+
+class OnnxRuntimeBackend(Backend):
+    """Runs a bundle with ONNX Runtime's CPU provider.
+
+    Args:
+        bundle: an opened bundle.
+        threads: threads of one operator; None takes one a physical core.
+        dialect: which decoder graph: "onnxruntime", or "standard" to check that one.
+
+    Raises:
+        BackendError: the bundle has no such graph, or ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, dialect: str = ONNXRUNTIME):
+        graphs = bundle.manifest.graphs
+        if dialect not in graphs.decoder:
+            raise BackendError(f'the bundle has no decoder graph "{dialect}"; it has {", ".join(graphs.decoder)}.')
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads is {threads}; it must be at least 1.")
+        self.model: ModelInfo = bundle.manifest.model
+        self.dialect = dialect
+        self._vision = _session(bundle, graphs.vision, threads)
+        self._decoder = _session(bundle, graphs.decoder[dialect], threads)
+
+    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
+        """See Backend.encode_images."""
+        check_pixels(self.model, pixel_values)
+        try:
+            features: FloatArray = self._vision.run(["image_features"], {"pixel_values": pixel_values})[0]
+        except Exception as error:
+            raise _failed("encode the pictures", error) from None
+        check_finite(features, "image features")
+        return features
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """See Backend.new_cache. Takes 8 * layers * batch * heads * capacity * head_dim bytes, touched as it fills."""
+        if batch < 1 or capacity < 1:
+            raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
+        model = self.model
+        shape = (batch, model.num_kv_heads, capacity, model.head_dim)
+        names = [f"past_key_values.{i}.{part}" for i in range(model.num_layers) for part in ("key", "value")]
+        try:
+            arrays = {name: np.zeros(shape, np.float32) for name in names}
+        except (MemoryError, ValueError):
+            size_gb = 8 * model.num_layers * float(np.prod(shape, dtype=np.float64)) / 1e9
+            raise BackendError(
+                f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({size_gb:,.1f} GB); "
+                "open a smaller one."
+            ) from None
+        binding = self._decoder.io_binding()
+        for past, array in arrays.items():
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(past.replace("past_key_values", "present"), value)
+        return KVCache(model, batch=batch, capacity=capacity, buffers=_Buffers(arrays, binding))
+
+    def decode(
+        self,
+        cache: KVCache,
+        inputs_embeds: FloatArray,
+        position_ids: IntArray,
+        write_indices: IntArray,
+        logits_indices: IntArray,
+    ) -> FloatArray:
+        """See Backend.decode."""
+        check_tokens(
+            self.model,
+            cache,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            write_indices=write_indices,
+            logits_indices=logits_indices,
+        )
+        tokens = inputs_embeds.shape[1]
+        if self.dialect == ONNXRUNTIME and cache.batch > 1 and tokens > 1 and write_indices.any():
+            raise BackendError(
+                f"ONNX Runtime's CPU attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
+                f"{cache.batch}; prefill the whole batch at once, or one row at a time."
+            )
+        inputs = {
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+            "write_indices": write_indices,
+            "logits_indices": logits_indices,
+            "rope_cos": cache.rope_cos,
+            "rope_sin": cache.rope_sin,
+        }
+        binding = cache.buffers.binding
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output("logits")
+        try:
+            self._decoder.run_with_iobinding(binding)
+        except Exception as error:
+            raise _failed("decode", error) from None
+        logits: FloatArray = binding.get_outputs()[-1].numpy()
+        check_finite(logits, "logits")
+        cache.length = int(write_indices.max()) + tokens
+        return logits
+
+
+def _session(bundle: Bundle, name: str, threads: int | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    path = bundle.file(name)
+    try:
+        return ort.InferenceSession(str(path), options, providers=_PROVIDERS)
+    except Exception as error:
+        raise _failed(f'load "{path}"', error) from None
+
+
+def _failed(what: str, error: Exception) -> BackendError:
+    reason = " ".join(str(error).split())[:300]
+    return BackendError(f"ONNX Runtime {ort.__version__} could not {what}: {reason}")
