@@ -1,0 +1,86 @@
+"""Qwen-VL without PyTorch: a bundle and a picture in, grounded answers out.
+
+The names below are loaded when first used, so that importing the package is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwenvl_edge.bundle import Bundle
+    from qwenvl_edge.conversation import Turn
+    from qwenvl_edge.engine import QwenVLEngine
+    from qwenvl_edge.errors import (
+        BackendError,
+        BundleError,
+        CheckpointError,
+        ContextError,
+        ImageError,
+        PromptError,
+        QwenVLError,
+    )
+    from qwenvl_edge.grounding import Box, Quad, to_grid, to_pixels
+    from qwenvl_edge.image import Picture, load_picture
+    from qwenvl_edge.reply import Reply
+    from qwenvl_edge.stats import Stats
+    from qwenvl_edge.stream import Stream
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Turn": "conversation",
+    "QwenVLEngine": "engine",
+    "BackendError": "errors",
+    "BundleError": "errors",
+    "CheckpointError": "errors",
+    "ContextError": "errors",
+    "ImageError": "errors",
+    "PromptError": "errors",
+    "QwenVLError": "errors",
+    "Box": "grounding",
+    "Quad": "grounding",
+    "to_grid": "grounding",
+    "to_pixels": "grounding",
+    "Picture": "image",
+    "load_picture": "image",
+    "Reply": "reply",
+    "Stats": "stats",
+    "Stream": "stream",
+}
+
+__all__ = [
+    "BackendError",
+    "Box",
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "ContextError",
+    "ImageError",
+    "Picture",
+    "PromptError",
+    "Quad",
+    "QwenVLEngine",
+    "QwenVLError",
+    "Reply",
+    "Stats",
+    "Stream",
+    "Turn",
+    "load_picture",
+    "to_grid",
+    "to_pixels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

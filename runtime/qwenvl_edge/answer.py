@@ -1,0 +1,109 @@
+"""Token ids as they are sampled -> text as it may be shown: whole characters, whole tags, no stop words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from qwenvl_edge.grounding import GridShape, Markup, MarkupReader
+
+if TYPE_CHECKING:
+    from qwenvl_edge.tokenizer import Tokenizer
+
+
+class AnswerWriter:
+    """Turns ids into pieces of clean text; all pieces joined are `text`.
+
+    Args:
+        stop: id sequences that end the answer and are no part of it.
+        hidden: ids that are dropped from the text.
+        lead: markup at the end of the prompt that the answer continues, such as "<ref>the mug</ref><box>".
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        markup: Markup,
+        *,
+        stop: Sequence[tuple[int, ...]],
+        hidden: Collection[int],
+        lead: str = "",
+    ) -> None:
+        self._decoder = tokenizer.incremental()
+        self._stop = stop
+        self._hidden = hidden
+        self._held: list[int] = []
+        self._raw: list[str] = []
+        self._clean = ""
+        self._shown = 0
+        self._reader = MarkupReader(markup)
+        self._offset = len(self._reader.feed(lead))
+        self._reader.shapes.clear()
+        self._reader.malformed.clear()
+
+    @property
+    def raw_text(self) -> str:
+        """The answer with its markup, surrounding white space removed."""
+        return "".join(self._raw).strip()
+
+    @property
+    def text(self) -> str:
+        """The answer without markup, surrounding white space removed."""
+        return self._clean.strip()
+
+    @property
+    def shapes(self) -> Sequence[GridShape]:
+        """Boxes and quads read so far."""
+        return self._reader.shapes
+
+    @property
+    def malformed(self) -> Sequence[str]:
+        """Markup that names no place."""
+        return self._reader.malformed
+
+    def text_before(self, shape: GridShape) -> str:
+        """Return the clean text up to a shape."""
+        return self._clean[: max(0, shape.offset - self._offset)]
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """Take the next id; return the text that is now certain and whether a stop sequence is complete."""
+        self._held.append(token)
+        for sequence in self._stop:
+            if tuple(self._held[-len(sequence) :]) == sequence:
+                del self._held[-len(sequence) :]
+                return "", True
+        certain = len(self._held) - self._possible_stop_length()
+        return self._release(certain), False
+
+    def finish(self) -> str:
+        """End the answer; return the rest of its text."""
+        piece = self._release(len(self._held))
+        rest = self._decoder.finish()
+        self._raw.append(rest)
+        self._clean += self._reader.feed(rest) + self._reader.finish()
+        return piece + self._show(len(self._clean.rstrip()))
+
+    def _possible_stop_length(self) -> int:
+        longest = max(map(len, self._stop), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            tail = tuple(self._held[-length:])
+            if any(sequence[:length] == tail for sequence in self._stop):
+                return length
+        return 0
+
+    def _release(self, count: int) -> str:
+        for token in self._held[:count]:
+            if token not in self._hidden:
+                piece = self._decoder.push(token)
+                self._raw.append(piece)
+                self._clean += self._reader.feed(piece)
+        del self._held[:count]
+        return self._show(len(self._clean.rstrip()))
+
+    def _show(self, end: int) -> str:
+        """Return what was not shown yet up to `end`; leading white space is never shown."""
+        start = self._shown or len(self._clean) - len(self._clean.lstrip())
+        if end <= start:
+            return ""
+        self._shown = end
+        return self._clean[start:end]

@@ -1,0 +1,155 @@
+"""Pictures: any supported source -> RGB pixels -> pixel_values.
+
+Decoding follows the published model code, `Image.open(...).convert("RGB")`: the first frame of an animation, an alpha
+channel dropped (not composited), no EXIF rotation, 16-bit grayscale clipped at 255.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from qwenvl_edge.errors import ImageError
+
+ChannelOrder = Literal["rgb", "bgr"]
+MAX_PIXELS = 89_478_485  # Pillow's own decompression-bomb threshold: a quarter of a GiB of RGB
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, read-only; `digest` identifies it, `name` says whence."""
+
+    pixels: npt.NDArray[np.uint8] = field(repr=False)
+    digest: str
+    name: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def to_pil(self) -> Image.Image:
+        """Return a copy as an RGB Pillow image."""
+        return Image.fromarray(self.pixels)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns a picture into pixel_values: side length in pixels, per-channel mean and standard deviation."""
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str = "picture") -> Picture:
+    """Decode `source` into a Picture.
+
+    Args:
+        source: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a Pillow image (its current frame); the bytes of
+            an image file; or a path (`str` or `Path`).
+        channel_order: the channel order of arrays, "rgb" or "bgr" (as OpenCV delivers); other sources know their own.
+        name: what to call the picture in error messages when the source has no name of its own.
+
+    Raises:
+        ImageError: the source is missing, unreadable, truncated, empty, larger than MAX_PIXELS, or of another type.
+    """
+    if channel_order not in ("rgb", "bgr"):
+        raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, np.ndarray):
+        return _freeze(_array_to_rgb(source, channel_order, name), name)
+    if isinstance(source, Image.Image):
+        return _freeze(_pil_to_rgb(source, name), name)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _freeze(_decode(io.BytesIO(source), name), name)
+    if isinstance(source, (str, os.PathLike)):
+        return _load_path(source)
+    raise ImageError(
+        f"{name} is of type {type(source).__name__}; give a uint8 array, a Pillow image, the bytes of an "
+        "image file or a path."
+    )
+
+
+def pixel_values(picture: Picture, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """Return the vision graph's input [3, S, S] float32: resized (bicubic, aspect ratio not kept), normalised."""
+    side = preprocessing.image_size
+    resized = picture.to_pil().resize((side, side), Image.Resampling.BICUBIC)
+    values = np.asarray(resized, dtype=np.float32) / np.float32(255)
+    values -= np.asarray(preprocessing.mean, dtype=np.float32)
+    values /= np.asarray(preprocessing.std, dtype=np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _freeze(pixels: npt.NDArray[np.uint8], name: str) -> Picture:
+    pixels.flags.writeable = False
+    digest = hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode())
+    digest.update(pixels.data)
+    return Picture(pixels, digest.hexdigest(), name)
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is empty ({width}x{height} pixels); give one with content.")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} has {width}x{height} pixels, more than the limit of {MAX_PIXELS:,}; scale it down.")
+
+
+def _array_to_rgb(array: npt.NDArray[Any], channel_order: ChannelOrder, name: str) -> npt.NDArray[np.uint8]:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            f"{name} is an array of shape {list(array.shape)}; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."
+        )
+    if array.dtype != np.uint8:
+        raise ImageError(f"{name} is an array of dtype {array.dtype}; scale it to 0..255 and give uint8.")
+    _check_size(array.shape[1], array.shape[0], name)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    rgb = array[:, :, 2::-1] if channel_order == "bgr" else array[:, :, :3]
+    return np.array(rgb, dtype=np.uint8, order="C")  # a copy: the caller may reuse the buffer
+
+
+def _load_path(source: str | os.PathLike[str]) -> Picture:
+    name = os.fspath(source)
+    if name.startswith(("http://", "https://")):
+        raise ImageError(f"{name} is a URL; download it and give its bytes.")
+    try:
+        with Path(name).open("rb") as file:
+            return _freeze(_decode(file, name), name)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f"cannot open the picture {name!r}: {reason}.") from error
+
+
+def _decode(file: Any, name: str) -> npt.NDArray[np.uint8]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size decides
+            image = Image.open(file)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image file of a known format.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} has more pixels than the limit of {MAX_PIXELS:,}; scale it down.") from error
+    except Exception as error:  # a decoder may raise anything at a damaged header
+        raise ImageError(f"{name} cannot be read as an image: {error}.") from error
+    return _pil_to_rgb(image, name)
+
+
+def _pil_to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+    _check_size(image.width, image.height, name)
+    try:
+        return np.array(image.convert("RGB"), dtype=np.uint8)
+    except Exception as error:  # a decoder may raise anything at damaged data
+        raise ImageError(f"{name} is truncated or damaged: {error}.") from error

@@ -1,0 +1,56 @@
+"""An answer: clean text, places in the pictures, history to go on from, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from qwenvl_edge.conversation import Turn
+from qwenvl_edge.draw import draw_shapes
+from qwenvl_edge.errors import ImageError
+from qwenvl_edge.grounding import Box, Quad
+from qwenvl_edge.image import Picture
+from qwenvl_edge.stats import Stats
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FinishReason: TypeAlias = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer.
+
+    text: the words, grounding markup removed. raw_text: with markup, as the model wrote it.
+    boxes, quads: in pixels of the original pictures; their `image` indexes `pictures`, so "Picture 1" is 0.
+    pictures: those the answer is about: this turn's, or if it has none, those of the latest turn that has some.
+    malformed: markup that names no place (unclosed, off the grid, or no picture to place it in).
+    history: the turns so far, to be given to the next call.
+    finish_reason: "stop" (the model ended), "length" (max_new_tokens), "context" (no room left) or "cancelled".
+    """
+
+    text: str
+    raw_text: str
+    boxes: tuple[Box, ...]
+    quads: tuple[Quad, ...]
+    malformed: tuple[str, ...]
+    pictures: tuple[Picture, ...] = field(repr=False)
+    history: tuple[Turn, ...] = field(repr=False)
+    finish_reason: FinishReason
+    stats: Stats
+
+    def draw(self, image: int | None = None) -> Image.Image:
+        """Return a copy of picture number `image` with its boxes and quads (None: the first with some, or the last).
+
+        Raises:
+            ImageError: there is no such picture.
+        """
+        if image is None:
+            placed = [box.image for box in self.boxes] + [quad.image for quad in self.quads]
+            image = min(placed, default=len(self.pictures) - 1)
+        if not 0 <= image < len(self.pictures):
+            raise ImageError(f"there is no picture {image} to draw on: the answer is about {len(self.pictures)}.")
+        boxes = [box for box in self.boxes if box.image == image]
+        quads = [quad for quad in self.quads if quad.image == image]
+        return draw_shapes(self.pictures[image].to_pil(), boxes, quads)

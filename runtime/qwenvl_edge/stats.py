@@ -1,0 +1,28 @@
+"""What an answer cost."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Times in milliseconds and token counts of one answer.
+
+    ttft_ms runs from the call to the first token (pictures, prompt and prefill included); decode_ms covers the tokens
+    after it. new_tokens counts every token computed, a stop token included. images_encoded are those not found in
+    the feature cache. history_turns_dropped did not fit into the window.
+    """
+
+    image_ms: float
+    prefill_ms: float
+    ttft_ms: float
+    decode_ms: float
+    prompt_tokens: int
+    image_tokens: int
+    new_tokens: int
+    images_encoded: int
+    history_turns_dropped: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoded tokens a second, the first token (which the prefill yields) left out; 0 if there was only that."""
+        return (self.new_tokens - 1) / self.decode_ms * 1000 if self.new_tokens > 1 and self.decode_ms > 0 else 0.0
