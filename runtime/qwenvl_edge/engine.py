@@ -93,6 +93,11 @@ class QwenVLEngine:
         self._lock = threading.Lock()
         self._owner: int | None = None
 
+    @property
+    def can_chat(self) -> bool:
+        """Whether the bundle holds a chat model (chat, stream); every bundle can complete()."""
+        return self._family.can_chat(self.bundle.manifest.generation.chat_format)
+
     def chat(
         self,
         message: Message,
@@ -166,7 +171,7 @@ class QwenVLEngine:
     ) -> _Request:
         started = time.perf_counter()
         defaults = self.bundle.manifest.generation
-        if not self._family.can_chat(defaults.chat_format):
+        if not self.can_chat:
             raise PromptError("the bundle holds a base model, which knows no conversations; use complete().")
         options = GenerationOptions.merge(defaults, overrides)
         parts = parse_message(message, images, self._load)

@@ -1,0 +1,123 @@
+"""The program `qwenvl`: export, verify, chat.
+
+Exit codes: 0 success, 1 a bundle that fails verification, 2 an error (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qwenvl_edge import __version__
+from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.terminal import ProgressBar, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program with `argv` (default: the command line); return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 must not end an answer
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except QwenVLError as error:
+        say(f"qwenvl: {error}", to=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        say("qwenvl: interrupted", to=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qwenvl", description="Qwen-VL on the edge: export checkpoints, ask bundles.")
+    parser.add_argument("--version", action="version", version=f"qwenvl {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_export(commands)
+    _add_verify(commands)
+    _add_chat(commands)
+    return parser
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="turn a checkpoint into a bundle (needs PyTorch)")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder in the published layout")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is there")
+    parser.set_defaults(run=_export)
+
+
+def _add_verify(commands: Any) -> None:
+    parser = commands.add_parser("verify", help="compare a bundle with its checkpoint (needs PyTorch)")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CHECKPOINT")
+    parser.set_defaults(run=_verify)
+
+
+def _add_chat(commands: Any) -> None:
+    parser = commands.add_parser("chat", help="answer a question about pictures, or converse")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="answer this and end; without it, converse")
+    parser.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="a picture; repeatable")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the picture with its boxes (with PROMPT)")
+    parser.add_argument("--system", metavar="TEXT", help="the system text")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens")
+    parser.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
+    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
+    parser.set_defaults(run=_chat)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    exporter = _export_package("exporter")
+    with ProgressBar(sys.stderr) as progress:
+        exporter.export(arguments.checkpoint, arguments.bundle, force=arguments.force, progress=progress)
+    say(f"{arguments.bundle} is written")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    report = _export_package("verify").verify(arguments.bundle, arguments.checkpoint)
+    say(report.table())
+    return 0 if report.passed else 1
+
+
+def _export_package(module: str) -> Any:
+    try:
+        return importlib.import_module(f"qwenvl_edge_export.{module}")
+    except ModuleNotFoundError as error:
+        raise QwenVLError(
+            f"this command needs {error.name}, which is not installed; run: pip install 'qwenvl-edge[export]'"
+        ) from error
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from qwenvl_edge.console import Console, save_drawing
+    from qwenvl_edge.engine import QwenVLEngine
+
+    if arguments.save is not None and arguments.prompt is None:
+        raise QwenVLError("--save goes with a PROMPT; in a conversation type /save FILE.")
+    engine = QwenVLEngine(arguments.bundle, threads=arguments.threads, max_context=arguments.max_context)
+    console = Console(engine, system=arguments.system, overrides=_overrides(arguments))
+    for path in arguments.image:
+        console.add_picture(str(path))
+    if arguments.prompt is None:
+        console.converse()
+        return 0
+    reply = console.ask(arguments.prompt)
+    if arguments.save is not None:
+        save_drawing(reply, arguments.save)
+    return 0
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    overrides: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
+    if arguments.greedy:
+        overrides["do_sample"] = False
+    return {name: value for name, value in overrides.items() if value is not None}
