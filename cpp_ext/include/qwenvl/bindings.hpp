@@ -1,0 +1,23 @@
+// What the binding files share.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace qwenvl {
+
+// UTF-8 of a Python str, valid as long as `text` lives. Throws ValueError for lone surrogates.
+std::string_view utf8_of(const pybind11::str& text);
+
+// Token ids of a list, tuple or one-dimensional integer array; others raise TypeError.
+std::vector<std::int64_t> ids_of(const pybind11::handle& ids);
+
+pybind11::str to_str(std::string_view utf8);
+
+void bind_tokenizer(pybind11::module_& module);
+void bind_sampler(pybind11::module_& module);
+
+}  // namespace qwenvl

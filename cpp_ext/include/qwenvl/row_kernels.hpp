@@ -1,0 +1,30 @@
+// Passes over one row of logits. Every variant does the same float operations in the same order, so that the results
+// are equal to the last bit on every processor: no fused multiply-add, sums in 16 lanes a block.
+#pragma once
+
+#include <cstddef>
+
+namespace qwenvl {
+
+constexpr std::size_t kGroup = 64;    // logits a maximum is kept for
+constexpr std::size_t kBlock = 1024;  // weights a sum is kept for
+
+struct RowScan {
+    float max;
+    bool invalid;  // a NaN or +infinity was seen
+};
+
+// Largest logit of `row` [size], and of every kGroup of them into `group_max` [ceil(size / kGroup)].
+RowScan scan_row(const float* row, std::size_t size, float* group_max);
+
+// weights[i] = exp((row[i] - max) * inverse_temperature), and their sums by kBlock into `block_sums`.
+void exp_row(const float* row, std::size_t size, float max, float inverse_temperature, float* weights,
+             double* block_sums);
+
+// The same exponential for a single logit.
+float exp_one(float logit, float max, float inverse_temperature);
+
+// Natural logarithm of a positive normal number, equal on every platform, error below 1e-15.
+double portable_log(double x);
+
+}  // namespace qwenvl

@@ -1,0 +1,38 @@
+// Text to ids and back: special tokens, split pattern, byte-pair merging. Immutable, safe to share between threads.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qwenvl/special_tokens.hpp"
+#include "qwenvl/vocabulary.hpp"
+
+namespace qwenvl {
+
+class Tokenizer {
+public:
+    Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken> special_tokens);
+
+    const Vocabulary& vocabulary() const { return vocabulary_; }
+    const SpecialTokens& special_tokens() const { return special_tokens_; }
+
+    // `text`: valid UTF-8, already normalised. Tokens of `allowed` become their ids, all else is plain text.
+    void encode(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids) const;
+
+    std::size_t count(std::string_view text, const SpecialMatcher& allowed) const;
+
+    // Bytes of the longest prefix of `text` that ends at a character and has at most `limit` tokens.
+    std::size_t truncate(std::string_view text, const SpecialMatcher& allowed, std::size_t limit) const;
+
+    // Bytes of one token. Throws std::invalid_argument for an id without a token.
+    std::string_view token_bytes(std::int64_t id) const;
+
+    std::string decode(const std::vector<std::int64_t>& ids) const;
+
+private:
+    Vocabulary vocabulary_;
+    SpecialTokens special_tokens_;
+};
+
+}  // namespace qwenvl

@@ -1,0 +1,32 @@
+// Unicode classes of the split pattern, and UTF-8 decoding of text that is known to be valid.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace qwenvl {
+
+enum CharClass : std::uint8_t { kOther = 0, kLetter = 1, kNumber = 2, kSpace = 3 };
+
+constexpr std::size_t kCodePoints = 0x110000;
+
+// One byte a code point; unassigned ones are kOther.
+extern const std::uint8_t* const kCharClasses;
+
+struct CodePoint {
+    std::uint32_t value;
+    std::uint32_t length;  // bytes in UTF-8
+};
+
+// `text` must be valid UTF-8 and start at a character.
+inline CodePoint decode_utf8(const unsigned char* text) {
+    const std::uint32_t lead = text[0];
+    if (lead < 0x80) return {lead, 1};
+    if (lead < 0xE0) return {(lead & 0x1F) << 6 | (text[1] & 0x3Fu), 2};
+    if (lead < 0xF0) return {(lead & 0x0F) << 12 | (text[1] & 0x3Fu) << 6 | (text[2] & 0x3Fu), 3};
+    return {(lead & 0x07) << 18 | (text[1] & 0x3Fu) << 12 | (text[2] & 0x3Fu) << 6 | (text[3] & 0x3Fu), 4};
+}
+
+inline bool is_continuation(unsigned char byte) { return (byte & 0xC0) == 0x80; }
+
+}  // namespace qwenvl

@@ -1,0 +1,121 @@
+#include "qwenvl/bpe.hpp"
+
+#include <algorithm>
+#include <functional>
+
+namespace qwenvl {
+namespace {
+
+// Above this length the O(n^2) scan for the lowest rank loses to a heap.
+constexpr std::size_t kHeapFrom = 96;
+
+// A part of the piece: where it starts, and the rank of its concatenation with the next part.
+struct Part {
+    std::uint32_t start;
+    TokenId pair_rank;
+};
+
+class Merger {
+public:
+    Merger(const Vocabulary& vocabulary, std::string_view piece) : vocabulary_(vocabulary), piece_(piece) {}
+
+    TokenId rank(std::size_t first, std::size_t last) const {
+        if (last - first > vocabulary_.longest_token()) return kNoToken;
+        return vocabulary_.find(piece_.substr(first, last - first));
+    }
+
+protected:
+    const Vocabulary& vocabulary_;
+    std::string_view piece_;
+};
+
+class ShortMerger : Merger {
+public:
+    using Merger::Merger;
+
+    void run(std::vector<Part>& parts, std::vector<TokenId>& ids) {
+        const std::size_t size = piece_.size();
+        parts.clear();
+        for (std::uint32_t i = 0; i < size; ++i) parts.push_back({i, i + 2 <= size ? rank(i, i + 2) : kNoToken});
+        parts.push_back({static_cast<std::uint32_t>(size), kNoToken});
+        while (true) {
+            std::size_t best = 0;
+            for (std::size_t i = 1; i + 1 < parts.size(); ++i) {
+                if (parts[i].pair_rank < parts[best].pair_rank) best = i;
+            }
+            if (parts[best].pair_rank == kNoToken) break;
+            parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(best) + 1);
+            update(parts, best);
+            if (best > 0) update(parts, best - 1);
+        }
+        for (std::size_t i = 0; i + 1 < parts.size(); ++i) ids.push_back(rank(parts[i].start, parts[i + 1].start));
+    }
+
+private:
+    void update(std::vector<Part>& parts, std::size_t i) const {
+        parts[i].pair_rank = i + 2 < parts.size() ? rank(parts[i].start, parts[i + 2].start) : kNoToken;
+    }
+};
+
+// Parts as a doubly linked list over byte positions, candidate merges in a heap; stale heap entries are skipped.
+class HeapMerger : Merger {
+public:
+    using Merger::Merger;
+
+    void run(std::vector<TokenId>& ids) {
+        const auto size = static_cast<std::uint32_t>(piece_.size());
+        nodes_.resize(size + 1);
+        for (std::uint32_t i = 0; i <= size; ++i) nodes_[i] = {i - 1, i + 1, kNoToken};
+        for (std::uint32_t i = 0; i + 1 < size; ++i) propose(i);
+        while (!heap_.empty()) {
+            std::pop_heap(heap_.begin(), heap_.end(), std::greater<>{});
+            const std::uint64_t top = heap_.back();
+            heap_.pop_back();
+            const auto at = static_cast<std::uint32_t>(top);
+            if (nodes_[at].pair_rank == static_cast<TokenId>(top >> 32)) merge(at);
+        }
+        for (std::uint32_t i = 0; i < size; i = nodes_[i].next) ids.push_back(rank(i, nodes_[i].next));
+    }
+
+private:
+    struct Node {
+        std::uint32_t previous, next;
+        TokenId pair_rank;
+    };
+
+    void propose(std::uint32_t at) {
+        const std::uint32_t next = nodes_[at].next;
+        nodes_[at].pair_rank = next < piece_.size() ? rank(at, nodes_[next].next) : kNoToken;
+        if (nodes_[at].pair_rank == kNoToken) return;
+        heap_.push_back(static_cast<std::uint64_t>(nodes_[at].pair_rank) << 32 | at);
+        std::push_heap(heap_.begin(), heap_.end(), std::greater<>{});
+    }
+
+    void merge(std::uint32_t at) {
+        const std::uint32_t gone = nodes_[at].next;
+        nodes_[at].next = nodes_[gone].next;
+        nodes_[gone].pair_rank = kNoToken;
+        nodes_[nodes_[at].next].previous = at;
+        propose(at);
+        if (at > 0) propose(nodes_[at].previous);
+    }
+
+    std::vector<Node> nodes_;
+    std::vector<std::uint64_t> heap_;
+};
+
+}  // namespace
+
+void encode_piece(const Vocabulary& vocabulary, std::string_view piece, std::vector<TokenId>& ids) {
+    const TokenId whole = piece.size() <= vocabulary.longest_token() ? vocabulary.find(piece) : kNoToken;
+    if (whole != kNoToken) {
+        ids.push_back(whole);
+    } else if (piece.size() < kHeapFrom) {
+        thread_local std::vector<Part> parts;
+        ShortMerger(vocabulary, piece).run(parts, ids);
+    } else {
+        HeapMerger(vocabulary, piece).run(ids);
+    }
+}
+
+}  // namespace qwenvl

@@ -1,0 +1,101 @@
+#include "qwenvl/tokenizer.hpp"
+
+#include <stdexcept>
+
+#include "qwenvl/bpe.hpp"
+#include "qwenvl/pretokenizer.hpp"
+#include "qwenvl/unicode.hpp"
+
+namespace qwenvl {
+namespace {
+
+// Calls use(ids) after each piece or special token until it returns false; the ids are the new ones only.
+template <typename Use>
+void for_each_piece(const Vocabulary& vocabulary, std::string_view text, const SpecialMatcher& allowed, Use use) {
+    std::vector<TokenId> ids;
+    for (std::size_t start = 0; start < text.size();) {
+        const auto [plain_end, special] = allowed.find(text, start);
+        const std::string_view plain = text.substr(start, plain_end - start);
+        for (std::size_t at = 0; at < plain.size();) {
+            const std::size_t end = next_piece_end(plain, at);
+            ids.clear();
+            encode_piece(vocabulary, plain.substr(at, end - at), ids);
+            if (!use(ids)) return;
+            at = end;
+        }
+        if (special == nullptr) return;
+        ids.assign(1, special->id);
+        if (!use(ids)) return;
+        start = plain_end + special->text.size();
+    }
+}
+
+}  // namespace
+
+Tokenizer::Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken> special_tokens)
+    : vocabulary_(vocabulary_file), special_tokens_(std::move(special_tokens), vocabulary_.size()) {}
+
+void Tokenizer::encode(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids) const {
+    for (std::size_t start = 0; start < text.size();) {
+        const auto [plain_end, special] = allowed.find(text, start);
+        const std::string_view plain = text.substr(start, plain_end - start);
+        for (std::size_t at = 0; at < plain.size();) {
+            const std::size_t end = next_piece_end(plain, at);
+            encode_piece(vocabulary_, plain.substr(at, end - at), ids);
+            at = end;
+        }
+        if (special == nullptr) break;
+        ids.push_back(special->id);
+        start = plain_end + special->text.size();
+    }
+}
+
+std::size_t Tokenizer::count(std::string_view text, const SpecialMatcher& allowed) const {
+    std::size_t total = 0;
+    for_each_piece(vocabulary_, text, allowed, [&](const std::vector<TokenId>& ids) {
+        total += ids.size();
+        return true;
+    });
+    return total;
+}
+
+std::size_t Tokenizer::truncate(std::string_view text, const SpecialMatcher& allowed, std::size_t limit) const {
+    std::vector<std::size_t> ends{0};  // byte where each of the first `limit` tokens ends
+    bool whole = true;
+    for_each_piece(vocabulary_, text, allowed, [&](const std::vector<TokenId>& ids) {
+        for (TokenId id : ids) {
+            whole = ends.size() <= limit;
+            if (!whole) return false;
+            ends.push_back(ends.back() + token_bytes(id).size());
+        }
+        return true;
+    });
+    if (whole) return text.size();
+    // A shorter text can split differently at its end, so the count of what is left is checked.
+    while (ends.size() > 1) {
+        const std::size_t end = ends.back();
+        const bool at_character = end == text.size() || !is_continuation(static_cast<unsigned char>(text[end]));
+        if (at_character && count(text.substr(0, end), allowed) <= limit) return end;
+        ends.pop_back();
+    }
+    return 0;
+}
+
+std::string_view Tokenizer::token_bytes(std::int64_t id) const {
+    if (id >= 0 && static_cast<std::uint64_t>(id) < vocabulary_.size()) return vocabulary_.bytes(static_cast<TokenId>(id));
+    const SpecialToken* special = id >= 0 && id < kNoToken ? special_tokens_.find(static_cast<TokenId>(id)) : nullptr;
+    if (special == nullptr) {
+        throw std::invalid_argument("token id " + std::to_string(id) + " has no text; ids below " +
+                                    std::to_string(vocabulary_.size()) + " and special tokens can be decoded");
+    }
+    return special->text;
+}
+
+std::string Tokenizer::decode(const std::vector<std::int64_t>& ids) const {
+    std::string bytes;
+    bytes.reserve(ids.size() * 5);
+    for (std::int64_t id : ids) bytes.append(token_bytes(id));
+    return bytes;
+}
+
+}  // namespace qwenvl

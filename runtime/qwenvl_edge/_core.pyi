@@ -1,0 +1,59 @@
+"""Types of the native core; qwenvl_edge.tokenizer and qwenvl_edge.sampling document the behaviour."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+_Ids = Sequence[int] | npt.NDArray[np.integer]
+
+class Tokenizer:
+    def __init__(self, vocabulary: bytes, special_tokens: Mapping[str, int]) -> None: ...
+    def encode(self, text: str, allowed: Sequence[str] | None) -> list[int]: ...
+    def encode_batch(self, texts: Sequence[str], allowed: Sequence[str] | None, threads: int) -> list[list[int]]: ...
+    def count(self, text: str, allowed: Sequence[str] | None) -> int: ...
+    def truncate(self, text: str, limit: int, allowed: Sequence[str] | None) -> str: ...
+    def decode_bytes(self, ids: _Ids) -> bytes: ...
+    @property
+    def rank_count(self) -> int: ...
+
+class IncrementalDecoder:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ...) -> None: ...
+    def push(self, id: int) -> str: ...
+    def finish(self) -> str: ...
+    @property
+    def stopped(self) -> str | None: ...
+
+class Sampler:
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        typical_p: float,
+        repetition_penalty: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        logit_bias: Sequence[tuple[int, float]],
+        banned_ids: Sequence[int],
+        seed: int,
+    ) -> None: ...
+    def sample(
+        self,
+        logits: npt.NDArray[np.float32],
+        previous: _Ids | None,
+        prompt_size: int,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> int: ...
+    def distribution(
+        self,
+        logits: npt.NDArray[np.float32],
+        previous: _Ids | None,
+        prompt_size: int,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
+    def log_prob(self, logits: npt.NDArray[np.float32], id: int) -> float: ...
+    def top_log_probs(self, logits: npt.NDArray[np.float32], count: int) -> list[tuple[int, float]]: ...
+    def reset(self, seed: int) -> None: ...

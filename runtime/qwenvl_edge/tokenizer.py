@@ -1,0 +1,167 @@
+"""Text to token ids and back: byte-pair encoding over a .tiktoken vocabulary, computed by the native core.
+
+Ids equal those of tiktoken with the same ranks and Qwen's published split pattern, on NFC-normalised text. The
+tokenizer knows no model: special tokens are what the caller passes, and text becomes one only where the caller allows it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
+
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge import _core
+from qwenvl_edge.errors import BundleError, PromptError
+
+AllowedSpecial = Collection[str] | Literal["all"]
+Ids = Sequence[int] | npt.NDArray[np.integer]
+
+
+class Tokenizer:
+    """Immutable, and safe to share between threads.
+
+    Args:
+        vocabulary: path of a .tiktoken file (lines "base64 rank"), or its contents.
+        special_tokens: text and id of every special token; ids lie above the ranks.
+
+    Raises:
+        BundleError: the vocabulary is missing or damaged, or special tokens clash.
+    """
+
+    def __init__(self, vocabulary: str | os.PathLike[str] | bytes, special_tokens: Mapping[str, int]) -> None:
+        try:
+            contents = vocabulary if isinstance(vocabulary, bytes) else Path(vocabulary).read_bytes()
+            self._core = _core.Tokenizer(contents, dict(special_tokens))
+        except OSError as error:
+            raise BundleError(f"Cannot read the vocabulary: {error}; give the path of qwen.tiktoken.") from error
+        except ValueError as error:
+            place = "" if isinstance(vocabulary, bytes) else f"{os.fspath(vocabulary)}: "
+            raise BundleError(f"{place}{error}.") from None
+        self._special_tokens = dict(special_tokens)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of every special token."""
+        return dict(self._special_tokens)
+
+    @property
+    def rank_count(self) -> int:
+        """Number of ordinary tokens; their ids are 0 .. rank_count - 1."""
+        return self._core.rank_count
+
+    def encode(self, text: str, *, allowed_special: AllowedSpecial = ()) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            text: any text; it is NFC-normalised first.
+            allowed_special: special tokens whose text becomes their id, or "all". Others stay ordinary text.
+
+        Raises:
+            PromptError: lone surrogates in the text, or a name in `allowed_special` that is no special token.
+        """
+        try:
+            return self._core.encode(normalize("NFC", text), _allowed(allowed_special))
+        except ValueError as error:
+            raise PromptError(f"Cannot encode: {error}.") from None
+
+    def encode_batch(
+        self, texts: Iterable[str], *, allowed_special: AllowedSpecial = (), threads: int | None = None
+    ) -> list[list[int]]:
+        """`encode` for every text, on `threads` threads (default: one a processor) without holding the GIL."""
+        normal = [normalize("NFC", text) for text in texts]
+        try:
+            return self._core.encode_batch(normal, _allowed(allowed_special), threads or os.cpu_count() or 1)
+        except ValueError as error:
+            raise PromptError(f"Cannot encode: {error}.") from None
+
+    def count(self, text: str, *, allowed_special: AllowedSpecial = ()) -> int:
+        """len(encode(text)) without building the list. Raises what `encode` raises."""
+        try:
+            return self._core.count(normalize("NFC", text), _allowed(allowed_special))
+        except ValueError as error:
+            raise PromptError(f"Cannot count: {error}.") from None
+
+    def truncate(self, text: str, max_tokens: int, *, allowed_special: AllowedSpecial = ()) -> str:
+        """Longest prefix of the NFC-normalised text that ends with a token and a character, in at most `max_tokens`.
+
+        Raises:
+            PromptError: what `encode` raises, or a negative `max_tokens`.
+        """
+        try:
+            return self._core.truncate(normalize("NFC", text), max_tokens, _allowed(allowed_special))
+        except ValueError as error:
+            raise PromptError(f"Cannot truncate: {error}.") from None
+
+    def decode_bytes(self, ids: Ids) -> bytes:
+        """Bytes of the ids (list, tuple or integer array [N]); special tokens give their text.
+
+        Raises:
+            PromptError: an id that belongs to no token.
+        """
+        try:
+            return self._core.decode_bytes(ids)
+        except ValueError as error:
+            raise PromptError(f"Cannot decode: {error}.") from None
+
+    def decode(self, ids: Ids, *, errors: str = "replace") -> str:
+        """Text of the ids; `errors` as in bytes.decode, for ids that end or begin inside a character.
+
+        Raises:
+            PromptError: an id that belongs to no token.
+            UnicodeDecodeError: the bytes are not UTF-8 and `errors` is "strict".
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors)
+
+    def incremental(self, *, stop: Sequence[str] = ()) -> IncrementalDecoder:
+        """Start decoding token by token, up to the first of the `stop` strings."""
+        return IncrementalDecoder(self._core, stop)
+
+
+class IncrementalDecoder:
+    """Tokens to text as they come: whole characters only, and nothing from the first stop string on.
+
+    All pieces joined equal `Tokenizer.decode` of all ids, cut where the earliest stop string begins. Text that may be
+    the beginning of a stop string is held back until that is decided. Bytes that are not UTF-8 become U+FFFD.
+
+    Raises:
+        PromptError: an empty stop string.
+    """
+
+    def __init__(self, tokenizer: _core.Tokenizer, stop: Sequence[str] = ()) -> None:
+        try:
+            self._core = _core.IncrementalDecoder(tokenizer, list(stop))
+        except ValueError as error:
+            raise PromptError(f"Cannot decode: {error}.") from None
+
+    def push(self, token_id: int) -> str:
+        """Take the next token; return the text that is now certain, often empty.
+
+        Raises:
+            PromptError: the id belongs to no token.
+        """
+        try:
+            return self._core.push(token_id)
+        except ValueError as error:
+            raise PromptError(f"Cannot decode: {error}.") from None
+
+    def finish(self) -> str:
+        """All tokens have come; return the text still held back."""
+        return self._core.finish()
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the text, or None."""
+        return self._core.stopped
+
+
+def _allowed(allowed_special: AllowedSpecial) -> list[str] | None:
+    if allowed_special == "all":
+        return None
+    if isinstance(allowed_special, str):
+        raise PromptError(f'allowed_special is {allowed_special!r}; give a collection of special tokens or "all".')
+    return list(allowed_special)
