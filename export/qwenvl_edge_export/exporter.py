@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -20,19 +17,19 @@ from qwenvl_edge.bundle import (
     GenerationDefaults,
     Graphs,
     Manifest,
-    ModelInfo,
     Precision,
     Provenance,
     sha256,
 )
-from qwenvl_edge.errors import BundleError, CheckpointError
-from qwenvl_edge.records import read_record
+from qwenvl_edge.errors import BundleError
 from qwenvl_edge_export.checkpoint import TOKENIZER_NAME, Checkpoint
 from qwenvl_edge_export.graphs.attention import DIALECTS, ONNXRUNTIME, STANDARD
 from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
+from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions
 from qwenvl_edge_export.staging import staged_folder
+from qwenvl_edge_export.verify import compare
 
 Progress = Callable[[int, int, str], None]
 
@@ -40,16 +37,6 @@ FAMILY = "qwen_vl"
 EMBEDDING_NAME = "embedding.bin"
 VISION_NAME = "vision.onnx"
 DECODER_NAMES = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx"}
-_PACKAGES = ("torch", "onnx-ir", "numpy", "safetensors", "onnxruntime")
-_GENERATION_DEFAULTS = {
-    "do_sample": True,
-    "top_p": 1.0,
-    "top_k": 0,
-    "temperature": 1.0,
-    "repetition_penalty": 1.0,
-    "max_new_tokens": 512,
-    "max_window_size": 6144,
-}
 
 
 def export(
@@ -76,24 +63,20 @@ def export(
     checkpoint = Checkpoint.open(checkpoint_path)
     generation = generation_defaults(checkpoint.generation)
     with staged_folder(target) as folder:
-        manifest = _Export(checkpoint, folder, progress).run(generation)
-        manifest.write(folder)
+        _Export(checkpoint, folder, progress).run(generation).write(folder)
+        _record_parity(folder, checkpoint)
     return Bundle.open(target)
 
 
-def generation_defaults(raw: dict[str, Any]) -> GenerationDefaults:
-    """The generation settings that a bundle keeps, from a generation_config.json's content.
-
-    Raises:
-        CheckpointError: chat_format is missing or unknown, or a value has the wrong type.
-    """
-    if raw.get("chat_format") not in ("chatml", "raw"):
-        raise CheckpointError(
-            f'generation_config.json: chat_format is {raw.get("chat_format")!r}; it must be "chatml" or "raw".'
+def _record_parity(folder: Path, checkpoint: Checkpoint) -> None:
+    """Compare the written bundle with its checkpoint and keep the figures in its manifest."""
+    bundle = Bundle.open(folder)
+    report = compare(bundle, checkpoint)
+    if not report.passed:
+        raise BundleError(
+            f"the exported graphs do not compute what the checkpoint computes, so nothing was kept: {report.failures}."
         )
-    fields = [field.name for field in dataclasses.fields(GenerationDefaults)]
-    known = {name: raw[name] for name in fields if raw.get(name) is not None}
-    return read_record(GenerationDefaults, _GENERATION_DEFAULTS | known, "generation_config.json", CheckpointError)
+    dataclasses.replace(bundle.manifest, parity=report.to_dict()).write(folder)
 
 
 class _Export:
@@ -126,34 +109,15 @@ class _Export:
         return Manifest(
             format=FORMAT,
             family=FAMILY,
-            model=self._model_info(),
+            model=model_info(config),
             precision=Precision(vision="fp32", decoder="fp32"),
             graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES),
             embedding=EmbeddingInfo(file=EMBEDDING_NAME, dtype="float32", shape=table),
             tokenizer=TOKENIZER_NAME,
             generation=generation,
             files=self.files,
-            provenance=Provenance(digest, f"qwenvl-edge {_version('qwenvl-edge')}", _versions()),
+            provenance=Provenance(digest, exporter_name(), tool_versions()),
             parity={},
-        )
-
-    def _model_info(self) -> ModelInfo:
-        config = self.checkpoint.config
-        return ModelInfo(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_heads,
-            head_dim=config.head_dim,
-            vocab_size=config.vocab_size,
-            seq_length=config.seq_length,
-            max_position_embeddings=config.max_position_embeddings,
-            rope_base=config.rope_base,
-            use_dynamic_ntk=config.use_dynamic_ntk,
-            use_logn_attn=config.use_logn_attn,
-            image_size=config.vision.image_size,
-            image_tokens=config.vision.n_queries,
-            image_start_id=config.vision.image_start_id,
         )
 
     def _save(self, model: ir.Model, name: str) -> None:
@@ -178,14 +142,3 @@ class _Export:
                 self._progress(min(self._done, self._total), self._total, what)
 
         return count
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
