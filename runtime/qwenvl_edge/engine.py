@@ -115,7 +115,7 @@ class QwenVLEngine:
             history: an earlier reply's history, or (message, answer) pairs. Whole turns, oldest first, are left out
                 of the prompt beyond the bundle's window or where they would leave no room for the answer.
             system: the system text; None takes the model's own.
-            overrides: do_sample, temperature, top_p, top_k, repetition_penalty, seed, max_new_tokens.
+            overrides: max_new_tokens and the fields of SamplingParams (do_sample, temperature, top_p, seed, ...).
 
         Raises:
             PromptError: the message is empty or malformed, or the bundle holds a base model.
@@ -155,8 +155,9 @@ class QwenVLEngine:
 
     def _open_tokenizer(self) -> Tokenizer:
         path = self.bundle.file(self.bundle.manifest.tokenizer)
-        self._family.check_vocabulary(path, self.bundle.manifest.model.vocab_size)
-        return Tokenizer(path, self._family.special_tokens)
+        tokenizer = Tokenizer(path, self._family.special_tokens)
+        self._family.check_vocabulary(tokenizer.rank_count, self.bundle.manifest.model.vocab_size)
+        return tokenizer
 
     def _load(self, source: Any, name: str) -> Picture:
         return load_picture(source, channel_order=self._channel_order, name=name)

@@ -4,57 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.bundle import GenerationDefaults
 from qwenvl_edge.errors import PromptError
 from qwenvl_edge.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from typing_extensions import TypedDict
 
     class Overrides(TypedDict, total=False):
-        """Keyword arguments of the engine's calls that override the bundle's generation defaults."""
+        """Keyword arguments of the engine's calls: `max_new_tokens` and the fields of SamplingParams."""
 
+        max_new_tokens: int
         do_sample: bool
         temperature: float
-        top_p: float
         top_k: int
+        top_p: float
+        min_p: float
+        typical_p: float
         repetition_penalty: float
+        presence_penalty: float
+        frequency_penalty: float
+        logit_bias: Mapping[int, float]
+        banned_ids: Sequence[int]
         seed: int | None
-        max_new_tokens: int
+
+
+_SAMPLING = frozenset(field.name for field in dataclasses.fields(SamplingParams))
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Sampling and length of one answer; seed None draws a fresh one."""
+    """Sampling of one answer and the most tokens it may have."""
 
-    do_sample: bool
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
+    sampling: SamplingParams
     max_new_tokens: int
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens is {self.max_new_tokens!r}; give a whole number of at least 1.")
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """The part that the sampler needs. Raises what SamplingParams raises for values out of range."""
-        return SamplingParams(
-            do_sample=self.do_sample,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-        )
 
     @classmethod
     def merge(cls, defaults: GenerationDefaults, overrides: Overrides) -> GenerationOptions:
-        """Return the defaults with a call's overrides. Raises TypeError for an unknown one."""
-        names = {field.name for field in dataclasses.fields(cls)} - {"seed"}
-        return cls(**({name: getattr(defaults, name) for name in names} | dict(overrides)))
+        """Return the defaults with a call's overrides.
+
+        Raises:
+            PromptError: an override is unknown or out of range.
+        """
+        values: dict[str, Any] = {**dataclasses.asdict(defaults), **overrides}
+        if unknown := sorted(set(overrides) - _SAMPLING - {"max_new_tokens"}):
+            raise PromptError(
+                f"unknown option {', '.join(unknown)}; there are max_new_tokens, {', '.join(sorted(_SAMPLING))}."
+            )
+        limit = values["max_new_tokens"]
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise PromptError(f"max_new_tokens is {limit!r}; give a whole number of at least 1.")
+        return cls(SamplingParams(**{name: value for name, value in values.items() if name in _SAMPLING}), limit)
