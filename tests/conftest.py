@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qwenvl_edge.bundle import Bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """The tiny checkpoint that the golden figures belong to."""
+    return DATA / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of the tiny checkpoint; tests must not change it."""
+    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    return exporter.export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Makes random checkpoints of a few hundred kilobytes: see random_checkpoint.write_checkpoint."""
+    from random_checkpoint import write_checkpoint
+
+    return lambda name="checkpoint", **options: write_checkpoint(tmp_path / name, **options)
