@@ -26,9 +26,12 @@ def ntk_alpha(length: int, seq_length: int) -> float:
 
 def rope_tables(capacity: int, head_dim: int, base: float, alpha: float) -> tuple[FloatArray, FloatArray]:
     """Cosines and sines [capacity, head_dim / 2] float32 of positions 0..capacity-1, base stretched by `alpha`."""
-    stretched = np.float32(base * alpha ** (head_dim / (head_dim - 2)))
+    # The published code computes in float32; at position 8,000 the last bit of a frequency is 5e-4 radians. Powers are
+    # taken in float64 and rounded, which gives PyTorch's float32 values (all but one or two of a table).
+    stretched = float(np.float32(base * alpha ** (head_dim / (head_dim - 2))))
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    angles = np.arange(capacity, dtype=np.float32)[:, None] * (np.float32(1.0) / stretched**exponents)
+    frequencies = np.float32(1.0) / (stretched ** exponents.astype(np.float64)).astype(np.float32)
+    angles = np.arange(capacity, dtype=np.float32)[:, None] * frequencies
     return np.cos(angles), np.sin(angles)
 
 

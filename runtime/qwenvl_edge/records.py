@@ -47,7 +47,7 @@ def _read_value(hint: Any, raw: Any, where: str, error: type[QwenVLError]) -> An
         return tuple(_read_value(each, value, where, error) for each, value in zip(arguments, raw, strict=True))
     if hint is float and type(raw) in (int, float) and math.isfinite(raw):
         return float(raw)
-    if type(raw) is not hint:
+    if type(raw) is not hint or hint is float:
         raise error(f"{where}: expected {hint.__name__}, found {_name(raw)}.")
     return raw
 
