@@ -155,9 +155,8 @@ class QwenVLEngine:
 
     def _open_tokenizer(self) -> Tokenizer:
         path = self.bundle.file(self.bundle.manifest.tokenizer)
-        tokenizer = Tokenizer(path, self._family.special_tokens)
-        self._family.check_vocabulary(tokenizer.rank_count, self.bundle.manifest.model.vocab_size)
-        return tokenizer
+        self._family.check_vocabulary(path, self.bundle.manifest.model.vocab_size)
+        return Tokenizer(path, self._family.special_tokens)
 
     def _load(self, source: Any, name: str) -> Picture:
         return load_picture(source, channel_order=self._channel_order, name=name)

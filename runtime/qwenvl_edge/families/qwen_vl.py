@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge.grounding import Markup
@@ -49,8 +50,9 @@ class QwenVL:
             )
         return cls(image_start_id - _IMAGE_START, image_tokens)
 
-    def check_vocabulary(self, num_ranks: int, vocab_size: int) -> None:
+    def check_vocabulary(self, tokenizer_file: Path, vocab_size: int) -> None:
         """Raise BundleError unless the tokenizer file's ranks and the model's rows agree with the special tokens."""
+        num_ranks = _count_ranks(tokenizer_file)
         if num_ranks != self.num_ranks:
             raise BundleError(
                 f"the tokenizer file has {num_ranks} ranks, but image_start_id {self.image_start_id} belongs to "
@@ -124,3 +126,12 @@ class QwenVL:
         if chat_format == RAW:
             return tuple(encode("Human:")), (self.end_of_text,)
         raise BundleError(f"the bundle's chat format is {chat_format!r}; this version knows 'chatml' and 'raw'.")
+
+
+def _count_ranks(tokenizer_file: Path) -> int:
+    """Return the number of BPE ranks (non-empty lines) of a qwen.tiktoken file."""
+    try:
+        with tokenizer_file.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError as error:
+        raise BundleError(f'cannot read "{tokenizer_file}": {error.strerror}.') from None

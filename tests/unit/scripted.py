@@ -1,0 +1,141 @@
+"""A bundle and a backend without weights: the backend answers with tokens that the test dictates."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from qwenvl_edge.backends.base import Backend, check_pixels, check_tokens
+from qwenvl_edge.bundle import (
+    Bundle,
+    EmbeddingInfo,
+    FileInfo,
+    GenerationDefaults,
+    Graphs,
+    Manifest,
+    ModelInfo,
+    Precision,
+    Provenance,
+)
+from qwenvl_edge.engine import QwenVLEngine
+from qwenvl_edge.families import QwenVL
+from qwenvl_edge.kv_cache import KVCache
+from qwenvl_edge.tokenizer import Tokenizer
+
+TINY_VOCABULARY = Path(__file__).parents[1] / "data" / "tiny" / "qwen.tiktoken"
+FAMILY = QwenVL(num_ranks=2000, image_tokens=4)
+MODEL = ModelInfo(
+    hidden_size=8,
+    num_layers=1,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=4,
+    vocab_size=2304,
+    seq_length=2048,
+    max_position_embeddings=512,
+    rope_base=10000.0,
+    use_dynamic_ntk=True,
+    use_logn_attn=True,
+    image_size=28,
+    image_tokens=4,
+    image_start_id=2214,
+)
+GENERATION = GenerationDefaults("chatml", False, 0.3, 0, 1.0, 1.0, 64, 6144)
+_tokenizer = Tokenizer(TINY_VOCABULARY, FAMILY.special_tokens)
+
+
+def ids(text: str) -> list[int]:
+    """Ids of an answer: grounding markup and <|im_end|> as control tokens."""
+    return _tokenizer.encode(text, allowed_special=[*FAMILY.markup.tags, "<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+
+
+def decode(tokens) -> str:
+    return _tokenizer.decode([int(token) for token in tokens])
+
+
+def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qwen_vl") -> Bundle:
+    (folder / "qwen.tiktoken").write_bytes(TINY_VOCABULARY.read_bytes())
+    rows = np.arange(model.vocab_size * model.hidden_size, dtype="<f4").reshape(model.vocab_size, -1)
+    (folder / "embedding.bin").write_bytes(rows.tobytes())
+    files = {name: FileInfo((folder / name).stat().st_size, "") for name in ("qwen.tiktoken", "embedding.bin")}
+    embedding = EmbeddingInfo("embedding.bin", "float32", (model.vocab_size, model.hidden_size))
+    manifest = Manifest(
+        format=1,
+        family=family,
+        model=model,
+        precision=Precision("fp32", "fp32"),
+        graphs=Graphs("vision.onnx", {}),
+        embedding=embedding,
+        tokenizer="qwen.tiktoken",
+        generation=generation,
+        files=files,
+        provenance=Provenance("", "", {}),
+        parity={},
+    )
+    return Bundle(folder, manifest)
+
+
+class ScriptedBackend(Backend):
+    """Checks what the engine passes and makes the next scripted token the likeliest; records prompts and pictures."""
+
+    def __init__(self, *answers: str | list[int], model=MODEL):
+        self.model = model
+        self._answers = [ids(answer) if isinstance(answer, str) else answer for answer in answers]
+        self._rest: list[int] = []
+        self.prompts: list[np.ndarray] = []
+        self.encoded = 0
+        self.steps = 0
+        self.runner_up: int | None = None  # a second likely token, which the sampler may prefer
+        self.taken: list[int] = []
+
+    def encode_images(self, pixel_values):
+        check_pixels(self.model, pixel_values)
+        self.encoded += len(pixel_values)
+        mean = pixel_values.mean(axis=(1, 2, 3))[:, None, None]
+        return np.broadcast_to(mean, (len(mean), self.model.image_tokens, self.model.hidden_size)).astype(np.float32)
+
+    def new_cache(self, batch, capacity):
+        return KVCache(self.model, batch=batch, capacity=capacity)
+
+    def decode(self, cache, inputs_embeds, position_ids, write_indices, logits_indices):
+        check_tokens(
+            self.model,
+            cache,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            write_indices=write_indices,
+            logits_indices=logits_indices,
+        )
+        start, count = int(write_indices[0]), inputs_embeds.shape[1]
+        assert position_ids[0].tolist() == list(range(start, start + count))
+        assert logits_indices.tolist() == [[count - 1]]
+        if start == 0:
+            self.prompts.append(inputs_embeds[0].copy())
+            self._rest = list(self._answers.pop(0))
+        else:
+            assert start == cache.length and count == 1
+            self.taken.append(int(inputs_embeds[0, 0, 0]) // self.model.hidden_size)
+            assert self.runner_up is not None or self.taken[-1] == self._last
+        self.steps += 1
+        cache.length = start + count
+        self._last = self._rest.pop(0)
+        logits = np.zeros((1, 1, self.model.vocab_size), np.float32)
+        if self.runner_up is not None:
+            logits[0, 0, self.runner_up] = 0.9
+        logits[0, 0, self._last] = 1.0
+        logits[0, 0, FAMILY.decodable :] = 9.0  # unused rows, never to be chosen
+        return logits
+
+    def prompt_ids(self, index: int = -1) -> list[int]:
+        """The ids of a prompt, read back from its embedding rows; -1 where a picture's features stand."""
+        first = self.prompts[index][:, 0]
+        whole = self.prompts[index][:, 1] == first + 1
+        return [int(value) // self.model.hidden_size if ok else -1 for value, ok in zip(first, whole, strict=True)]
+
+
+def engine(folder: Path, *answers, model=None, generation=None, max_context=None):
+    """An engine over scripted answers, and its backend."""
+    model = dataclasses.replace(MODEL, **(model or {}))
+    bundle = write_bundle(folder, model=model, generation=dataclasses.replace(GENERATION, **(generation or {})))
+    backend = ScriptedBackend(*answers, model=model)
+    return QwenVLEngine(bundle, backend=backend, max_context=max_context), backend
