@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-pair encoding over a .tiktoken vocabulary, computed by the native core.
 
 Ids equal those of tiktoken with the same ranks and Qwen's published split pattern, on NFC-normalised text. The
-tokenizer knows no model: special tokens are what the caller passes, and text becomes one only where the caller allows it.
+tokenizer knows no model: special tokens are what the caller passes, and text becomes one only where allowed.
 """
 
 from __future__ import annotations
