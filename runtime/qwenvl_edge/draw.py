@@ -36,12 +36,15 @@ def draw_shapes(image: Image.Image, boxes: Iterable[Box], quads: Iterable[Quad] 
     """Draw boxes and quads, given in pixels of `image`, onto it and return it; one colour a label."""
     draw = ImageDraw.Draw(image)
     side = min(image.size)
+    line = max(1, round(side / 150))
     outlines = [(box.label, _box_corners(box)) for box in boxes] + [(quad.label, quad.points) for quad in quads]
     colours: dict[str, str] = {}
     for label, corners in outlines:
         colour = colours.setdefault(label, _COLOURS[len(colours) % len(_COLOURS)])
         inside = [(min(x, image.width - 1), min(y, image.height - 1)) for x, y in corners]
-        draw.line([*inside, inside[0], inside[1]], fill=colour, width=max(1, round(side / 150)), joint="curve")
+        outline = [*inside, inside[0], inside[1]]
+        draw.line(outline, fill="black", width=line + 2, joint="curve")  # an edge that shows on any background
+        draw.line(outline, fill=colour, width=line, joint="curve")
     for label, corners in outlines:  # labels last, so that no outline crosses one
         if label:
             _draw_label(image, label, corners, colours[label], max(11, round(side / 25)))

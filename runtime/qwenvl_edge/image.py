@@ -23,6 +23,8 @@ from qwenvl_edge.errors import ImageError
 ChannelOrder = Literal["rgb", "bgr"]
 MAX_PIXELS = 89_478_485  # Pillow's own decompression-bomb threshold: a quarter of a GiB of RGB
 
+_PROGRAMS = ("EPS", "WMF")  # Pillow hands these to an interpreter outside the process
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -144,6 +146,8 @@ def _decode(file: Any, name: str) -> npt.NDArray[np.uint8]:
         raise ImageError(f"{name} has more pixels than the limit of {MAX_PIXELS:,}; scale it down.") from error
     except Exception as error:  # a decoder may raise anything at a damaged header
         raise ImageError(f"{name} cannot be read as an image: {error}.") from error
+    if image.format in _PROGRAMS:
+        raise ImageError(f"{name} is a {image.format} file, a drawing program; convert it to PNG or JPEG.")
     return _pil_to_rgb(image, name)
 
 

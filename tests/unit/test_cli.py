@@ -213,6 +213,17 @@ def test_export_errors(monkeypatch, capsys):
     assert capsys.readouterr().err == "qwenvl: it exists.\n"
 
 
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_verify_prints_the_table(monkeypatch, capsys, passed, code):
+    def verify(bundle, checkpoint):
+        assert (str(bundle), str(checkpoint)) == ("bundle", "checkpoint")
+        return types.SimpleNamespace(table=lambda: "stage  limit", passed=passed)
+
+    package(monkeypatch, "verify", verify=verify)
+    assert cli.main(["verify", "bundle", "--checkpoint", "checkpoint"]) == code
+    assert capsys.readouterr().out == "stage  limit\n"
+
+
 def test_a_missing_export_package_is_explained(monkeypatch, capsys):
     class Refuse:
         def find_spec(self, name, path=None, target=None):

@@ -181,6 +181,12 @@ def test_cancelling_keeps_what_came(tmp_path):
     assert qwen.chat("hi").text == "next"
 
 
+def test_a_forgotten_stream_frees_the_engine(tmp_path):
+    qwen, _ = engine(tmp_path, ids("one two<|im_end|>"), "after<|im_end|>")
+    next(qwen.stream("hi"))
+    assert qwen.chat("hi").text == "after"
+
+
 def test_an_open_stream_is_not_waited_for_in_its_own_thread(tmp_path):
     qwen, _ = engine(tmp_path, ids("one two<|im_end|>"), "after<|im_end|>")
     stream = qwen.stream("hi")

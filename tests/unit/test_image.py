@@ -116,6 +116,7 @@ def test_exif_rotation_is_not_applied(rgb):
         (np.zeros((2, 0), np.uint8), "empty"),
         (Image.new("RGB", (0, 3)), "empty"),
         (b"", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n", "drawing program"),
         (b"hello, this is no picture", "not an image"),
         (3, "type int"),
         (None, "type NoneType"),
