@@ -11,24 +11,26 @@ import onnx_ir as ir
 
 from qwenvl_edge.bundle import (
     FORMAT,
+    MANIFEST_NAME,
     Bundle,
     EmbeddingInfo,
     FileInfo,
-    GenerationDefaults,
     Graphs,
     Manifest,
     Precision,
     Provenance,
     sha256,
 )
-from qwenvl_edge.errors import BundleError
+from qwenvl_edge.errors import BundleError, CheckpointError
+from qwenvl_edge.families import create_family
+from qwenvl_edge.tokenizer import Tokenizer
 from qwenvl_edge_export.checkpoint import TOKENIZER_NAME, Checkpoint
 from qwenvl_edge_export.graphs.attention import DIALECTS, ONNXRUNTIME, STANDARD
 from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
 from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions
-from qwenvl_edge_export.staging import staged_folder
+from qwenvl_edge_export.staging import clean_up, staged_folder
 from qwenvl_edge_export.verify import compare
 
 Progress = Callable[[int, int, str], None]
@@ -47,7 +49,7 @@ def export(
     Args:
         checkpoint_path: a Qwen-VL checkpoint in the published layout.
         bundle_path: the folder to write; it appears when it is whole.
-        force: replace what is at `bundle_path`; the old bundle goes when the new one is whole.
+        force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
         progress: called with (bytes done, bytes in total, what is being done).
 
     Returns:
@@ -55,17 +57,41 @@ def export(
 
     Raises:
         CheckpointError: the checkpoint is not whole, or does not fit its configuration.
-        BundleError: `bundle_path` exists and `force` is not set, or cannot be written (disk full, no permission).
+        BundleError: `bundle_path` exists and `force` is not set or it is no bundle; it cannot be written (disk full,
+            no permission); or the graphs do not compute what the checkpoint computes.
     """
-    target = Path(bundle_path)
-    if target.exists() and not force:
-        raise BundleError(f'"{target}" exists already; choose another name, or replace it with --force.')
+    target = Path(bundle_path).absolute()
+    clean_up(target)
+    _check_target(target, force)
     checkpoint = Checkpoint.open(checkpoint_path)
-    generation = generation_defaults(checkpoint.generation)
-    with staged_folder(target) as folder:
-        _Export(checkpoint, folder, progress).run(generation).write(folder)
+    _check_tokenizer(checkpoint)
+    with staged_folder(target, replace=force) as folder:
+        _Export(checkpoint, folder, progress).run().write(folder)
         _record_parity(folder, checkpoint)
     return Bundle.open(target)
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if not (target.exists() or target.is_symlink()):
+        return
+    if not force:
+        raise BundleError(f'"{target}" exists already; choose another name, or replace it with --force.')
+    if not (target / MANIFEST_NAME).is_file():
+        raise BundleError(f'"{target}" is not a bundle, so it is not replaced; choose another name or remove it.')
+
+
+def _check_tokenizer(checkpoint: Checkpoint) -> None:
+    config, vision = checkpoint.config, checkpoint.config.vision
+    try:
+        family = create_family(FAMILY, image_start_id=vision.image_start_id, image_tokens=vision.n_queries)
+        ranks = Tokenizer(checkpoint.path / TOKENIZER_NAME, family.special_tokens).rank_count
+    except BundleError as error:
+        raise CheckpointError(f'the checkpoint "{checkpoint.path}" cannot be exported: {error}') from None
+    if ranks != family.num_ranks or config.vocab_size < family.decodable:
+        raise CheckpointError(
+            f'the checkpoint "{checkpoint.path}" does not fit its {TOKENIZER_NAME}: {ranks:,} ranks there, but '
+            f"image_start_id {vision.image_start_id} and vocab_size {config.vocab_size} in config.json."
+        )
 
 
 def _record_parity(folder: Path, checkpoint: Checkpoint) -> None:
@@ -89,16 +115,18 @@ class _Export:
         self._progress = progress
         self._done = self._total = 0
 
-    def run(self, generation: GenerationDefaults) -> Manifest:
+    def run(self) -> Manifest:
         checkpoint, config = self.checkpoint, self.checkpoint.config
+        generation = generation_defaults(checkpoint.generation)
         vision_weights = WeightFile("vision.data", checkpoint)
         decoder_weights = WeightFile("decoder.data", checkpoint)
         self._save(build_vision(checkpoint, vision_weights), VISION_NAME)
         for dialect in DIALECTS:
             self._save(build_decoder(config, decoder_weights, dialect), DECODER_NAMES[dialect])
         table = (config.vocab_size, config.hidden_size)
-        sources = sum(path.stat().st_size for path in checkpoint.source_files)
-        self._total = vision_weights.size_bytes + decoder_weights.size_bytes + 4 * table[0] * table[1] + sources
+        needed = vision_weights.size_bytes + decoder_weights.size_bytes + 4 * table[0] * table[1]
+        self._check_space(needed)
+        self._total = needed + sum(path.stat().st_size for path in checkpoint.source_files)
 
         for weights in (vision_weights, decoder_weights):
             self.files[weights.location] = weights.write(self.folder, self._counter(f"writing {weights.location}"))
@@ -106,6 +134,7 @@ class _Export:
         shutil.copyfile(checkpoint.path / TOKENIZER_NAME, self.folder / TOKENIZER_NAME)
         self._describe(TOKENIZER_NAME)
         digest = checkpoint.digest(self._counter("hashing the checkpoint"))
+        self._counter("comparing with PyTorch")(0)
         return Manifest(
             format=FORMAT,
             family=FAMILY,
@@ -119,6 +148,13 @@ class _Export:
             provenance=Provenance(digest, exporter_name(), tool_versions()),
             parity={},
         )
+
+    def _check_space(self, needed: int) -> None:
+        if (free := shutil.disk_usage(self.folder).free) < needed:
+            raise BundleError(
+                f'the bundle takes {needed / 1e9:,.1f} GB, but the disk of "{self.folder.parent}" has '
+                f"{free / 1e9:,.1f} GB free; make room or write it elsewhere."
+            )
 
     def _save(self, model: ir.Model, name: str) -> None:
         ir.save(model, self.folder / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -13,62 +14,61 @@ from qwenvl_edge.errors import BundleError
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, *, replace: bool) -> Iterator[Path]:
     """Give a new folder `<target>.partial-<pid>`; when the block ends well it takes the place of `target`.
 
-    If the block fails or is interrupted the new folder goes and `target` stays as it was. What dead processes left
-    behind is removed first.
+    If the block fails or is interrupted the new folder goes and `target` stays as it was.
+
+    Args:
+        target: absolute path.
+        replace: swap out what is at `target`, once the new folder is whole; without it, that is an error.
 
     Raises:
         BundleError: the folder cannot be made, written or renamed (disk full, no permission); says why.
     """
-    target = target.absolute()
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
         partial.mkdir()
         try:
             yield partial
             _flush(partial)
-            _swap(partial, target)
+            if replace and target.exists():
+                _swap(partial, target)
+            else:
+                partial.rename(target)
+            _flush_one(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise BundleError(f'cannot write "{target}": {error.strerror or error}; nothing was left behind.') from error
+        reason = error.strerror or str(error)
+        raise BundleError(f'cannot write "{target}": {reason}; nothing was left behind.') from error
 
 
-def _remove_stale(target: Path) -> None:
-    for path in target.parent.glob(f"{_escaped(target.name)}.*"):
+def clean_up(target: Path) -> None:
+    """Remove what dead processes left beside `target`, and bring back the old one if a swap was cut in the middle."""
+    for path in target.parent.glob(f"{glob.escape(target.name)}.*"):
         match = re.fullmatch(re.escape(target.name) + r"\.(partial|old)-(\d+)", path.name)
         if match is None or _is_running(int(match[2])):
             continue
         if match[1] == "old" and not target.exists():
-            path.rename(target)  # a swap was cut in the middle: the old bundle is the one that is whole
+            path.rename(target)
         else:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _swap(partial: Path, target: Path) -> None:
-    if not target.exists():
+    old = target.with_name(f"{target.name}.old-{os.getpid()}")
+    target.rename(old)
+    try:
         partial.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    if old.is_symlink():
+        old.unlink()
     else:
-        old = target.with_name(f"{target.name}.old-{os.getpid()}")
-        target.rename(old)
-        try:
-            partial.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-        _remove(old)
-    _flush_one(target.parent)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink()
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:
@@ -95,7 +95,3 @@ def _is_running(pid: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)

@@ -82,6 +82,17 @@ class Report:
             if not row.passed
         )
 
+    def table(self) -> str:
+        """The report as a table for a terminal."""
+        lines = [("stage", "graph", "prompt", "max |diff|", "limit", "cosine", "top-1", "")]
+        for row in self.rows:
+            top1 = "" if row.top1 is None else f"{row.top1:.1%}"
+            numbers = (f"{row.max_abs:.2e}", f"{row.limit:.2e}", f"{row.cosine:.7f}", top1)
+            lines.append((row.stage, row.graph, row.case, *numbers, "ok" if row.passed else "FAILED"))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+        return "\n".join("  ".join(line).rstrip() for line in padded)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, for the manifest."""
         return {"passed": self.passed, "stages": [dataclasses.asdict(row) for row in self.rows]}
@@ -116,21 +127,6 @@ def compare(bundle: Bundle, checkpoint: Checkpoint) -> Report:
         for dialect, backend in backends.items():
             rows.append(_logits_row(bundle, case, dialect, _decode(backend, bundle, case, found), logits))
     return Report(tuple(rows))
-
-
-def format_table(report: Report) -> str:
-    """The report as a table for a terminal."""
-    head = ("stage", "graph", "prompt", "max |diff|", "limit", "cosine", "top-1", "")
-    lines = [head]
-    for row in report.rows:
-        top1 = "" if row.top1 is None else f"{row.top1:.1%}"
-        verdict = "ok" if row.passed else "FAILED"
-        numbers = (f"{row.max_abs:.2e}", f"{row.limit:.2e}", f"{row.cosine:.7f}", top1)
-        lines.append((row.stage, row.graph, row.case, *numbers, verdict))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:

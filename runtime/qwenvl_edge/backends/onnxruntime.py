@@ -129,9 +129,20 @@ class OnnxRuntimeBackend(Backend):
         except Exception as error:
             raise _failed("decode", error) from None
         logits: FloatArray = binding.get_outputs()[-1].numpy()
-        check_finite(logits, "logits")
+        try:
+            check_finite(logits, "logits")
+        except BackendError:
+            _clear(cache)
+            raise
         cache.length = int(write_indices.max()) + tokens
         return logits
+
+
+def _clear(cache: KVCache) -> None:
+    """Forget NaN in the cache: standard Attention multiplies what the mask hides by zero, so it would come back."""
+    for array in cache.buffers.arrays.values():
+        array.fill(0)
+    cache.length = 0
 
 
 def _session(bundle: Bundle, name: str, threads: int | None) -> ort.InferenceSession:

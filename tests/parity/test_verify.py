@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from random_checkpoint import config_dict, random_tensors, write_checkpoint
+
+from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
+from qwenvl_edge_export.checkpoint import Checkpoint
+from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.prompts import builtin_cases
+from qwenvl_edge_export.verify import compare, verify
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    source = write_checkpoint(folder / "checkpoint")
+    return source, export(source, folder / "bundle")
+
+
+def copy(bundle: Bundle, target) -> Bundle:
+    return Bundle(shutil.copytree(bundle.path, target), bundle.manifest)
+
+
+def changed(folder, name, index, factor):
+    """A checkpoint like the exported one, but for one value."""
+    tensors = random_tensors(config_dict())
+    tensors[name][index] *= factor
+    return write_checkpoint(folder / "changed", tensors=tensors)
+
+
+def test_a_bundle_agrees_with_its_checkpoint(tiny_bundle, tiny_checkpoint):
+    report = verify(tiny_bundle.path, tiny_checkpoint)
+    assert report.passed
+    assert report.failures == ""
+    stages = {(row.graph, row.case) for row in report.rows}
+    prompts = {"text", "one picture", "two pictures, history"}
+    assert stages == {(dialect, case) for dialect in ("standard", "onnxruntime") for case in prompts} | {
+        ("vision", "one picture"),
+        ("vision", "two pictures, history"),
+    }
+    for row in report.rows:
+        assert 0 < row.max_abs < row.limit
+        assert row.top1 == (None if row.graph == "vision" else 1.0)
+
+
+def test_the_report_is_json_and_a_table(exported):
+    source, bundle = exported
+    report = verify(bundle, source)
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
+    lines = report.table().splitlines()
+    assert len(lines) == len(report.rows) + 1
+    assert lines[0].split() == ["stage", "graph", "prompt", "max", "|diff|", "limit", "cosine", "top-1"]
+    assert all(line.endswith("ok") for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "graphs"),
+    [
+        ("transformer.visual.transformer.resblocks.1.mlp.c_fc.bias", 3, {"vision", "standard", "onnxruntime"}),
+        ("transformer.visual.attn_pool.query", (1, 5), {"vision", "standard", "onnxruntime"}),
+        ("transformer.h.1.mlp.w2.weight", (5, 7), {"standard", "onnxruntime"}),
+        ("transformer.h.0.attn.c_attn.bias", 200, {"standard", "onnxruntime"}),
+        ("lm_head.weight", (100, 1), {"standard", "onnxruntime"}),
+    ],
+)
+def test_one_wrong_value_of_a_checkpoint_is_found(exported, tmp_path, name, index, graphs):
+    report = verify(exported[1], changed(tmp_path, name, index, 3.0))
+    assert not report.passed
+    assert {row.graph for row in report.rows if not row.passed} == graphs
+    assert "differ by" in report.failures
+    assert "FAILED" in report.table()
+
+
+def test_top1_counts_flipped_tokens(exported, tmp_path):
+    tensors = random_tensors(config_dict())
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0)
+    report = verify(exported[1], write_checkpoint(tmp_path / "flipped", tensors=tensors))
+    assert all(row.top1 < 0.5 for row in report.rows if row.stage == "logits")
+
+
+def test_another_models_checkpoint_is_refused(exported, tmp_path):
+    other = write_checkpoint(tmp_path / "other", raw=config_dict(num_hidden_layers=3, seq_length=32))
+    with pytest.raises(CheckpointError, match=r"was not made from .* num_layers 3 instead of 2, seq_length 32 instead"):
+        verify(exported[1], other)
+
+
+def test_all_files_are_hashed(exported, tmp_path, monkeypatch):
+    source, bundle = exported
+    monkeypatch.setattr("qwenvl_edge.bundle.HASHED_AT_OPEN_BYTES", 0)
+    altered = copy(bundle, tmp_path / "bundle")
+    with (altered.path / "decoder.data").open("r+b") as file:
+        file.write(b"\x01")
+    with pytest.raises(BundleError, match=r"decoder\.data.* was altered"):
+        verify(altered.path, source)
+
+
+def test_nan_in_a_graph_is_an_error(exported, tmp_path):
+    source, bundle = exported
+    broken = copy(bundle, tmp_path / "bundle")
+    data = np.memmap(broken.path / "vision.data", dtype="<f4", mode="r+")
+    data[:] = np.nan
+    data.flush()
+    with pytest.raises(BackendError, match="the image features hold NaN"):
+        compare(broken, Checkpoint.open(source))
+
+
+def test_the_builtin_prompts_cover_the_formats(tiny_bundle):
+    text, one, two = builtin_cases(tiny_bundle)
+    assert [len(case.prompt.pictures) for case in (text, one, two)] == [0, 1, 3]
+    assert two.prompt.turns == 1
+    start = tiny_bundle.manifest.model.image_start_id
+    for case in (text, one, two):
+        assert case.pixels.shape == (len(case.prompt.pictures), 3, 56, 56)
+        assert np.flatnonzero(case.prompt.ids == start).tolist() == [first - 1 for first in case.prompt.image_starts]
+        assert len(case.answer) > 10
+
+
+def test_prompts_above_seq_length_are_part_of_it(exported):
+    """The random checkpoints have seq_length 16: dynamic NTK and log-n act on every built-in prompt."""
+    assert all(len(case.prompt.ids) > 16 for case in builtin_cases(exported[1]))

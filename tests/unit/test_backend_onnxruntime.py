@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+
+from qwenvl_edge.backends.base import check_finite
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.bundle import Bundle, FileInfo, sha256
+from qwenvl_edge.errors import BackendError, ContextError
+
+HIDDEN, VOCAB = 256, 2304
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_bundle) -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend(tiny_bundle, threads=1)
+
+
+def call(**changes):
+    """Arguments of a decode of three tokens at batch 1, with changes."""
+    return {
+        "inputs_embeds": np.ones((1, 3, HIDDEN), np.float32),
+        "position_ids": np.arange(3)[None],
+        "write_indices": np.zeros(1, np.int64),
+        "logits_indices": np.array([[2]]),
+    } | changes
+
+
+def test_decode_sets_the_length(backend):
+    cache = backend.new_cache(1, 8)
+    assert backend.decode(cache, **call()).shape == (1, 1, VOCAB)
+    assert cache.length == 3
+
+
+def test_results_are_not_overwritten_by_the_next_call(backend):
+    cache = backend.new_cache(1, 8)
+    first = backend.decode(cache, **call())
+    kept = first.copy()
+    backend.decode(cache, **call(inputs_embeds=np.full((1, 3, HIDDEN), -2, np.float32)))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_caches_do_not_share_memory(backend):
+    first, second = backend.new_cache(1, 8), backend.new_cache(1, 8)
+    backend.decode(first, **call())
+    assert all(array.any() for array in first.buffers.arrays.values())
+    assert not any(array.any() for array in second.buffers.arrays.values())
+
+
+def test_the_cache_is_written_in_place(backend):
+    cache = backend.new_cache(1, 8)
+    before = {name: array.__array_interface__["data"] for name, array in cache.buffers.arrays.items()}
+    backend.decode(cache, **call())
+    key = cache.buffers.arrays["past_key_values.0.key"]
+    assert key[:, :, :3].any()
+    assert not key[:, :, 3:].any()
+    assert before == {name: array.__array_interface__["data"] for name, array in cache.buffers.arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"inputs_embeds": np.ones((1, 3, HIDDEN), np.float64)},
+            r"must be float32 \[1, \*, 256\], not float64 \[1, 3, 256\]",
+        ),
+        ({"inputs_embeds": np.ones((1, 3, 7), np.float32)}, r"not float32 \[1, 3, 7\]"),
+        ({"inputs_embeds": np.ones((2, 3, HIDDEN), np.float32)}, r"inputs_embeds must be float32 \[1"),
+        ({"inputs_embeds": np.ones((3, HIDDEN), np.float32)}, "inputs_embeds must be"),
+        ({"inputs_embeds": np.ones((1, 0, HIDDEN), np.float32)}, "holds no token"),
+        ({"position_ids": np.arange(3, dtype=np.int32)[None]}, "position_ids must be int64"),
+        ({"position_ids": np.arange(4)[None]}, r"position_ids must be int64 \[1, 3\]"),
+        ({"position_ids": np.array([[0, 1, 8]])}, r"position_ids must lie in 0..7"),
+        ({"write_indices": np.zeros(2, np.int64)}, "write_indices must be"),
+        ({"write_indices": np.array([1])}, r"write_indices must lie in 0..0 \(the tokens in the cache\); found 1..1"),
+        ({"write_indices": np.array([-1])}, "write_indices must lie in"),
+        ({"logits_indices": np.array([[3]])}, r"logits_indices must lie in 0..2"),
+        ({"logits_indices": np.array([0])}, "logits_indices must be"),
+    ],
+)
+def test_wrong_decode_arguments(backend, changes, match):
+    cache = backend.new_cache(1, 8)
+    with pytest.raises(BackendError, match=match):
+        backend.decode(cache, **call(**changes))
+    assert cache.length == 0
+
+
+def test_a_full_cache_says_by_how_much(backend):
+    cache = backend.new_cache(1, 4)
+    backend.decode(cache, **call())
+    with pytest.raises(ContextError, match="6 tokens do not fit into a KV cache of 4: 2 too many"):
+        backend.decode(cache, **call(write_indices=np.array([3]), position_ids=np.arange(1, 4)[None]))
+    assert cache.length == 3
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 56, 57), (3, 56, 56), (1, 1, 56, 56)])
+def test_wrong_pixels(backend, shape):
+    with pytest.raises(BackendError, match=r"pixel_values must be float32 \[\*, 3, 56, 56\]"):
+        backend.encode_images(np.zeros(shape, np.float32))
+
+
+def test_no_picture(backend):
+    with pytest.raises(BackendError, match="holds no picture"):
+        backend.encode_images(np.zeros((0, 3, 56, 56), np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_names_the_stage(backend, value):
+    with pytest.raises(BackendError, match="the image features hold NaN or infinity"):
+        backend.encode_images(np.full((1, 3, 56, 56), value, np.float32))
+    cache = backend.new_cache(1, 8)
+    with pytest.raises(BackendError, match="the logits hold NaN or infinity"):
+        backend.decode(cache, **call(inputs_embeds=np.full((1, 3, HIDDEN), value, np.float32)))
+    check_finite(np.zeros(3, np.float32), "logits")
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "standard"])
+def test_a_cache_works_again_after_nan(tiny_bundle, dialect):
+    backend = OnnxRuntimeBackend(tiny_bundle, threads=1, dialect=dialect)
+    expected = backend.decode(backend.new_cache(1, 8), **call())
+    cache = backend.new_cache(1, 8)
+    with pytest.raises(BackendError):
+        backend.decode(
+            cache,
+            **call(inputs_embeds=np.full((1, 8, HIDDEN), np.nan, np.float32), position_ids=np.arange(8)[None]),
+        )
+    cache.reset(3)
+    np.testing.assert_array_equal(backend.decode(cache, **call()), expected)
+
+
+@pytest.mark.parametrize(("batch", "capacity"), [(0, 8), (1, 0), (-1, 8)])
+def test_empty_caches_are_refused(backend, batch, capacity):
+    with pytest.raises(BackendError, match="at least 1"):
+        backend.new_cache(batch, capacity)
+
+
+def test_a_cache_larger_than_memory(backend):
+    with pytest.raises(BackendError, match=r"no memory for a KV cache of .* GB"):
+        backend.new_cache(1 << 20, 1 << 28)
+
+
+def test_unknown_dialect(tiny_bundle):
+    with pytest.raises(BackendError, match='no decoder graph "tensorrt"; it has standard, onnxruntime'):
+        OnnxRuntimeBackend(tiny_bundle, dialect="tensorrt")
+
+
+def test_no_threads(tiny_bundle):
+    with pytest.raises(BackendError, match="threads is 0"):
+        OnnxRuntimeBackend(tiny_bundle, threads=0)
+
+
+def test_a_graph_that_cannot_be_loaded(tiny_bundle, tmp_path):
+    model = onnx.load(tiny_bundle.file("vision.onnx"), load_external_data=False)
+    model.graph.node[0].op_type = "Unheard"
+    onnx.save(model, tmp_path / "vision.onnx")
+    path = tmp_path / "vision.onnx"
+    files = tiny_bundle.manifest.files | {"vision.onnx": FileInfo(path.stat().st_size, sha256(path))}
+    bundle = Bundle(tmp_path, dataclasses.replace(tiny_bundle.manifest, files=files))
+    with pytest.raises(BackendError, match=r"could not load .*vision.onnx.*Unheard"):
+        OnnxRuntimeBackend(bundle)
