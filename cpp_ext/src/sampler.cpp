@@ -103,7 +103,8 @@ double Sampler::total_weight() const {
 
 // Order of Hugging Face's warpers: temperature, top-k, top-p, min-p, typical.
 void Sampler::form_candidates(const Row& row) {
-    const auto inverse_temperature = static_cast<float>(1.0 / params_.temperature);
+    // The bound keeps 0 * inverse_temperature a number; beyond it only the likeliest tokens have weight anyway.
+    const auto inverse_temperature = static_cast<float>(std::min(1.0 / params_.temperature, 1e30));
     const auto top_k = static_cast<std::size_t>(params_.top_k);
     if (top_k > 0 && top_k < row.size) {
         gather_logits(row, kth_largest(row, top_k), inverse_temperature);
