@@ -136,10 +136,14 @@ def _load_path(source: str | os.PathLike[str]) -> Picture:
 
 
 def _decode(file: Any, name: str) -> npt.NDArray[np.uint8]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what the checks here decide, and of harmless damage
+        return _pil_to_rgb(_open(file, name), name)
+
+
+def _open(file: Any, name: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size decides
-            image = Image.open(file)
+        image = Image.open(file)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image file of a known format.") from error
     except Image.DecompressionBombError as error:
@@ -148,7 +152,7 @@ def _decode(file: Any, name: str) -> npt.NDArray[np.uint8]:
         raise ImageError(f"{name} cannot be read as an image: {error}.") from error
     if image.format in _PROGRAMS:
         raise ImageError(f"{name} is a {image.format} file, a drawing program; convert it to PNG or JPEG.")
-    return _pil_to_rgb(image, name)
+    return image
 
 
 def _pil_to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:

@@ -157,3 +157,18 @@ def test_gigantic_pictures_are_refused_before_decoding(monkeypatch, rgb, limit):
     for source in (data, rgb, Image.fromarray(rgb)):
         with pytest.raises(ImageError, match=f"the limit of {limit}"):
             load_picture(source)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_damage_anywhere_is_an_image_error_or_a_picture(kind, rgb):
+    whole = np.frombuffer(encoded(Image.fromarray(rgb), kind), np.uint8)
+    generator = np.random.default_rng(len(kind))
+    for _ in range(60):
+        damaged = whole[: generator.integers(1, len(whole) + 1)].copy()
+        places = generator.integers(0, len(damaged), 3)
+        damaged[places] = generator.integers(0, 256, 3)
+        try:
+            picture = load_picture(damaged.tobytes())
+        except ImageError:
+            continue
+        assert picture.pixels.dtype == np.uint8 and picture.pixels.ndim == 3
