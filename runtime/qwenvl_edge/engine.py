@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qwenvl_edge.options import Overrides
 
 _KEPT_FEATURES = 16  # pictures whose features are kept for follow-up questions
+_ANSWER_SHARE = 4  # history may not take the last quarter of the context from an answer that wants it
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ class QwenVLEngine:
         options = GenerationOptions.merge(defaults, overrides)
         parts = parse_message(message, images, self._load)
         turns = parse_history(history, self._load)
-        room = self.max_context - self._prompts.question_length(parts) - options.max_new_tokens
+        answer = min(options.max_new_tokens, self.max_context // _ANSWER_SHARE)
+        room = self.max_context - self._prompts.question_length(parts) - answer
         prompt = self._prompts.chat(
             parts,
             history=turns,

@@ -42,6 +42,11 @@ class Box:
     y2: float
     image: int
 
+    def to_grid(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return (x1, y1, x2, y2) on the grid of a picture of `size` (width, height), for a message's "box" item."""
+        (x1, y1), (x2, y2) = to_grid([(self.x1, self.y1), (self.x2, self.y2)], size)
+        return x1, y1, x2, y2
+
 
 @dataclass(frozen=True)
 class Quad:

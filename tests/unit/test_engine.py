@@ -243,6 +243,12 @@ def test_old_turns_make_room_for_the_answer(tmp_path):
     assert len(reply.history) == 6
 
 
+def test_a_small_context_still_keeps_history(tmp_path):
+    qwen, _ = engine(tmp_path, "ok<|im_end|>", max_context=120)
+    reply = qwen.chat("hi", history=[("a", "b")], max_new_tokens=512)
+    assert reply.stats.history_turns_dropped == 0
+
+
 def test_the_bundles_window_limits_history(tmp_path):
     qwen, _ = engine(tmp_path, "ok<|im_end|>", generation={"max_window_size": 30})
     reply = qwen.chat("hi", history=[("question", "answer")] * 3)

@@ -123,6 +123,13 @@ def test_pixels_outside_the_picture_are_clamped():
     assert to_grid([(-5.0, 900.0)], (100, 200)) == ((0, 999),)
 
 
+@given(point, point, st.tuples(side, side))
+def test_a_box_goes_back_to_where_it_came_from(a, b, size):
+    _, reader = read(f"<box>{format_points([a, b])}</box>")
+    ((box,), _) = place(reader.shapes, [0], [size])
+    assert box.to_grid(size) == (min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1]))
+
+
 def test_places_are_scaled_to_their_own_picture_and_ordered():
     _, reader = read("<ref>a</ref><box>(500,900),(100,200)</box><quad>(0,0),(1000,0),(1000,1000),(0,1000)</quad>")
     boxes, quads = place(reader.shapes, [1, 0], [(10, 20), (2000, 100)])
