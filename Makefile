@@ -1,0 +1,53 @@
+# Everything lives in .venv/ of this checkout; it is made once and reused while it is whole.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUNDLE := out/nano
+PICTURE := models/nano/demo.png
+NANO := .cache/nano
+CORE := $(shell find cpp_ext -name '*.cpp' -o -name '*.hpp')
+
+.PHONY: setup demo test lint format bench nano clean
+
+setup: $(READY)
+
+# The CPU build of PyTorch comes first, so that nothing later asks for the CUDA one.
+$(READY): pyproject.toml setup.py $(CORE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	QWENVL_STRICT_BUILD=1 $(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/qwenvl export models/nano $(BUNDLE) --force
+	$(BIN)/python tools/demo.py $(BUNDLE) $(PICTURE) out/demo.png
+
+.cache/qwen.tiktoken: | $(READY)
+	$(BIN)/python tools/fetch_vocabulary.py $@
+
+test: $(READY) .cache/qwen.tiktoken
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	$(BIN)/python benchmarks/latency.py $(BUNDLE)
+	$(BIN)/python benchmarks/accuracy.py $(BUNDLE)
+
+# Trains models/nano from nothing: hours on two cores. Interrupted, it goes on where it was.
+nano: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[nano]'
+	$(BIN)/python -m tools.nano.make $(NANO) models/nano
+
+clean:
+	rm -rf build out $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

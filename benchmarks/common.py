@@ -1,0 +1,79 @@
+"""What all benchmarks share: the machine's description, the arguments, and how results are written."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("numpy", "onnxruntime", "torch", "pillow", "tiktoken", "tokenizers")
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write conditions, figures and details to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures to FILE (.png)")
+    return parser
+
+
+def conditions() -> dict[str, Any]:
+    """Where and with what a measurement was made."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def spread(samples: list[float]) -> dict[str, float]:
+    """Median with the quartiles."""
+    low, middle, high = np.percentile(samples, [25, 50, 75])
+    return {"median": float(middle), "q25": float(low), "q75": float(high), "n": len(samples)}
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """theirs / ours, pair by pair of interleaved repeats: above 1 means that ours is faster."""
+    return spread([t / o for o, t in zip(ours, theirs, strict=True)])
+
+
+def rounded(value: Any) -> Any:
+    """Four significant digits, everywhere inside."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    return value
+
+
+def finish(options: argparse.Namespace, before: dict[str, Any], headline: dict[str, Any], details: Any) -> None:
+    """Write the JSON file if one is wanted, and print the headline figures as the last line."""
+    headline = rounded(headline)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        report = {"conditions": before, "headline": headline, "details": rounded(details)}
+        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(headline))

@@ -1,0 +1,207 @@
+"""Latency of a bundle on this machine, next to PyTorch eager on the same weights.
+
+    python benchmarks/latency.py out/nano [--checkpoint models/nano] [--repeats 20] [--json FILE] [--plot FILE]
+
+One picture, one question, greedy. Repeats of the runtime and of PyTorch alternate; every figure is a median over them
+with quartiles. Peak memory is the resident peak of a process of its own that loads the bundle and answers once.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from common import arguments, conditions, finish, ratio, spread
+from PIL import Image
+
+from qwenvl_edge import QwenVLEngine
+
+QUESTION = "Describe the picture."
+PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
+STAGES = ("image_ms", "prefill_ms", "ttft_ms", "token_ms")
+
+
+@dataclass
+class Timings:
+    """Milliseconds of each repeat; token_ms holds every token after the first of all repeats."""
+
+    image_ms: list[float] = field(default_factory=list)
+    prefill_ms: list[float] = field(default_factory=list)
+    ttft_ms: list[float] = field(default_factory=list)
+    token_ms: list[float] = field(default_factory=list)
+    answer_ms: list[float] = field(default_factory=list)
+
+
+def runtime_once(engine: QwenVLEngine, picture: Image.Image, timings: Timings) -> str:
+    """One answer."""
+    started = time.perf_counter()
+    reply = engine.chat(QUESTION, images=[picture], do_sample=False, max_new_tokens=64)
+    timings.answer_ms.append((time.perf_counter() - started) * 1e3)
+    timings.image_ms.append(reply.stats.image_ms)
+    timings.prefill_ms.append(reply.stats.prefill_ms)
+    timings.ttft_ms.append(reply.stats.ttft_ms)
+    timings.token_ms.extend(reply.stats.token_ms)
+    return reply.raw_text
+
+
+def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, Timings], None]:
+    """The same work in PyTorch eager, fp32, with a growing KV cache."""
+    import torch
+
+    from qwenvl_edge.conversation import Text
+    from qwenvl_edge.families import create_family
+    from qwenvl_edge.image import load_picture
+    from qwenvl_edge.prompt import PromptBuilder
+    from qwenvl_edge.tokenizer import Tokenizer
+    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    opened = Checkpoint.open(checkpoint)
+    model = load_model(opened)
+    vision = model.config.vision
+    family = create_family("qwen_vl", image_start_id=vision.image_start_id, image_tokens=vision.n_queries)
+    prompts = PromptBuilder(family, Tokenizer(checkpoint / "qwen.tiktoken", family.special_tokens))
+
+    @torch.inference_mode()
+    def once(image: Image.Image, timings: Timings) -> None:
+        clock = started = time.perf_counter()
+
+        def lap() -> float:
+            nonlocal clock
+            last, clock = clock, time.perf_counter()
+            return (clock - last) * 1e3
+
+        picture = load_picture(image)
+        pixels = family.preprocessing(vision.image_size)(picture)
+        features = model.encode_images(torch.from_numpy(pixels)[None])
+        timings.image_ms.append(lap())
+        prompt = prompts.chat((picture, Text(QUESTION)), system=family.default_system, window=6144)
+        logits, cache = model.decode(model.embed(torch.from_numpy(prompt.ids)[None], features), last=1)
+        token = int(logits[0, -1].argmax())
+        timings.prefill_ms.append(lap())
+        timings.ttft_ms.append((clock - started) * 1e3)
+        for _ in range(63):
+            if token == family.turn_end:
+                break
+            logits, cache = model.decode(model.embed(torch.tensor([[token]])), cache, alpha=1.0)
+            token = int(logits[0, -1].argmax())
+            timings.token_ms.append(lap())
+        timings.answer_ms.append((time.perf_counter() - started) * 1e3)
+
+    return once
+
+
+def load_ms(bundle: str, threads: int | None, repeats: int = 5) -> list[float]:
+    """Opening the engine, with the bundle's files in the page cache."""
+    samples = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        QwenVLEngine(bundle, threads=threads)
+        samples.append((time.perf_counter() - started) * 1e3)
+    return samples
+
+
+def peak_memory_mb(bundle: str) -> float:
+    """Resident peak of a fresh process that answers once."""
+    command = [sys.executable, __file__, bundle, "--only-memory"]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def answer_and_print_peak(bundle: str) -> None:
+    """What the process behind `peak_memory_mb` does."""
+    QwenVLEngine(bundle).chat(QUESTION, images=[PICTURE], do_sample=False, max_new_tokens=64)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def plot(path: Path, columns: dict[str, Timings]) -> None:
+    """Bars of the stages' medians, quartiles as whiskers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for i, (name, timings) in enumerate(columns.items()):
+        stats = [spread(getattr(timings, stage)) for stage in STAGES]
+        middle = np.array([s["median"] for s in stats])
+        whiskers = [middle - [s["q25"] for s in stats], [s["q75"] for s in stats] - middle]
+        axes.bar(np.arange(len(STAGES)) + 0.38 * i, middle, 0.36, yerr=whiskers, capsize=3, label=name)
+    axes.set_xticks(np.arange(len(STAGES)) + 0.19, ["image", "prefill", "first token", "each further token"])
+    axes.set_ylabel("milliseconds (log)")
+    axes.set_yscale("log")
+    axes.legend()
+    axes.set_title("nano, one picture, CPU, fp32")
+    figure.savefig(path, dpi=130)
+
+
+def measure(bundle: str, checkpoint: Path | None, threads: int | None, repeats: int) -> tuple[dict[str, Timings], str]:
+    """Alternate the runtime and PyTorch; the first two rounds are warm-up."""
+    engine = QwenVLEngine(bundle, threads=threads)
+    reference = torch_once(checkpoint, threads) if checkpoint else None
+    picture = Image.open(PICTURE).convert("RGB")
+    columns = {"runtime": Timings()} | ({"PyTorch eager": Timings()} if reference else {})
+    answer = ""
+    for round_ in range(repeats + 2):
+        if round_ == 2:
+            columns = {name: Timings() for name in columns}
+        picture.putpixel((0, 0), (round_ % 256, 0, 0))  # never seen before: the feature cache is not what is measured
+        answer = runtime_once(engine, picture, columns["runtime"])
+        if reference:
+            reference(picture, columns["PyTorch eager"])
+    return columns, answer
+
+
+def main() -> None:
+    """Measure, print a table, write what was asked for."""
+    parser = arguments(__doc__)
+    parser.add_argument("bundle")
+    parser.add_argument("--checkpoint", type=Path, default=None, help="compare with PyTorch on this checkpoint")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--only-memory", action="store_true", help="answer once and print the resident peak in MB")
+    options = parser.parse_args()
+    if options.only_memory:
+        answer_and_print_peak(options.bundle)
+        return
+    before = conditions()
+    opening = load_ms(options.bundle, options.threads)
+    columns, answer = measure(options.bundle, options.checkpoint, options.threads, options.repeats)
+    ours = columns["runtime"]
+    print(f"{QUESTION} -> {answer}\n")
+    print(f"{'median (quartiles), ms':<24}" + "".join(f"{name:>30}" for name in columns))
+    for stage in (*STAGES, "answer_ms"):
+        cells = [spread(getattr(t, stage)) for t in columns.values()]
+        print(f"{stage:<24}" + "".join(f"{c['median']:>12.2f} ({c['q25']:.2f} .. {c['q75']:.2f})".rjust(30) for c in cells))
+    details = {"question": QUESTION, "answer": answer, "load_ms": spread(opening), "threads": options.threads}
+    details["stages"] = {n: {s: spread(getattr(t, s)) for s in (*STAGES, "answer_ms")} for n, t in columns.items()}
+    if "PyTorch eager" in columns:
+        theirs = columns["PyTorch eager"]
+        for stage in ("image_ms", "prefill_ms", "ttft_ms", "answer_ms"):
+            details.setdefault("pytorch_over_runtime", {})[stage] = ratio(getattr(ours, stage), getattr(theirs, stage))
+        print("PyTorch / runtime:", {k: round(v["median"], 2) for k, v in details["pytorch_over_runtime"].items()})
+    if options.plot:
+        plot(options.plot, columns)
+    token = np.percentile(ours.token_ms, [50, 90, 99])
+    headline = {
+        "load_ms": spread(opening)["median"],
+        "image_ms": spread(ours.image_ms)["median"],
+        "prefill_ms": spread(ours.prefill_ms)["median"],
+        "ttft_ms": spread(ours.ttft_ms)["median"],
+        "token_p50_ms": float(token[0]),
+        "token_p90_ms": float(token[1]),
+        "token_p99_ms": float(token[2]),
+        "tokens_per_s": 1e3 / float(np.mean(ours.token_ms)),
+        "peak_memory_mb": peak_memory_mb(options.bundle),
+    }
+    finish(options, before, headline, details)
+
+
+if __name__ == "__main__":
+    main()

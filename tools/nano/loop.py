@@ -1,0 +1,98 @@
+"""What both training stages share: schedule, progress, log, and checkpoints to resume from."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qwenvl_edge.families.qwen_vl import QwenVL
+
+Optimizers = list[torch.optim.Optimizer]
+PREPROCESSING = QwenVL(num_ranks=1, image_tokens=1).preprocessing(image_size=112)
+
+
+def normalise(pictures: np.ndarray) -> Tensor:
+    """[N, S, S, 3] uint8 -> pixel_values [N, 3, S, S]."""
+    x = torch.from_numpy(np.ascontiguousarray(pictures)).float() / 255
+    return ((x - torch.tensor(PREPROCESSING.mean)) / torch.tensor(PREPROCESSING.std)).permute(0, 3, 1, 2).contiguous()
+
+
+def rate(step: int, steps: int, warmup: int = 50) -> float:
+    """Learning-rate factor: linear warm-up, constant, and a linear decay to zero over the last 40 %."""
+    return min(step / warmup, 1.0, max(steps - step, 0) / (0.4 * steps))
+
+
+class Loop:
+    """Counts steps, writes a line of JSON every `every` steps and a checkpoint every two minutes."""
+
+    def __init__(self, name: str, folder: Path, module: nn.Module, opts: Optimizers, steps: int, every: int = 25):
+        self.name, self.module, self.opts, self.steps, self.every = name, module, opts, steps, every
+        self.base = [[group["lr"] for group in opt.param_groups] for opt in opts]
+        self.path, self.log = folder / f"{name}.pt", folder / f"{name}.jsonl"
+        self.step, self.seconds = 0, 0.0
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            self.step, self.seconds = state["step"], state["seconds"]
+            module.load_state_dict(state["module"])
+            for opt, saved in zip(opts, state["optimizers"], strict=True):
+                opt.load_state_dict(saved)
+
+    def save(self) -> None:
+        """Write the checkpoint whole or not at all."""
+        partial = self.path.with_suffix(".partial")
+        optimizers = [opt.state_dict() for opt in self.opts]
+        state = {"step": self.step, "seconds": self.seconds, "module": self.module.state_dict(), "optimizers": optimizers}
+        torch.save(state, partial)
+        partial.rename(self.path)
+
+    def run(self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
+        """Call `loss_of(step)` until the steps are done; it returns the loss and figures to log."""
+        saved, sums, count, started = time.time(), {}, 0, time.time() - self.seconds
+        while self.step < self.steps:
+            loss, figures = loss_of(self.step)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.module.parameters(), 2.0)
+            for opt, base in zip(self.opts, self.base, strict=True):
+                for group, lr in zip(opt.param_groups, base, strict=True):
+                    group["lr"] = lr * rate(self.step + 1, self.steps)
+                opt.step()
+                opt.zero_grad(set_to_none=True)
+            self.step += 1
+            for key, value in {"loss": loss.item(), **figures}.items():
+                total, seen = sums.get(key, (0.0, 0))
+                sums[key] = (total + value, seen + 1)
+            self.seconds = time.time() - started
+            if self.step % self.every == 0 or self.step == self.steps:
+                self._report({k: total / seen for k, (total, seen) in sums.items()})
+                sums = {}
+            if time.time() - saved > 120 or self.step == self.steps:
+                self.save()
+                saved = time.time()
+
+    def _report(self, figures: dict[str, float]) -> None:
+        line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1)}
+        line |= {k: round(v, 4) for k, v in figures.items()}
+        with self.log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        done = self.step / self.steps
+        bar = "#" * math.floor(done * 30)
+        left = self.seconds / done * (1 - done)
+        print(f"\r{self.name} [{bar:<30}] {self.step}/{self.steps} loss {figures['loss']:.3f}, {left / 60:.0f} min left ",
+              end="\n" if self.step == self.steps else "", file=sys.stderr, flush=True)
+
+
+def shuffled(count: int, seed: int) -> Iterator[int]:
+    """Endless passes over 0..count-1, each in its own order."""
+    epoch = 0
+    while True:
+        yield from np.random.default_rng((seed, epoch)).permutation(count)
+        epoch += 1

@@ -1,0 +1,123 @@
+"""Dialogues -> token sequences for training.
+
+Many dialogues share the picture in front of them: each is a segment that sees the prefix and itself, with positions that
+go on from the prefix, exactly as if it stood there alone. So a picture is encoded once for half a dozen answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tools.nano.tasks import Dialogue
+from tools.nano.vocabulary import SYSTEM, Codec
+
+LAST_DIGIT_WEIGHT = 0.2  # a thousandth of the picture is a ninth of the model's pixel
+
+
+@dataclass
+class Sequence:
+    """Lists of one length: ids, positions, segment (0 = the prefix), loss weight of the token as an answer, its class."""
+
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]
+    weights: list[float]
+    classes: list[int]  # 0 words, 1 coordinates, 2 text read from a sign
+
+
+class Composer:
+    """Builds sequences in the ChatML or the raw format of a vocabulary."""
+
+    def __init__(self, codec: Codec, image_tokens: int):
+        self.codec = codec
+        special = codec.special
+        self.start, self.end, self.eot = special["<|im_start|>"], special["<|im_end|>"], special["<|endoftext|>"]
+        self.picture = [special["<img>"], *[special["<imgpad>"]] * image_tokens, special["</img>"]]
+        self.pad = special["<imgpad>"]
+        self.newline = codec.encode("\n")
+        self.digits = {codec.encode(str(d))[0] for d in range(10)}
+        self.tags = {special["<box>"]: 1, special["<quad>"]: 1, special["</box>"]: 0, special["</quad>"]: 0}
+        self.system = [self.start, *codec.encode("system"), *self.newline, *codec.encode(SYSTEM), self.end]
+
+    def _pictures(self, count: int) -> list[int]:
+        encode = self.codec.encode
+        return [i for n in range(count) for i in (*encode(f"Picture {n + 1}: "), *self.picture, *self.newline)]
+
+    def _turn(self, role: str) -> list[int]:
+        return [*self.newline, self.start, *self.codec.encode(role), *self.newline]
+
+    def chat(self, dialogues: list[Dialogue], pictures: int) -> Sequence:
+        """[system] [user: pictures] then one segment for each dialogue."""
+        prefix = [*self.system, *self._turn("user"), *self._pictures(pictures)]
+        segments = []
+        for dialogue in dialogues:
+            parts: list[tuple[list[int], bool]] = []
+            for i, turn in enumerate(dialogue.turns):
+                opening = self._turn("user") if i else []
+                parts.append(([*opening, *self.codec.encode(turn.question), self.end, *self._turn("assistant")], False))
+                parts.append(([*self.codec.encode(turn.answer), self.end], True))
+            segments.append((dialogue, parts))
+        return self._join(prefix, segments)
+
+    def raw(self, dialogues: list[Dialogue], pictures: int) -> Sequence:
+        """The base model's format: a grounding phrase to complete, or a question with "Answer:"."""
+        segments = []
+        for dialogue in dialogues:
+            turn = dialogue.turns[-1]
+            if dialogue.task.startswith("ground"):
+                question, answer = turn.answer.split("<box>", 1)
+                question += "<box>"
+            else:
+                question, answer = f"{turn.question} Answer:", f" {turn.answer}"
+            parts = [(self.codec.encode(question), False), ([*self.codec.encode(answer), self.eot], True)]
+            segments.append((dialogue, parts))
+        return self._join(self._pictures(pictures), segments)
+
+    def _join(self, prefix: list[int], segments: list[tuple[Dialogue, list[tuple[list[int], bool]]]]) -> Sequence:
+        count = len(prefix)
+        sequence = Sequence(list(prefix), list(range(count)), [0] * count, [0.0] * count, [0] * count)
+        for number, (dialogue, parts) in enumerate(segments, 1):
+            ids = [i for part, _ in parts for i in part]
+            answers = [flag for part, flag in parts for _ in part]
+            inside = dialogue.task.startswith("ground") and self.tags.get(parts[0][0][-1], 0)
+            for k, (token, answer) in enumerate(zip(ids, answers, strict=True)):
+                inside = self.tags.get(token, inside)
+                digit = bool(inside) and token in self.digits
+                last = digit and ids[k + 1] not in self.digits
+                sequence.weights.append(float(answer) * (LAST_DIGIT_WEIGHT if last else 1.0))
+                sequence.classes.append(1 if digit and not last else 2 if dialogue.task in ("read", "ocr") and not inside else 0)
+            sequence.ids += ids
+            sequence.positions += range(count, count + len(ids))
+            sequence.segments += [number] * len(ids)
+        return sequence
+
+
+@dataclass
+class Batch:
+    """Padded sequences: ids, positions, segments [B, T] (segment -1 = padding), weights and classes [B, T]."""
+
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    weights: Tensor
+    classes: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, 1, T, T], true where a token may look: back, at the prefix or its own segment."""
+        mine, other = self.segments[:, :, None], self.segments[:, None, :]
+        seen = ((other == 0) | (other == mine)).tril()
+        return (seen | torch.eye(self.ids.shape[1], dtype=torch.bool))[:, None]
+
+
+def collate(sequences: list[Sequence], pad: int) -> Batch:
+    """Pad to the longest sequence."""
+    longest = max(len(s.ids) for s in sequences)
+
+    def padded(name: str, value: float) -> Tensor:
+        return torch.tensor([getattr(s, name) + [value] * (longest - len(s.ids)) for s in sequences])
+
+    return Batch(padded("ids", pad), padded("positions", 0), padded("segments", -1), padded("weights", 0.0), padded("classes", 0))

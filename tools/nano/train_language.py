@@ -1,0 +1,118 @@
+"""Stage two: the whole model on dialogues. `python -m tools.nano.train_language FOLDER [--steps N]`.
+
+Starts from FOLDER/vision.pt and FOLDER/qwen.tiktoken, leaves FOLDER/language.pt. The per-patch targets of stage one go
+on beside the answers, so that the picture side keeps what it knows while the decoder learns to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwenvl_edge_export.modeling import QwenVL, rotary_tables
+
+from tools.nano.dense import DenseHeads, targets
+from tools.nano.loop import Loop, normalise
+from tools.nano.model import new_model, optimizers
+from tools.nano.pools import TRAINING, Pool, load_pool
+from tools.nano.scenes import Change, Scene
+from tools.nano.sequences import Batch, Composer, Sequence, collate
+from tools.nano.tasks import several_dialogues, single_dialogues
+from tools.nano.vocabulary import Codec
+
+BATCH = 16
+DIALOGUES = 7
+DENSE_WEIGHT = 0.1
+ONE, FEW, MANY, PAIRS = range(4)
+
+
+class Sampler:
+    """Draws sequences with their pictures; the same step always draws the same ones."""
+
+    def __init__(self, folder: Path, composer: Composer):
+        self.pools: list[tuple[Pool, np.ndarray]] = [(pool, load_pool(pool, folder)) for pool in TRAINING]
+        self.composer = composer
+
+    def _scenes(self, rng: random.Random, which: int) -> tuple[list[Scene], Change | None, list[np.ndarray]]:
+        pool, store = self.pools[which]
+        index = rng.randrange(pool.count)
+        scenes, change = pool.scenes(index)
+        return scenes, change, list(store[index])
+
+    def draw(self, rng: random.Random, progress: float) -> tuple[Sequence, list[Scene], list[np.ndarray]]:
+        """One sequence. Scenes grow from one object to five over the first half of training."""
+        grown = min(progress * 2, 1.0)
+        roll = rng.random()
+        if roll < 0.16 * grown + 0.04:
+            scenes, change, pictures = self._scenes(rng, PAIRS)
+            return self.composer.chat(several_dialogues(rng, scenes, change, 5), 2), scenes, pictures
+        if roll < 0.24 * grown + 0.06:
+            drawn = [self._scenes(rng, rng.choice((ONE, FEW))) for _ in range(rng.choice((2, 2, 3)))]
+            scenes, pictures = [d[0][0] for d in drawn], [d[2][0] for d in drawn]
+            return self.composer.chat(several_dialogues(rng, scenes, None, 5), len(scenes)), scenes, pictures
+        which = rng.choices((ONE, FEW, MANY), (0.6 - 0.5 * grown, 0.3, 0.1 + 0.5 * grown))[0]
+        scenes, _, pictures = self._scenes(rng, which)
+        make = self.composer.raw if rng.random() < 0.1 else self.composer.chat
+        tasks = [t for t in ("ground", "ground_all", "read", "kind", "colour")] if make == self.composer.raw else None
+        return make(single_dialogues(rng, scenes[0], DIALOGUES, tasks), 1), scenes, pictures
+
+
+def answer_loss(model: QwenVL, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Weighted cross entropy of the answers' tokens, and their accuracy by class."""
+    config = model.config
+    spans = batch.ids == config.vision.image_start_id + 2
+    spans &= batch.segments == 0
+    hidden = model.transformer.wte(batch.ids).masked_scatter(spans[..., None], features.flatten(0, 1))
+    cos, sin = (t[:, None] for t in rotary_tables(batch.positions, config, alpha=1.0))
+    mask, scale = batch.mask, torch.ones(1)
+    for block in model.transformer.h:
+        hidden, _ = block(hidden, (cos, sin), scale, mask, None)
+    wanted = batch.weights[:, 1:] > 0
+    logits = model.lm_head(model.transformer.ln_f(hidden[:, :-1][wanted]))
+    ids, weights, classes = (t[:, 1:][wanted] for t in (batch.ids, batch.weights, batch.classes))
+    loss = (F.cross_entropy(logits, ids, reduction="none") * weights).sum() / weights.sum()
+    right = (logits.argmax(-1) == ids).float()
+    names = ("words", "digits", "text")
+    figures = {name: float(right[classes == i].mean()) for i, name in enumerate(names) if (classes == i).any()}
+    return loss, figures
+
+
+def main(folder: Path, steps: int) -> None:
+    """Train and leave FOLDER/language.pt."""
+    codec = Codec(folder / "qwen.tiktoken")
+    model = new_model(codec.ranks, seed=0)
+    module = nn.ModuleDict({"model": model, "heads": DenseHeads(model.config.hidden_size)})
+    first = torch.load(folder / "vision.pt", weights_only=True)["module"]
+    model.transformer.visual.load_state_dict({k[7:]: v for k, v in first.items() if k.startswith("visual.")})
+    module["heads"].load_state_dict({k[6:]: v for k, v in first.items() if k.startswith("heads.")})
+    decoder = nn.ModuleList([model.transformer.wte, model.transformer.h, model.transformer.ln_f, model.lm_head])
+    opts = optimizers([decoder], 0.006, 0.003)
+    opts += optimizers([model.transformer.visual, module["heads"]], 0.002, 0.001)
+    loop = Loop("language", folder, module, opts, steps)
+    sampler = Sampler(folder, Composer(codec, model.config.vision.n_queries))
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"language-{step}")
+        drawn = [sampler.draw(rng, step / steps) for _ in range(BATCH)]
+        scenes = [scene for _, several, _ in drawn for scene in several]
+        features = model.encode_images(normalise(np.stack([p for _, _, pictures in drawn for p in pictures])))
+        loss, figures = answer_loss(model, collate([s for s, _, _ in drawn], sampler.composer.pad), features)
+        labels, boxes = (torch.from_numpy(np.stack(t)) for t in zip(*map(targets, scenes), strict=True))
+        dense, _ = module["heads"](features, labels, boxes)
+        return loss + DENSE_WEIGHT * dense, {"answers": float(loss.detach()), **figures}
+
+    loop.run(loss_of)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=3000)
+    arguments = parser.parse_args()
+    main(arguments.folder, arguments.steps)

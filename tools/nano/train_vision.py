@@ -1,0 +1,51 @@
+"""Stage one: ViT and resampler on per-patch targets. `python -m tools.nano.train_vision FOLDER [--steps N]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tools.nano.dense import DenseHeads, targets
+from tools.nano.loop import Loop, normalise
+from tools.nano.model import new_model, optimizers
+from tools.nano.pools import TRAINING, load_pool
+
+BATCH = 16
+
+
+def main(folder: Path, steps: int) -> None:
+    """Train and leave FOLDER/vision.pt."""
+    visual = new_model(ranks=1000, seed=0).transformer.visual  # the picture side does not depend on the vocabulary
+    module = nn.ModuleDict({"visual": visual, "heads": DenseHeads(visual.proj.shape[0])})
+    loop = Loop("vision", folder, module, optimizers([visual, module["heads"]], 0.0015, 0.0007), steps)
+    pools = [(pool, load_pool(pool, folder)) for pool in TRAINING]
+    shares = np.array([0.2, 0.25, 0.45, 0.1])
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng((1, step))
+        pictures, labels, boxes = [], [], []
+        for which in rng.choice(len(pools), BATCH, p=shares):
+            pool, store = pools[which]
+            index = int(rng.integers(pool.count))
+            scenes, _ = pool.scenes(index)
+            side = int(rng.integers(len(scenes)))
+            label, box = targets(scenes[side])
+            pictures.append(store[index, side])
+            labels.append(label)
+            boxes.append(box)
+        features = visual(normalise(np.stack(pictures)))
+        return module["heads"](features, torch.from_numpy(np.stack(labels)), torch.from_numpy(np.stack(boxes)))
+
+    loop.run(loss_of)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=2500)
+    arguments = parser.parse_args()
+    main(arguments.folder, arguments.steps)
