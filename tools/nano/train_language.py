@@ -26,7 +26,7 @@ from tools.nano.sequences import Batch, Composer, Sequence, collate
 from tools.nano.tasks import several_dialogues, single_dialogues
 from tools.nano.vocabulary import Codec
 
-BATCH = 16
+BATCH = 8
 DIALOGUES = 7
 DENSE_WEIGHT = 0.1
 ONE, FEW, MANY, PAIRS = range(4)
@@ -92,8 +92,9 @@ def main(folder: Path, steps: int) -> None:
     model.transformer.visual.load_state_dict({k[7:]: v for k, v in first.items() if k.startswith("visual.")})
     module["heads"].load_state_dict({k[6:]: v for k, v in first.items() if k.startswith("heads.")})
     decoder = nn.ModuleList([model.transformer.wte, model.transformer.h, model.transformer.ln_f, model.lm_head])
-    opts = optimizers([decoder], 0.006, 0.003)
-    opts += optimizers([model.transformer.visual, module["heads"]], 0.002, 0.001)
+    opts = optimizers([decoder], 0.002, 0.0015)
+    seeing = [p for m in (model.transformer.visual, module["heads"]) for p in m.parameters() if p.requires_grad]
+    opts.append(torch.optim.AdamW(seeing, lr=2e-4, betas=(0.9, 0.97), weight_decay=0.0, fused=True))
     loop = Loop("language", folder, module, opts, steps)
     sampler = Sampler(folder, Composer(codec, model.config.vision.n_queries))
 
