@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend, can_run
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.checkpoint import Checkpoint
@@ -64,9 +64,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All comparisons."""
+    """All comparisons, and the decoder dialects that the installed ONNX Runtime is too old to run."""
 
     rows: tuple[Row, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -91,11 +92,13 @@ class Report:
             lines.append((row.stage, row.graph, row.case, *numbers, "ok" if row.passed else "FAILED"))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-        return "\n".join("  ".join(line).rstrip() for line in padded)
+        notes = [f'not compared: "{dialect}", which needs a newer ONNX Runtime' for dialect in self.skipped]
+        return "\n".join(["  ".join(line).rstrip() for line in padded] + notes)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, for the manifest."""
-        return {"passed": self.passed, "stages": [dataclasses.asdict(row) for row in self.rows]}
+        stages = [dataclasses.asdict(row) for row in self.rows]
+        return {"passed": self.passed, "skipped": list(self.skipped), "stages": stages}
 
 
 def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path) -> Report:
@@ -116,7 +119,8 @@ def compare(bundle: Bundle, checkpoint: Checkpoint) -> Report:
     _check_same_model(bundle, checkpoint)
     model = streamed_model(checkpoint)
     cases = builtin_cases(bundle)
-    backends = {dialect: OnnxRuntimeBackend(bundle, dialect=dialect) for dialect in bundle.manifest.graphs.decoder}
+    dialects = bundle.manifest.graphs.decoder
+    backends = {dialect: OnnxRuntimeBackend(bundle, dialect=dialect) for dialect in dialects if can_run(dialect)}
     rows: list[Row] = []
     for case in cases:
         features, logits = _reference(model, case)
@@ -126,7 +130,7 @@ def compare(bundle: Bundle, checkpoint: Checkpoint) -> Report:
             rows.append(_features_row(bundle, case, found, features))
         for dialect, backend in backends.items():
             rows.append(_logits_row(bundle, case, dialect, _decode(backend, bundle, case, found), logits))
-    return Report(tuple(rows))
+    return Report(tuple(rows), tuple(dialect for dialect in dialects if dialect not in backends))
 
 
 def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:

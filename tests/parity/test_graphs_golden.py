@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dialects import DIALECTS
 from random_checkpoint import write_weights
 from safetensors.torch import load_file
 
@@ -48,7 +49,7 @@ def model(request, tiny_checkpoint: Path, pickled_checkpoint: Path) -> QwenVL:
     return streamed_model(checkpoint) if request.param == "streamed" else load_model(checkpoint)
 
 
-@pytest.fixture(scope="module", params=["standard", "onnxruntime"])
+@pytest.fixture(scope="module", params=DIALECTS)
 def backend(request, tiny_bundle) -> OnnxRuntimeBackend:
     return OnnxRuntimeBackend(tiny_bundle, threads=1, dialect=request.param)
 

@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from dialects import DIALECTS
 
 from qwenvl_edge.backends.base import check_finite
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -117,7 +119,7 @@ def test_nan_names_the_stage(backend, value):
     check_finite(np.zeros(3, np.float32), "logits")
 
 
-@pytest.mark.parametrize("dialect", ["onnxruntime", "standard"])
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_cache_works_again_after_nan(tiny_bundle, dialect):
     backend = OnnxRuntimeBackend(tiny_bundle, threads=1, dialect=dialect)
     expected = backend.decode(backend.new_cache(1, 8), **call())
@@ -145,6 +147,13 @@ def test_a_cache_larger_than_memory(backend):
 def test_unknown_dialect(tiny_bundle):
     with pytest.raises(BackendError, match='no decoder graph "tensorrt"; it has standard, onnxruntime'):
         OnnxRuntimeBackend(tiny_bundle, dialect="tensorrt")
+
+
+def test_the_standard_dialect_needs_a_new_onnx_runtime(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    with pytest.raises(BackendError, match='"standard" decoder needs ONNX Runtime'):
+        OnnxRuntimeBackend(tiny_bundle, dialect="standard")
+    OnnxRuntimeBackend(tiny_bundle, dialect="onnxruntime")
 
 
 def test_no_threads(tiny_bundle):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from dialects import RUNNABLE
 from random_checkpoint import GENERATION, config_dict, random_tensors
 
 from qwenvl_edge.bundle import Bundle
@@ -50,7 +51,7 @@ def test_a_bundle_holds_what_the_design_says(tiny_bundle):
     assert manifest.generation.top_p == 0.3
     assert manifest.generation.temperature == 1.0
     assert manifest.parity["passed"] is True
-    assert {row["graph"] for row in manifest.parity["stages"]} == {"vision", "standard", "onnxruntime"}
+    assert {row["graph"] for row in manifest.parity["stages"]} == {"vision", *RUNNABLE}
     assert set(manifest.provenance.versions) >= {"python", "torch", "onnxruntime"}
     assert manifest.provenance.versions["torch"] == torch.__version__
 
