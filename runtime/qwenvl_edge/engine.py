@@ -226,7 +226,7 @@ class QwenVLEngine:
             image_ms=image_s * 1e3,
             prefill_ms=prefill_s * 1e3,
             ttft_ms=(request.prepare_s + image_s + prefill_s + run.first_s) * 1e3,
-            decode_ms=run.decode_s * 1e3,
+            token_ms=tuple(run.token_ms),
             prompt_tokens=len(request.prompt.ids),
             image_tokens=self._family.image_tokens * len(request.prompt.pictures),
             new_tokens=run.new_tokens,

@@ -17,8 +17,8 @@ from qwenvl_edge.sampling import Sampler
 class Generation:
     """Goes on from a prefilled decoder and the logits [V] after its prompt.
 
-    finish_reason: None while the answer goes on. new_tokens: tokens sampled. first_s, decode_s: computing time of the
-    first token and of those after it.
+    finish_reason: None while the answer goes on. new_tokens: tokens sampled. first_s: seconds that sampling and writing
+    the first token took. token_ms: computing time of each token after it.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Generation:
         self._limit = options.max_new_tokens
         self._sampler = Sampler(options.sampling)
         self.new_tokens = 0
-        self.decode_s = 0.0
+        self.token_ms: list[float] = []
         self.finish_reason: FinishReason | None = None
         clock = time.perf_counter()
         self.piece = self._take(logits)
@@ -43,7 +43,7 @@ class Generation:
         """Compute and take the next token; return the text that became certain."""
         clock = time.perf_counter()
         piece = self._take(self._decoder.step())
-        self.decode_s += time.perf_counter() - clock
+        self.token_ms.append((time.perf_counter() - clock) * 1e3)
         return piece
 
     def _take(self, logits: npt.NDArray[np.float32]) -> str:

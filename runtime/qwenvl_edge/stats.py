@@ -1,5 +1,6 @@
 """What an answer cost."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -7,20 +8,25 @@ from dataclasses import dataclass
 class Stats:
     """Times in milliseconds and token counts of one answer.
 
-    ttft_ms runs from the call to the first token (pictures, prompt and prefill included); decode_ms covers the tokens
-    after it. new_tokens counts every token computed, a stop token included. images_encoded are those not found in
-    the feature cache. history_turns_dropped did not fit into the window.
+    ttft_ms runs from the call to the first token (pictures, prompt and prefill included); token_ms holds the computing
+    time of each token after it. new_tokens counts every token computed, a stop token included. images_encoded are those
+    not found in the feature cache. history_turns_dropped did not fit into the window.
     """
 
     image_ms: float
     prefill_ms: float
     ttft_ms: float
-    decode_ms: float
+    token_ms: tuple[float, ...]
     prompt_tokens: int
     image_tokens: int
     new_tokens: int
     images_encoded: int
     history_turns_dropped: int
+
+    @property
+    def decode_ms(self) -> float:
+        """Computing time of all tokens after the first."""
+        return math.fsum(self.token_ms)
 
     @property
     def tokens_per_s(self) -> float:

@@ -164,7 +164,9 @@ def test_stats_count_every_token(tmp_path):
     qwen, _ = engine(tmp_path, "a b c<|im_end|>")
     stats = qwen.chat("hi").stats
     assert stats.new_tokens == len(ids("a b c<|im_end|>"))
-    assert stats.ttft_ms >= stats.prefill_ms > 0 and stats.decode_ms > 0
+    assert stats.ttft_ms >= stats.prefill_ms > 0
+    assert len(stats.token_ms) == stats.new_tokens - 1 and min(stats.token_ms) > 0
+    assert stats.decode_ms == pytest.approx(sum(stats.token_ms))
     assert stats.tokens_per_s == pytest.approx((stats.new_tokens - 1) / stats.decode_ms * 1000)
 
 
