@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_edge.answer import AnswerWriter
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.bundle import Bundle
-from qwenvl_edge.conversation import Message, Part, Turn, parse_history, parse_message
+from qwenvl_edge.conversation import Message, Part, Text, Turn, parse_history, parse_message
 from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.errors import BackendError, ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import create_family
@@ -250,7 +250,8 @@ class QwenVLEngine:
         if not pictures:
             malformed += [shape.source for shape in shapes]
             shapes = []
-        images = [self._picture_of(writer.text_before(shape), len(pictures)) for shape in shapes]
+        asked = self._asked_picture(request.message, len(pictures))
+        images = [self._named(writer.text_before(shape), len(pictures), asked) for shape in shapes]
         boxes, quads = place(shapes, images, [picture.size for picture in pictures])
         return Reply(
             text=writer.text,
@@ -264,10 +265,16 @@ class QwenVLEngine:
             stats=stats,
         )
 
-    def _picture_of(self, text_before: str, count: int) -> int:
-        """Return the index of the picture that the answer named last before a shape, else of the last picture."""
-        named = self._family.named_picture(text_before)
-        return named - 1 if named is not None and 1 <= named <= count else count - 1
+    def _asked_picture(self, message: Sequence[Part], count: int) -> int:
+        """Return the index of the one picture that the question names, else of the last one."""
+        named = set(self._family.named_pictures("\n".join(part.text for part in message if isinstance(part, Text))))
+        number = named.pop() if len(named) == 1 else count
+        return number - 1 if 1 <= number <= count else count - 1
+
+    def _named(self, text_before: str, count: int, otherwise: int) -> int:
+        """Return the index of the picture that the answer named last before a shape, or `otherwise`."""
+        named = self._family.named_pictures(text_before)
+        return named[-1] - 1 if named and 1 <= named[-1] <= count else otherwise
 
 
 def _check_capacity(wanted: int | None, maximum: int) -> int:

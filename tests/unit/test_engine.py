@@ -79,6 +79,21 @@ def test_boxes_belong_to_the_named_or_the_last_picture(tmp_path):
         reply.draw(2)
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "image"),
+    [
+        ("Where is the red mug in picture 1?", "<box>(0,0),(9,9)</box>", 0),
+        ("图片1里的红色的杯子在哪里?", "<box>(0,0),(9,9)</box>", 0),
+        ("Where is it in picture 1?", "Picture 2: <box>(0,0),(9,9)</box>", 1),
+        ("Is it in picture 1 or picture 2?", "<box>(0,0),(9,9)</box>", 1),
+        ("Where is it in picture 3?", "<box>(0,0),(9,9)</box>", 1),
+    ],
+)
+def test_boxes_belong_to_the_picture_that_the_question_names(tmp_path, question, answer, image):
+    qwen, _ = engine(tmp_path, answer + "<|im_end|>")
+    assert [box.image for box in qwen.chat(question, images=[RED, BLUE]).boxes] == [image]
+
+
 def test_boxes_without_a_picture_are_reported(tmp_path):
     qwen, _ = engine(tmp_path, "<box>(0,0),(9,9)</box>x<box>(1<|im_end|>")
     reply = qwen.chat("hi")

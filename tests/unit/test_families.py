@@ -56,17 +56,17 @@ def test_hidden_ids_are_all_special_tokens_but_the_markup():
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    ("text", "numbers"),
     [
-        ("In Picture 1 there is a mug, in Picture 2 ", 2),
-        ("picture 12: ", 12),
-        ("图1有杯子,图片 3", 3),
-        ("第2张图中", 2),
-        ("the third one, 3 mugs, 第3个", None),
+        ("In Picture 1 there is a mug, in Picture 2 ", [1, 2]),
+        ("picture 12: ", [12]),
+        ("图1有杯子,图片 3", [1, 3]),
+        ("第2张图中", [2]),
+        ("the third one, 3 mugs, 第3个", []),
     ],
 )
-def test_named_picture(text, number):
-    assert FULL.named_picture(text) == number
+def test_named_pictures(text, numbers):
+    assert FULL.named_pictures(text) == numbers
 
 
 def test_unknown_families_and_impossible_vocabularies(tmp_path):

@@ -110,10 +110,9 @@ class QwenVL:
         """Return the words before and after the span of a turn's picture `number` (from 1)."""
         return f"Picture {number}: ", "\n"
 
-    def named_picture(self, text: str) -> int | None:
-        """Return the number of the picture that `text` named last ("Picture 2"), or None."""
-        names = _PICTURE_NAME.findall(text)
-        return int(max(names[-1])) if names else None
+    def named_pictures(self, text: str) -> list[int]:
+        """Return the numbers of the pictures that `text` names ("Picture 2", "图片2"), in order."""
+        return [int(max(groups)) for groups in _PICTURE_NAME.findall(text)]
 
     def can_chat(self, chat_format: str) -> bool:
         """Whether a model with this chat format was trained on conversations."""
