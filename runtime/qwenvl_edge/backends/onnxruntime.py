@@ -123,16 +123,16 @@ class OnnxRuntimeBackend(Backend):
                 f"{cache.batch}; prefill the whole batch at once, or one row at a time."
             )
         inputs = {
-            "inputs_embeds": inputs_embeds,
-            "position_ids": position_ids,
-            "write_indices": write_indices,
-            "logits_indices": logits_indices,
+            "inputs_embeds": np.ascontiguousarray(inputs_embeds),
+            "position_ids": np.ascontiguousarray(position_ids),
+            "write_indices": np.ascontiguousarray(write_indices),
+            "logits_indices": np.ascontiguousarray(logits_indices),
             "rope_cos": cache.rope_cos,
             "rope_sin": cache.rope_sin,
         }
         binding = cache.buffers.binding
         for name, array in inputs.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_cpu_input(name, array)
         binding.bind_output("logits")
         try:
             self._decoder.run_with_iobinding(binding)
