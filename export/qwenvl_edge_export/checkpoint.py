@@ -11,7 +11,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +95,7 @@ class Checkpoint:
     config: QwenVLConfig
     generation: dict[str, Any]
     weight_files: tuple[Path, ...]
-    _where: dict[str, Shard]
+    _where: dict[str, Shard] = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:

@@ -10,12 +10,11 @@ from qwenvl_edge_export.graphs.builder import GraphBuilder
 class Linear:
     """y = x W^T + b on rows [M, in] -> [M, out], W [out, in] as PyTorch stores it.
 
-    "fp32": Gemm with a transposed B, so that the weight is used where it lies, without a transposed copy.
+    float32: Gemm with a transposed B, so that the weight is used where it lies, without a transposed copy.
     """
 
-    def __init__(self, g: GraphBuilder, precision: str = "fp32"):
+    def __init__(self, g: GraphBuilder):
         self.g = g
-        self.precision = precision
 
     def __call__(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
         """Apply one layer to rows [M, in]."""
