@@ -28,7 +28,11 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 def conditions() -> dict[str, Any]:
     """Where and with what a measurement was made."""
     cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     versions = {}

@@ -178,7 +178,10 @@ def main() -> None:
     print(f"{'median (quartiles), ms':<24}" + "".join(f"{name:>30}" for name in columns))
     for stage in (*STAGES, "answer_ms"):
         cells = [spread(getattr(t, stage)) for t in columns.values()]
-        print(f"{stage:<24}" + "".join(f"{c['median']:>12.2f} ({c['q25']:.2f} .. {c['q75']:.2f})".rjust(30) for c in cells))
+        print(
+            f"{stage:<24}"
+            + "".join(f"{c['median']:>12.2f} ({c['q25']:.2f} .. {c['q75']:.2f})".rjust(30) for c in cells)
+        )
     details = {"question": QUESTION, "answer": answer, "load_ms": spread(opening), "threads": options.threads}
     details["stages"] = {n: {s: spread(getattr(t, s)) for s in (*STAGES, "answer_ms")} for n, t in columns.items()}
     if "PyTorch eager" in columns:

@@ -110,18 +110,19 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
         self.positional_embedding = nn.Parameter(torch.empty(256, config.width))
         self.ln_pre = nn.LayerNorm(config.width, eps=VISION_EPS)
-        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(VisionBlock(config) for _ in range(config.layers))})
+        blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
+        self.transformer = nn.ModuleDict({"resblocks": blocks})
         self.attn_pool = Resampler(config)
         self.ln_post = nn.LayerNorm(config.output_dim, eps=VISION_EPS)
         self.proj = nn.Parameter(torch.empty(config.output_dim, config.output_dim))
 
     def encode_patches(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, S, S] -> [N, P, width], what the resampler reads."""
-        x = self.conv1(pixel_values).flatten(2).transpose(1, 2)
+        x: Tensor = self.conv1(pixel_values).flatten(2).transpose(1, 2)
         x = self.ln_pre(x + resize_positions(self.positional_embedding, self.grid))
-        for block in self.transformer["resblocks"]:  # type: ignore[union-attr]
+        for block in self.transformer["resblocks"].children():
             x = block(x)
-        return x  # type: ignore[no-any-return]
+        return x
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, S, S] -> image features [N, Q, H]."""
@@ -178,7 +179,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], q_scale: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """[B, T, H] -> [B, T, H] and this layer's cache; q_scale [B, 1, T, 1], mask [B, 1, T, C + T] (true = attend)."""
+        """[B, T, H] -> [B, T, H] and this layer's cache; q_scale [T, 1], mask [B, 1, T, C + T] (true = attend)."""
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.c_attn(x).chunk(3, dim=-1))
         q, k = rotate(q, *rope) * q_scale, rotate(k, *rope)
         if past is not None:
@@ -245,7 +246,7 @@ class QwenVL(nn.Module):
         return self.transformer.visual(pixel_values)  # type: ignore[no-any-return]
 
     def embed(self, input_ids: Tensor, features: Tensor | None = None) -> Tensor:
-        """Token ids [B, T] -> [B, T, H]; the Q positions after each image-start id take one picture's features, in order."""
+        """Token ids [B, T] -> [B, T, H]; the Q positions after the i-th image-start id take features[i]."""
         hidden = self.transformer.wte(input_ids)
         if features is None:
             return hidden  # type: ignore[no-any-return]

@@ -10,10 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from tools.nano.drawing import letter_boxes
 from tools.nano.scenes import COLOURS, KINDS, Box, Scene
+from torch import Tensor, nn
 
 GRID = 8
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -49,9 +48,9 @@ def targets(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     letters_seen = np.zeros((GRID * GRID, len(CHARACTERS)), np.float32)
     best = np.full(GRID * GRID, 0.3)
     entries = [(t.box, KINDS.index(t.kind), COLOURS.index(t.colour), "") for t in scene.things]
-    if scene.sign:
-        entries.append((scene.sign.box, SIGN, IGNORE, scene.sign.text))
-        for letter, box in zip(scene.sign.text, letter_boxes(scene.sign, scene.canvas), strict=True):
+    for sign in scene.signs:
+        entries.append((sign.box, SIGN, IGNORE, sign.text))
+        for letter, box in zip(sign.text, letter_boxes(sign, scene.canvas), strict=True):
             area = (box[2] - box[0]) * (box[3] - box[1]) * GRID * GRID
             letters_seen[_cells(box)[0] > 0.35 * area, CHARACTERS.index(letter)] = 1
     for box, kind, colour, text in entries:
@@ -95,11 +94,11 @@ class DenseHeads(nn.Module):
             hit = (logits.argmax(-1) == wanted[:, i])[known & (wanted[:, KIND] != NOTHING)]
             right[name].append(hit.float().mean())
         boxes, seen = boxes.flatten(0, 1).split([4, len(CHARACTERS)], dim=-1)
-        signs = wanted[:, KIND] == SIGN
-        if signs.any():
-            logits = self.spell(features).flatten(0, 1)[signs]
-            loss = loss + 8 * F.binary_cross_entropy_with_logits(logits, seen[signs])
-            right["spelling"] = [(logits > 0)[seen[signs] > 0].float().mean()]
+        lettered = seen.sum(-1) > 0
+        if lettered.any():  # the letters on a patch share its probability
+            logits, seen = self.spell(features).flatten(0, 1)[lettered], seen[lettered]
+            loss = loss + 2 * F.cross_entropy(logits, seen / seen.sum(-1, keepdim=True))
+            right["spelling"] = [seen.gather(1, logits.argmax(-1, keepdim=True)).mean()]
         inside = (wanted[:, KIND] != NOTHING).float()[:, None]
         distance = F.smooth_l1_loss(self.locate(features).flatten(0, 1), boxes, reduction="none", beta=0.05)
         loss = loss + 5 * (distance * inside).sum() / inside.sum().clamp(min=1)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-
 from tools.nano.scenes import Box, Scene, Sign, Thing
 
 RGB = tuple[int, int, int]
@@ -141,7 +140,9 @@ def _fish(pen: Pen) -> None:
 
 def _bottle(pen: Pen) -> None:
     pen.rect(0.34, 0.0, 0.66, 0.1, shade(pen.colour, 0.5))
-    pen.polygon([(0.36, 0.1), (0.64, 0.1), (0.66, 0.26), (1.0, 0.42), (1.0, 1.0), (0.0, 1.0), (0.0, 0.42), (0.34, 0.26)])
+    pen.polygon(
+        [(0.36, 0.1), (0.64, 0.1), (0.66, 0.26), (1.0, 0.42), (1.0, 1.0), (0.0, 1.0), (0.0, 0.42), (0.34, 0.26)]
+    )
     pen.rect(0.0, 0.55, 1.0, 0.8, shade(pen.colour, 1.7 if sum(pen.colour) < 560 else 0.75))
 
 
@@ -321,7 +322,7 @@ def render(scene: Scene, scale: float = 1.0) -> Image.Image:
                 [x0 * size[0], (y1 - drop) * size[1], x1 * size[0], min(y1 + drop / 2, 1) * size[1]], (0, 0, 0, 70)
             )
         DRAW[thing.kind](Pen(image, thing, base_colour(thing.colour, rng)))
-    if scene.sign:
-        draw_sign(image, scene.sign)
+    for sign in scene.signs:
+        draw_sign(image, sign)
     image = _light(image, rng)
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0)) * scale)) if rng.random() < 0.3 else image

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-
-from qwenvl_edge.grounding import Markup, MarkupReader
-
 from tools.nano.drawing import render
 from tools.nano.pools import EVALUATION_SEED
 from tools.nano.scenes import Box, Scene, change_scene, sample_scene
 from tools.nano.tasks import SINGLE, Dialogue, ground_in, same, what_changed, which
+
+from qwenvl_edge.grounding import Markup, MarkupReader
 
 LANGUAGES = ("en", "zh")
 PAIR_TASKS = ("same", "changed", "which", "ground_in")
@@ -119,18 +118,27 @@ def score(dialogue: Dialogue, raw: str) -> Score:
 Results = dict[str, dict[str, dict[str, float]]]  # task -> language -> {"right", "iou", "count"}
 
 
-def evaluate(answer: Answerer, count: int, tasks: Sequence[str] = TASKS, progress: Callable[[str], None] = print) -> Results:
+def evaluate(
+    answer: Answerer, count: int, tasks: Sequence[str] = TASKS, progress: Callable[[str], None] = print
+) -> Results:
     """Ask `count` questions a task and language."""
     results: Results = {}
     for task in tasks:
         results[task] = {}
         for language in LANGUAGES:
-            scores = [score(case.dialogue, answer(case.dialogue, case.pictures())) for case in cases(task, count, language)]
+            scores = [
+                score(case.dialogue, answer(case.dialogue, case.pictures())) for case in cases(task, count, language)
+            ]
             overlaps = [s.iou for s in scores if s.iou is not None]
             entry = {"right": float(np.mean([s.right for s in scores])), "count": float(len(scores))}
             results[task][language] = entry | ({"iou": float(np.mean(overlaps))} if overlaps else {})
-        progress(f"{task:<12}" + "  ".join(f"{k} {v['right']:.3f}" + (f" (IoU {v['iou']:.3f})" if "iou" in v else "")
-                                           for k, v in results[task].items()))
+        progress(
+            f"{task:<12}"
+            + "  ".join(
+                f"{k} {v['right']:.3f}" + (f" (IoU {v['iou']:.3f})" if "iou" in v else "")
+                for k, v in results[task].items()
+            )
+        )
     return results
 
 
@@ -159,12 +167,12 @@ def main() -> None:
     from pathlib import Path
 
     import torch
-
-    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
     from tools.nano.answerers import TorchAnswerer
     from tools.nano.model import new_model
     from tools.nano.sequences import Composer
     from tools.nano.vocabulary import Codec
+
+    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)

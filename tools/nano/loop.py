@@ -50,13 +50,19 @@ class Loop:
         """Write the checkpoint whole or not at all."""
         partial = self.path.with_suffix(".partial")
         optimizers = [opt.state_dict() for opt in self.opts]
-        state = {"step": self.step, "seconds": self.seconds, "module": self.module.state_dict(), "optimizers": optimizers}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "module": self.module.state_dict(),
+            "optimizers": optimizers,
+        }
         torch.save(state, partial)
         partial.rename(self.path)
 
     def run(self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
         """Call `loss_of(step)` until the steps are done; it returns the loss and figures to log."""
-        saved, sums, count, started = time.time(), {}, 0, time.time() - self.seconds
+        saved, started = time.time(), time.time() - self.seconds
+        sums: dict[str, tuple[float, int]] = {}
         while self.step < self.steps:
             loss, figures = loss_of(self.step)
             loss.backward()
@@ -86,8 +92,12 @@ class Loop:
         done = self.step / self.steps
         bar = "#" * math.floor(done * 30)
         left = self.seconds / done * (1 - done)
-        print(f"\r{self.name} [{bar:<30}] {self.step}/{self.steps} loss {figures['loss']:.3f}, {left / 60:.0f} min left ",
-              end="\n" if self.step == self.steps else "", file=sys.stderr, flush=True)
+        print(
+            f"\r{self.name} [{bar:<30}] {self.step}/{self.steps} loss {figures['loss']:.3f}, {left / 60:.0f} min left ",
+            end="\n" if self.step == self.steps else "",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def shuffled(count: int, seed: int) -> Iterator[int]:

@@ -6,13 +6,12 @@ import math
 from typing import Any
 
 import torch
+from tools.nano.dense import GRID
+from tools.nano.pools import IMAGE_SIZE
 from torch import Tensor, nn
 
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.modeling import QwenVL, VisionTransformer
-
-from tools.nano.dense import GRID
-from tools.nano.pools import IMAGE_SIZE
 
 POSITION_CHANNELS = 8  # for each axis and each of sin and cos, the fastest ones
 
@@ -66,7 +65,10 @@ def sincos_positions(side: int, dim: int, spacing: float = 1.0) -> Tensor:
 
 def init_weights(model: QwenVL) -> None:
     """Small normal weights, residual outputs scaled down by depth, and the resampler as a local copy."""
-    depth = {"transformer.h": len(model.transformer.h), "resblocks": len(model.transformer.visual.transformer["resblocks"])}
+    depth = {
+        "transformer.h": len(model.transformer.h),
+        "resblocks": len(model.transformer.visual.transformer["resblocks"]),
+    }
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or "pos_embed" in name:
             if name.endswith("bias"):
@@ -119,10 +121,14 @@ def optimizers(modules: list[nn.Module], muon_lr: float, adam_lr: float) -> list
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            outer = parameter.dim() != 2 or any(key in name for key in ("wte", "lm_head", "positional", "query", "classify"))
+            outer = parameter.dim() != 2 or any(
+                key in name for key in ("wte", "lm_head", "positional", "query", "classify")
+            )
             (patches if parameter.dim() == 4 else rest if outer else inner).append(parameter)
     groups = [{"params": rest}, {"params": patches, "lr": adam_lr / 4}]
     return [
         torch.optim.Muon(inner, lr=muon_lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([g for g in groups if g["params"]], lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0, fused=True
+        ),
     ]

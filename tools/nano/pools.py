@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
 from tools.nano.drawing import render
-from tools.nano.scenes import Change, Scene, change_scene, sample_scene
+from tools.nano.scenes import Change, Scene, change_scene, sample_scene, sample_signs
 
 IMAGE_SIZE = 112
 EVALUATION_SEED = 1_000_000_000
@@ -33,10 +32,13 @@ class Pool:
     things: tuple[int, int]
     sign_share: float
     pairs: bool = False
+    letters: bool = False  # pictures full of signs instead of scenes
 
     def scenes(self, index: int) -> tuple[list[Scene], Change | None]:
         """The scene, or the scene and its changed copy, at `index`."""
         seed = self.first_seed + index
+        if self.letters:
+            return [sample_signs(seed)], None
         scene = sample_scene(seed, self.things, self.sign_share)
         if not self.pairs:
             return [scene], None
@@ -49,6 +51,7 @@ TRAINING = (
     Pool("few", 100_000, 16_000, (1, 3), 0.45),
     Pool("many", 200_000, 40_000, (1, 5), 0.45),
     Pool("pairs", 400_000, 12_000, (1, 3), 0.2, pairs=True),
+    Pool("letters", 600_000, 9_000, (0, 0), 0.0, letters=True),
 )
 
 
@@ -63,7 +66,7 @@ def _render(job: tuple[Pool, int]) -> np.ndarray:
 
 
 def load_pool(pool: Pool, folder: Path, workers: int = 2) -> np.ndarray:
-    """The pool's pictures, [count, S, S, 3] or [count, 2, S, S, 3] uint8, mapped from disk; rendered if not there yet."""
+    """The pool's pictures, [count, 1 or 2, S, S, 3] uint8, mapped from disk; rendered if not there yet."""
     path = folder / f"{pool.name}-{pool.first_seed}-{pool.count}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

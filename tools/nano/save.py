@@ -1,4 +1,4 @@
-"""Writes a trained model as a checkpoint in the published layout: config, generation defaults, vocabulary, safetensors."""
+"""Writes a trained model as a checkpoint in the published layout."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-
-from qwenvl_edge_export.modeling import QwenVL
-
 from tools.nano.model import config_dict, new_model
 from tools.nano.vocabulary import Codec
+
+from qwenvl_edge_export.modeling import QwenVL
 
 GENERATION = {
     "chat_format": "chatml",

@@ -56,6 +56,12 @@ class Scene:
     sign: Sign | None
     background: str
     look: int
+    more_signs: tuple[Sign, ...] = ()  # only in pictures that teach letters
+
+    @property
+    def signs(self) -> tuple[Sign, ...]:
+        """All boards with text."""
+        return ((self.sign,) if self.sign else ()) + self.more_signs
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -99,9 +105,9 @@ def sample_text(rng: random.Random) -> str:
     return rng.choice(WORDS) if rng.random() < 0.7 else str(rng.randrange(10 ** rng.choice((1, 2, 2, 3))))
 
 
-def sample_sign(rng: random.Random, canvas: tuple[int, int], taken: list[Box]) -> Sign | None:
+def sample_sign(rng: random.Random, canvas: tuple[int, int], taken: list[Box], text: str = "") -> Sign | None:
     """A sign large enough that its letters survive the model's resolution."""
-    text = sample_text(rng)
+    text = text or sample_text(rng)
     tilt = rng.choice((0.0, 0.0, rng.uniform(-8, 8)))
     height = rng.uniform(0.17, 0.25) * min(canvas)
     width = min(height * (0.62 * max(len(text), 2) + 0.55), 0.86 * canvas[0])
@@ -151,6 +157,21 @@ def sample_scene(seed: int, things: tuple[int, int] = (1, 5), sign_share: float 
             found.append(thing)
             taken.append(thing.box)
     return Scene(canvas, tuple(found), sign, rng.choice(BACKGROUNDS), rng.randrange(1 << 30))
+
+
+def sample_signs(seed: int) -> Scene:
+    """A picture full of signs with random letters: much to read at once, for the picture side's training."""
+    rng = random.Random(f"signs-{seed}")
+    canvas = rng.choice(CANVASES)
+    taken: list[Box] = []
+    signs: list[Sign] = []
+    for _ in range(8):
+        letters = "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") for _ in range(rng.randint(1, 6)))
+        sign = sample_sign(rng, canvas, taken, letters if rng.random() < 0.6 else "")
+        if sign:
+            signs.append(sign)
+            taken.append(sign.box)
+    return Scene(canvas, (), None, rng.choice(BACKGROUNDS), rng.randrange(1 << 30), tuple(signs))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Dialogues -> token sequences for training.
 
-Many dialogues share the picture in front of them: each is a segment that sees the prefix and itself, with positions that
-go on from the prefix, exactly as if it stood there alone. So a picture is encoded once for half a dozen answers.
+Many dialogues share the picture in front of them: each is a segment that sees the prefix and itself, with positions
+that go on from the prefix, exactly as if it stood there alone. So a picture is encoded once for half a dozen answers.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from tools.nano.tasks import Dialogue
 from tools.nano.vocabulary import SYSTEM, Codec
+from torch import Tensor
 
 LAST_DIGIT_WEIGHT = 0.2  # a thousandth of the picture is a ninth of the model's pixel
 
 
 @dataclass
 class Sequence:
-    """Lists of one length: ids, positions, segment (0 = the prefix), loss weight of the token as an answer, its class."""
+    """Lists of one length: ids, positions, segments (0 = the prefix), loss weights as an answer, classes of tokens."""
 
     ids: list[int]
     positions: list[int]
@@ -88,7 +87,9 @@ class Composer:
                 digit = bool(inside) and token in self.digits
                 last = digit and ids[k + 1] not in self.digits
                 sequence.weights.append(float(answer) * (LAST_DIGIT_WEIGHT if last else 1.0))
-                sequence.classes.append(1 if digit and not last else 2 if dialogue.task in ("read", "ocr") and not inside else 0)
+                sequence.classes.append(
+                    1 if digit and not last else 2 if dialogue.task in ("read", "ocr") and not inside else 0
+                )
             sequence.ids += ids
             sequence.positions += range(count, count + len(ids))
             sequence.segments += [number] * len(ids)
@@ -120,4 +121,6 @@ def collate(sequences: list[Sequence], pad: int) -> Batch:
     def padded(name: str, value: float) -> Tensor:
         return torch.tensor([getattr(s, name) + [value] * (longest - len(s.ids)) for s in sequences])
 
-    return Batch(padded("ids", pad), padded("positions", 0), padded("segments", -1), padded("weights", 0.0), padded("classes", 0))
+    return Batch(
+        padded("ids", pad), padded("positions", 0), padded("segments", -1), padded("weights", 0.0), padded("classes", 0)
+    )

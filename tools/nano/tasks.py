@@ -105,7 +105,9 @@ def ground_all(rng: random.Random, scene: Scene, language: str) -> Dialogue | No
     names: Names = (None, thing.kind) if rng.random() < 0.5 else (thing.colour, None)
     boxes = [t.box for t in matches(scene, names)]
     label = plural(names, language)
-    question = pick(rng, language, ("Find all {it}.", "Where are all {it}?"), ("找出所有{it}。", "所有{it}在哪里?"), it=label)
+    question = pick(
+        rng, language, ("Find all {it}.", "Where are all {it}?"), ("找出所有{it}。", "所有{it}在哪里?"), it=label
+    )
     return Dialogue("ground_all", language, (Turn(question, grounded(label, boxes)),), {"boxes": sorted(boxes)})
 
 
@@ -128,7 +130,9 @@ def refer(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
         return None
     thing = rng.choice(scene.things)
     label = "这个" if language == "zh" else "this"
-    question = pick(rng, language, ("What is {it}?",), ("{it}是什么?",), it=f"<ref>{label}</ref>{box_markup(thing.box)}")
+    question = pick(
+        rng, language, ("What is {it}?",), ("{it}是什么?",), it=f"<ref>{label}</ref>{box_markup(thing.box)}"
+    )
     answer = some(thing, language) + "。" if language == "zh" else sentence(some(thing, language)) + "."
     return Dialogue("refer", language, (Turn(question, answer),), {"text": answer})
 
@@ -175,8 +179,13 @@ def yes_no(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
     thing = rng.choice(scene.things) if holds else None
     names = (thing.colour, thing.kind) if thing else missing_names(rng, scene)
     one = phrase(names, language)
-    question = pick(rng, language, ("Is there {it}?", "Do you see {it}?"), ("有{it}吗?", "图中有{it}吗?"),
-                    it=one if language == "zh" else article(one))
+    question = pick(
+        rng,
+        language,
+        ("Is there {it}?", "Do you see {it}?"),
+        ("有{it}吗?", "图中有{it}吗?"),
+        it=one if language == "zh" else article(one),
+    )
     answer = {"en": ("No.", "Yes."), "zh": ("没有。", "有。")}[language][holds]
     return Dialogue("yes_no", language, (Turn(question, answer),), {"text": answer, "thing": thing})
 
@@ -193,7 +202,9 @@ def side(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
     if abs(gap) < 0.12:
         return None
     a, b = (the(n, language) for n in names)
-    question = pick(rng, language, ("Is {a} to the left or to the right of {b}?",), ("{a}在{b}的左边还是右边?",), a=a, b=b)
+    question = pick(
+        rng, language, ("Is {a} to the left or to the right of {b}?",), ("{a}在{b}的左边还是右边?",), a=a, b=b
+    )
     answer = {"en": ("To the left.", "To the right."), "zh": ("左边。", "右边。")}[language][gap > 0]
     return Dialogue("side", language, (Turn(question, answer),), {"text": answer})
 
@@ -223,7 +234,9 @@ def describe(rng: random.Random, scene: Scene, language: str) -> Dialogue | None
     """A caption."""
     if not scene.things and not scene.sign:
         return None
-    question = pick(rng, language, ("Describe the picture.", "What is in the picture?"), ("描述这张图片。", "图中有什么?"))
+    question = pick(
+        rng, language, ("Describe the picture.", "What is in the picture?"), ("描述这张图片。", "图中有什么?")
+    )
     answer = caption(scene, language)
     return Dialogue("caption", language, (Turn(question, answer),), {"text": answer})
 
@@ -301,7 +314,9 @@ def ground_in(rng: random.Random, scenes: list[Scene], language: str) -> Dialogu
     if not found:
         return None
     label = the(found[0], language)
-    question = pick(rng, language, ("Where is {it} in picture {n}?",), ("图片{n}里的{it}在哪里?",), it=label, n=str(number))
+    question = pick(
+        rng, language, ("Where is {it} in picture {n}?",), ("图片{n}里的{it}在哪里?",), it=label, n=str(number)
+    )
     turn = Turn(question, grounded(label, [found[1].box]))
     return Dialogue("ground_in", language, (turn,), {"boxes": [found[1].box], "picture": number - 1})
 

@@ -13,10 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from qwenvl_edge_export.modeling import QwenVL, rotary_tables
-
 from tools.nano.dense import DenseHeads, targets
 from tools.nano.loop import Loop, normalise
 from tools.nano.model import new_model, optimizers
@@ -25,11 +21,15 @@ from tools.nano.scenes import Change, Scene
 from tools.nano.sequences import Batch, Composer, Sequence, collate
 from tools.nano.tasks import several_dialogues, single_dialogues
 from tools.nano.vocabulary import Codec
+from torch import Tensor, nn
+
+from qwenvl_edge_export.modeling import QwenVL, rotary_tables
 
 BATCH = 8
 DIALOGUES = 7
-DENSE_WEIGHT = 0.1
-ONE, FEW, MANY, PAIRS = range(4)
+DENSE_WEIGHT = 0.15
+SPELLING = 4  # pictures full of signs in every step, for the per-patch targets only
+ONE, FEW, MANY, PAIRS, LETTERS = range(5)
 
 
 class Sampler:
@@ -45,6 +45,11 @@ class Sampler:
         scenes, change = pool.scenes(index)
         return scenes, change, list(store[index])
 
+    def spelling(self, rng: random.Random) -> tuple[list[Scene], list[np.ndarray]]:
+        """Pictures that teach letters."""
+        drawn = [self._scenes(rng, LETTERS) for _ in range(SPELLING)]
+        return [d[0][0] for d in drawn], [d[2][0] for d in drawn]
+
     def draw(self, rng: random.Random, progress: float) -> tuple[Sequence, list[Scene], list[np.ndarray]]:
         """One sequence. Scenes grow from one object to five over the first half of training."""
         grown = min(progress * 2, 1.0)
@@ -59,7 +64,7 @@ class Sampler:
         which = rng.choices((ONE, FEW, MANY), (0.6 - 0.5 * grown, 0.3, 0.1 + 0.5 * grown))[0]
         scenes, _, pictures = self._scenes(rng, which)
         make = self.composer.raw if rng.random() < 0.1 else self.composer.chat
-        tasks = [t for t in ("ground", "ground_all", "read", "kind", "colour")] if make == self.composer.raw else None
+        tasks = ["ground", "ground_all", "read", "kind", "colour"] if make == self.composer.raw else None
         return make(single_dialogues(rng, scenes[0], DIALOGUES, tasks), 1), scenes, pictures
 
 
@@ -101,9 +106,12 @@ def main(folder: Path, steps: int) -> None:
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"language-{step}")
         drawn = [sampler.draw(rng, step / steps) for _ in range(BATCH)]
-        scenes = [scene for _, several, _ in drawn for scene in several]
-        features = model.encode_images(normalise(np.stack([p for _, _, pictures in drawn for p in pictures])))
-        loss, figures = answer_loss(model, collate([s for s, _, _ in drawn], sampler.composer.pad), features)
+        asked = [p for _, _, pictures in drawn for p in pictures]
+        spelt, more = sampler.spelling(rng)
+        scenes = [scene for _, several, _ in drawn for scene in several] + spelt
+        features = model.encode_images(normalise(np.stack([*asked, *more])))
+        batch = collate([s for s, _, _ in drawn], sampler.composer.pad)
+        loss, figures = answer_loss(model, batch, features[: len(asked)])
         labels, boxes = (torch.from_numpy(np.stack(t)) for t in zip(*map(targets, scenes), strict=True))
         dense, _ = module["heads"](features, labels, boxes)
         return loss + DENSE_WEIGHT * dense, {"answers": float(loss.detach()), **figures}

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from tools.nano.dense import DenseHeads, targets
 from tools.nano.loop import Loop, normalise
 from tools.nano.model import new_model, optimizers
 from tools.nano.pools import TRAINING, load_pool
+from torch import Tensor, nn
 
 BATCH = 16
 
@@ -23,7 +22,7 @@ def main(folder: Path, steps: int) -> None:
     module = nn.ModuleDict({"visual": visual, "heads": DenseHeads(visual.proj.shape[0])})
     loop = Loop("vision", folder, module, optimizers([visual, module["heads"]], 0.0015, 0.0007), steps)
     pools = [(pool, load_pool(pool, folder)) for pool in TRAINING]
-    shares = np.array([0.2, 0.25, 0.45, 0.1])
+    shares = np.array([0.1, 0.15, 0.3, 0.05, 0.4])
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((1, step))

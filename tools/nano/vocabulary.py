@@ -6,13 +6,13 @@ What stands on signs is left out, so that words in pictures are read letter by l
 from __future__ import annotations
 
 import base64
+import itertools
 import random
 import re
 from collections import Counter
 from pathlib import Path
 
 import tiktoken
-
 from tools.nano.phrases import COLOUR_ZH, KIND_ZH
 from tools.nano.scenes import COLOURS, KINDS, WORDS, change_scene, sample_scene
 from tools.nano.tasks import Dialogue, several_dialogues, single_dialogues
@@ -25,14 +25,15 @@ SYSTEM = "You are a helpful assistant."
 WORDS_ZH = (  # Chinese is cut into these before merges are learnt; a run of characters has no spaces to cut at
     *COLOUR_ZH.values(),
     *KIND_ZH.values(),
-    *"东西 哪里 找出 指出 所有 什么 颜色 物体 几个 图中 图片 没有 牌子 写着 左边 右边 还是 变成了 变化 不同 不见了 多了".split(),
+    *"东西 哪里 找出 指出 所有 什么 颜色 物体 几个 图中 图片 没有 牌子".split(),
+    *"写着 左边 右边 还是 变成了 变化 不同 不见了 多了".split(),
     *"描述 这张 哪张 两张 一样 这个 坐标 文字 识别 读出".split(),
 )
 ZH = re.compile("|".join((*WORDS_ZH, "[\u4e00-\u9fff]")))
 COMMON = (  # words that users are likely to write beside the generator's own
     "the a an is are was of to in on at and or not it this that what where which who how many much there here can you "
-    "please show me tell find see look left right top bottom big small large little near next behind front picture image "
-    "photo text word number read say says yes no"
+    "please show me tell find see look left right top bottom big small large little near next behind front picture "
+    "image photo text word number read say says yes no"
 ).split()
 
 
@@ -63,7 +64,7 @@ def learn(texts: list[str], ranks: int) -> list[bytes]:
     while len(tokens) < ranks:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, n in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += n
         if not pairs:
             break
