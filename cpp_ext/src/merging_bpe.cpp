@@ -1,4 +1,4 @@
-#include "qwenvl/bpe.hpp"
+#include "qwenvl/merging_bpe.hpp"
 
 #include <algorithm>
 #include <functional>
@@ -106,11 +106,8 @@ private:
 
 }  // namespace
 
-void encode_piece(const Vocabulary& vocabulary, std::string_view piece, std::vector<TokenId>& ids) {
-    const TokenId whole = piece.size() <= vocabulary.longest_token() ? vocabulary.find(piece) : kNoToken;
-    if (whole != kNoToken) {
-        ids.push_back(whole);
-    } else if (piece.size() < kHeapFrom) {
+void merge_piece(const Vocabulary& vocabulary, std::string_view piece, std::vector<TokenId>& ids) {
+    if (piece.size() < kHeapFrom) {
         thread_local std::vector<Part> parts;
         ShortMerger(vocabulary, piece).run(parts, ids);
     } else {

@@ -1,9 +1,24 @@
 #include "qwenvl/pretokenizer.hpp"
 
+#include <array>
+
 #include "qwenvl/unicode.hpp"
 
 namespace qwenvl {
 namespace {
+
+constexpr std::array<CharClass, 128> make_ascii_classes() {
+    std::array<CharClass, 128> classes{};
+    for (unsigned c = 0; c < 128; ++c) {
+        const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'), digit = c >= '0' && c <= '9';
+        const bool space = c == ' ' || (c >= '\t' && c <= '\r');
+        classes[c] = letter ? kLetter : digit ? kNumber : space ? kSpace : kOther;
+    }
+    return classes;
+}
+
+// The beginning of kCharClasses, which the compiler can see.
+constexpr auto kAsciiClasses = make_ascii_classes();
 
 struct Scanner {
     const unsigned char* text;
@@ -15,6 +30,7 @@ struct Scanner {
     };
 
     Char at(std::size_t pos) const {
+        if (text[pos] < 0x80) return {kAsciiClasses[text[pos]], 1};
         const CodePoint point = decode_utf8(text + pos);
         return {static_cast<CharClass>(kCharClasses[point.value]), point.length};
     }

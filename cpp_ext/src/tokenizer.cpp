@@ -2,16 +2,13 @@
 
 #include <stdexcept>
 
-#include "qwenvl/bpe.hpp"
+#include "qwenvl/merging_bpe.hpp"
 #include "qwenvl/pretokenizer.hpp"
 #include "qwenvl/unicode.hpp"
 
 namespace qwenvl {
-namespace {
-
-// Calls use(ids) after each piece or special token until it returns false; the ids are the new ones only.
 template <typename Use>
-void for_each_piece(const Vocabulary& vocabulary, std::string_view text, const SpecialMatcher& allowed, Use use) {
+void Tokenizer::for_each_piece(std::string_view text, const SpecialMatcher& allowed, Use use) const {
     std::vector<TokenId> ids;
     for (std::size_t start = 0; start < text.size();) {
         const auto [plain_end, special] = allowed.find(text, start);
@@ -19,7 +16,7 @@ void for_each_piece(const Vocabulary& vocabulary, std::string_view text, const S
         for (std::size_t at = 0; at < plain.size();) {
             const std::size_t end = next_piece_end(plain, at);
             ids.clear();
-            encode_piece(vocabulary, plain.substr(at, end - at), ids);
+            encode_piece(plain, at, end, ids);
             if (!use(ids)) return;
             at = end;
         }
@@ -30,10 +27,30 @@ void for_each_piece(const Vocabulary& vocabulary, std::string_view text, const S
     }
 }
 
-}  // namespace
-
 Tokenizer::Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken> special_tokens)
-    : vocabulary_(vocabulary_file), special_tokens_(std::move(special_tokens), vocabulary_.size()) {}
+    : vocabulary_(vocabulary_file),
+      words_(vocabulary_),
+      linear_(LinearBpe::make(vocabulary_)),
+      special_tokens_(std::move(special_tokens), vocabulary_.size()) {}
+
+inline void Tokenizer::encode_piece(std::string_view text, std::size_t start, std::size_t end,
+                                    std::vector<TokenId>& ids) const {
+    const std::size_t size = end - start;
+    const std::string_view piece = text.substr(start, size);
+    TokenId whole = kNoToken;
+    if (size <= WordTable::kLongest) {
+        whole = words_.find(piece.data(), size, text.size() - start);
+    } else if (linear_ == nullptr && size <= vocabulary_.longest_token()) {
+        whole = vocabulary_.find(piece);
+    }
+    if (whole != kNoToken) {
+        ids.push_back(whole);
+    } else if (linear_) {
+        linear_->encode(piece, ids);  // finds longer tokens with its first step
+    } else {
+        merge_piece(vocabulary_, piece, ids);
+    }
+}
 
 void Tokenizer::encode(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids) const {
     for (std::size_t start = 0; start < text.size();) {
@@ -41,7 +58,7 @@ void Tokenizer::encode(std::string_view text, const SpecialMatcher& allowed, std
         const std::string_view plain = text.substr(start, plain_end - start);
         for (std::size_t at = 0; at < plain.size();) {
             const std::size_t end = next_piece_end(plain, at);
-            encode_piece(vocabulary_, plain.substr(at, end - at), ids);
+            encode_piece(plain, at, end, ids);
             at = end;
         }
         if (special == nullptr) break;
@@ -52,7 +69,7 @@ void Tokenizer::encode(std::string_view text, const SpecialMatcher& allowed, std
 
 std::size_t Tokenizer::count(std::string_view text, const SpecialMatcher& allowed) const {
     std::size_t total = 0;
-    for_each_piece(vocabulary_, text, allowed, [&](const std::vector<TokenId>& ids) {
+    for_each_piece(text, allowed, [&](const std::vector<TokenId>& ids) {
         total += ids.size();
         return true;
     });
@@ -62,7 +79,7 @@ std::size_t Tokenizer::count(std::string_view text, const SpecialMatcher& allowe
 std::size_t Tokenizer::truncate(std::string_view text, const SpecialMatcher& allowed, std::size_t limit) const {
     std::vector<std::size_t> ends{0};  // byte where each of the first `limit` tokens ends
     bool whole = true;
-    for_each_piece(vocabulary_, text, allowed, [&](const std::vector<TokenId>& ids) {
+    for_each_piece(text, allowed, [&](const std::vector<TokenId>& ids) {
         for (TokenId id : ids) {
             whole = ends.size() <= limit;
             if (!whole) return false;

@@ -1,4 +1,4 @@
-// Byte-pair merging of one piece, lowest rank first, leftmost among equals.
+// Byte-pair merging of one piece as it is defined: lowest rank first, leftmost among equals. Right for every vocabulary.
 #pragma once
 
 #include <string_view>
@@ -9,6 +9,6 @@
 namespace qwenvl {
 
 // Appends the ids of `piece` (any bytes, not empty). O(n log n); working memory is kept per thread.
-void encode_piece(const Vocabulary& vocabulary, std::string_view piece, std::vector<TokenId>& ids);
+void merge_piece(const Vocabulary& vocabulary, std::string_view piece, std::vector<TokenId>& ids);
 
 }  // namespace qwenvl

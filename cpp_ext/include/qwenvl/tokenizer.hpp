@@ -1,12 +1,15 @@
 // Text to ids and back: special tokens, split pattern, byte-pair merging. Immutable, safe to share between threads.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "qwenvl/linear_bpe.hpp"
 #include "qwenvl/special_tokens.hpp"
 #include "qwenvl/vocabulary.hpp"
+#include "qwenvl/word_table.hpp"
 
 namespace qwenvl {
 
@@ -31,7 +34,15 @@ public:
     std::string decode(const std::vector<std::int64_t>& ids) const;
 
 private:
+    void encode_piece(std::string_view text, std::size_t start, std::size_t end, std::vector<TokenId>& ids) const;
+
+    // Calls use(ids) after each piece or special token until it returns false; the ids are the new ones only.
+    template <typename Use>
+    void for_each_piece(std::string_view text, const SpecialMatcher& allowed, Use use) const;
+
     Vocabulary vocabulary_;
+    WordTable words_;
+    std::unique_ptr<LinearBpe> linear_;  // null: the vocabulary needs merging
     SpecialTokens special_tokens_;
 };
 

@@ -1,0 +1,95 @@
+// Whole words to tokens with one memory access: the bytes lie in the slot, not behind an index.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+#include <vector>
+
+#include "qwenvl/hash.hpp"
+#include "qwenvl/vocabulary.hpp"
+
+namespace qwenvl {
+
+class WordTable {
+public:
+    static constexpr std::size_t kLongest = 16;
+
+    explicit WordTable(const Vocabulary& vocabulary);
+
+    // Token with exactly these bytes, at most kLongest, or kNoToken. `readable`: bytes that may be read from `word` on.
+    TokenId find(const char* word, std::size_t size, std::size_t readable) const {
+        const Key key = load(word, size, readable);
+        return size <= 8 ? short_.find(key) : long_.find(key);
+    }
+
+private:
+    struct Key {
+        std::uint64_t low, high;
+        std::uint32_t size;
+    };
+
+    struct ShortSlot {
+        std::uint64_t low;
+        TokenId id;
+        std::uint32_t size;
+
+        bool holds(const Key& key) const { return low == key.low && size == key.size; }
+    };
+
+    struct LongSlot {
+        std::uint64_t low, high;
+        TokenId id;
+        std::uint32_t size;
+
+        bool holds(const Key& key) const { return low == key.low && high == key.high && size == key.size; }
+    };
+
+    template <typename Slot>
+    struct Table {
+        std::vector<Slot> slots;
+        std::size_t mask = 0;
+
+        void resize(std::size_t count) {
+            std::size_t capacity = 16;
+            while (capacity < 2 * count) capacity *= 2;
+            slots.assign(capacity, Slot{});
+            mask = capacity - 1;
+        }
+
+        // A slot without a size is empty.
+        std::size_t place(const Key& key) const {
+            const std::uint64_t hash = fold_multiply(key.low ^ 0x9E3779B97F4A7C15u, key.high + key.size + 0xD6E8FEB86659FD93u);
+            std::size_t at = hash & mask;
+            while (slots[at].size != 0 && !slots[at].holds(key)) at = (at + 1) & mask;
+            return at;
+        }
+
+        TokenId find(const Key& key) const {
+            const Slot& slot = slots[place(key)];
+            return slot.size != 0 ? slot.id : kNoToken;
+        }
+    };
+
+    static std::uint64_t first_bytes(const char* data, std::size_t size, std::size_t readable) {
+        if (readable < 8) return load_tail(data, size);
+        std::uint64_t word;
+        std::memcpy(&word, data, 8);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        return size == 8 ? word : word & ~(~std::uint64_t{0} >> (8 * size));
+#else
+        return word & (~std::uint64_t{0} >> (64 - 8 * size));
+#endif
+    }
+
+    static Key load(const char* word, std::size_t size, std::size_t readable) {
+        const auto count = static_cast<std::uint32_t>(size);
+        if (size <= 8) return {first_bytes(word, size, readable), 0, count};
+        return {first_bytes(word, 8, readable), first_bytes(word + 8, size - 8, readable - 8), count};
+    }
+
+    Table<ShortSlot> short_;
+    Table<LongSlot> long_;
+};
+
+}  // namespace qwenvl
