@@ -1,74 +1,111 @@
-"""One sequence through the decoder: embed, prefill, then a token at a time, on buffers reserved beforehand."""
+"""One sequence through the decoder: find what is computed already, prefill the rest in chunks, then step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.cache_pool import CachePool, Slot
+from qwenvl_edge.prefix import content_keys
 from qwenvl_edge.prompt import Prompt
+from qwenvl_edge.sequence import Sequence
 
 FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 
 
 class SequenceDecoder:
-    """Knows token ids and features, nothing of text.
+    """Knows token ids and features, nothing of text. Use: begin, load, prefill until it returns logits, then step.
 
-    capacity: tokens that fit. tokens: the ids so far, int64 [length], prompt included.
+    capacity: tokens that fit. sequence: the ids so far. reused: tokens of the prompt that were computed before.
     """
 
-    def __init__(self, backend: Backend, embedding: FloatArray, *, capacity: int, decodable: int) -> None:
+    sequence: Sequence
+
+    def __init__(
+        self,
+        backend: Backend,
+        embedding: FloatArray,
+        *,
+        capacity: int,
+        decodable: int,
+        image_tokens: int,
+        chunk: int,
+        memory_bytes: int,
+    ) -> None:
         self._backend = backend
         self._embedding = embedding
         self._decodable = decodable
-        self._cache = backend.new_cache(1, capacity)
-        self._ids = np.empty(capacity + 1, np.int64)
-        self._embeds = np.empty((1, capacity, embedding.shape[1]), np.float32)
+        self._image_tokens = image_tokens
+        self._pool = CachePool(backend, capacity=capacity, memory_bytes=memory_bytes)
+        self._embeds = np.empty((1, chunk, embedding.shape[1]), np.float32)
         self._positions = np.arange(capacity, dtype=np.int64)[None]
         self._write_index = np.zeros(1, np.int64)
-        self._logits_index = np.zeros((1, 1), np.int64)
-        self._length = 0
+        self._wanted = np.arange(chunk, dtype=np.int64)[None]
+        self._chunk = chunk
+        self._slot: Slot
+        self._spans: list[tuple[int, FloatArray]] = []
+        self.reused = 0
         self.capacity = capacity
 
-    @property
-    def tokens(self) -> IntArray:
-        """The ids so far (a view)."""
-        return self._ids[: self._length]
+    def begin(self, prompt: Prompt) -> list[int]:
+        """Start a sequence behind its longest computed prefix; return the pictures whose features are wanted."""
+        self._slot = self._pool.take(content_keys(prompt, self._image_tokens))
+        self.sequence = Sequence(prompt.ids, self.capacity)
+        self.reused = self._slot.cache.length
+        self._spans = []
+        return [i for i, start in enumerate(prompt.image_starts) if start + self._image_tokens > self.reused]
 
-    @property
-    def full(self) -> bool:
-        """Whether there is no room for another token in the cache."""
-        return self._length > self.capacity
+    def load(self, prompt: Prompt, features: Mapping[int, FloatArray]) -> None:
+        """Take the features [Q, H] of the pictures that `begin` asked for."""
+        self._spans = [(prompt.image_starts[i], rows) for i, rows in features.items()]
 
-    def prefill(self, prompt: Prompt, features: Sequence[FloatArray]) -> FloatArray:
-        """Start over with a prompt and its pictures' features [Q, H]; return the logits [V] after its last token."""
-        self._cache.reset(len(prompt.ids))
-        self._length = len(prompt.ids)
-        self._ids[: self._length] = prompt.ids
-        embeds = self._embeds[:, : self._length]
-        np.take(self._embedding, prompt.ids, axis=0, out=embeds[0], mode="clip")
-        for start, rows in zip(prompt.image_starts, features, strict=True):
-            embeds[0, start : start + len(rows)] = rows
-        return self._decode(embeds, 0)
+    def prefill(self) -> FloatArray | None:
+        """Compute the next chunk of the prompt; return the logits [V] after its last token once it is through."""
+        start = self._slot.cache.length
+        end = min(start + self._chunk, self.sequence.prompt_length)
+        embeds = self._embed(self.sequence.tokens[start:end])
+        for first, rows in self._spans:
+            low, high = max(first, start), min(first + len(rows), end)
+            if low < high:
+                embeds[0, low - start : high - start] = rows[low - first : high - first]
+        if end < self.sequence.prompt_length:
+            self._decode(embeds, 0)
+            return None
+        logits: FloatArray = self._decode(embeds, 1)[0]
+        return logits
 
     def append(self, token: int) -> None:
         """Add a sampled token to the sequence, without computing it yet."""
-        self._ids[self._length] = token
-        self._length += 1
+        self._slot.keys[len(self.sequence)] = token
+        self.sequence.append(token)
 
     def step(self) -> FloatArray:
         """Compute the token appended last; return the logits [V] after it."""
-        embeds = self._embeds[:, :1]
-        embeds[0, 0] = self._embedding[self._ids[self._length - 1]]
-        return self._decode(embeds, self._length - 1)
+        logits: FloatArray = self._decode(self._embed(self.sequence.tokens[-1:]), 1)[0]
+        return logits
 
-    def _decode(self, embeds: FloatArray, start: int) -> FloatArray:
-        count = embeds.shape[1]
-        self._write_index[0] = start
-        self._logits_index[0, 0] = count - 1
+    def forget(self) -> None:
+        """Drop everything computed."""
+        self._pool.forget()
+
+    def _embed(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
+        embeds = self._embeds[:, : len(tokens)]
+        np.take(self._embedding, tokens, axis=0, out=embeds[0], mode="clip")
+        return embeds
+
+    def _decode(self, embeds: FloatArray, wanted: int) -> FloatArray:
+        """Compute embeds [1, T, H] behind what the cache holds; logits [wanted, V] of the last `wanted` tokens."""
+        cache, count = self._slot.cache, embeds.shape[1]
+        start = self._write_index[0] = cache.length
         positions = self._positions[:, start : start + count]
-        logits = self._backend.decode(self._cache, embeds, positions, self._write_index, self._logits_index)
-        return logits[0, 0, : self._decodable]
+        try:
+            logits = self._backend.decode(
+                cache, embeds, positions, self._write_index, self._wanted[:, count - wanted : count]
+            )
+        except BaseException:
+            cache.truncate(0)  # what it holds now is not known
+            raise
+        return logits[0, :, : self._decodable]

@@ -59,11 +59,15 @@ class QwenVLEngine:
         max_context: capacity of the KV cache in tokens, prompt and answer; None takes the model's maximum.
         backend: "auto" or "onnxruntime", or an opened Backend.
         channel_order: the channel order of picture arrays, "rgb" or "bgr".
+        prefill_chunk: tokens of a prompt that are computed at once; bounds what a cancellation waits for.
+        cache_memory_mb: memory for KV caches of recent conversations, whose computed prefixes are continued; at least
+            the current one is kept.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
         BackendError: the backend is unknown or cannot run the bundle.
         ContextError: max_context is out of range.
+        QwenVLError: prefill_chunk or cache_memory_mb is less than 1.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class QwenVLEngine:
         max_context: int | None = None,
         backend: Backend | str = "auto",
         channel_order: ChannelOrder = "rgb",
+        prefill_chunk: int = 256,
+        cache_memory_mb: int = 512,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
@@ -89,7 +95,13 @@ class QwenVLEngine:
         opened = backend if isinstance(backend, Backend) else _open_backend(backend, self.bundle, threads)
         self._features = FeatureCache(opened, self._family.preprocessing(model.image_size), _KEPT_FEATURES)
         self._decoder = SequenceDecoder(
-            opened, self.bundle.embedding, capacity=self.max_context, decodable=self._family.decodable
+            opened,
+            self.bundle.embedding,
+            capacity=self.max_context,
+            decodable=self._family.decodable,
+            image_tokens=model.image_tokens,
+            chunk=min(_check_positive("prefill_chunk", prefill_chunk), self.max_context),
+            memory_bytes=_check_positive("cache_memory_mb", cache_memory_mb) << 20,
         )
         self._lock = threading.Lock()
         self._owner: int | None = None
@@ -154,6 +166,12 @@ class QwenVLEngine:
         request = _Request(prompt, options, (), parts, lead, False, time.perf_counter() - started)
         return Stream(lambda cancelled: self._answer(request, cancelled)).finish()
 
+    def forget(self) -> None:
+        """Drop everything kept from earlier answers: computed prefixes and pictures' features."""
+        with self._exclusive():
+            self._decoder.forget()
+            self._features.forget()
+
     def _open_tokenizer(self) -> Tokenizer:
         path = self.bundle.file(self.bundle.manifest.tokenizer)
         self._family.check_vocabulary(path, self.bundle.manifest.model.vocab_size)
@@ -211,10 +229,11 @@ class QwenVLEngine:
         """Compute an answer, yielding its text as it comes."""
         with self._exclusive():
             clock = time.perf_counter()
-            features, encoded = self._features.encode(request.prompt.pictures)
+            encoded = self._begin(request.prompt)
             image_s = time.perf_counter() - clock
             clock = time.perf_counter()
-            logits = self._decoder.prefill(request.prompt, features)
+            while (logits := self._decoder.prefill()) is None:
+                pass
             prefill_s = time.perf_counter() - clock
             writer = self._writer(request)
             run = Generation(self._decoder, writer, request.options, logits)
@@ -228,12 +247,20 @@ class QwenVLEngine:
             ttft_ms=(request.prepare_s + image_s + prefill_s + run.first_s) * 1e3,
             token_ms=tuple(run.token_ms),
             prompt_tokens=len(request.prompt.ids),
+            reused_tokens=self._decoder.reused,
             image_tokens=self._family.image_tokens * len(request.prompt.pictures),
             new_tokens=run.new_tokens,
             images_encoded=encoded,
             history_turns_dropped=len(request.history) - request.prompt.turns,
         )
         return self._reply(request, writer, run.finish_reason or "cancelled", stats)
+
+    def _begin(self, prompt: Prompt) -> int:
+        """Encode the pictures that no computed prefix covers; return how many were not found in the feature cache."""
+        wanted = self._decoder.begin(prompt)
+        features, encoded = self._features.encode([prompt.pictures[i] for i in wanted])
+        self._decoder.load(prompt, dict(zip(wanted, features, strict=True)))
+        return encoded
 
     def _writer(self, request: _Request) -> AnswerWriter:
         family = self._family
@@ -283,6 +310,12 @@ def _check_capacity(wanted: int | None, maximum: int) -> int:
     if not 1 <= wanted <= maximum:
         raise ContextError(f"max_context is {wanted:,}; the model takes 1 to {maximum:,} tokens.")
     return wanted
+
+
+def _check_positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise QwenVLError(f"{name} is {value!r}; give a whole number of at least 1.")
+    return value
 
 
 def _open_backend(name: str, bundle: Bundle, threads: int | None) -> Backend:

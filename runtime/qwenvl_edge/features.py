@@ -24,6 +24,10 @@ class FeatureCache:
         self._capacity = capacity
         self._kept: OrderedDict[str, FloatArray] = OrderedDict()
 
+    def forget(self) -> None:
+        """Drop all features."""
+        self._kept.clear()
+
     def encode(self, pictures: Sequence[Picture]) -> tuple[list[FloatArray], int]:
         """Return the features [Q, H] of every picture and how many pictures had to be encoded for it."""
         missing = list({p.digest: p for p in pictures if p.digest not in self._kept}.values())

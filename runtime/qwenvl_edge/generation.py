@@ -47,7 +47,7 @@ class Generation:
         return piece
 
     def _take(self, logits: npt.NDArray[np.float32]) -> str:
-        token = self._sampler.sample(logits, self._decoder.tokens)
+        token = self._sampler.sample(logits, self._decoder.sequence.tokens)
         self._decoder.append(token)
         self.new_tokens += 1
         piece, stopped = self._writer.push(token)
@@ -55,6 +55,6 @@ class Generation:
             self.finish_reason = "stop"
         elif self.new_tokens >= self._limit:
             self.finish_reason = "length"
-        elif self._decoder.full:
+        elif self._decoder.sequence.full:
             self.finish_reason = "context"
         return piece

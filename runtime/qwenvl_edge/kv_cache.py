@@ -35,6 +35,11 @@ def rope_tables(capacity: int, head_dim: int, base: float, alpha: float) -> tupl
     return np.cos(angles), np.sin(angles)
 
 
+def cache_bytes(model: ModelInfo, capacity: int) -> int:
+    """Memory of one row of float32 keys and values with room for `capacity` tokens."""
+    return 8 * model.num_layers * model.num_kv_heads * model.head_dim * capacity
+
+
 class KVCache:
     """Keys and values of `batch` rows with room for `capacity` tokens each.
 
@@ -53,8 +58,18 @@ class KVCache:
         self.rope_sin: FloatArray
         self.reset(1)
 
-    def reset(self, prefill_length: int) -> None:
-        """Empty the cache and choose the rotary tables for a prompt of `prefill_length` tokens.
+    def alpha_for(self, prefill_length: int) -> float:
+        """The dynamic-NTK factor that a prompt of `prefill_length` tokens needs."""
+        return ntk_alpha(prefill_length, self.model.seq_length) if self.model.use_dynamic_ntk else 1.0
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens at most."""
+        self.length = min(self.length, length)
+
+    def reset(self, prefill_length: int, *, keep: int = 0) -> None:
+        """Keep the first `keep` tokens and choose the rotary tables for a prompt of `prefill_length` tokens.
+
+        Nothing is kept where the tables change, since keys are cached after rotary embedding.
 
         Raises:
             ContextError: the prompt is longer than the capacity.
@@ -64,9 +79,10 @@ class KVCache:
                 f"the prompt has {prefill_length:,} tokens, {prefill_length - self.capacity:,} more than the KV cache "
                 f"holds ({self.capacity:,}); shorten it or open a larger cache."
             )
-        self.length = 0
-        alpha = ntk_alpha(prefill_length, self.model.seq_length) if self.model.use_dynamic_ntk else 1.0
+        self.truncate(keep)
+        alpha = self.alpha_for(prefill_length)
         if alpha != self.ntk_alpha:
+            self.length = 0
             self.ntk_alpha = alpha
             self.rope_cos, self.rope_sin = rope_tables(
                 self.capacity, self.model.head_dim, self.model.rope_base, self.ntk_alpha

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, check_pixels, check_tokens
+from qwenvl_edge.backends.base import Backend, check_copy, check_pixels, check_tokens
 from qwenvl_edge.bundle import (
     Bundle,
     EmbeddingInfo,
@@ -75,18 +75,35 @@ def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qw
     return Bundle(folder, manifest)
 
 
+class ScriptedCache(KVCache):
+    """Remembers the embeddings that it was filled with and counts its prompts."""
+
+    def __init__(self, model, *, batch, capacity):
+        self.rows = np.zeros((capacity, model.hidden_size), np.float32)
+        self.prompt = 0
+        super().__init__(model, batch=batch, capacity=capacity)
+
+    def reset(self, prefill_length, **options):
+        super().reset(prefill_length, **options)
+        self.prompt = prefill_length
+
+
 class ScriptedBackend(Backend):
-    """Checks what the engine passes and makes the next scripted token the likeliest; records prompts and pictures."""
+    """Checks what the engine passes and makes the next scripted token the likeliest; records prompts and pictures.
+
+    What a cache holds is what was decoded into it: prompts are read back from there, reused prefixes included.
+    """
 
     def __init__(self, *answers: str | list[int], model=MODEL):
         self.model = model
         self._answers = [ids(answer) if isinstance(answer, str) else answer for answer in answers]
-        self._rest: list[int] = []
+        self._script: list[int] = []
         self.prompts: list[np.ndarray] = []
         self.encoded = 0
         self.steps = 0
         self.runner_up: int | None = None  # a second likely token, which the sampler may prefer
         self.taken: list[int] = []
+        self.chunks: list[int] = []  # tokens of each prefill call
 
     def encode_images(self, pixel_values):
         check_pixels(self.model, pixel_values)
@@ -95,7 +112,12 @@ class ScriptedBackend(Backend):
         return np.broadcast_to(mean, (len(mean), self.model.image_tokens, self.model.hidden_size)).astype(np.float32)
 
     def new_cache(self, batch, capacity):
-        return KVCache(self.model, batch=batch, capacity=capacity)
+        return ScriptedCache(self.model, batch=batch, capacity=capacity)
+
+    def copy_cache(self, source, target, tokens, *, row=0):
+        check_copy(source, target, tokens, row)
+        target.rows[:tokens] = source.rows[:tokens]
+        target.length = max(target.length, tokens)
 
     def decode(self, cache, inputs_embeds, position_ids, write_indices, logits_indices):
         check_tokens(
@@ -108,22 +130,33 @@ class ScriptedBackend(Backend):
         )
         start, count = int(write_indices[0]), inputs_embeds.shape[1]
         assert position_ids[0].tolist() == list(range(start, start + count))
-        assert logits_indices.tolist() == [[count - 1]]
-        if start == 0:
-            self.prompts.append(inputs_embeds[0].copy())
-            self._rest = list(self._answers.pop(0))
-        else:
-            assert start == cache.length and count == 1
-            self.taken.append(int(inputs_embeds[0, 0, 0]) // self.model.hidden_size)
-            assert self.runner_up is not None or self.taken[-1] == self._last
-        self.steps += 1
+        assert start == cache.length
+        cache.rows[start : start + count] = inputs_embeds[0]
         cache.length = start + count
-        self._last = self._rest.pop(0)
-        logits = np.zeros((1, 1, self.model.vocab_size), np.float32)
-        if self.runner_up is not None:
-            logits[0, 0, self.runner_up] = 0.9
-        logits[0, 0, self._last] = 1.0
-        logits[0, 0, FAMILY.decodable :] = 9.0  # unused rows, never to be chosen
+        if cache.length < cache.prompt:
+            assert logits_indices.shape == (1, 0)
+            self.chunks.append(count)
+            return np.zeros((1, 0, self.model.vocab_size), np.float32)
+        if start < cache.prompt:
+            assert logits_indices.tolist() == [[count - 1]]
+            self.chunks.append(count)
+            self.prompts.append(cache.rows[: cache.prompt].copy())
+            self._script = list(self._answers.pop(0))
+        else:
+            assert count == 1
+            self.taken.append(int(inputs_embeds[0, 0, 0]) // self.model.hidden_size)
+            assert self.runner_up is not None or self.taken[-1] == self._script[start - cache.prompt]
+        self.steps += 1
+        return self._logits([start + int(i) + 1 - cache.prompt for i in logits_indices[0]])
+
+    def _logits(self, places):
+        """Logits [1, K, V] that make the scripted tokens at `places` the likeliest."""
+        logits = np.zeros((1, len(places), self.model.vocab_size), np.float32)
+        for row, place in zip(logits[0], places, strict=True):
+            if self.runner_up is not None:
+                row[self.runner_up] = 0.9
+            row[self._script[place]] = 1.0
+            row[FAMILY.decodable :] = 9.0  # unused rows, never to be chosen
         return logits
 
     def prompt_ids(self, index: int = -1) -> list[int]:
@@ -133,9 +166,9 @@ class ScriptedBackend(Backend):
         return [int(value) // self.model.hidden_size if ok else -1 for value, ok in zip(first, whole, strict=True)]
 
 
-def engine(folder: Path, *answers, model=None, generation=None, max_context=None):
+def engine(folder: Path, *answers, model=None, generation=None, **options):
     """An engine over scripted answers, and its backend."""
     model = dataclasses.replace(MODEL, **(model or {}))
     bundle = write_bundle(folder, model=model, generation=dataclasses.replace(GENERATION, **(generation or {})))
     backend = ScriptedBackend(*answers, model=model)
-    return QwenVLEngine(bundle, backend=backend, max_context=max_context), backend
+    return QwenVLEngine(bundle, backend=backend, **options), backend

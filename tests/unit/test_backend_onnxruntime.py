@@ -170,3 +170,38 @@ def test_a_graph_that_cannot_be_loaded(tiny_bundle, tmp_path):
     bundle = Bundle(tmp_path, dataclasses.replace(tiny_bundle.manifest, files=files))
     with pytest.raises(BackendError, match=r"could not load .*vision.onnx.*Unheard"):
         OnnxRuntimeBackend(bundle)
+
+
+def test_a_copied_prefix_continues_like_the_original(backend):
+    source, target = backend.new_cache(1, 16), backend.new_cache(2, 8)
+    for cache in (source, target):
+        cache.reset(8)
+    rows = np.random.default_rng(0).normal(size=(1, 5, HIDDEN)).astype(np.float32)
+    backend.decode(source, rows, np.arange(5)[None], np.zeros(1, np.int64), np.zeros((1, 0), np.int64))
+    backend.copy_cache(source, target, 3, row=1)
+    backend.copy_cache(source, target, 4, row=0)
+    assert target.length == 4
+    token = np.ones((1, 1, HIDDEN), np.float32)
+    expected = [
+        backend.decode(source, token, np.array([[start]]), np.array([start]), np.zeros((1, 1), np.int64))[0]
+        for start in (4, 3)
+    ]
+    found = backend.decode(
+        target, np.repeat(token, 2, 0), np.array([[4], [3]]), np.array([4, 3]), np.zeros((2, 1), np.int64)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_caches_that_do_not_fit_are_not_copied(backend):
+    source, target = backend.new_cache(1, 8), backend.new_cache(1, 2)
+    backend.decode(source, **call())
+    with pytest.raises(BackendError, match="3 tokens of a cache that holds 3 into one of 2"):
+        backend.copy_cache(source, target, 3)
+    with pytest.raises(BackendError, match="into row 1"):
+        backend.copy_cache(source, target, 1, row=1)
+    with pytest.raises(BackendError, match="of batch 2"):
+        backend.copy_cache(backend.new_cache(2, 8), target, 0)
+    longer = backend.new_cache(1, 4096)
+    longer.reset(4096)
+    with pytest.raises(BackendError, match="factor 3"):
+        backend.copy_cache(source, longer, 1)

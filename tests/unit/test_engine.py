@@ -354,5 +354,5 @@ def test_features_of_many_pictures_are_kept_within_limits(tmp_path):
     pictures = [np.full((2, 2), shade, np.uint8) for shade in range(20)]
     assert qwen.chat("hi", images=pictures + pictures[:1]).stats.images_encoded == 20
     assert qwen.chat("hi", images=pictures[-2:]).stats.images_encoded == 0
-    assert qwen.chat("hi", images=pictures[:1]).stats.images_encoded == 1
+    assert qwen.chat("hi", images=pictures[:1], system="another").stats.images_encoded == 1
     assert backend.encoded == 21

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qwenvl_edge.bundle import ModelInfo
 from qwenvl_edge.errors import ContextError
-from qwenvl_edge.kv_cache import KVCache, ntk_alpha, rope_tables
+from qwenvl_edge.kv_cache import KVCache, cache_bytes, ntk_alpha, rope_tables
 
 MODEL = ModelInfo(
     hidden_size=128,
@@ -64,6 +64,22 @@ def test_alpha_is_chosen_by_the_prompt_and_kept():
     cache.reset(10)
     assert cache.ntk_alpha == 1.0
     np.testing.assert_array_equal(cache.rope_cos, plain)
+
+
+def test_a_kept_prefix_survives_only_the_same_tables():
+    cache = KVCache(MODEL, batch=1, capacity=64)
+    cache.reset(16)
+    cache.length = 16
+    cache.reset(12, keep=10)
+    assert cache.length == 10
+    cache.reset(12, keep=40)
+    assert cache.length == 10  # what is not there cannot be kept
+    cache.reset(17, keep=10)
+    assert cache.length == 0
+
+
+def test_memory_of_a_cache():
+    assert cache_bytes(MODEL, 64) == 2 * 2 * 4 * 4 * 32 * 64
 
 
 def test_without_dynamic_ntk_alpha_is_one():

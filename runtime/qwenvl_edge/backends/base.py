@@ -37,6 +37,16 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
+        """Copy the first `tokens` tokens of a batch-1 cache into row `row` of another with the same rotary tables.
+
+        `target.length` becomes at least `tokens`.
+
+        Raises:
+            BackendError: the caches do not fit together, or `source` holds fewer tokens.
+        """
+
+    @abstractmethod
     def decode(
         self,
         cache: KVCache,
@@ -106,6 +116,23 @@ def check_tokens(
         )
     _check_range("position_ids", position_ids, cache.capacity, "the cache's capacity")
     _check_range("logits_indices", logits_indices, tokens, "the tokens of this call")
+
+
+def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
+    """Check what copy_cache was given.
+
+    Raises:
+        BackendError: the caches do not fit together, or `source` holds fewer tokens.
+    """
+    if source.batch != 1 or not 0 <= row < target.batch or source.ntk_alpha != target.ntk_alpha:
+        raise BackendError(
+            f"cannot copy a cache of batch {source.batch} and NTK factor {source.ntk_alpha:g} into row {row} of one of "
+            f"batch {target.batch} and factor {target.ntk_alpha:g}; copy one row between caches reset alike."
+        )
+    if not 0 <= tokens <= min(source.length, target.capacity):
+        raise BackendError(
+            f"cannot copy {tokens:,} tokens of a cache that holds {source.length:,} into one of {target.capacity:,}."
+        )
 
 
 def check_finite(values: FloatArray, stage: str) -> None:

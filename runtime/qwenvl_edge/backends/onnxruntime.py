@@ -19,7 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import Backend, FloatArray, IntArray, check_finite, check_pixels, check_tokens
+from qwenvl_edge.backends.base import (
+    Backend,
+    FloatArray,
+    IntArray,
+    check_copy,
+    check_finite,
+    check_pixels,
+    check_tokens,
+)
 from qwenvl_edge.bundle import Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
@@ -98,6 +106,13 @@ class OnnxRuntimeBackend(Backend):
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(past.replace("past_key_values", "present"), value)
         return KVCache(model, batch=batch, capacity=capacity, buffers=_Buffers(arrays, binding))
+
+    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
+        """See Backend.copy_cache."""
+        check_copy(source, target, tokens, row)
+        for name, array in source.buffers.arrays.items():
+            target.buffers.arrays[name][row, :, :tokens] = array[0, :, :tokens]
+        target.length = max(target.length, tokens)
 
     def decode(
         self,

@@ -1,0 +1,58 @@
+"""Random conversations on a small random model, asked of two engines: what they sample and from which logits."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import qwenvl_edge.generation
+from qwenvl_edge import ContextError
+from qwenvl_edge.sampling import Sampler
+
+PICTURES = [np.random.default_rng(seed).integers(0, 256, (9 + seed, 7, 3), np.uint8) for seed in range(4)]
+WORDS = ["What is it?", "Where?", "And now?", "红色的杯子在哪里?", "Compare them. " * 3, "a"]
+TOLERANCE = 2e-4
+
+
+@dataclass
+class Recorded:
+    """Tokens sampled and the logits that they were sampled from."""
+
+    tokens: list[int] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def recording():
+    """Record every token sampled by any engine meanwhile."""
+    recorded = Recorded()
+
+    class Recorder(Sampler):
+        def sample(self, logits, *arguments, **options):
+            token = super().sample(logits, *arguments, **options)
+            recorded.tokens.append(token)
+            recorded.logits.append(logits.copy())
+            return token
+
+    plain, qwenvl_edge.generation.Sampler = qwenvl_edge.generation.Sampler, Recorder
+    try:
+        yield recorded
+    finally:
+        qwenvl_edge.generation.Sampler = plain
+
+
+def ask(qwen, message, history, **options):
+    """The reply and what was sampled for it; (None, message of the error) where the prompt does not fit."""
+    with recording() as recorded:
+        try:
+            return qwen.chat(message, history=history, **options), recorded
+        except ContextError as error:
+            return None, str(error)
+
+
+def assert_same(ours, theirs):
+    """The same tokens from logits within the tolerance."""
+    assert ours.tokens == theirs.tokens
+    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=TOLERANCE)

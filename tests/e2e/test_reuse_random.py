@@ -1,0 +1,72 @@
+"""Reuse changes nothing: random conversations against an engine that forgets everything before each question."""
+
+import pytest
+from conversations import PICTURES, WORDS, ask, assert_same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_checkpoint import GENERATION, write_checkpoint
+
+from qwenvl_edge import QwenVLEngine
+
+MESSAGES = st.tuples(st.lists(st.integers(0, len(PICTURES) - 1), max_size=2), st.sampled_from(WORDS))
+# A step asks `message` behind the conversation number `branch` (modulo those that there are), cut to `turns` turns;
+# with `swap`, the pictures of the first of these turns are other ones.
+STEPS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 4), st.booleans(), MESSAGES, st.integers(1, 12)),
+    min_size=2,
+    max_size=7,
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """seq_length is 16: nearly every prompt has a dynamic-NTK factor of its own. The window drops old turns."""
+    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    folder = tmp_path_factory.mktemp("reuse")
+    checkpoint = write_checkpoint(folder / "checkpoint", seed=5, generation={**GENERATION, "max_window_size": 300})
+    return exporter.export(checkpoint, folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def engines(bundle):
+    reusing = {chunk: QwenVLEngine(bundle, threads=1, max_context=400, prefill_chunk=chunk) for chunk in (1, 7, 64)}
+    return reusing, QwenVLEngine(bundle, threads=1, max_context=400, prefill_chunk=400)
+
+
+def items(pictures, words):
+    return [*({"image": PICTURES[i]} for i in pictures), {"text": words}]
+
+
+@given(STEPS, st.sampled_from([1, 7, 64]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_random_conversations(engines, steps, chunk, sampled):
+    reusing, plain = engines[0][chunk], engines[1]
+    reusing.forget()
+    conversations = [[]]
+    for number, (branch, turns, swap, (pictures, words), length) in enumerate(steps):
+        history = conversations[branch % len(conversations)][-turns or None :]
+        if swap and history:
+            (message, answer), *rest = history
+            history = [(items([number % len(PICTURES)], message[-1]["text"]), answer), *rest]
+        message = items(pictures, words)
+        options = {"do_sample": sampled, "seed": number, "top_p": 1.0, "max_new_tokens": length}
+        plain.forget()
+        reply, ours = ask(reusing, message, history, **options)
+        expected, theirs = ask(plain, message, history, **options)
+        if reply is None or expected is None:
+            assert ours == theirs
+            continue
+        assert_same(ours, theirs)
+        assert expected.stats.reused_tokens == 0
+        assert (reply.raw_text, reply.finish_reason) == (expected.raw_text, expected.finish_reason)
+        conversations.append([*history, (message, reply.raw_text)])
+
+
+def test_the_conversations_do_reuse(engines):
+    """Guards the test above: what it compares is not twice the same computation."""
+    reusing = engines[0][64]
+    reusing.forget()
+    first = reusing.chat(items([0], WORDS[4]), max_new_tokens=2, do_sample=False)
+    again = reusing.chat(items([0], WORDS[4]), max_new_tokens=2, do_sample=False)
+    assert again.raw_text == first.raw_text
+    assert again.stats.prefill_tokens == 1 and again.stats.images_encoded == 0
