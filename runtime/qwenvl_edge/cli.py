@@ -34,10 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class _InterleavedParser(argparse.ArgumentParser):
+    """Takes positionals after options too: a plain parser has settled PROMPT as missing by the time --image comes."""
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse's intermixed variant does (which calls this method for its two passes)."""
+        if self._inside:
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qwenvl", description="Qwen-VL on the edge: export checkpoints, ask bundles.")
     parser.add_argument("--version", action="version", version=f"qwenvl {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=_InterleavedParser
+    )
     _add_export(commands)
     _add_verify(commands)
     _add_chat(commands)

@@ -78,6 +78,13 @@ def test_one_answer(scripted, capsys, tmp_path):
     assert (str(calls["bundle"]), calls["threads"], calls["max_context"]) == ("bundle", 1, 99)
 
 
+def test_options_may_stand_before_the_prompt(scripted, capsys):
+    backend, _ = scripted(BOXED)
+    assert cli.main(["chat", "bundle", "--image", str(PICTURE), "Where?"]) == 0
+    assert backend.encoded == 1
+    assert capsys.readouterr().out.startswith("dots are here")
+
+
 def test_options_reach_the_engine(scripted, capsys):
     backend, _ = scripted("a b c d<|im_end|>", generation={"do_sample": True})
     assert cli.main(["chat", "b", "hi", "--greedy", "--max-new-tokens", "2", "--seed", "3", "--system", "zz"]) == 0
