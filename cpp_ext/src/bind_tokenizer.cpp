@@ -35,17 +35,36 @@ private:
     bool use_all_ = true;
 };
 
-py::list to_list(const std::vector<TokenId>& ids) {
-    py::list list(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-        PyObject* value = PyLong_FromUnsignedLong(ids[i]);
-        if (value == nullptr) throw py::error_already_set();
-        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), value);
-    }
-    return list;
-}
+// A tokenizer and one Python int for every id that was ever given out: making ints costs as much as finding the ids.
+class PyTokenizer {
+public:
+    explicit PyTokenizer(std::shared_ptr<const Tokenizer> tokenizer)
+        : tokenizer_(std::move(tokenizer)), ints_(tokenizer_->vocabulary().size()) {}
 
-std::shared_ptr<Tokenizer> make_tokenizer(const py::buffer& file, const std::map<std::string, std::int64_t>& special) {
+    const Tokenizer& operator*() const { return *tokenizer_; }
+    const Tokenizer* operator->() const { return tokenizer_.get(); }
+    const std::shared_ptr<const Tokenizer>& shared() const { return tokenizer_; }
+
+    py::list to_list(const std::vector<TokenId>& ids) {
+        py::list list(ids.size());
+        for (std::size_t i = 0; i < ids.size(); ++i) {
+            PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), to_int(ids[i]).release().ptr());
+        }
+        return list;
+    }
+
+private:
+    py::object to_int(TokenId id) {
+        if (id >= ints_.size()) return py::int_(id);
+        if (!ints_[id]) ints_[id] = py::int_(id);
+        return ints_[id];
+    }
+
+    std::shared_ptr<const Tokenizer> tokenizer_;
+    std::vector<py::object> ints_;
+};
+
+std::unique_ptr<PyTokenizer> make_tokenizer(const py::buffer& file, const std::map<std::string, std::int64_t>& special) {
     const py::buffer_info info = file.request();
     const std::string_view bytes(static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize));
     std::vector<SpecialToken> tokens;
@@ -55,23 +74,27 @@ std::shared_ptr<Tokenizer> make_tokenizer(const py::buffer& file, const std::map
         }
         tokens.push_back({text, static_cast<TokenId>(id)});
     }
-    py::gil_scoped_release release;
-    return std::make_shared<Tokenizer>(bytes, std::move(tokens));
+    std::shared_ptr<const Tokenizer> tokenizer;
+    {
+        py::gil_scoped_release release;
+        tokenizer = std::make_shared<const Tokenizer>(bytes, std::move(tokens));
+    }
+    return std::make_unique<PyTokenizer>(std::move(tokenizer));
 }
 
-py::list encode(const Tokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
-    const AllowedMatcher matcher(tokenizer, allowed);
+py::list encode(PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
+    const AllowedMatcher matcher(*tokenizer, allowed);
     const std::string_view utf8 = utf8_of(text);
     std::vector<TokenId> ids;
     {
         py::gil_scoped_release release;
-        tokenizer.encode(utf8, *matcher, ids);
+        tokenizer->encode(utf8, *matcher, ids);
     }
-    return to_list(ids);
+    return tokenizer.to_list(ids);
 }
 
-py::list encode_batch(const Tokenizer& tokenizer, const std::vector<py::str>& texts, const Allowed& allowed, int threads) {
-    const AllowedMatcher matcher(tokenizer, allowed);
+py::list encode_batch(PyTokenizer& tokenizer, const std::vector<py::str>& texts, const Allowed& allowed, int threads) {
+    const AllowedMatcher matcher(*tokenizer, allowed);
     std::vector<std::string_view> utf8;
     for (const py::str& text : texts) utf8.push_back(utf8_of(text));
     std::vector<std::vector<TokenId>> ids(texts.size());
@@ -79,7 +102,7 @@ py::list encode_batch(const Tokenizer& tokenizer, const std::vector<py::str>& te
         py::gil_scoped_release release;
         std::atomic<std::size_t> next{0};
         const auto work = [&] {
-            for (std::size_t i = next++; i < utf8.size(); i = next++) tokenizer.encode(utf8[i], *matcher, ids[i]);
+            for (std::size_t i = next++; i < utf8.size(); i = next++) tokenizer->encode(utf8[i], *matcher, ids[i]);
         };
         std::vector<std::thread> helpers;
         const std::size_t wanted = std::min(static_cast<std::size_t>(std::max(threads, 1)), texts.size());
@@ -88,33 +111,33 @@ py::list encode_batch(const Tokenizer& tokenizer, const std::vector<py::str>& te
         for (std::thread& helper : helpers) helper.join();
     }
     py::list result(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) result[i] = to_list(ids[i]);
+    for (std::size_t i = 0; i < ids.size(); ++i) result[i] = tokenizer.to_list(ids[i]);
     return result;
 }
 
-std::size_t count(const Tokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
-    const AllowedMatcher matcher(tokenizer, allowed);
+std::size_t count(const PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
+    const AllowedMatcher matcher(*tokenizer, allowed);
     const std::string_view utf8 = utf8_of(text);
     py::gil_scoped_release release;
-    return tokenizer.count(utf8, *matcher);
+    return tokenizer->count(utf8, *matcher);
 }
 
-py::str truncate(const Tokenizer& tokenizer, const py::str& text, std::int64_t limit, const Allowed& allowed) {
+py::str truncate(const PyTokenizer& tokenizer, const py::str& text, std::int64_t limit, const Allowed& allowed) {
     if (limit < 0) throw py::value_error("cannot truncate to " + std::to_string(limit) + " tokens; use 0 or more");
-    const AllowedMatcher matcher(tokenizer, allowed);
+    const AllowedMatcher matcher(*tokenizer, allowed);
     const std::string_view utf8 = utf8_of(text);
     std::size_t size = 0;
     {
         py::gil_scoped_release release;
-        size = tokenizer.truncate(utf8, *matcher, static_cast<std::size_t>(limit));
+        size = tokenizer->truncate(utf8, *matcher, static_cast<std::size_t>(limit));
     }
     return size == utf8.size() ? text : to_str(utf8.substr(0, size));
 }
 
 void bind_incremental_decoder(py::module_& module) {
     py::class_<IncrementalDecoder>(module, "IncrementalDecoder")
-        .def(py::init([](std::shared_ptr<Tokenizer> tokenizer, std::vector<std::string> stop) {
-                 return std::make_unique<IncrementalDecoder>(std::move(tokenizer), std::move(stop));
+        .def(py::init([](const PyTokenizer& tokenizer, std::vector<std::string> stop) {
+                 return std::make_unique<IncrementalDecoder>(tokenizer.shared(), std::move(stop));
              }),
              py::arg("tokenizer"), py::arg("stop") = std::vector<std::string>{})
         .def("push", [](IncrementalDecoder& self, std::int64_t id) { return to_str(self.push(id)); }, py::arg("id"))
@@ -127,15 +150,15 @@ void bind_incremental_decoder(py::module_& module) {
 }  // namespace
 
 void bind_tokenizer(py::module_& module) {
-    py::class_<Tokenizer, std::shared_ptr<Tokenizer>>(module, "Tokenizer")
+    py::class_<PyTokenizer>(module, "Tokenizer")
         .def(py::init(&make_tokenizer), py::arg("vocabulary"), py::arg("special_tokens"))
         .def("encode", &encode, py::arg("text"), py::arg("allowed"))
         .def("encode_batch", &encode_batch, py::arg("texts"), py::arg("allowed"), py::arg("threads"))
         .def("count", &count, py::arg("text"), py::arg("allowed"))
         .def("truncate", &truncate, py::arg("text"), py::arg("limit"), py::arg("allowed"))
         .def("decode_bytes",
-             [](const Tokenizer& self, const py::handle& ids) { return py::bytes(self.decode(ids_of(ids))); }, py::arg("ids"))
-        .def_property_readonly("rank_count", [](const Tokenizer& self) { return self.vocabulary().size(); });
+             [](const PyTokenizer& self, const py::handle& ids) { return py::bytes(self->decode(ids_of(ids))); }, py::arg("ids"))
+        .def_property_readonly("rank_count", [](const PyTokenizer& self) { return self->vocabulary().size(); });
     bind_incremental_decoder(module);
 }
 

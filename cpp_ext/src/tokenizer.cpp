@@ -1,5 +1,6 @@
 #include "qwenvl/tokenizer.hpp"
 
+#include <atomic>
 #include <stdexcept>
 
 #include "qwenvl/merging_bpe.hpp"
@@ -7,16 +8,22 @@
 #include "qwenvl/unicode.hpp"
 
 namespace qwenvl {
+namespace {
+
+std::atomic<std::uint64_t> serials{0};
+
+}  // namespace
 template <typename Use>
 void Tokenizer::for_each_piece(std::string_view text, const SpecialMatcher& allowed, Use use) const {
     std::vector<TokenId> ids;
+    PieceCache& cache = PieceCache::of_thread(serial_);
     for (std::size_t start = 0; start < text.size();) {
         const auto [plain_end, special] = allowed.find(text, start);
         const std::string_view plain = text.substr(start, plain_end - start);
         for (std::size_t at = 0; at < plain.size();) {
             const std::size_t end = next_piece_end(plain, at);
             ids.clear();
-            encode_piece(plain, at, end, ids);
+            encode_piece(plain, at, end, cache, ids);
             if (!use(ids)) return;
             at = end;
         }
@@ -31,34 +38,50 @@ Tokenizer::Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken>
     : vocabulary_(vocabulary_file),
       words_(vocabulary_),
       linear_(LinearBpe::make(vocabulary_)),
+      serial_(++serials),
       special_tokens_(std::move(special_tokens), vocabulary_.size()) {}
 
-inline void Tokenizer::encode_piece(std::string_view text, std::size_t start, std::size_t end,
-                                    std::vector<TokenId>& ids) const {
-    const std::size_t size = end - start;
-    const std::string_view piece = text.substr(start, size);
-    TokenId whole = kNoToken;
-    if (size <= WordTable::kLongest) {
-        whole = words_.find(piece.data(), size, text.size() - start);
-    } else if (linear_ == nullptr && size <= vocabulary_.longest_token()) {
-        whole = vocabulary_.find(piece);
-    }
-    if (whole != kNoToken) {
-        ids.push_back(whole);
-    } else if (linear_) {
-        linear_->encode(piece, ids);  // finds longer tokens with its first step
+void Tokenizer::split_piece(std::string_view piece, std::vector<TokenId>& ids) const {
+    if (linear_) {
+        linear_->encode(piece, ids);
     } else {
         merge_piece(vocabulary_, piece, ids);
     }
 }
 
+inline void Tokenizer::encode_piece(std::string_view text, std::size_t start, std::size_t end, PieceCache& cache,
+                                    std::vector<TokenId>& ids) const {
+    const std::string_view piece = text.substr(start, end - start);
+    if (piece.size() > WordTable::kLongest) {
+        const bool look_up = !linear_ && piece.size() <= vocabulary_.longest_token();  // linear_ finds it by itself
+        const TokenId whole = look_up ? vocabulary_.find(piece) : kNoToken;
+        if (whole == kNoToken) return split_piece(piece, ids);
+        ids.push_back(whole);
+        return;
+    }
+    const WordTable::Key key = WordTable::key_of(piece.data(), piece.size(), text.size() - start);
+    if (const TokenId whole = words_.find(key); whole != kNoToken) {
+        ids.push_back(whole);
+        return;
+    }
+    PieceCache::Entry& entry = cache.entry(key);
+    if (PieceCache::holds(entry, key)) {
+        ids.insert(ids.end(), entry.ids.begin(), entry.ids.begin() + entry.count);
+        return;
+    }
+    const std::size_t before = ids.size();
+    split_piece(piece, ids);
+    PieceCache::store(entry, key, ids.data() + before, ids.size() - before);
+}
+
 void Tokenizer::encode(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids) const {
+    PieceCache& cache = PieceCache::of_thread(serial_);
     for (std::size_t start = 0; start < text.size();) {
         const auto [plain_end, special] = allowed.find(text, start);
         const std::string_view plain = text.substr(start, plain_end - start);
         for (std::size_t at = 0; at < plain.size();) {
             const std::size_t end = next_piece_end(plain, at);
-            encode_piece(plain, at, end, ids);
+            encode_piece(plain, at, end, cache, ids);
             at = end;
         }
         if (special == nullptr) break;

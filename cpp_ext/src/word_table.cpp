@@ -13,7 +13,7 @@ WordTable::WordTable(const Vocabulary& vocabulary) {
     for (TokenId id = 0; id < vocabulary.size(); ++id) {
         const std::string_view bytes = vocabulary.bytes(id);
         if (bytes.size() > kLongest) continue;
-        const Key key = load(bytes.data(), bytes.size(), bytes.size());
+        const Key key = key_of(bytes.data(), bytes.size(), bytes.size());
         if (bytes.size() <= 8) {
             short_.slots[short_.place(key)] = {key.low, id, key.size};
         } else {

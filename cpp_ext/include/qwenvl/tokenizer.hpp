@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "qwenvl/linear_bpe.hpp"
+#include "qwenvl/piece_cache.hpp"
 #include "qwenvl/special_tokens.hpp"
 #include "qwenvl/vocabulary.hpp"
 #include "qwenvl/word_table.hpp"
@@ -34,7 +35,9 @@ public:
     std::string decode(const std::vector<std::int64_t>& ids) const;
 
 private:
-    void encode_piece(std::string_view text, std::size_t start, std::size_t end, std::vector<TokenId>& ids) const;
+    void split_piece(std::string_view piece, std::vector<TokenId>& ids) const;
+    void encode_piece(std::string_view text, std::size_t start, std::size_t end, PieceCache& cache,
+                      std::vector<TokenId>& ids) const;
 
     // Calls use(ids) after each piece or special token until it returns false; the ids are the new ones only.
     template <typename Use>
@@ -43,6 +46,7 @@ private:
     Vocabulary vocabulary_;
     WordTable words_;
     std::unique_ptr<LinearBpe> linear_;  // null: the vocabulary needs merging
+    std::uint64_t serial_;                // never used twice, unlike an address
     SpecialTokens special_tokens_;
 };
 

@@ -17,18 +17,28 @@ public:
 
     explicit WordTable(const Vocabulary& vocabulary);
 
-    // Token with exactly these bytes, at most kLongest, or kNoToken. `readable`: bytes that may be read from `word` on.
-    TokenId find(const char* word, std::size_t size, std::size_t readable) const {
-        const Key key = load(word, size, readable);
-        return size <= 8 ? short_.find(key) : long_.find(key);
-    }
-
-private:
+    // At most kLongest bytes, zeros behind them.
     struct Key {
         std::uint64_t low, high;
         std::uint32_t size;
+
+        bool operator==(const Key& other) const { return low == other.low && high == other.high && size == other.size; }
+        std::uint64_t hash() const {
+            return fold_multiply(low ^ 0x9E3779B97F4A7C15u, high + size + 0xD6E8FEB86659FD93u);
+        }
     };
 
+    // `size` <= kLongest bytes at `word`, of which `readable` >= size may be read.
+    static Key key_of(const char* word, std::size_t size, std::size_t readable) {
+        const auto count = static_cast<std::uint32_t>(size);
+        if (size <= 8) return {first_bytes(word, size, readable), 0, count};
+        return {first_bytes(word, 8, readable), first_bytes(word + 8, size - 8, readable - 8), count};
+    }
+
+    // Token with exactly these bytes, or kNoToken.
+    TokenId find(const Key& key) const { return key.size <= 8 ? short_.find(key) : long_.find(key); }
+
+private:
     struct ShortSlot {
         std::uint64_t low;
         TokenId id;
@@ -59,8 +69,7 @@ private:
 
         // A slot without a size is empty.
         std::size_t place(const Key& key) const {
-            const std::uint64_t hash = fold_multiply(key.low ^ 0x9E3779B97F4A7C15u, key.high + key.size + 0xD6E8FEB86659FD93u);
-            std::size_t at = hash & mask;
+            std::size_t at = key.hash() & mask;
             while (slots[at].size != 0 && !slots[at].holds(key)) at = (at + 1) & mask;
             return at;
         }
@@ -80,12 +89,6 @@ private:
 #else
         return word & (~std::uint64_t{0} >> (64 - 8 * size));
 #endif
-    }
-
-    static Key load(const char* word, std::size_t size, std::size_t readable) {
-        const auto count = static_cast<std::uint32_t>(size);
-        if (size <= 8) return {first_bytes(word, size, readable), 0, count};
-        return {first_bytes(word, 8, readable), first_bytes(word + 8, size - 8, readable - 8), count};
     }
 
     Table<ShortSlot> short_;

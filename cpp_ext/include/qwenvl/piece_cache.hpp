@@ -1,0 +1,52 @@
+// The encodings of short pieces that are no single token, which real text repeats: names, identifiers, inflections.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "qwenvl/word_table.hpp"
+
+namespace qwenvl {
+
+// Direct-mapped and of fixed size (256 KiB); one for each thread, emptied when another tokenizer uses the thread.
+class PieceCache {
+public:
+    static constexpr std::size_t kMaxIds = 8;
+
+    struct Entry {
+        WordTable::Key key{};
+        std::uint32_t count = 0;  // 0: empty
+        std::array<TokenId, kMaxIds> ids{};
+    };
+
+    // The calling thread's cache, for the tokenizer with this serial number.
+    static PieceCache& of_thread(std::uint64_t owner) {
+        thread_local PieceCache cache;
+        if (cache.owner_ != owner) {
+            cache.entries_.assign(kEntries, Entry{});
+            cache.owner_ = owner;
+        }
+        return cache;
+    }
+
+    // Where the piece's encoding is, or may be stored.
+    Entry& entry(const WordTable::Key& key) { return entries_[key.hash() & (kEntries - 1)]; }
+
+    static bool holds(const Entry& entry, const WordTable::Key& key) { return entry.count != 0 && entry.key == key; }
+
+    static void store(Entry& entry, const WordTable::Key& key, const TokenId* ids, std::size_t count) {
+        if (count > kMaxIds) return;
+        entry.key = key;
+        entry.count = static_cast<std::uint32_t>(count);
+        for (std::size_t i = 0; i < count; ++i) entry.ids[i] = ids[i];
+    }
+
+private:
+    static constexpr std::size_t kEntries = 4096;
+
+    std::uint64_t owner_ = 0;
+    std::vector<Entry> entries_;
+};
+
+}  // namespace qwenvl
