@@ -15,18 +15,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scenes and the scoring live in tools/nano
 
 from common import arguments, conditions, finish
-from tools.nano.answerers import EngineAnswerer, TorchAnswerer
-from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, headline
 
 from qwenvl_edge import QwenVLEngine
+from tools.nano.answerers import EngineAnswerer, TorchAnswerer
+from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, headline
 
 
 def torch_answerer(checkpoint: Path) -> Answerer:
     """PyTorch on the checkpoint that the bundles were made from."""
+    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
     from tools.nano.sequences import Composer
     from tools.nano.vocabulary import Codec
-
-    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 
     model = load_model(Checkpoint.open(checkpoint))
     return TorchAnswerer(model, Composer(Codec(checkpoint / "qwen.tiktoken"), model.config.vision.n_queries))

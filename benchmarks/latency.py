@@ -8,7 +8,6 @@ with quartiles. Peak memory is the resident peak of a process of its own that lo
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -56,7 +55,7 @@ def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, 
 
     from qwenvl_edge.conversation import Text
     from qwenvl_edge.families import create_family
-    from qwenvl_edge.image import load_picture
+    from qwenvl_edge.image import load_picture, pixel_values
     from qwenvl_edge.prompt import PromptBuilder
     from qwenvl_edge.tokenizer import Tokenizer
     from qwenvl_edge_export.checkpoint import Checkpoint, load_model
@@ -79,7 +78,7 @@ def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, 
             return (clock - last) * 1e3
 
         picture = load_picture(image)
-        pixels = family.preprocessing(vision.image_size)(picture)
+        pixels = pixel_values(picture, family.preprocessing(vision.image_size))
         features = model.encode_images(torch.from_numpy(pixels)[None])
         timings.image_ms.append(lap())
         prompt = prompts.chat((picture, Text(QUESTION)), system=family.default_system, window=6144)
@@ -117,7 +116,8 @@ def peak_memory_mb(bundle: str) -> float:
 def answer_and_print_peak(bundle: str) -> None:
     """What the process behind `peak_memory_mb` does."""
     QwenVLEngine(bundle).chat(QUESTION, images=[PICTURE], do_sample=False, max_new_tokens=64)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would start at the parent's
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 def plot(path: Path, columns: dict[str, Timings]) -> None:

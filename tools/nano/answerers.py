@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
+from qwenvl_edge import QwenVLEngine
+from qwenvl_edge_export.modeling import QwenVL
 from tools.nano.loop import normalise
 from tools.nano.pools import pixels
 from tools.nano.sequences import Composer
 from tools.nano.tasks import Dialogue
-
-from qwenvl_edge import QwenVLEngine
-from qwenvl_edge_export.modeling import QwenVL
 
 MAX_NEW_TOKENS = 120
 REGION = re.compile(r"<ref>(.*?)</ref><box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")

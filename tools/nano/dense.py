@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from tools.nano.drawing import letter_boxes
 from tools.nano.scenes import COLOURS, KINDS, Box, Scene
-from torch import Tensor, nn
 
 GRID = 8
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"

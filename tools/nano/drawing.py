@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
 from tools.nano.scenes import Box, Scene, Sign, Thing
 
 RGB = tuple[int, int, int]

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from qwenvl_edge.grounding import Markup, MarkupReader
 from tools.nano.drawing import render
 from tools.nano.pools import EVALUATION_SEED
 from tools.nano.scenes import Box, Scene, change_scene, sample_scene
 from tools.nano.tasks import SINGLE, Dialogue, ground_in, same, what_changed, which
-
-from qwenvl_edge.grounding import Markup, MarkupReader
 
 LANGUAGES = ("en", "zh")
 PAIR_TASKS = ("same", "changed", "which", "ground_in")
@@ -167,12 +167,12 @@ def main() -> None:
     from pathlib import Path
 
     import torch
+
+    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
     from tools.nano.answerers import TorchAnswerer
     from tools.nano.model import new_model
     from tools.nano.sequences import Composer
     from tools.nano.vocabulary import Codec
-
-    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)

@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import torch
-from tools.nano.dense import GRID
-from tools.nano.pools import IMAGE_SIZE
 from torch import Tensor, nn
 
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.modeling import QwenVL, VisionTransformer
+from tools.nano.dense import GRID
+from tools.nano.pools import IMAGE_SIZE
 
 POSITION_CHANNELS = 8  # for each axis and each of sin and cos, the fastest ones
 
@@ -64,19 +64,21 @@ def sincos_positions(side: int, dim: int, spacing: float = 1.0) -> Tensor:
 
 
 def init_weights(model: QwenVL) -> None:
-    """Small normal weights, residual outputs scaled down by depth, and the resampler as a local copy."""
-    depth = {
-        "transformer.h": len(model.transformer.h),
-        "resblocks": len(model.transformer.visual.transformer["resblocks"]),
-    }
+    """Words as strong as picture features; residual outputs small in the ViT and zero in the decoder; local resampler."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or "pos_embed" in name:
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             continue
-        std = 0.02 if "wte" in name or "lm_head" in name else 0.8 / math.sqrt(parameter[0].numel())
-        if name.endswith(("c_proj.weight", "out_proj.weight")):
-            std /= math.sqrt(2 * next((d for key, d in depth.items() if key in name), 1))
+        std = 0.8 / math.sqrt(parameter[0].numel())
+        if "wte" in name:
+            std = 0.5
+        elif "lm_head" in name:
+            std = 0.005
+        elif name.endswith("c_proj.weight") and ".h." in name:
+            std = 0.0
+        elif name.endswith(("c_proj.weight", "out_proj.weight")):
+            std *= 0.3
         nn.init.normal_(parameter, std=std)
     table = model.transformer.visual.positional_embedding  # attention finds neighbours from the first step on
     table.data.copy_(0.7 * sincos_positions(16, table.shape[1], spacing=GRID / 16))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from tools.nano.drawing import render
 from tools.nano.scenes import Change, Scene, change_scene, sample_scene, sample_signs
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tools.nano.model import config_dict, new_model
-from tools.nano.vocabulary import Codec
 
 from qwenvl_edge_export.modeling import QwenVL
+from tools.nano.model import config_dict, new_model
+from tools.nano.vocabulary import Codec
 
 GENERATION = {
     "chat_format": "chatml",

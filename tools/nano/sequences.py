@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from tools.nano.tasks import Dialogue
 from tools.nano.vocabulary import SYSTEM, Codec
-from torch import Tensor
 
 LAST_DIGIT_WEIGHT = 0.2  # a thousandth of the picture is a ninth of the model's pixel
 

@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwenvl_edge_export.modeling import QwenVL, rotary_tables
 from tools.nano.dense import DenseHeads, targets
 from tools.nano.loop import Loop, normalise
 from tools.nano.model import new_model, optimizers
@@ -21,9 +24,6 @@ from tools.nano.scenes import Change, Scene
 from tools.nano.sequences import Batch, Composer, Sequence, collate
 from tools.nano.tasks import several_dialogues, single_dialogues
 from tools.nano.vocabulary import Codec
-from torch import Tensor, nn
-
-from qwenvl_edge_export.modeling import QwenVL, rotary_tables
 
 BATCH = 8
 DIALOGUES = 7
@@ -97,7 +97,7 @@ def main(folder: Path, steps: int) -> None:
     model.transformer.visual.load_state_dict({k[7:]: v for k, v in first.items() if k.startswith("visual.")})
     module["heads"].load_state_dict({k[6:]: v for k, v in first.items() if k.startswith("heads.")})
     decoder = nn.ModuleList([model.transformer.wte, model.transformer.h, model.transformer.ln_f, model.lm_head])
-    opts = optimizers([decoder], 0.002, 0.0015)
+    opts = optimizers([decoder], 0.003, 0.002)
     seeing = [p for m in (model.transformer.visual, module["heads"]) for p in m.parameters() if p.requires_grad]
     opts.append(torch.optim.AdamW(seeing, lr=2e-4, betas=(0.9, 0.97), weight_decay=0.0, fused=True))
     loop = Loop("language", folder, module, opts, steps)

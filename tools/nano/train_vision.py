@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from tools.nano.dense import DenseHeads, targets
 from tools.nano.loop import Loop, normalise
 from tools.nano.model import new_model, optimizers
 from tools.nano.pools import TRAINING, load_pool
-from torch import Tensor, nn
 
 BATCH = 16
 

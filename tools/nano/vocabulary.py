@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import tiktoken
+
 from tools.nano.phrases import COLOUR_ZH, KIND_ZH
 from tools.nano.scenes import COLOURS, KINDS, WORDS, change_scene, sample_scene
 from tools.nano.tasks import Dialogue, several_dialogues, single_dialogues

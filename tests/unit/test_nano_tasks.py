@@ -1,0 +1,118 @@
+"""The nano model's scenes, questions, scoring and training sequences."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from qwenvl_edge.conversation import parse_message
+from qwenvl_edge.families import create_family
+from qwenvl_edge.image import load_picture
+from qwenvl_edge.prompt import PromptBuilder
+from qwenvl_edge.tokenizer import Tokenizer
+from tools.nano.answerers import items
+from tools.nano.dense import CHARACTERS, KIND, SIGN, targets
+from tools.nano.drawing import letter_boxes, render
+from tools.nano.evaluation import TASKS, cases, iou, read_answer, score
+from tools.nano.model import new_model
+from tools.nano.scenes import sample_scene, sample_signs
+from tools.nano.sequences import Composer, collate
+from tools.nano.tasks import single_dialogues
+from tools.nano.train_language import answer_loss
+from tools.nano.vocabulary import Codec, corpus, learn
+from tools.nano.vocabulary import write as write_vocabulary
+
+IMAGE_TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("nano") / "qwen.tiktoken"
+    write_vocabulary(path, ranks=400)
+    return path
+
+
+def dialogues(seed, count=6):
+    return single_dialogues(random.Random(seed), sample_scene(seed), count)
+
+
+def test_a_seed_gives_one_picture():
+    assert sample_scene(7) == sample_scene(7) != sample_scene(8)
+    first, second = (np.asarray(render(sample_scene(7))) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_things_and_letters_lie_in_the_picture(seed):
+    for scene in (sample_scene(seed), sample_signs(seed)):
+        boxes = [thing.box for thing in scene.things] + [sign.box for sign in scene.signs]
+        assert all(0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1 for b in boxes)
+        for sign in scene.signs:
+            letters = letter_boxes(sign, scene.canvas)
+            assert len(letters) == len(sign.text)
+            assert all(iou(letter, sign.box) > 0 for letter in letters)
+            assert [b[0] for b in letters] == sorted(b[0] for b in letters)
+
+
+def test_patch_targets_name_what_covers_the_patch():
+    scene = sample_signs(3)
+    labels, rest = targets(scene)
+    assert (labels[:, KIND] == SIGN).any()
+    spelt = {CHARACTERS[i] for i in np.flatnonzero(rest[:, 4:].any(0))}
+    assert spelt == set("".join(sign.text for sign in scene.signs))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("task", TASKS)
+def test_right_answers_score_and_others_do_not(task, language):
+    for case in cases(task, 5, language):
+        answer = case.dialogue.turns[-1].answer
+        assert score(case.dialogue, answer).right == 1
+        assert score(case.dialogue, "Perhaps.").right == 0
+        assert all(overlap is None or overlap > 0.9 for overlap in [score(case.dialogue, answer).iou])
+
+
+def test_boxes_are_read_from_markup():
+    text, boxes = read_answer("<ref>EXIT</ref><quad>(10,20),(30,22),(30,40),(10,38)</quad>")
+    assert (text, boxes) == ("EXIT", [(0.01, 0.02, 0.03, 0.04)])
+
+
+def test_words_on_signs_are_not_learnt_as_tokens():
+    tokens = learn(corpus(scenes=300), 600)
+    assert b"EXIT" not in tokens
+    assert b" red" in tokens
+
+
+def test_training_sequences_are_the_runtimes_prompts(vocabulary):
+    codec = Codec(vocabulary)
+    composer = Composer(codec, IMAGE_TOKENS)
+    family = create_family("qwen_vl", image_start_id=codec.special["<img>"], image_tokens=IMAGE_TOKENS)
+    prompts = PromptBuilder(family, Tokenizer(vocabulary, family.special_tokens))
+    picture = render(sample_scene(1))
+    for seed in range(12):
+        for dialogue in dialogues(seed):
+            sequence = composer.chat([dialogue], 1)
+            message = [{"image": picture}, *items(dialogue.turns[0].question)]
+            parts = parse_message(message, [], lambda source, name: load_picture(source, name=name))
+            prompt = prompts.chat(parts, system=family.default_system, window=6144).ids.tolist()
+            assert sequence.ids[: len(prompt)] == prompt
+            answered = next(i for i, weight in enumerate(sequence.weights) if weight)
+            assert answered == len(prompt)
+
+
+def test_packed_dialogues_do_not_see_each_other(vocabulary):
+    codec = Codec(vocabulary)
+    composer = Composer(codec, IMAGE_TOKENS)
+    model = new_model(codec.ranks, seed=1)
+    asked = dialogues(2)
+    features = torch.randn(1, IMAGE_TOKENS, model.config.hidden_size)
+    with torch.no_grad():
+        for block in model.transformer.h:  # zero at the start of training, when nothing could leak
+            torch.nn.init.normal_(block.attn.c_proj.weight, std=0.1)
+        packed = composer.chat(asked, 1)
+        alone = [composer.chat([dialogue], 1) for dialogue in asked]
+        one, _ = answer_loss(model, collate([packed], composer.pad), features)
+        each = [(answer_loss(model, collate([s], composer.pad), features)[0], sum(s.weights)) for s in alone]
+    expected = sum(loss * weight for loss, weight in each) / sum(weight for _, weight in each)
+    assert float(one) == pytest.approx(float(expected), abs=1e-4)
