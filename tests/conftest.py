@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 DATA = Path(__file__).parent / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--soak-minutes N lengthens the stress tests and turns on the checks of memory growth."""
+    parser.addoption("--soak-minutes", type=float, default=0.0, help="run the stress tests for so many minutes")
+
+
+@pytest.fixture(scope="session")
+def soak_minutes(request: pytest.FixtureRequest) -> float:
+    """Minutes that a stress test should take; 0 asks for the short form."""
+    minutes: float = request.config.getoption("--soak-minutes")
+    return minutes
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Path:
     """The tiny checkpoint that the golden figures belong to."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwenvl_edge.bundle import Bundle
+    from qwenvl_edge.control import CancelToken
     from qwenvl_edge.conversation import Turn
     from qwenvl_edge.engine import QwenVLEngine
     from qwenvl_edge.errors import (
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundle",
+    "CancelToken": "control",
     "Turn": "conversation",
     "QwenVLEngine": "engine",
     "BackendError": "errors",
@@ -56,6 +58,7 @@ __all__ = [
     "Box",
     "Bundle",
     "BundleError",
+    "CancelToken",
     "CheckpointError",
     "ContextError",
     "ImageError",

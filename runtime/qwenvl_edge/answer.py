@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qwenvl_edge.grounding import GridShape, Markup, MarkupReader
 
@@ -16,6 +16,7 @@ class AnswerWriter:
 
     Args:
         stop: id sequences that end the answer and are no part of it.
+        stop_strings: the same as text, markup included.
         hidden: ids that are dropped from the text.
         lead: markup at the end of the prompt that the answer continues, such as "<ref>the mug</ref><box>".
     """
@@ -26,13 +27,15 @@ class AnswerWriter:
         markup: Markup,
         *,
         stop: Sequence[tuple[int, ...]],
+        stop_strings: Sequence[str] = (),
         hidden: Collection[int],
         lead: str = "",
     ) -> None:
-        self._decoder = tokenizer.incremental()
+        self._decoder = tokenizer.incremental(stop=stop_strings)
         self._stop = stop
         self._hidden = hidden
         self._held: list[int] = []
+        self._ended = False
         self._raw: list[str] = []
         self._clean = ""
         self._shown = 0
@@ -65,15 +68,23 @@ class AnswerWriter:
         """Return the clean text up to a shape."""
         return self._clean[: max(0, shape.offset - self._offset)]
 
-    def push(self, token: int) -> tuple[str, bool]:
-        """Take the next id; return the text that is now certain and whether a stop sequence is complete."""
+    @property
+    def stopped(self) -> Literal["stop", "stop_string"] | None:
+        """Which kind of stop is complete, if any."""
+        if self._decoder.stopped is not None:
+            return "stop_string"
+        return "stop" if self._ended else None
+
+    def push(self, token: int) -> str:
+        """Take the next id; return the text that is now certain."""
         self._held.append(token)
         for sequence in self._stop:
             if tuple(self._held[-len(sequence) :]) == sequence:
                 del self._held[-len(sequence) :]
-                return "", True
+                self._ended = True
+                return ""
         certain = len(self._held) - self._possible_stop_length()
-        return self._release(certain), False
+        return self._release(certain)
 
     def finish(self) -> str:
         """End the answer; return the rest of its text."""

@@ -50,6 +50,11 @@ class SequenceDecoder:
         self.reused = 0
         self.capacity = capacity
 
+    @property
+    def computed(self) -> int:
+        """How many tokens the cache holds."""
+        return self._slot.cache.length
+
     def begin(self, prompt: Prompt) -> list[int]:
         """Start a sequence behind its longest computed prefix; return the pictures whose features are wanted."""
         self._slot = self._pool.take(content_keys(prompt, self._image_tokens))

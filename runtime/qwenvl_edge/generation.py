@@ -17,8 +17,8 @@ from qwenvl_edge.sampling import Sampler
 class Generation:
     """Goes on from a prefilled decoder and the logits [V] after its prompt.
 
-    finish_reason: None while the answer goes on. new_tokens: tokens sampled. first_s: seconds that sampling and writing
-    the first token took. token_ms: computing time of each token after it.
+    finish_reason: None while the answer goes on. new_tokens: tokens sampled. token_ms: computing
+    time of each token after the first. piece: the text that the first token made certain.
     """
 
     def __init__(
@@ -35,9 +35,7 @@ class Generation:
         self.new_tokens = 0
         self.token_ms: list[float] = []
         self.finish_reason: FinishReason | None = None
-        clock = time.perf_counter()
         self.piece = self._take(logits)
-        self.first_s = time.perf_counter() - clock
 
     def step(self) -> str:
         """Compute and take the next token; return the text that became certain."""
@@ -50,9 +48,9 @@ class Generation:
         token = self._sampler.sample(logits, self._decoder.sequence.tokens)
         self._decoder.append(token)
         self.new_tokens += 1
-        piece, stopped = self._writer.push(token)
-        if stopped:
-            self.finish_reason = "stop"
+        piece = self._writer.push(token)
+        if self._writer.stopped is not None:
+            self.finish_reason = self._writer.stopped
         elif self.new_tokens >= self._limit:
             self.finish_reason = "length"
         elif self._decoder.sequence.full:

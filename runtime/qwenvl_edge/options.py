@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.bundle import GenerationDefaults
+from qwenvl_edge.control import CancelToken
 from qwenvl_edge.errors import PromptError
 from qwenvl_edge.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from typing_extensions import TypedDict
 
     class Overrides(TypedDict, total=False):
-        """Keyword arguments of the engine's calls: `max_new_tokens` and the fields of SamplingParams."""
+        """Keyword arguments of the engine's calls: the fields of GenerationOptions and of SamplingParams."""
 
         max_new_tokens: int
+        stop: Sequence[str]
+        deadline_ms: float | None
+        cancel: CancelToken | None
         do_sample: bool
         temperature: float
         top_k: int
@@ -33,15 +38,37 @@ if TYPE_CHECKING:
         seed: int | None
 
 
-_SAMPLING = frozenset(field.name for field in dataclasses.fields(SamplingParams))
-
-
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Sampling of one answer and the most tokens it may have."""
+    """How one answer is generated and what ends it.
+
+    Attributes:
+        sampling: how tokens are chosen.
+        max_new_tokens: the most tokens it may have.
+        stop: strings that end it and are no part of it, looked for in the text with its markup.
+        deadline_ms: milliseconds from the call after which it ends with what was said so far.
+        cancel: ends it from elsewhere.
+
+    Raises:
+        PromptError: a value out of its range.
+    """
 
     sampling: SamplingParams
     max_new_tokens: int
+    stop: Sequence[str] = ()
+    deadline_ms: float | None = None
+    cancel: CancelToken | None = None
+
+    def __post_init__(self) -> None:
+        limit, deadline = self.max_new_tokens, self.deadline_ms
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise PromptError(f"max_new_tokens is {limit!r}; give a whole number of at least 1.")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise PromptError(f"stop is {self.stop!r}; give a list of strings that are not empty.")
+        if deadline is not None and not (isinstance(deadline, (int, float)) and deadline > 0):
+            raise PromptError(f"deadline_ms is {deadline!r}; give a number of milliseconds greater than 0.")
+        if self.cancel is not None and not isinstance(self.cancel, CancelToken):
+            raise PromptError(f"cancel is of type {type(self.cancel).__name__}; give a CancelToken.")
 
     @classmethod
     def merge(cls, defaults: GenerationDefaults, overrides: Overrides) -> GenerationOptions:
@@ -51,11 +78,12 @@ class GenerationOptions:
             PromptError: an override is unknown or out of range.
         """
         values: dict[str, Any] = {**dataclasses.asdict(defaults), **overrides}
-        if unknown := sorted(set(overrides) - _SAMPLING - {"max_new_tokens"}):
-            raise PromptError(
-                f"unknown option {', '.join(unknown)}; there are max_new_tokens, {', '.join(sorted(_SAMPLING))}."
-            )
-        limit = values["max_new_tokens"]
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise PromptError(f"max_new_tokens is {limit!r}; give a whole number of at least 1.")
-        return cls(SamplingParams(**{name: value for name, value in values.items() if name in _SAMPLING}), limit)
+        if unknown := sorted(set(overrides) - _SAMPLING - _GENERATION):
+            known = ", ".join(sorted(_SAMPLING | _GENERATION))
+            raise PromptError(f"unknown option {', '.join(unknown)}; there are {known}.")
+        sampling = SamplingParams(**{name: value for name, value in values.items() if name in _SAMPLING})
+        return cls(sampling, **{name: value for name, value in values.items() if name in _GENERATION})
+
+
+_SAMPLING = frozenset(field.name for field in dataclasses.fields(SamplingParams))
+_GENERATION = frozenset(field.name for field in dataclasses.fields(GenerationOptions)) - {"sampling"}

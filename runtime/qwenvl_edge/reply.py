@@ -15,7 +15,7 @@ from qwenvl_edge.stats import Stats
 if TYPE_CHECKING:
     from PIL import Image
 
-FinishReason: TypeAlias = Literal["stop", "length", "context", "cancelled"]
+FinishReason: TypeAlias = Literal["stop", "stop_string", "length", "context", "deadline", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Reply:
     pictures: those the answer is about: this turn's, or if it has none, those of the latest turn that has some.
     malformed: markup that names no place (unclosed, off the grid, or no picture to place it in).
     history: the turns so far, to be given to the next call.
-    finish_reason: "stop" (the model ended), "length" (max_new_tokens), "context" (no room left) or "cancelled".
+    finish_reason: "stop" (the model ended), "stop_string" (one of `stop` came), "length" (max_new_tokens), "context"
+        (no room left), "deadline" or "cancelled".
     """
 
     text: str

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 class Stats:
     """Times in milliseconds and token counts of one answer.
 
-    ttft_ms runs from the call to the first token (pictures, prompt and prefill included); token_ms holds the computing
-    time of each token after it. new_tokens counts every token computed, a stop token included. images_encoded are those
-    not found in the feature cache. reused_tokens of the prompt were computed for an earlier answer and only
-    prefill_tokens for this one. history_turns_dropped did not fit into the window.
+    ttft_ms runs from the call to the first token (waiting, pictures and prefill included; 0 if there was none);
+    token_ms holds the computing time of each token after it. reused_tokens of the prompt were computed for an earlier
+    answer and prefill_tokens for this one: all others, unless it ended before its first token. new_tokens counts every
+    token sampled, a stop token included. images_encoded are those not found in the feature cache.
+    history_turns_dropped did not fit into the window.
     """
 
     image_ms: float
@@ -20,15 +21,11 @@ class Stats:
     token_ms: tuple[float, ...]
     prompt_tokens: int
     reused_tokens: int
+    prefill_tokens: int
     image_tokens: int
     new_tokens: int
     images_encoded: int
     history_turns_dropped: int
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Tokens of the prompt that had to be computed."""
-        return self.prompt_tokens - self.reused_tokens
 
     @property
     def decode_ms(self) -> float:

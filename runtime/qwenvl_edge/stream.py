@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
+from qwenvl_edge.control import CancelToken
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.reply import Reply
 
@@ -17,8 +17,8 @@ class Stream(Iterator[str]):
     block does).
     """
 
-    def __init__(self, start: Callable[[threading.Event], Generator[str, None, Reply]]) -> None:
-        self._cancelled = threading.Event()
+    def __init__(self, start: Callable[[CancelToken], Generator[str, None, Reply]]) -> None:
+        self._cancelled = CancelToken()
         self._pieces = start(self._cancelled)
         self._started = False
         self._reply: Reply | None = None
@@ -43,7 +43,7 @@ class Stream(Iterator[str]):
 
     def cancel(self) -> None:
         """Ask the answer to end before its next token; may be called from another thread or a signal handler."""
-        self._cancelled.set()
+        self._cancelled.cancel()
 
     def finish(self) -> Reply:
         """Read the stream to its end and return the reply."""

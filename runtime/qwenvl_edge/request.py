@@ -1,0 +1,97 @@
+"""One call, checked and tokenized before anything is computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qwenvl_edge.bundle import GenerationDefaults
+from qwenvl_edge.conversation import Loader, Message, Part, Turn, parse_history, parse_message
+from qwenvl_edge.errors import ContextError, PromptError
+from qwenvl_edge.families import QwenVL
+from qwenvl_edge.options import GenerationOptions
+from qwenvl_edge.prompt import Prompt, PromptBuilder, open_markup
+from qwenvl_edge.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from qwenvl_edge.options import Overrides
+
+_ANSWER_SHARE = 4  # history may not take the last quarter of the context from an answer that wants it
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and what its answer needs: `started` is when the call came (time.perf_counter).
+
+    lead: markup at the prompt's end that the answer continues. is_chat: whether the answer has a history.
+    """
+
+    prompt: Prompt
+    options: GenerationOptions
+    history: tuple[Turn, ...]
+    message: tuple[Part, ...]
+    lead: str
+    is_chat: bool
+    started: float
+
+
+class RequestBuilder:
+    """Builds requests for one bundle and a context of `max_context` tokens."""
+
+    def __init__(
+        self, family: QwenVL, tokenizer: Tokenizer, load: Loader, *, defaults: GenerationDefaults, max_context: int
+    ) -> None:
+        self._family = family
+        self._prompts = PromptBuilder(family, tokenizer)
+        self._load = load
+        self._defaults = defaults
+        self._max_context = max_context
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether the model was trained on conversations."""
+        return self._family.can_chat(self._defaults.chat_format)
+
+    def chat(
+        self,
+        message: Message,
+        images: Iterable[Any],
+        history: Iterable[Any],
+        system: str | None,
+        overrides: Overrides,
+    ) -> Request:
+        """Build the request of QwenVLEngine.chat; raises what that does."""
+        started = time.perf_counter()
+        if not self.can_chat:
+            raise PromptError("the bundle holds a base model, which knows no conversations; use complete().")
+        options = GenerationOptions.merge(self._defaults, overrides)
+        parts = parse_message(message, images, self._load)
+        turns = parse_history(history, self._load)
+        answer = min(options.max_new_tokens, self._max_context // _ANSWER_SHARE)
+        room = self._max_context - self._prompts.question_length(parts) - answer
+        prompt = self._prompts.chat(
+            parts,
+            history=turns,
+            system=self._family.default_system if system is None else system,
+            window=min(self._defaults.max_window_size, room),
+        )
+        return Request(self._checked(prompt), options, turns, parts, "", True, started)
+
+    def complete(self, message: Message, images: Iterable[Any], overrides: Overrides) -> Request:
+        """Build the request of QwenVLEngine.complete; raises what that does."""
+        started = time.perf_counter()
+        options = GenerationOptions.merge(self._defaults, overrides)
+        parts = parse_message(message, images, self._load)
+        prompt = self._checked(self._prompts.raw(parts))
+        return Request(prompt, options, (), parts, open_markup(parts, self._family.markup), False, started)
+
+    def _checked(self, prompt: Prompt) -> Prompt:
+        excess = len(prompt.ids) - self._max_context
+        if excess > 0:
+            raise ContextError(
+                f"the prompt has {len(prompt.ids):,} tokens, {excess:,} more than the context of {self._max_context:,} "
+                "holds; shorten it, give fewer pictures or open the engine with a larger max_context."
+            )
+        return prompt
