@@ -14,6 +14,8 @@ from setuptools import setup
 FLAGS = ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
 STRICT = ["-Werror"] if os.environ.get("QWENVL_STRICT_BUILD") == "1" else []
 
+HEADERS = [str(path) for path in Path("cpp_ext").glob("*/**/*.[hi]*") if path.suffix in (".hpp", ".inc")]
+
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 
 setup(
@@ -22,9 +24,7 @@ setup(
             "qwenvl_edge._core",
             sorted(map(str, Path("cpp_ext/src").glob("*.cpp"))),
             include_dirs=["cpp_ext/include"],
-            depends=sorted(
-                map(str, [*Path("cpp_ext/include/qwenvl").glob("*.hpp"), *Path("cpp_ext/src").glob("*.inc")])
-            ),
+            depends=HEADERS,
             cxx_std=17,
             extra_compile_args=FLAGS + STRICT,
         )

@@ -1,10 +1,12 @@
 #include "qwenvl/row_kernels.hpp"
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
+
+// Vectors are only passed between functions that are inlined into each other.
+#pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace qwenvl {
 namespace {
@@ -12,69 +14,84 @@ namespace {
 constexpr std::size_t kLanes = 16;
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
-// exp(x) for x <= 0: 2^n * p(r) with |r| <= ln(2)/2, error below 2 units in the last place; 0 below -87.
-inline float exp_negative(float x) {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    const float clamped = x < -87.0f ? -87.0f : x;
-    const float shifted = clamped * 1.44269504f + kRound;
-    const float n = shifted - kRound;
-    const float r = (clamped - n * 0.693145752f) - n * 1.42860677e-6f;
-    float p = 1.3981999e-3f;
-    p = p * r + 8.3334520e-3f;
-    p = p * r + 4.1665795e-2f;
-    p = p * r + 1.6666665e-1f;
-    p = p * r + 5.0000000e-1f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    std::uint32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + 127u) << 23;  // the low bits of `shifted` are n
-    float scale;
-    std::memcpy(&scale, &bits, sizeof scale);
-    return x < -87.0f ? 0.0f : p * scale;
+namespace portable {
+#define QWENVL_TARGET
+#define QWENVL_WIDTH 4
+#include "row_kernels.inc"
+#undef QWENVL_TARGET
+#undef QWENVL_WIDTH
+}  // namespace portable
+
+#if defined(__x86_64__)
+namespace avx2 {
+#define QWENVL_TARGET __attribute__((target("avx2")))
+#define QWENVL_WIDTH 8
+#include "row_kernels.inc"
+#undef QWENVL_TARGET
+#undef QWENVL_WIDTH
+}  // namespace avx2
+
+namespace avx512 {
+#define QWENVL_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
+#define QWENVL_WIDTH 16
+#include "row_kernels.inc"
+#undef QWENVL_TARGET
+#undef QWENVL_WIDTH
+}  // namespace avx512
+#endif
+
+struct Kernels {
+    const char* name;
+    bool supported;
+    decltype(&portable::scan_row) scan;
+    decltype(&portable::exp_row) exp;
+};
+
+// Best first. NEON is part of every 64-bit ARM, so "portable" uses it there.
+const Kernels kVariants[] = {
+#if defined(__x86_64__)
+    {"avx512",
+     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw"),
+     avx512::scan_row, avx512::exp_row},
+    {"avx2", static_cast<bool>(__builtin_cpu_supports("avx2")), avx2::scan_row, avx2::exp_row},
+#endif
+    {"portable", true, portable::scan_row, portable::exp_row},
+};
+
+const Kernels* best_variant() {
+    const Kernels* variant = kVariants;
+    while (!variant->supported) ++variant;
+    return variant;
 }
+
+const Kernels* g_kernels = best_variant();
 
 }  // namespace
 
-RowScan scan_row(const float* row, std::size_t size, float* group_max) {
-    float best = kNegativeInfinity;
-    bool invalid = false;
-    for (std::size_t start = 0; start < size; start += kGroup) {
-        const std::size_t count = std::min(kGroup, size - start);
-        float lanes[kLanes];
-        std::fill(lanes, lanes + kLanes, kNegativeInfinity);
-        std::uint32_t bad = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            const float x = row[start + i];
-            lanes[i % kLanes] = x > lanes[i % kLanes] ? x : lanes[i % kLanes];
-            bad |= !(x < std::numeric_limits<float>::infinity());
-        }
-        const float top = *std::max_element(lanes, lanes + kLanes);
-        group_max[start / kGroup] = top;
-        best = std::max(best, top);
-        invalid = invalid || bad;
+std::vector<std::string> row_kernel_variants() {
+    std::vector<std::string> names;
+    for (const Kernels& variant : kVariants) {
+        if (variant.supported) names.emplace_back(variant.name);
     }
-    return {best, invalid};
+    return names;
 }
+
+void use_row_kernels(const std::string& name) {
+    for (const Kernels& variant : kVariants) {
+        if (variant.supported && variant.name == name) {
+            g_kernels = &variant;
+            return;
+        }
+    }
+    throw std::invalid_argument("this processor has no row kernels named " + name);
+}
+
+RowScan scan_row(const float* row, std::size_t size, float* group_max) { return g_kernels->scan(row, size, group_max); }
 
 void exp_row(const float* row, std::size_t size, float max, float inverse_temperature, float* weights,
              double* block_sums) {
-    for (std::size_t start = 0; start < size; start += kBlock) {
-        const std::size_t count = std::min(kBlock, size - start);
-        float lanes[kLanes] = {};
-        for (std::size_t i = 0; i < count; ++i) {
-            const float weight = exp_negative((row[start + i] - max) * inverse_temperature);
-            weights[start + i] = weight;
-            lanes[i % kLanes] += weight;
-        }
-        double sum = 0;
-        for (float lane : lanes) sum += static_cast<double>(lane);
-        block_sums[start / kBlock] = sum;
-    }
-}
-
-float exp_one(float logit, float max, float inverse_temperature) {
-    return exp_negative((logit - max) * inverse_temperature);
+    g_kernels->exp(row, size, max, inverse_temperature, weights, block_sums);
 }
 
 double portable_log(double x) {

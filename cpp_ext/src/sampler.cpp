@@ -14,6 +14,7 @@ namespace qwenvl {
 namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+constexpr std::uint32_t kOneBits = 0x3F800000u;  // of 1.0f, the largest weight
 
 std::size_t parts_of(std::size_t size, std::size_t part) { return (size + part - 1) / part; }
 
@@ -68,15 +69,24 @@ float Sampler::kth_largest(const Row& row, std::size_t k) {
 
 void Sampler::gather_logits(const Row& row, float threshold, float inverse_temperature) {
     candidates_.clear();
+    values_.clear();
     for (std::size_t group = 0; group < group_max_.size(); ++group) {
         if (group_max_[group] < threshold) continue;
         const std::size_t end = std::min(row.size, (group + 1) * kGroup);
         for (std::size_t i = group * kGroup; i < end; ++i) {
             if (row.logits[i] < threshold) continue;
-            const float weight = exp_one(row.logits[i], row.max, inverse_temperature);
-            if (weight > 0) candidates_.push_back({weight, static_cast<std::uint32_t>(i)});
+            values_.push_back(row.logits[i]);
+            candidates_.push_back({0, static_cast<std::uint32_t>(i)});
         }
     }
+    weights_.resize(values_.size());
+    block_sums_.resize(parts_of(values_.size(), kBlock));
+    exp_row(values_.data(), values_.size(), row.max, inverse_temperature, weights_.data(), block_sums_.data());
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < weights_.size(); ++i) {
+        if (weights_[i] > 0) candidates_[kept++] = {weights_[i], candidates_[i].id};
+    }
+    candidates_.resize(kept);
 }
 
 double Sampler::form_weights(const Row& row, float inverse_temperature) {
@@ -88,11 +98,35 @@ double Sampler::form_weights(const Row& row, float inverse_temperature) {
     return total;
 }
 
+// The weight of each group's largest logit, into values_.
+void Sampler::form_group_weights(const Row& row, float inverse_temperature) {
+    values_.resize(group_max_.size());
+    group_sums_.resize(parts_of(group_max_.size(), kBlock));
+    exp_row(group_max_.data(), group_max_.size(), row.max, inverse_temperature, values_.data(), group_sums_.data());
+}
+
+// Weight that the nucleus does not go below: the largest weights of the groups alone may already reach its mass.
+float Sampler::top_p_bound(double target) {
+    const auto key_of = [&](std::size_t i) { return kOneBits - ordered_bits(values_[i]); };
+    const auto weight_of = [&](std::size_t i) { return static_cast<double>(values_[i]); };
+    const Crossing crossing = find_crossing(values_.size(), target, key_of, weight_of);
+    return crossing.found ? float_of_bits(kOneBits - crossing.key) : 0.0f;
+}
+
 void Sampler::gather_weights(const Row& row, float threshold) {
-    candidates_.clear();
-    for (std::size_t i = 0; i < row.size; ++i) {
-        if (weights_[i] >= threshold && weights_[i] > 0) candidates_.push_back({weights_[i], static_cast<std::uint32_t>(i)});
+    candidates_.reserve(row.size + kGroup);
+    std::size_t count = 0;
+    for (std::size_t group = 0; group < group_max_.size(); ++group) {
+        // Room for the last bit of the exponential, which need not be monotonic.
+        if (values_[group] * 1.0001f < threshold) continue;
+        candidates_.resize(count + kGroup);
+        const std::size_t end = std::min(row.size, (group + 1) * kGroup);
+        for (std::size_t i = group * kGroup; i < end; ++i) {
+            candidates_[count] = {weights_[i], static_cast<std::uint32_t>(i)};
+            count += weights_[i] >= threshold && weights_[i] > 0;
+        }
     }
+    candidates_.resize(count);
 }
 
 double Sampler::total_weight() const {
@@ -101,19 +135,27 @@ double Sampler::total_weight() const {
     return total;
 }
 
+// The bound keeps 0 * inverse temperature a number; beyond it only the likeliest tokens have weight anyway.
+float Sampler::inverse_temperature() const { return static_cast<float>(std::min(1.0 / params_.temperature, 1e30)); }
+
 // Order of Hugging Face's warpers: temperature, top-k, top-p, min-p, typical.
 void Sampler::form_candidates(const Row& row) {
-    // The bound keeps 0 * inverse_temperature a number; beyond it only the likeliest tokens have weight anyway.
-    const auto inverse_temperature = static_cast<float>(std::min(1.0 / params_.temperature, 1e30));
+    const float inverse_temperature = this->inverse_temperature();
     const auto top_k = static_cast<std::size_t>(params_.top_k);
     if (top_k > 0 && top_k < row.size) {
         gather_logits(row, kth_largest(row, top_k), inverse_temperature);
         if (params_.top_p < 1.0) keep_top_p(total_weight());
     } else {
         const double total = form_weights(row, inverse_temperature);
-        // All weights below this threshold together cannot reach the mass that top-p leaves out.
-        const double out = (1.0 - params_.top_p) * total / static_cast<double>(row.size) * 0.999;
-        gather_weights(row, static_cast<float>(std::max(out, params_.min_p * 0.999)));
+        form_group_weights(row, inverse_temperature);
+        auto threshold = static_cast<float>(params_.min_p * 0.999);
+        if (params_.top_p < 1.0) {
+            // All weights below this together cannot reach the mass that top-p leaves out.
+            const double rest = (1.0 - params_.top_p) * total / static_cast<double>(row.size) * 0.999;
+            const float bound = top_p_bound(params_.top_p * total * 1.001);
+            threshold = std::max({threshold, static_cast<float>(rest), bound});
+        }
+        gather_weights(row, threshold);
         if (params_.top_p < 1.0) keep_top_p(total);
     }
     if (params_.min_p > 0.0) keep_min_p();
@@ -123,8 +165,7 @@ void Sampler::form_candidates(const Row& row) {
 // Keeps a token when the mass of all likelier ones is below top_p; among equals lower ids come first.
 void Sampler::keep_top_p(double total) {
     const double target = params_.top_p * total;
-    constexpr std::uint32_t kOne = 0x3F800000u;  // bits of 1.0f, the largest weight
-    const auto key_of = [&](std::size_t i) { return kOne - ordered_bits(candidates_[i].weight); };
+    const auto key_of = [&](std::size_t i) { return kOneBits - ordered_bits(candidates_[i].weight); };
     const auto weight_of = [&](std::size_t i) { return static_cast<double>(candidates_[i].weight); };
     const Crossing crossing = find_crossing(candidates_.size(), target, key_of, weight_of);
     if (!crossing.found) return;
@@ -177,16 +218,41 @@ const std::vector<Candidate>& Sampler::distribution(const float* row, std::size_
     return candidates_;
 }
 
+bool Sampler::filtered(std::size_t size) const {
+    const bool top_k = params_.top_k > 0 && static_cast<std::size_t>(params_.top_k) < size;
+    return top_k || params_.top_p < 1.0 || params_.min_p > 0.0 || params_.typical_p < 1.0;
+}
+
 std::uint32_t Sampler::sample(const float* row, std::size_t size, const StepContext& step) {
-    double total = 0;
-    const std::vector<Candidate>& kept = distribution(row, size, step, total);
-    if (greedy()) return kept.front().id;
-    double left = uniform(params_.seed, drawn_++) * total;
-    for (const Candidate& candidate : kept) {
-        left -= static_cast<double>(candidate.weight);
-        if (left < 0) return candidate.id;
+    const Row scanned = scan(processor_.apply(params_, step, row, size), size);
+    if (greedy()) return first_of(scanned);
+    const double random = uniform(params_.seed, drawn_++);
+    if (!filtered(size)) return draw_from_row(scanned, random * form_weights(scanned, inverse_temperature()));
+    form_candidates(scanned);
+    return draw(random * total_weight());
+}
+
+std::uint32_t Sampler::draw(double point) const {
+    for (const Candidate& candidate : candidates_) {
+        point -= static_cast<double>(candidate.weight);
+        if (point < 0) return candidate.id;
     }
-    return kept.back().id;
+    return candidates_.back().id;
+}
+
+// Finds the block first. Rounding may carry the point past the last weight; then the last one that has any is drawn.
+std::uint32_t Sampler::draw_from_row(const Row& row, double point) const {
+    std::size_t block = 0;
+    while (block + 1 < block_sums_.size() && point >= block_sums_[block]) point -= block_sums_[block++];
+    std::size_t last = first_of(row);
+    const std::size_t end = std::min(row.size, (block + 1) * kBlock);
+    for (std::size_t i = block * kBlock; i < end; ++i) {
+        if (weights_[i] == 0) continue;
+        last = i;
+        point -= static_cast<double>(weights_[i]);
+        if (point < 0) break;
+    }
+    return static_cast<std::uint32_t>(last);
 }
 
 double Sampler::log_normaliser(const Row& row) { return portable_log(form_weights(row, 1.0f)) + static_cast<double>(row.max); }

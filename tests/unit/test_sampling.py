@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy_sampling import reference, softmax
 from scipy.stats import chisquare
 
+from qwenvl_edge import _core
 from qwenvl_edge.errors import BackendError, PromptError
 from qwenvl_edge.sampling import Sampler, SamplingParams
 
@@ -218,6 +219,35 @@ def test_the_same_tokens_on_every_platform() -> None:
 
 PLATFORM_PLAIN = [815, 522, 828, 717, 989, 149, 186, 223]
 PLATFORM_NUCLEUS = [815, 521, 828, 717, 989, 149, 186, 223]
+
+
+@pytest.mark.parametrize("size", [1, 15, 17, 511, 512, 513, 1025, 20_011])
+def test_every_instruction_set_gives_the_same_bits(size: int) -> None:
+    logits = row_of(size, scale=20.0)
+    logits[size // 3] = -np.inf
+    logits[size // 2] = 90.0
+    results = []
+    try:
+        for name in _core.row_kernel_variants():
+            _core.use_row_kernels(name)
+            sampler = Sampler(SamplingParams(seed=11, temperature=1.7))
+            ids, probabilities = sampler.distribution(logits)
+            tokens = [sampler.sample(logits) for _ in range(50)]
+            results.append((ids.tolist(), probabilities.tobytes(), tokens, sampler.log_prob(logits, size // 2)))
+            for bad in (0, size - 1):
+                spoiled = logits.copy()
+                spoiled[bad] = np.nan
+                with pytest.raises(BackendError, match="NaN"):
+                    sampler.sample(spoiled)
+    finally:
+        _core.use_row_kernels(_core.row_kernel_variants()[0])
+    assert results == results[:1] * len(results)
+    assert _core.row_kernel_variants()[-1] == "portable"
+
+
+def test_unknown_kernels_are_refused() -> None:
+    with pytest.raises(ValueError, match="no row kernels named mmx"):
+        _core.use_row_kernels("mmx")
 
 
 def test_the_generator_is_philox() -> None:

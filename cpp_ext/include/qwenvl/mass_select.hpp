@@ -21,6 +21,12 @@ inline std::uint32_t ordered_bits(float value) {
     return bits;
 }
 
+inline float float_of_bits(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 // Radix descent over 32-bit keys, 11 + 11 + 10 bits: key_of(i) and weight_of(i) for i < size.
 template <typename KeyOf, typename WeightOf>
 Crossing find_crossing(std::size_t size, double target, KeyOf key_of, WeightOf weight_of) {

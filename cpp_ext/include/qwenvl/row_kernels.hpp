@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
+#include <vector>
 
 namespace qwenvl {
 
-constexpr std::size_t kGroup = 64;    // logits a maximum is kept for
+constexpr std::size_t kGroup = 512;   // logits a maximum is kept for
 constexpr std::size_t kBlock = 1024;  // weights a sum is kept for
 
 struct RowScan {
@@ -21,10 +23,11 @@ RowScan scan_row(const float* row, std::size_t size, float* group_max);
 void exp_row(const float* row, std::size_t size, float max, float inverse_temperature, float* weights,
              double* block_sums);
 
-// The same exponential for a single logit.
-float exp_one(float logit, float max, float inverse_temperature);
-
 // Natural logarithm of a positive normal number, equal on every platform, error below 1e-15.
 double portable_log(double x);
+
+// Variants that this processor can run, best first; the first is in use. The other ones are for tests.
+std::vector<std::string> row_kernel_variants();
+void use_row_kernels(const std::string& name);
 
 }  // namespace qwenvl

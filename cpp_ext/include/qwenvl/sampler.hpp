@@ -46,11 +46,17 @@ private:
 
     Row scan(const float* row, std::size_t size);
     std::uint32_t first_of(const Row& row) const;
+    float inverse_temperature() const;
+    bool filtered(std::size_t size) const;
     float kth_largest(const Row& row, std::size_t k);
     void gather_logits(const Row& row, float threshold, float inverse_temperature);
     double form_weights(const Row& row, float inverse_temperature);
     void form_candidates(const Row& row);
+    void form_group_weights(const Row& row, float inverse_temperature);
+    float top_p_bound(double target);
     void gather_weights(const Row& row, float threshold);
+    std::uint32_t draw(double point) const;
+    std::uint32_t draw_from_row(const Row& row, double point) const;
     double total_weight() const;
     void keep_top_p(double total);
     void keep_min_p();
@@ -61,7 +67,7 @@ private:
     std::uint64_t drawn_ = 0;
     LogitsProcessor processor_;
     std::vector<float> group_max_, weights_, values_;
-    std::vector<double> block_sums_;
+    std::vector<double> block_sums_, group_sums_;
     std::vector<Candidate> candidates_;
 };
 
