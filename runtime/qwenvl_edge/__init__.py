@@ -18,10 +18,12 @@ if TYPE_CHECKING:
         BundleError,
         CheckpointError,
         ContextError,
+        FrameError,
         ImageError,
         PromptError,
         QwenVLError,
     )
+    from qwenvl_edge.frames import Frame, FrameSource
     from qwenvl_edge.grounding import Box, Quad, to_grid, to_pixels
     from qwenvl_edge.image import Picture, load_picture
     from qwenvl_edge.reply import Reply
@@ -39,9 +41,12 @@ _HOMES = {
     "BundleError": "errors",
     "CheckpointError": "errors",
     "ContextError": "errors",
+    "FrameError": "errors",
     "ImageError": "errors",
     "PromptError": "errors",
     "QwenVLError": "errors",
+    "Frame": "frames",
+    "FrameSource": "frames",
     "Box": "grounding",
     "Quad": "grounding",
     "to_grid": "grounding",
@@ -61,6 +66,9 @@ __all__ = [
     "CancelToken",
     "CheckpointError",
     "ContextError",
+    "Frame",
+    "FrameError",
+    "FrameSource",
     "ImageError",
     "Picture",
     "PromptError",

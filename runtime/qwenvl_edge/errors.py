@@ -17,6 +17,10 @@ class ImageError(QwenVLError):
     """A picture cannot be read, or is empty, gigantic, or of an unsupported shape or dtype."""
 
 
+class FrameError(QwenVLError):
+    """A camera frame is stale, did not come, or cannot be put."""
+
+
 class PromptError(QwenVLError):
     """A message or a conversation cannot be turned into a prompt."""
 

@@ -70,11 +70,11 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
     if isinstance(source, Picture):
         return source
     if isinstance(source, np.ndarray):
-        return _freeze(_array_to_rgb(source, channel_order, name), name)
+        return freeze(array_to_rgb(source, channel_order, name), name)
     if isinstance(source, Image.Image):
-        return _freeze(_pil_to_rgb(source, name), name)
+        return freeze(_pil_to_rgb(source, name), name)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _freeze(_decode(io.BytesIO(source), name), name)
+        return freeze(_decode(io.BytesIO(source), name), name)
     if isinstance(source, (str, os.PathLike)):
         return _load_path(source)
     raise ImageError(
@@ -93,7 +93,8 @@ def pixel_values(picture: Picture, preprocessing: Preprocessing) -> npt.NDArray[
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def _freeze(pixels: npt.NDArray[np.uint8], name: str) -> Picture:
+def freeze(pixels: npt.NDArray[np.uint8], name: str) -> Picture:
+    """Return RGB pixels [H, W, 3], which are the caller's to give away, as a Picture."""
     pixels.flags.writeable = False
     digest = hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode())
     digest.update(pixels.data)
@@ -107,7 +108,10 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name} has {width}x{height} pixels, more than the limit of {MAX_PIXELS:,}; scale it down.")
 
 
-def _array_to_rgb(array: npt.NDArray[Any], channel_order: ChannelOrder, name: str) -> npt.NDArray[np.uint8]:
+def array_to_rgb(array: npt.NDArray[Any], channel_order: ChannelOrder, name: str) -> npt.NDArray[np.uint8]:
+    """Return a copy of an array as RGB [H, W, 3]; raises ImageError as load_picture does."""
+    if channel_order not in ("rgb", "bgr"):
+        raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"{name} is an array of shape {list(array.shape)}; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."
@@ -129,7 +133,7 @@ def _load_path(source: str | os.PathLike[str]) -> Picture:
         raise ImageError(f"{name} is a URL; download it and give its bytes.")
     try:
         with Path(name).open("rb") as file:
-            return _freeze(_decode(file, name), name)
+            return freeze(_decode(file, name), name)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"cannot open the picture {name!r}: {reason}.") from error
