@@ -134,6 +134,13 @@ py::str truncate(const PyTokenizer& tokenizer, const py::str& text, std::int64_t
     return size == utf8.size() ? text : to_str(utf8.substr(0, size));
 }
 
+py::str decode(const PyTokenizer& tokenizer, const py::handle& ids, const std::string& errors) {
+    const std::string bytes = tokenizer->decode(ids_of(ids));
+    PyObject* text = PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), errors.c_str());
+    if (text == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::str>(text);
+}
+
 void bind_incremental_decoder(py::module_& module) {
     py::class_<IncrementalDecoder>(module, "IncrementalDecoder")
         .def(py::init([](const PyTokenizer& tokenizer, std::vector<std::string> stop) {
@@ -156,6 +163,7 @@ void bind_tokenizer(py::module_& module) {
         .def("encode_batch", &encode_batch, py::arg("texts"), py::arg("allowed"), py::arg("threads"))
         .def("count", &count, py::arg("text"), py::arg("allowed"))
         .def("truncate", &truncate, py::arg("text"), py::arg("limit"), py::arg("allowed"))
+        .def("decode", &decode, py::arg("ids"), py::arg("errors"))
         .def("decode_bytes",
              [](const PyTokenizer& self, const py::handle& ids) { return py::bytes(self->decode(ids_of(ids))); }, py::arg("ids"))
         .def_property_readonly("rank_count", [](const PyTokenizer& self) { return self->vocabulary().size(); });

@@ -7,19 +7,26 @@
 namespace qwenvl {
 
 SpecialMatcher::SpecialMatcher(std::vector<SpecialToken> tokens) : tokens_(std::move(tokens)) {
-    std::sort(tokens_.begin(), tokens_.end(), [](const SpecialToken& a, const SpecialToken& b) {
-        return a.text.size() != b.text.size() ? a.text.size() > b.text.size() : a.text < b.text;
-    });
+    std::sort(tokens_.begin(), tokens_.end(), [](const SpecialToken& a, const SpecialToken& b) { return a.text < b.text; });
+    const auto same_text = [](const SpecialToken& a, const SpecialToken& b) { return a.text == b.text; };
+    tokens_.erase(std::unique(tokens_.begin(), tokens_.end(), same_text), tokens_.end());
     for (const SpecialToken& token : tokens_) starts_[static_cast<unsigned char>(token.text[0])] = true;
     shared_start_ = !tokens_.empty() && std::count(starts_.begin(), starts_.end(), true) == 1;
     if (shared_start_) only_start_ = tokens_[0].text[0];
 }
 
+// Narrows the sorted tokens byte by byte to those that begin like the text; a token comes before its extensions.
 const SpecialToken* SpecialMatcher::match(std::string_view text, std::size_t at) const {
-    for (const SpecialToken& token : tokens_) {
-        if (text.compare(at, token.text.size(), token.text) == 0) return &token;
+    auto low = tokens_.begin(), high = tokens_.end();
+    const SpecialToken* found = nullptr;
+    for (std::size_t depth = 0; low != high && at + depth < text.size(); ++depth) {
+        const auto byte = static_cast<unsigned char>(text[at + depth]);
+        const auto byte_of = [&](const SpecialToken& token) { return static_cast<unsigned char>(token.text[depth]); };
+        low = std::partition_point(low, high, [&](const SpecialToken& token) { return byte_of(token) < byte; });
+        high = std::partition_point(low, high, [&](const SpecialToken& token) { return byte_of(token) == byte; });
+        if (low != high && low->text.size() == depth + 1) found = &*low++;
     }
-    return nullptr;
+    return found;
 }
 
 std::pair<std::size_t, const SpecialToken*> SpecialMatcher::find(std::string_view text, std::size_t start) const {

@@ -1,6 +1,7 @@
 #include "qwenvl/tokenizer.hpp"
 
 #include <atomic>
+#include <cstring>
 #include <stdexcept>
 
 #include "qwenvl/merging_bpe.hpp"
@@ -121,8 +122,7 @@ std::size_t Tokenizer::truncate(std::string_view text, const SpecialMatcher& all
     return 0;
 }
 
-std::string_view Tokenizer::token_bytes(std::int64_t id) const {
-    if (id >= 0 && static_cast<std::uint64_t>(id) < vocabulary_.size()) return vocabulary_.bytes(static_cast<TokenId>(id));
+std::string_view Tokenizer::special_bytes(std::int64_t id) const {
     const SpecialToken* special = id >= 0 && id < kNoToken ? special_tokens_.find(static_cast<TokenId>(id)) : nullptr;
     if (special == nullptr) {
         throw std::invalid_argument("token id " + std::to_string(id) + " has no text; ids below " +
@@ -132,9 +132,22 @@ std::string_view Tokenizer::token_bytes(std::int64_t id) const {
 }
 
 std::string Tokenizer::decode(const std::vector<std::int64_t>& ids) const {
-    std::string bytes;
-    bytes.reserve(ids.size() * 5);
-    for (std::int64_t id : ids) bytes.append(token_bytes(id));
+    std::size_t size = 0;
+    for (std::int64_t id : ids) size += token_bytes(id).size();
+    std::string bytes(size + Vocabulary::kPadding, '\0');
+    char* out = bytes.data();
+    for (std::int64_t id : ids) {
+        const std::string_view token = token_bytes(id);
+        // Most tokens are short: a copy of fixed size, whose end the next one overwrites.
+        const bool fixed = token.size() <= Vocabulary::kPadding && static_cast<std::size_t>(id) < vocabulary_.size();
+        if (fixed) {
+            std::memcpy(out, token.data(), Vocabulary::kPadding);
+        } else {
+            std::memcpy(out, token.data(), token.size());
+        }
+        out += token.size();
+    }
+    bytes.resize(size);
     return bytes;
 }
 

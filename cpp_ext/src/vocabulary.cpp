@@ -82,6 +82,7 @@ void Vocabulary::read(std::string_view file) {
         longest_ = std::max<std::size_t>(longest_, bytes_.size() - offsets_.back());
         offsets_.push_back(static_cast<std::uint32_t>(bytes_.size()));
     }
+    bytes_.append(kPadding, '\0');
     if (size() == 0) throw std::invalid_argument("the vocabulary is empty; get a whole copy of qwen.tiktoken");
 }
 

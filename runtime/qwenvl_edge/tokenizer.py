@@ -115,7 +115,12 @@ class Tokenizer:
             PromptError: an id that belongs to no token.
             UnicodeDecodeError: the bytes are not UTF-8 and `errors` is "strict".
         """
-        return self.decode_bytes(ids).decode("utf-8", errors)
+        try:
+            return self._core.decode(ids, errors)
+        except UnicodeDecodeError:
+            raise
+        except ValueError as error:
+            raise PromptError(f"Cannot decode: {error}.") from None
 
     def incremental(self, *, stop: Sequence[str] = ()) -> IncrementalDecoder:
         """Start decoding token by token, up to the first of the `stop` strings."""

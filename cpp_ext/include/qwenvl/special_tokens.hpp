@@ -29,7 +29,7 @@ public:
 private:
     const SpecialToken* match(std::string_view text, std::size_t at) const;
 
-    std::vector<SpecialToken> tokens_;  // longest first
+    std::vector<SpecialToken> tokens_;  // by text
     std::array<bool, 256> starts_{};
     char only_start_ = 0;  // the first byte, where all tokens share it
     bool shared_start_ = false;

@@ -30,11 +30,15 @@ public:
     std::size_t truncate(std::string_view text, const SpecialMatcher& allowed, std::size_t limit) const;
 
     // Bytes of one token. Throws std::invalid_argument for an id without a token.
-    std::string_view token_bytes(std::int64_t id) const;
+    std::string_view token_bytes(std::int64_t id) const {
+        const bool ordinary = static_cast<std::uint64_t>(id) < vocabulary_.size();
+        return ordinary ? vocabulary_.bytes(static_cast<TokenId>(id)) : special_bytes(id);
+    }
 
     std::string decode(const std::vector<std::int64_t>& ids) const;
 
 private:
+    std::string_view special_bytes(std::int64_t id) const;
     void split_piece(std::string_view piece, std::vector<TokenId>& ids) const;
     void encode_piece(std::string_view text, std::size_t start, std::size_t end, PieceCache& cache,
                       std::vector<TokenId>& ids) const;

@@ -20,6 +20,8 @@ public:
     std::size_t size() const { return offsets_.size() - 1; }
     std::size_t longest_token() const { return longest_; }
 
+    // kPadding bytes may be read from the beginning of every token.
+    static constexpr std::size_t kPadding = 16;
     std::string_view bytes(TokenId id) const {
         return {bytes_.data() + offsets_[id], static_cast<std::size_t>(offsets_[id + 1] - offsets_[id])};
     }
