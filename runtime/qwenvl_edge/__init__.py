@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         QwenVLError,
     )
     from qwenvl_edge.frames import Frame, FrameSource
-    from qwenvl_edge.grounding import Box, Quad, to_grid, to_pixels
+    from qwenvl_edge.grounding import Box, Quad, Ref, to_grid, to_pixels
     from qwenvl_edge.image import Picture, load_picture
     from qwenvl_edge.reply import Reply
     from qwenvl_edge.stats import Stats
@@ -49,6 +49,7 @@ _HOMES = {
     "FrameSource": "frames",
     "Box": "grounding",
     "Quad": "grounding",
+    "Ref": "grounding",
     "to_grid": "grounding",
     "to_pixels": "grounding",
     "Picture": "image",
@@ -75,6 +76,7 @@ __all__ = [
     "Quad",
     "QwenVLEngine",
     "QwenVLError",
+    "Ref",
     "Reply",
     "Stats",
     "Stream",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from qwenvl_edge.conversation import Region, Text
 from qwenvl_edge.grounding import GridShape, Markup, MarkupReader
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ class AnswerWriter:
         stop: id sequences that end the answer and are no part of it.
         stop_strings: the same as text, markup included.
         hidden: ids that are dropped from the text.
-        lead: markup at the end of the prompt that the answer continues, such as "<ref>the mug</ref><box>".
+        lead: words and regions at the end of the prompt whose markup the answer continues, such as a region with the
+            label "the mug" and the words "<box>".
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class AnswerWriter:
         stop: Sequence[tuple[int, ...]],
         stop_strings: Sequence[str] = (),
         hidden: Collection[int],
-        lead: str = "",
+        lead: Sequence[Text | Region] = (),
     ) -> None:
         self._decoder = tokenizer.incremental(stop=stop_strings)
         self._stop = stop
@@ -40,7 +42,8 @@ class AnswerWriter:
         self._clean = ""
         self._shown = 0
         self._reader = MarkupReader(markup)
-        self._offset = len(self._reader.feed(lead))
+        self._offset = sum(map(self._read_lead, lead))
+        self._leading_labels = len(self._reader.labels)
         self._reader.shapes.clear()
         self._reader.malformed.clear()
 
@@ -58,6 +61,13 @@ class AnswerWriter:
     def shapes(self) -> Sequence[GridShape]:
         """Boxes and quads read so far."""
         return self._reader.shapes
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """The marked phrases by number: those of the answer, and those of its lead that its shapes follow."""
+        followed = {shape.ref for shape in self.shapes}
+        labels = enumerate(self._reader.labels)
+        return {number: label for number, label in labels if number >= self._leading_labels or number in followed}
 
     @property
     def malformed(self) -> Sequence[str]:
@@ -93,6 +103,12 @@ class AnswerWriter:
         self._raw.append(rest)
         self._clean += self._reader.feed(rest) + self._reader.finish()
         return piece + self._show(len(self._clean.rstrip()))
+
+    def _read_lead(self, part: Text | Region) -> int:
+        """Read a part of the prompt's end; return how much clean text it is."""
+        if isinstance(part, Text):
+            return len(self._reader.feed(part.text))
+        return 0 if part.label is None else self._reader.mark(part.label)
 
     def _possible_stop_length(self) -> int:
         longest = max(map(len, self._stop), default=1) - 1

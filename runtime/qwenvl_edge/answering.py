@@ -16,7 +16,8 @@ from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.families import QwenVL
 from qwenvl_edge.features import FeatureCache
 from qwenvl_edge.generation import Generation
-from qwenvl_edge.grounding import place
+from qwenvl_edge.grounding import boxes_of, place, quads_of, refs_of
+from qwenvl_edge.lookup import Lookup
 from qwenvl_edge.reply import FinishReason, Reply
 from qwenvl_edge.request import Request
 from qwenvl_edge.stats import Stats
@@ -58,6 +59,7 @@ class Answerer:
         self._features = features
         self._decoder = decoder
         self._stop = stop
+        self._lookup = Lookup()
         self._turns = Turns()
 
     def answer(self, request: Request, control: Control) -> Generator[str, None, Reply]:
@@ -67,7 +69,7 @@ class Answerer:
         with self._turns.take(lambda: control.reason is not None) as granted:
             logits = self._prefill(request, control, costs) if granted else None
             if logits is not None:
-                run = Generation(self._decoder, writer, request.options, logits)
+                run = Generation(self._decoder, self._lookup, writer, request.options, logits)
                 ttft_s = time.perf_counter() - request.started
                 yield run.piece
                 while run.finish_reason is None and control.reason is None:
@@ -83,6 +85,8 @@ class Answerer:
             prefill_tokens=costs.prefill_tokens,
             image_tokens=self._family.image_tokens * len(request.prompt.pictures),
             new_tokens=run.new_tokens if run else 0,
+            proposed_tokens=self._lookup.proposed if run else 0,
+            accepted_tokens=self._lookup.accepted if run else 0,
             images_encoded=costs.images_encoded,
             history_turns_dropped=len(request.history) - request.prompt.turns,
         )
@@ -139,12 +143,13 @@ class Answerer:
             shapes = []
         asked = self._asked_picture(request.message, len(pictures))
         images = [self._named(writer.text_before(shape), len(pictures), asked) for shape in shapes]
-        boxes, quads = place(shapes, images, [picture.size for picture in pictures])
+        places = place(shapes, images, [picture.size for picture in pictures])
         return Reply(
             text=writer.text,
             raw_text=writer.raw_text,
-            boxes=boxes,
-            quads=quads,
+            boxes=boxes_of(places),
+            quads=quads_of(places),
+            refs=refs_of(writer.labels, shapes, places),
             malformed=tuple(malformed),
             pictures=pictures,
             history=(*request.history, turn) if request.is_chat else (),

@@ -9,11 +9,13 @@ import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.cache_pool import CachePool, Slot
+from qwenvl_edge.lookup import MOST
 from qwenvl_edge.prefix import content_keys
 from qwenvl_edge.prompt import Prompt
 from qwenvl_edge.sequence import Sequence
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
 
 class SequenceDecoder:
@@ -40,10 +42,11 @@ class SequenceDecoder:
         self._decodable = decodable
         self._image_tokens = image_tokens
         self._pool = CachePool(backend, capacity=capacity, memory_bytes=memory_bytes)
-        self._embeds = np.empty((1, chunk, embedding.shape[1]), np.float32)
+        rows = max(chunk, 1 + MOST)
+        self._embeds = np.empty((1, rows, embedding.shape[1]), np.float32)
         self._positions = np.arange(capacity, dtype=np.int64)[None]
         self._write_index = np.zeros(1, np.int64)
-        self._wanted = np.arange(chunk, dtype=np.int64)[None]
+        self._wanted = np.arange(rows, dtype=np.int64)[None]
         self._chunk = chunk
         self._slot: Slot
         self._spans: list[tuple[int, FloatArray]] = []
@@ -87,16 +90,23 @@ class SequenceDecoder:
         self._slot.keys[len(self.sequence)] = token
         self.sequence.append(token)
 
-    def step(self) -> FloatArray:
-        """Compute the token appended last; return the logits [V] after it."""
-        logits: FloatArray = self._decode(self._embed(self.sequence.tokens[-1:]), 1)[0]
-        return logits
+    def step(self, proposed: IntArray) -> FloatArray:
+        """Compute the token appended last and `proposed` [M] ones behind it; return the logits [1 + M, V] after each.
+
+        Append those that are taken and `settle` before the next step.
+        """
+        tokens = np.concatenate([self.sequence.tokens[-1:], proposed])
+        return self._decode(self._embed(tokens), len(tokens))
+
+    def settle(self) -> None:
+        """Drop computed tokens that were not taken."""
+        self._slot.cache.truncate(len(self.sequence) - 1)
 
     def forget(self) -> None:
         """Drop everything computed."""
         self._pool.forget()
 
-    def _embed(self, tokens: npt.NDArray[np.int64]) -> FloatArray:
+    def _embed(self, tokens: IntArray) -> FloatArray:
         embeds = self._embeds[:, : len(tokens)]
         np.take(self._embedding, tokens, axis=0, out=embeds[0], mode="clip")
         return embeds

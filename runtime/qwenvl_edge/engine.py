@@ -12,7 +12,7 @@ from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.control import CancelToken, Control
 from qwenvl_edge.conversation import Message
 from qwenvl_edge.decoder import SequenceDecoder
-from qwenvl_edge.errors import BackendError, ContextError, QwenVLError
+from qwenvl_edge.errors import BackendError, ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.features import FeatureCache
 from qwenvl_edge.image import ChannelOrder, Picture, load_picture
@@ -57,7 +57,7 @@ class QwenVLEngine:
         max_context: int | None = None,
         backend: Backend | str = "auto",
         channel_order: ChannelOrder = "rgb",
-        prefill_chunk: int = 256,
+        prefill_chunk: int = 128,
         cache_memory_mb: int = 512,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -138,6 +138,34 @@ class QwenVLEngine:
         Arguments and errors are those of chat; the reply's history is empty.
         """
         return self._stream(self._requests.complete(message, images, overrides)).finish()
+
+    def ground(self, image: Any, phrase: str, **overrides: Unpack[Overrides]) -> Reply:
+        """Find what `phrase` names ("the red mug") in a picture: `reply.boxes`.
+
+        Greedy unless overridden. The model always writes a box: where the thing may be missing, ask with chat().
+        Overrides and errors are those of chat.
+        """
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise PromptError(f"the phrase is {phrase!r}; give the words for what to find.")
+        items = [{"image": image}, *self._family.grounding_items(phrase)]
+        overrides.setdefault("do_sample", False)
+        return self.complete(items, **overrides)
+
+    def read(self, image: Any, *, language: str = "en", **overrides: Unpack[Overrides]) -> Reply:
+        """Read the text in a picture: `reply.text`, and where each piece stands: `reply.refs`, `.quads`, `.boxes`.
+
+        Greedy unless overridden. language: "en" or "zh", that of the request. Errors are those of chat.
+        """
+        return self._describe(image, self._family.reading_prompt(language), overrides)
+
+    def caption(self, image: Any, *, language: str = "en", **overrides: Unpack[Overrides]) -> Reply:
+        """Describe a picture in a language, "en" or "zh": `reply.text`. Greedy unless overridden; errors as chat."""
+        return self._describe(image, self._family.caption_prompt(language, chat=self.can_chat), overrides)
+
+    def _describe(self, image: Any, words: str, overrides: Overrides) -> Reply:
+        ask = self.chat if self.can_chat else self.complete
+        overrides.setdefault("do_sample", False)
+        return ask([{"image": image}, {"text": words}], **overrides)
 
     def forget(self) -> None:
         """Drop everything kept from earlier answers: computed prefixes and pictures' features."""

@@ -1,4 +1,4 @@
-"""The decode loop of one answer: sample, write, compute the next logits, until something ends it."""
+"""The decode loop of one answer: propose, compute, sample, write, until something ends it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from qwenvl_edge.answer import AnswerWriter
 from qwenvl_edge.decoder import SequenceDecoder
+from qwenvl_edge.lookup import Lookup
 from qwenvl_edge.options import GenerationOptions
 from qwenvl_edge.reply import FinishReason
 from qwenvl_edge.sampling import Sampler
@@ -17,42 +18,61 @@ from qwenvl_edge.sampling import Sampler
 class Generation:
     """Goes on from a prefilled decoder and the logits [V] after its prompt.
 
-    finish_reason: None while the answer goes on. new_tokens: tokens sampled. token_ms: computing
-    time of each token after the first. piece: the text that the first token made certain.
+    finish_reason: None while the answer goes on. new_tokens: tokens sampled. token_ms: computing time of each token
+    after the first. piece: the text that the first token made certain.
     """
 
     def __init__(
         self,
         decoder: SequenceDecoder,
+        lookup: Lookup,
         writer: AnswerWriter,
         options: GenerationOptions,
         logits: npt.NDArray[np.float32],
     ) -> None:
         self._decoder = decoder
+        self._lookup = lookup
         self._writer = writer
-        self._limit = options.max_new_tokens
+        self._options = options
         self._sampler = Sampler(options.sampling)
         self.new_tokens = 0
         self.token_ms: list[float] = []
         self.finish_reason: FinishReason | None = None
+        lookup.start()
         self.piece = self._take(logits)
 
     def step(self) -> str:
-        """Compute and take the next token; return the text that became certain."""
+        """Compute and take the next token, or several that were proposed; return the text that became certain."""
         clock = time.perf_counter()
-        piece = self._take(self._decoder.step())
-        self.token_ms.append((time.perf_counter() - clock) * 1e3)
-        return piece
+        proposed = self._propose()
+        pieces = []
+        for i, logits in enumerate(self._decoder.step(proposed)):
+            pieces.append(self._take(logits))
+            now = time.perf_counter()
+            self.token_ms.append((now - clock) * 1e3)
+            clock = now
+            taken = self._decoder.sequence.tokens[-1]
+            if self.finish_reason is not None or i == len(proposed) or taken != proposed[i]:
+                break
+        self._lookup.report(len(proposed), len(pieces) - 1)
+        self._decoder.settle()
+        return "".join(pieces)
+
+    def _propose(self) -> npt.NDArray[np.int64]:
+        sequence = self._decoder.sequence
+        room = min(self._options.max_new_tokens - self.new_tokens - 1, sequence.capacity - len(sequence))
+        return self._lookup.propose(sequence.tokens, room if self._options.lookup else 0)
 
     def _take(self, logits: npt.NDArray[np.float32]) -> str:
-        token = self._sampler.sample(logits, self._decoder.sequence.tokens)
+        sequence = self._decoder.sequence
+        token = self._sampler.sample(logits, sequence.tokens)
         self._decoder.append(token)
         self.new_tokens += 1
         piece = self._writer.push(token)
         if self._writer.stopped is not None:
             self.finish_reason = self._writer.stopped
-        elif self.new_tokens >= self._limit:
+        elif self.new_tokens >= self._options.max_new_tokens:
             self.finish_reason = "length"
-        elif self._decoder.sequence.full:
+        elif sequence.full:
             self.finish_reason = "context"
         return piece

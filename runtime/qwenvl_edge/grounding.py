@@ -8,7 +8,7 @@ g / 1000 * side pixels.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 GRID = 1000
@@ -58,19 +58,33 @@ class Quad:
 
 
 @dataclass(frozen=True)
+class Ref:
+    """A phrase that the answer marked, with the places that follow it directly; often one box, sometimes none."""
+
+    label: str
+    boxes: tuple[Box, ...]
+    quads: tuple[Quad, ...]
+
+
+@dataclass(frozen=True)
 class GridShape:
-    """A box (2 points) or quad (4) on the grid; `offset` is its place in the clean text, `source` its markup."""
+    """A box (2 points) or quad (4) on the grid; `offset` is its place in the clean text, `source` its markup.
+
+    ref: number of the label that it follows, in the reader's `labels`; None if it has none.
+    """
 
     label: str
     points: tuple[tuple[int, int], ...]
     offset: int
     source: str
+    ref: int | None = None
 
 
 class MarkupReader:
     """Splits text that arrives in pieces into clean text and shapes; a torn tag is held back until whole.
 
-    `shapes` and `malformed` (markup that names no place: bad numbers, tags left open or closed twice) fill as it reads.
+    `shapes`, `labels` (the marked phrases) and `malformed` (markup that names no place: bad numbers, tags left open or
+    closed twice) fill as it reads.
     """
 
     def __init__(self, markup: Markup) -> None:
@@ -79,9 +93,10 @@ class MarkupReader:
         self._pending = ""
         self._open: str | None = None
         self._body = ""
-        self._label = ""
+        self._label: int | None = None
         self._length = 0
         self.shapes: list[GridShape] = []
+        self.labels: list[str] = []
         self.malformed: list[str] = []
 
     def feed(self, text: str) -> str:
@@ -98,6 +113,14 @@ class MarkupReader:
         clean.append(self._text(self._pending[start:end]))
         self._pending = self._pending[end:]
         return "".join(clean)
+
+    def mark(self, label: str) -> int:
+        """Take a marked phrase as it stands, whatever it looks like; return its length in the clean text."""
+        self._reject_open()
+        self._label = len(self.labels)
+        self.labels.append(label.strip())
+        self._length += len(label)
+        return len(label)
 
     def finish(self) -> str:
         """End the answer; return the rest of the clean text. Markup still open is recorded as malformed."""
@@ -117,7 +140,7 @@ class MarkupReader:
         if self._open is not None:
             self._body += text
         elif text.strip():
-            self._label = ""  # only a box directly after a label carries it
+            self._label = None  # only a box directly after a label carries it
         if self._open in (self._markup.box, self._markup.quad):
             return ""
         self._length += len(text)
@@ -129,7 +152,7 @@ class MarkupReader:
             self._reject_open()
             self._open, self._body = name, ""
             if name == self._markup.ref:
-                self._label = ""
+                self._label = None
         elif self._open != name:
             self._reject_open()
             self.malformed.append(tag)
@@ -139,14 +162,16 @@ class MarkupReader:
 
     def _close(self, name: str) -> None:
         if name == self._markup.ref:
-            self._label = self._body.strip()
+            self._label = len(self.labels)
+            self.labels.append(self._body.strip())
         else:
             points = parse_points(self._body, corners=2 if name == self._markup.box else 4)
             source = f"<{name}>{self._body}</{name}>"
             if points is None:
                 self.malformed.append(source)
             else:
-                self.shapes.append(GridShape(self._label, points, self._length, source))
+                label = "" if self._label is None else self.labels[self._label]
+                self.shapes.append(GridShape(label, points, self._length, source, self._label))
         self._open = None
 
     def _reject_open(self) -> None:
@@ -187,16 +212,33 @@ def to_grid(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> tup
     return tuple((clamp(x, width), clamp(y, height)) for x, y in points)
 
 
-def place(
-    shapes: Sequence[GridShape], images: Sequence[int], sizes: Sequence[tuple[int, int]]
-) -> tuple[tuple[Box, ...], tuple[Quad, ...]]:
+def place(shapes: Sequence[GridShape], images: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Box | Quad]:
     """Scale grid shapes to pixels; `images[i]` is the picture of shape i, `sizes` every picture's (width, height)."""
-    boxes, quads = [], []
+    placed: list[Box | Quad] = []
     for shape, image in zip(shapes, images, strict=True):
         points = to_pixels(shape.points, sizes[image])
         if len(points) == 4:
-            quads.append(Quad(shape.label, points, image))
+            placed.append(Quad(shape.label, points, image))
         else:
             (xa, ya), (xb, yb) = points
-            boxes.append(Box(shape.label, min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb), image))
-    return tuple(boxes), tuple(quads)
+            placed.append(Box(shape.label, min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb), image))
+    return placed
+
+
+def boxes_of(places: Iterable[Box | Quad]) -> tuple[Box, ...]:
+    """The boxes among some places."""
+    return tuple(place for place in places if isinstance(place, Box))
+
+
+def quads_of(places: Iterable[Box | Quad]) -> tuple[Quad, ...]:
+    """The quads among some places."""
+    return tuple(place for place in places if isinstance(place, Quad))
+
+
+def refs_of(labels: Mapping[int, str], shapes: Sequence[GridShape], places: Sequence[Box | Quad]) -> tuple[Ref, ...]:
+    """Group places (those of `shapes`, in order) by the labels that they follow."""
+    found = []
+    for number, label in labels.items():
+        own = [place for shape, place in zip(shapes, places, strict=True) if shape.ref == number]
+        found.append(Ref(label, boxes_of(own), quads_of(own)))
+    return tuple(found)

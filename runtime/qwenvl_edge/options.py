@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         stop: Sequence[str]
         deadline_ms: float | None
         cancel: CancelToken | None
+        lookup: bool
         do_sample: bool
         temperature: float
         top_k: int
@@ -48,6 +49,7 @@ class GenerationOptions:
         stop: strings that end it and are no part of it, looked for in the text with its markup.
         deadline_ms: milliseconds from the call after which it ends with what was said so far.
         cancel: ends it from elsewhere.
+        lookup: guess tokens from what was said already and compute several at once; changes the speed only.
 
     Raises:
         PromptError: a value out of its range.
@@ -58,6 +60,7 @@ class GenerationOptions:
     stop: Sequence[str] = ()
     deadline_ms: float | None = None
     cancel: CancelToken | None = None
+    lookup: bool = True
 
     def __post_init__(self) -> None:
         limit, deadline = self.max_new_tokens, self.deadline_ms

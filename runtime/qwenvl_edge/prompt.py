@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from qwenvl_edge.conversation import Part, Region, Text, Turn
 from qwenvl_edge.families import QwenVL
-from qwenvl_edge.grounding import Markup, format_points
+from qwenvl_edge.grounding import format_points
 from qwenvl_edge.image import Picture
 
 if TYPE_CHECKING:
@@ -133,15 +133,12 @@ class PromptBuilder:
         return Prompt(ids, chunk.pictures, tuple(int(start) for start in starts), turns)
 
 
-def open_markup(parts: Sequence[Part], markup: Markup) -> str:
-    """Return the text behind the last picture with its markup: what an answer to a raw prompt may continue."""
-    text = ""
+def parts_behind_pictures(parts: Sequence[Part]) -> tuple[Text | Region, ...]:
+    """Return the words and regions behind the last picture: what an answer to a raw prompt may continue."""
+    behind: list[Text | Region] = []
     for part in parts:
         if isinstance(part, Picture):
-            text = ""
-        elif isinstance(part, Text):
-            text += part.text
+            behind.clear()
         else:
-            label = "" if part.label is None else f"<{markup.ref}>{part.label}</{markup.ref}>"
-            text += label + "".join(f"<{markup.box}>{format_points(box)}</{markup.box}>" for box in part.boxes)
-    return text
+            behind.append(part)
+    return tuple(behind)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from qwenvl_edge.conversation import Turn
 from qwenvl_edge.draw import draw_shapes
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.grounding import Box, Quad
+from qwenvl_edge.grounding import Box, Quad, Ref
 from qwenvl_edge.image import Picture
 from qwenvl_edge.stats import Stats
 
@@ -24,6 +24,7 @@ class Reply:
 
     text: the words, grounding markup removed. raw_text: with markup, as the model wrote it.
     boxes, quads: in pixels of the original pictures; their `image` indexes `pictures`, so "Picture 1" is 0.
+    refs: the phrases that the answer marked, each with its boxes and quads.
     pictures: those the answer is about: this turn's, or if it has none, those of the latest turn that has some.
     malformed: markup that names no place (unclosed, off the grid, or no picture to place it in).
     history: the turns so far, to be given to the next call.
@@ -35,6 +36,7 @@ class Reply:
     raw_text: str
     boxes: tuple[Box, ...]
     quads: tuple[Quad, ...]
+    refs: tuple[Ref, ...]
     malformed: tuple[str, ...]
     pictures: tuple[Picture, ...] = field(repr=False)
     history: tuple[Turn, ...] = field(repr=False)

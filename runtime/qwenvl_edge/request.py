@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.bundle import GenerationDefaults
-from qwenvl_edge.conversation import Loader, Message, Part, Turn, parse_history, parse_message
+from qwenvl_edge.conversation import Loader, Message, Part, Region, Text, Turn, parse_history, parse_message
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families import QwenVL
 from qwenvl_edge.options import GenerationOptions
-from qwenvl_edge.prompt import Prompt, PromptBuilder, open_markup
+from qwenvl_edge.prompt import Prompt, PromptBuilder, parts_behind_pictures
 from qwenvl_edge.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ _ANSWER_SHARE = 4  # history may not take the last quarter of the context from a
 class Request:
     """A prompt and what its answer needs: `started` is when the call came (time.perf_counter).
 
-    lead: markup at the prompt's end that the answer continues. is_chat: whether the answer has a history.
+    lead: the prompt's end, whose markup the answer continues. is_chat: whether the answer has a history.
     """
 
     prompt: Prompt
     options: GenerationOptions
     history: tuple[Turn, ...]
     message: tuple[Part, ...]
-    lead: str
+    lead: tuple[Text | Region, ...]
     is_chat: bool
     started: float
 
@@ -77,7 +77,7 @@ class RequestBuilder:
             system=self._family.default_system if system is None else system,
             window=min(self._defaults.max_window_size, room),
         )
-        return Request(self._checked(prompt), options, turns, parts, "", True, started)
+        return Request(self._checked(prompt), options, turns, parts, (), True, started)
 
     def complete(self, message: Message, images: Iterable[Any], overrides: Overrides) -> Request:
         """Build the request of QwenVLEngine.complete; raises what that does."""
@@ -85,7 +85,7 @@ class RequestBuilder:
         options = GenerationOptions.merge(self._defaults, overrides)
         parts = parse_message(message, images, self._load)
         prompt = self._checked(self._prompts.raw(parts))
-        return Request(prompt, options, (), parts, open_markup(parts, self._family.markup), False, started)
+        return Request(prompt, options, (), parts, parts_behind_pictures(parts), False, started)
 
     def _checked(self, prompt: Prompt) -> Prompt:
         excess = len(prompt.ids) - self._max_context

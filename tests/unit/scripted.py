@@ -63,7 +63,7 @@ def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qw
         format=1,
         family=family,
         model=model,
-        precision=Precision("fp32", "fp32"),
+        precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
         graphs=Graphs("vision.onnx", {}),
         embedding=embedding,
         tokenizer="qwen.tiktoken",
@@ -143,19 +143,20 @@ class ScriptedBackend(Backend):
             self.prompts.append(cache.rows[: cache.prompt].copy())
             self._script = list(self._answers.pop(0))
         else:
-            assert count == 1
+            assert logits_indices.tolist() == [list(range(count))]
             self.taken.append(int(inputs_embeds[0, 0, 0]) // self.model.hidden_size)
             assert self.runner_up is not None or self.taken[-1] == self._script[start - cache.prompt]
         self.steps += 1
         return self._logits([start + int(i) + 1 - cache.prompt for i in logits_indices[0]])
 
     def _logits(self, places):
-        """Logits [1, K, V] that make the scripted tokens at `places` the likeliest."""
+        """Logits [1, K, V] that make the scripted tokens at `places` the likeliest; nothing behind the script's end."""
         logits = np.zeros((1, len(places), self.model.vocab_size), np.float32)
         for row, place in zip(logits[0], places, strict=True):
             if self.runner_up is not None:
                 row[self.runner_up] = 0.9
-            row[self._script[place]] = 1.0
+            if place < len(self._script):
+                row[self._script[place]] = 1.0
             row[FAMILY.decodable :] = 9.0  # unused rows, never to be chosen
         return logits
 

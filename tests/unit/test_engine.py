@@ -124,6 +124,64 @@ def test_complete_does_not_report_the_boxes_of_its_prompt(tmp_path):
     assert (reply.text, reply.malformed) == ("yes", ())
 
 
+def test_refs_hold_what_was_marked(tmp_path):
+    answer = (
+        "<ref>mugs</ref><box>(0,0),(500,500)</box><box>(0,0),(1000,1000)</box> and <ref>air</ref> on "
+        "<box>(0,0),(9,9)</box><ref>a sign</ref><quad>(0,0),(1,0),(1,1),(0,1)</quad>"
+    )
+    qwen, _ = engine(tmp_path, answer + "<|im_end|>")
+    reply = qwen.chat("What is there?", images=[RED], max_new_tokens=200)
+    mugs, air, sign = reply.refs
+    assert (mugs.label, mugs.boxes, mugs.quads) == ("mugs", reply.boxes[:2], ())
+    assert (air.label, air.boxes, air.quads) == ("air", (), ())
+    assert (sign.label, sign.boxes, sign.quads) == ("a sign", (), reply.quads)
+    assert len(reply.boxes) == 3 and reply.boxes[2].label == ""
+
+
+def test_refs_without_a_picture_have_no_places(tmp_path):
+    qwen, _ = engine(tmp_path, "<ref>a</ref><box>(0,0),(9,9)</box><|im_end|>")
+    (ref,) = qwen.chat("hi").refs
+    assert (ref.label, ref.boxes) == ("a", ())
+
+
+def test_grounding(tmp_path):
+    qwen, backend = engine(tmp_path, "(0,0),(500,500)</box><box>(500,500),(1000,1000)</box><|im_end|>")
+    reply = qwen.ground(RED, "the <box> red</ref> mug")
+    start, prompt = FAMILY.special_tokens["<ref>"], backend.prompt_ids()
+    assert decode(prompt[prompt.index(start) :]) == "<ref>the <box> red</ref> mug</ref><box>"
+    assert [token for token in prompt if token in FAMILY.special_tokens.values()] == [
+        FAMILY.special_tokens[tag] for tag in ("<img>", "</img>", "<ref>", "</ref>", "<box>")
+    ]
+    assert [(box.x1, box.x2) for box in reply.boxes] == [(0.0, 20.0), (20.0, 40.0)]
+    assert [ref.label for ref in reply.refs] == ["the <box> red</ref> mug"]
+    for phrase in ("", "  ", None):
+        with pytest.raises(PromptError, match="the phrase is"):
+            qwen.ground(RED, phrase)
+
+
+@pytest.mark.parametrize(
+    ("generation", "language", "reading", "caption"),
+    [
+        ("chatml", "en", "OCR with grounding:<|im_end|>", "Describe the picture.<|im_end|>"),
+        ("chatml", "zh", "带坐标的文字识别:<|im_end|>", "描述这张图片。<|im_end|>"),
+        ("raw", "en", "OCR with grounding:", "Describe the image in English:"),
+    ],
+)
+def test_reading_and_captions(tmp_path, generation, language, reading, caption):
+    end = "<|im_end|>" if generation == "chatml" else "<|endoftext|>"
+    generation = {"chat_format": generation, "do_sample": True, "temperature": 9.0}
+    answers = ["<ref>OPEN</ref><quad>(0,0),(1000,0),(1000,1000),(0,1000)</quad>" + end, "A sign." + end]
+    qwen, backend = engine(tmp_path, *answers, generation=generation)
+    reply = qwen.read(RED, language=language)
+    assert (reply.text, reply.refs[0].label, len(reply.quads)) == ("OPEN", "OPEN", 1)
+    assert qwen.caption(RED, language=language).text == "A sign."
+    for index, words in enumerate((reading, caption)):
+        assert f"</img>\n{words}" in decode([token for token in backend.prompt_ids(index) if token >= 0])
+    for ask in (qwen.read, qwen.caption):
+        with pytest.raises(PromptError, match="the language is 'fr'"):
+            ask(RED, language="fr")
+
+
 def test_stop_sequences_of_several_tokens_are_held_back(tmp_path):
     human = ids("Human:")
     assert len(human) > 1

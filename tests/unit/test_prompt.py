@@ -8,9 +8,8 @@ from scripted import FAMILY, TINY_VOCABULARY
 from qwenvl_edge.conversation import Region, Text, Turn, parse_history, parse_message
 from qwenvl_edge.errors import PromptError
 from qwenvl_edge.families import QwenVL
-from qwenvl_edge.grounding import Markup
 from qwenvl_edge.image import load_picture
-from qwenvl_edge.prompt import PromptBuilder, open_markup
+from qwenvl_edge.prompt import PromptBuilder, parts_behind_pictures
 from qwenvl_edge.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +205,6 @@ def test_error_messages_name_the_picture():
         parse("hi", images=[PICTURE, PICTURE.astype(np.float32)])
 
 
-def test_open_markup_is_what_stands_behind_the_last_picture():
+def test_parts_behind_the_last_picture():
     parts = (Text("<ref>a</ref>"), load(PICTURE), Text("x"), Region("b", (((1, 2), (3, 4)),)), Text("<box>"))
-    assert open_markup(parts, Markup()) == "x<ref>b</ref><box>(1,2),(3,4)</box><box>"
+    assert parts_behind_pictures(parts) == parts[-3:]

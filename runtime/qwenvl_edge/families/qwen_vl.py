@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from qwenvl_edge.errors import BundleError
+from qwenvl_edge.errors import BundleError, PromptError
 from qwenvl_edge.grounding import Markup
 from qwenvl_edge.image import Preprocessing
 
@@ -23,6 +23,10 @@ _IMAGE_START = _SPECIALS.index("<img>")
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _PICTURE_NAME = re.compile(r"(?:[Pp]icture|图片?)\s*(\d{1,2})|第\s*(\d{1,2})\s*[张幅]")
+
+_READING = {"en": "OCR with grounding:", "zh": "带坐标的文字识别:"}
+_CAPTION = {"en": "Describe the picture.", "zh": "描述这张图片。"}
+_RAW_CAPTION = {"en": "Describe the image in English:", "zh": "Describe the image in Chinese:"}
 
 CHATML = "chatml"
 RAW = "raw"
@@ -114,6 +118,18 @@ class QwenVL:
         """Return the numbers of the pictures that `text` names ("Picture 2", "图片2"), in order."""
         return [int(max(groups)) for groups in _PICTURE_NAME.findall(text)]
 
+    def grounding_items(self, phrase: str) -> list[dict[str, str]]:
+        """Items whose completion is the boxes of `phrase`: the form of its training and of the RefCOCO figures."""
+        return [{"ref": phrase}, {"text": f"<{self.markup.box}>"}]
+
+    def reading_prompt(self, language: str) -> str:
+        """Words that ask for the text in a picture with its places. Raises PromptError for an unknown language."""
+        return _wording(_READING, language)
+
+    def caption_prompt(self, language: str, *, chat: bool) -> str:
+        """Words that ask for a description. Raises PromptError for an unknown language."""
+        return _wording(_CAPTION if chat else _RAW_CAPTION, language)
+
     def can_chat(self, chat_format: str) -> bool:
         """Whether a model with this chat format was trained on conversations."""
         return chat_format == CHATML
@@ -125,6 +141,12 @@ class QwenVL:
         if chat_format == RAW:
             return tuple(encode("Human:")), (self.end_of_text,)
         raise BundleError(f"the bundle's chat format is {chat_format!r}; this version knows 'chatml' and 'raw'.")
+
+
+def _wording(wordings: Mapping[str, str], language: str) -> str:
+    if language not in wordings:
+        raise PromptError(f"the language is {language!r}; there are {', '.join(wordings)}.")
+    return wordings[language]
 
 
 def _count_ranks(tokenizer_file: Path) -> int:
