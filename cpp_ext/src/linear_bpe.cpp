@@ -45,7 +45,7 @@ bool LinearBpe::add_merges() {
         TokenId left = trie_.shorter(id);
         for (; left != kNoToken; left = trie_.shorter(left)) {
             if (left > id) continue;
-            const TokenId right = vocabulary_.find(bytes.substr(vocabulary_.bytes(left).size()));
+            const TokenId right = vocabulary_.find(bytes.substr(vocabulary_.bytes(left).size()), Vocabulary::kPadding);
             if (right > id || !merges_.stays_apart(left, right)) continue;
             merges_.add(vocabulary_, id, {left, right});
             break;

@@ -68,20 +68,27 @@ void PrefixTrie::put(Node node, Symbol symbol, Node child) {
 }
 
 void PrefixTrie::add(std::string_view bytes, TokenId id) {
-    if (bytes.size() > 1) shorter_[id] = walk<any_symbol_at>(bytes.substr(0, bytes.size() - 1));
     Node node = kRoot;
+    TokenId shorter = kNoToken;
     for (std::size_t at = 0; at < bytes.size();) {
         const SymbolAt next = any_symbol_at(bytes, at);
+        if (next.length > 1) {
+            const TokenId partial = partial_character(node, bytes, at, next.length);
+            if (partial != kNoToken) shorter = partial;
+        }
         at += next.length;
         Node below = node == kRoot ? first(next.symbol) : child(node, next.symbol);
         if (below == kNone) put(node, next.symbol, below = at == bytes.size() ? id : nodes_++);
         node = below;
+        if (is_token(node) && node != id) shorter = node;
     }
+    shorter_[id] = shorter;
 }
 
 // Longest token that goes from `node` into the character at `at` but not to its end; kNoToken when there is none.
 TokenId PrefixTrie::partial_character(Node node, std::string_view text, std::size_t at, std::size_t length) const {
     TokenId token = kNoToken;
+    if (!(partial_[node / 64] >> (node % 64) & 1)) return token;
     for (std::size_t i = 0; i + 1 < length; ++i) {
         node = child(node, kByteSymbol | static_cast<unsigned char>(text[at + i]));
         if (node == kNone) break;
@@ -90,16 +97,15 @@ TokenId PrefixTrie::partial_character(Node node, std::string_view text, std::siz
     return token;
 }
 
-template <SymbolAt (*symbol_of)(std::string_view, std::size_t)>
-inline TokenId PrefixTrie::walk(std::string_view text) const {
-    SymbolAt next = symbol_of(text, 0);
+TokenId PrefixTrie::longest(std::string_view text) const {
+    SymbolAt next = symbol_at(text, 0);
     Node node = first(next.symbol);
     TokenId token = node;
     // The root has tokens for parts of every character.
     if (!is_token(node)) token = partial_character(kRoot, text, 0, next.length);
     for (std::size_t at = next.length; node != kNone && at < text.size(); at += next.length) {
-        next = symbol_of(text, at);
-        if (next.length > 1 && (partial_[node / 64] >> (node % 64) & 1)) {
+        next = symbol_at(text, at);
+        if (next.length > 1) {
             const TokenId partial = partial_character(node, text, at, next.length);
             if (partial != kNoToken) token = partial;
         }
@@ -108,7 +114,5 @@ inline TokenId PrefixTrie::walk(std::string_view text) const {
     }
     return token;
 }
-
-TokenId PrefixTrie::longest(std::string_view text) const { return walk<symbol_at>(text); }
 
 }  // namespace qwenvl

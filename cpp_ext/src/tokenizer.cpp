@@ -37,7 +37,6 @@ void Tokenizer::for_each_piece(std::string_view text, const SpecialMatcher& allo
 
 Tokenizer::Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken> special_tokens)
     : vocabulary_(vocabulary_file),
-      words_(vocabulary_),
       linear_(LinearBpe::make(vocabulary_)),
       serial_(++serials),
       special_tokens_(std::move(special_tokens), vocabulary_.size()) {}
@@ -61,7 +60,7 @@ inline void Tokenizer::encode_piece(std::string_view text, std::size_t start, st
         return;
     }
     const WordTable::Key key = WordTable::key_of(piece.data(), piece.size(), text.size() - start);
-    if (const TokenId whole = words_.find(key); whole != kNoToken) {
+    if (const TokenId whole = vocabulary_.words().find(key); whole != kNoToken) {
         ids.push_back(whole);
         return;
     }

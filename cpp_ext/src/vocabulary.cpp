@@ -87,21 +87,34 @@ void Vocabulary::read(std::string_view file) {
 }
 
 void Vocabulary::insert_all() {
-    std::size_t capacity = 512;
-    while (capacity < size() * 2) capacity *= 2;
+    std::size_t up_to_8 = 0, up_to_16 = 0;
+    for (TokenId id = 0; id < size(); ++id) {
+        up_to_8 += bytes(id).size() <= 8;
+        up_to_16 += bytes(id).size() <= WordTable::kLongest;
+    }
+    words_.reserve(up_to_8, up_to_16 - up_to_8);
+    std::size_t capacity = 16;
+    while (capacity < (size() - up_to_16) * 2) capacity *= 2;
     slots_.assign(capacity, {0, kNoToken});
     mask_ = capacity - 1;
     for (TokenId id = 0; id < size(); ++id) {
-        const std::uint64_t hash = hash_bytes(bytes(id));
-        const std::uint32_t tag = static_cast<std::uint32_t>(hash >> 32);
-        std::size_t at = hash & mask_;
-        for (; slots_[at].id != kNoToken; at = (at + 1) & mask_) {
-            if (slots_[at].tag == tag && bytes(slots_[at].id) == bytes(id)) {
-                fail(id + 1, "repeats the token of line " + std::to_string(slots_[at].id + 1));
-            }
-        }
-        slots_[at] = {tag, id};
+        const std::string_view token = bytes(id);
+        const bool is_short = token.size() <= WordTable::kLongest;
+        const TokenId there = is_short ? words_.insert(WordTable::key_of(token.data(), token.size(), kPadding), id)
+                                       : insert_long(id);
+        if (there != kNoToken) fail(id + 1, "repeats the token of line " + std::to_string(there + 1));
     }
+}
+
+TokenId Vocabulary::insert_long(TokenId id) {
+    const std::uint64_t hash = hash_bytes(bytes(id));
+    const std::uint32_t tag = static_cast<std::uint32_t>(hash >> 32);
+    std::size_t at = hash & mask_;
+    for (; slots_[at].id != kNoToken; at = (at + 1) & mask_) {
+        if (slots_[at].tag == tag && bytes(slots_[at].id) == bytes(id)) return slots_[at].id;
+    }
+    slots_[at] = {tag, id};
+    return kNoToken;
 }
 
 void Vocabulary::require_single_bytes() const {
@@ -114,7 +127,7 @@ void Vocabulary::require_single_bytes() const {
     }
 }
 
-TokenId Vocabulary::find(std::string_view key) const {
+TokenId Vocabulary::find_long(std::string_view key) const {
     const std::uint64_t hash = hash_bytes(key);
     const std::uint32_t tag = static_cast<std::uint32_t>(hash >> 32);
     for (std::size_t at = hash & mask_; slots_[at].id != kNoToken; at = (at + 1) & mask_) {

@@ -31,9 +31,6 @@ private:
     static constexpr Node kMaxNodes = (1u << 21) - 1;  // the edge table packs a node into 21 bits
     static constexpr Node kNone = 0xFFFFFFFFu, kRoot = kMaxNodes;
 
-    template <SymbolAt (*symbol_of)(std::string_view, std::size_t)>
-    TokenId walk(std::string_view text) const;
-
     void add(std::string_view bytes, TokenId id);
     Node child(Node node, Symbol symbol) const;
     Node first(Symbol symbol) const;

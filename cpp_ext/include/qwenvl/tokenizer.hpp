@@ -10,7 +10,6 @@
 #include "qwenvl/piece_cache.hpp"
 #include "qwenvl/special_tokens.hpp"
 #include "qwenvl/vocabulary.hpp"
-#include "qwenvl/word_table.hpp"
 
 namespace qwenvl {
 
@@ -48,7 +47,6 @@ private:
     void for_each_piece(std::string_view text, const SpecialMatcher& allowed, Use use) const;
 
     Vocabulary vocabulary_;
-    WordTable words_;
     std::unique_ptr<LinearBpe> linear_;  // null: the vocabulary needs merging
     std::uint64_t serial_;                // never used twice, unlike an address
     SpecialTokens special_tokens_;

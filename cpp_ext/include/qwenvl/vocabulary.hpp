@@ -1,4 +1,4 @@
-// The ranks of a byte-level BPE: bytes of every token, and a hash table from bytes to rank.
+// The ranks of a byte-level BPE: bytes of every token, and hash tables from bytes to rank.
 #pragma once
 
 #include <cstdint>
@@ -6,10 +6,9 @@
 #include <string_view>
 #include <vector>
 
-namespace qwenvl {
+#include "qwenvl/word_table.hpp"
 
-using TokenId = std::uint32_t;
-constexpr TokenId kNoToken = 0xFFFFFFFFu;
+namespace qwenvl {
 
 class Vocabulary {
 public:
@@ -26,8 +25,13 @@ public:
         return {bytes_.data() + offsets_[id], static_cast<std::size_t>(offsets_[id + 1] - offsets_[id])};
     }
 
-    // Rank of the token with exactly these bytes, or kNoToken.
-    TokenId find(std::string_view bytes) const;
+    // Rank of the token with exactly these bytes, or kNoToken. `readable`: bytes that may be read from their beginning.
+    TokenId find(std::string_view bytes) const { return find(bytes, bytes.size()); }
+    TokenId find(std::string_view bytes, std::size_t readable) const {
+        if (bytes.size() > WordTable::kLongest) return bytes.size() > longest_ ? kNoToken : find_long(bytes);
+        return words_.find(WordTable::key_of(bytes.data(), bytes.size(), readable));
+    }
+    const WordTable& words() const { return words_; }
 
 private:
     struct Slot {
@@ -37,11 +41,14 @@ private:
 
     void read(std::string_view file);
     void insert_all();
+    TokenId insert_long(TokenId id);
+    TokenId find_long(std::string_view bytes) const;
     void require_single_bytes() const;
 
     std::string bytes_;
     std::vector<std::uint32_t> offsets_;
-    std::vector<Slot> slots_;
+    WordTable words_;
+    std::vector<Slot> slots_;  // tokens that are too long for words_
     std::size_t mask_ = 0;
     std::size_t longest_ = 0;
 };

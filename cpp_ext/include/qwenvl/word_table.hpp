@@ -7,15 +7,15 @@
 #include <vector>
 
 #include "qwenvl/hash.hpp"
-#include "qwenvl/vocabulary.hpp"
 
 namespace qwenvl {
+
+using TokenId = std::uint32_t;
+constexpr TokenId kNoToken = 0xFFFFFFFFu;
 
 class WordTable {
 public:
     static constexpr std::size_t kLongest = 16;
-
-    explicit WordTable(const Vocabulary& vocabulary);
 
     // At most kLongest bytes, zeros behind them.
     struct Key {
@@ -33,6 +33,18 @@ public:
         const auto count = static_cast<std::uint32_t>(size);
         if (size <= 8) return {first_bytes(word, size, readable), 0, count};
         return {first_bytes(word, 8, readable), first_bytes(word + 8, size - 8, readable - 8), count};
+    }
+
+    // Room for so many words of at most 8 bytes, and of more.
+    void reserve(std::size_t short_words, std::size_t long_words) {
+        short_.reserve(short_words);
+        long_.reserve(long_words);
+    }
+
+    // The token already there with these bytes, or kNoToken when `id` was put in.
+    TokenId insert(const Key& key, TokenId id) {
+        if (key.size <= 8) return short_.insert({key.low, id, key.size}, key);
+        return long_.insert({key.low, key.high, id, key.size}, key);
     }
 
     // Token with exactly these bytes, or kNoToken.
@@ -60,7 +72,7 @@ private:
         std::vector<Slot> slots;
         std::size_t mask = 0;
 
-        void resize(std::size_t count) {
+        void reserve(std::size_t count) {
             std::size_t capacity = 16;
             while (capacity < 2 * count) capacity *= 2;
             slots.assign(capacity, Slot{});
@@ -72,6 +84,13 @@ private:
             std::size_t at = key.hash() & mask;
             while (slots[at].size != 0 && !slots[at].holds(key)) at = (at + 1) & mask;
             return at;
+        }
+
+        TokenId insert(const Slot& word, const Key& key) {
+            Slot& slot = slots[place(key)];
+            if (slot.size != 0) return slot.id;
+            slot = word;
+            return kNoToken;
         }
 
         TokenId find(const Key& key) const {
