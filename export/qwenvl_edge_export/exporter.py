@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 
 from qwenvl_edge.bundle import (
     FORMAT,
@@ -17,10 +18,10 @@ from qwenvl_edge.bundle import (
     FileInfo,
     Graphs,
     Manifest,
-    Precision,
     Provenance,
     sha256,
 )
+from qwenvl_edge.embedding import embedding_bytes
 from qwenvl_edge.errors import BundleError, CheckpointError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
 from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions
+from qwenvl_edge_export.precision import ExportPrecision
 from qwenvl_edge_export.staging import clean_up, staged_folder
 from qwenvl_edge_export.verify import compare
 
@@ -42,14 +44,22 @@ DECODER_NAMES = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx"}
 
 
 def export(
-    checkpoint_path: str | Path, bundle_path: str | Path, *, force: bool = False, progress: Progress | None = None
+    checkpoint_path: str | Path,
+    bundle_path: str | Path,
+    *,
+    precision: ExportPrecision | None = None,
+    force: bool = False,
+    allow_loss: bool = False,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Export the checkpoint in folder `checkpoint_path` to a new bundle at `bundle_path`.
 
     Args:
         checkpoint_path: a Qwen-VL checkpoint in the published layout.
         bundle_path: the folder to write; it appears when it is whole.
+        precision: what the weights become; None keeps float32.
         force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
+        allow_loss: keep a bundle that differs from its checkpoint by more than its precision may.
         progress: called with (bytes done, bytes in total, what is being done).
 
     Returns:
@@ -58,7 +68,7 @@ def export(
     Raises:
         CheckpointError: the checkpoint is not whole, or does not fit its configuration.
         BundleError: `bundle_path` exists and `force` is not set or it is no bundle; it cannot be written (disk full,
-            no permission); or the graphs do not compute what the checkpoint computes.
+            no permission); or the graphs do not compute what the checkpoint computes, within their precision's limits.
     """
     target = Path(bundle_path).absolute()
     clean_up(target)
@@ -66,8 +76,8 @@ def export(
     checkpoint = Checkpoint.open(checkpoint_path)
     _check_tokenizer(checkpoint)
     with staged_folder(target, replace=force) as folder:
-        _Export(checkpoint, folder, progress).run().write(folder)
-        _record_parity(folder, checkpoint)
+        _Export(checkpoint, folder, precision or ExportPrecision.choose(), progress).run().write(folder)
+        _record_parity(folder, checkpoint, allow_loss)
     return Bundle.open(target)
 
 
@@ -94,13 +104,14 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
         )
 
 
-def _record_parity(folder: Path, checkpoint: Checkpoint) -> None:
+def _record_parity(folder: Path, checkpoint: Checkpoint, allow_loss: bool) -> None:
     """Compare the written bundle with its checkpoint and keep the figures in its manifest."""
     bundle = Bundle.open(folder)
     report = compare(bundle, checkpoint)
-    if not report.passed:
+    if not report.passed and not allow_loss:
         raise BundleError(
-            f"the exported graphs do not compute what the checkpoint computes, so nothing was kept: {report.failures}."
+            "the exported graphs do not compute what the checkpoint computes, so nothing was kept (--allow-loss would "
+            f"keep it): {report.failures}."
         )
     dataclasses.replace(bundle.manifest, parity=report.to_dict()).write(folder)
 
@@ -108,23 +119,25 @@ def _record_parity(folder: Path, checkpoint: Checkpoint) -> None:
 class _Export:
     """One export into `folder`."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, progress: Progress | None):
+    def __init__(self, checkpoint: Checkpoint, folder: Path, precision: ExportPrecision, progress: Progress | None):
         self.checkpoint = checkpoint
         self.folder = folder
+        self.precision = precision
         self.files: dict[str, FileInfo] = {}
         self._progress = progress
         self._done = self._total = 0
 
     def run(self) -> Manifest:
-        checkpoint, config = self.checkpoint, self.checkpoint.config
+        checkpoint, config, precision = self.checkpoint, self.checkpoint.config, self.precision
         generation = generation_defaults(checkpoint.generation)
         vision_weights = WeightFile("vision.data", checkpoint)
         decoder_weights = WeightFile("decoder.data", checkpoint)
-        self._save(build_vision(checkpoint, vision_weights), VISION_NAME)
+        self._save(build_vision(checkpoint, vision_weights, precision.vision), VISION_NAME)
         for dialect in DIALECTS:
-            self._save(build_decoder(config, decoder_weights, dialect), DECODER_NAMES[dialect])
-        table = (config.vocab_size, config.hidden_size)
-        needed = vision_weights.size_bytes + decoder_weights.size_bytes + 4 * table[0] * table[1]
+            model = build_decoder(config, decoder_weights, dialect, precision.decoder)
+            self._save(model, DECODER_NAMES[dialect])
+        table = EmbeddingInfo(EMBEDDING_NAME, precision.embedding, (config.vocab_size, config.hidden_size))
+        needed = vision_weights.size_bytes + decoder_weights.size_bytes + embedding_bytes(table.dtype, table.shape)
         self._check_space(needed)
         self._total = needed + sum(path.stat().st_size for path in checkpoint.source_files)
 
@@ -139,9 +152,9 @@ class _Export:
             format=FORMAT,
             family=FAMILY,
             model=model_info(config),
-            precision=Precision(vision="fp32", decoder="fp32"),
+            precision=precision.describe("rtn"),
             graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES),
-            embedding=EmbeddingInfo(file=EMBEDDING_NAME, dtype="float32", shape=table),
+            embedding=table,
             tokenizer=TOKENIZER_NAME,
             generation=generation,
             files=self.files,
@@ -163,7 +176,7 @@ class _Export:
     def _write_embedding(self) -> None:
         name = "transformer.wte.weight"
         with HashingWriter(self.folder / EMBEDDING_NAME, self._counter(f"writing {EMBEDDING_NAME}")) as out:
-            for piece in float_pieces(name, self.checkpoint.tensor(name)):
+            for piece in float_pieces(name, self.checkpoint.tensor(name), getattr(torch, self.precision.embedding)):
                 out.write(piece)
         self.files[EMBEDDING_NAME] = out.info()
 

@@ -1,104 +1,41 @@
 """PyTorch against the bundle, stage by stage: image features, then teacher-forced logits of both decoder dialects.
 
 The bundle's side goes through the runtime's own prompt, preprocessing, cache and backend. The answer's tokens reach the
-decoder as single steps and as a chunk, so the cache, positions and offsets are part of what is compared.
+decoder as single steps and as a chunk, so the cache, positions and offsets are part of what is compared. The bundle
+also answers greedily: PyTorch, given that answer, tells where it would first have chosen another token, which is where
+the two greedy answers part.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend, can_run
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge.families import create_family
+from qwenvl_edge.kv_cache import KVCache
 from qwenvl_edge_export.checkpoint import Checkpoint
 from qwenvl_edge_export.metadata import model_info
 from qwenvl_edge_export.modeling import QwenVL, ntk_alpha
+from qwenvl_edge_export.parity import LIMITS, FloatArray, Report, Row, agreement, features_row, logits_row
 from qwenvl_edge_export.prompts import Case, builtin_cases
 from qwenvl_edge_export.streaming import streamed_model
-
-FloatArray = npt.NDArray[np.float32]
 
 PROMPT_ROWS = 16
 """How many of a prompt's last positions are compared; the answer's are compared all."""
 SINGLE_STEPS = 2
 """How many of the answer's tokens are decoded one at a time before the rest goes as one chunk."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a precision may differ by: largest absolute difference as a share of the largest reference value."""
-
-    max_relative: float
-    min_cosine: float
-    min_top1: float
-
-
-LIMITS = {"fp32": Limits(max_relative=1e-4, min_cosine=0.99999, min_top1=1.0)}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    top1: the share of positions whose best token agrees, up to ties within the limit; None for image features.
-    """
-
-    stage: str
-    graph: str
-    case: str
-    max_abs: float
-    limit: float
-    cosine: float
-    top1: float | None
-    passed: bool
-
-
-@dataclass(frozen=True)
-class Report:
-    """All comparisons, and the decoder dialects that the installed ONNX Runtime is too old to run."""
-
-    rows: tuple[Row, ...]
-    skipped: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether every comparison is within its limits."""
-        return all(row.passed for row in self.rows)
-
-    @property
-    def failures(self) -> str:
-        """What is beyond its limits, in words."""
-        return "; ".join(
-            f"{row.stage} ({row.graph}, {row.case}) differ by {row.max_abs:.2e}, limit {row.limit:.2e}"
-            for row in self.rows
-            if not row.passed
-        )
-
-    def table(self) -> str:
-        """The report as a table for a terminal."""
-        lines = [("stage", "graph", "prompt", "max |diff|", "limit", "cosine", "top-1", "")]
-        for row in self.rows:
-            top1 = "" if row.top1 is None else f"{row.top1:.1%}"
-            numbers = (f"{row.max_abs:.2e}", f"{row.limit:.2e}", f"{row.cosine:.7f}", top1)
-            lines.append((row.stage, row.graph, row.case, *numbers, "ok" if row.passed else "FAILED"))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-        notes = [f'not compared: "{dialect}", which needs a newer ONNX Runtime' for dialect in self.skipped]
-        return "\n".join(["  ".join(line).rstrip() for line in padded] + notes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values, for the manifest."""
-        stages = [dataclasses.asdict(row) for row in self.rows]
-        return {"passed": self.passed, "skipped": list(self.skipped), "stages": stages}
+GREEDY_TOKENS = 16
+"""How many tokens the bundle answers by itself."""
 
 
 def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path) -> Report:
@@ -117,20 +54,33 @@ def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path) -> 
 def compare(bundle: Bundle, checkpoint: Checkpoint) -> Report:
     """Like verify, for a bundle whose files are known to be whole."""
     _check_same_model(bundle, checkpoint)
+    precision = bundle.manifest.precision
+    if "bf16" in precision.compute.values():
+        return Report((), ("bfloat16 graphs, which ONNX Runtime cannot compute on a CPU",))
     model = streamed_model(checkpoint)
-    cases = builtin_cases(bundle)
     dialects = bundle.manifest.graphs.decoder
-    backends = {dialect: OnnxRuntimeBackend(bundle, dialect=dialect) for dialect in dialects if can_run(dialect)}
+    sides = {name: _Side(bundle, OnnxRuntimeBackend(bundle, dialect=name)) for name in dialects if can_run(name)}
+    limits = LIMITS[_weaker(precision.vision, precision.decoder)]
     rows: list[Row] = []
-    for case in cases:
-        features, logits = _reference(model, case)
-        found = features
+    for case in builtin_cases(bundle):
+        first = next(iter(sides.values()))
+        found = first.backend.encode_images(case.pixels) if len(case.pixels) else first.no_features
+        logits, own = {}, {}
+        for name, side in sides.items():
+            logits[name], own[name] = side.decode(case, found), side.answer(case, found)
+        features, wanted = _reference(model, case, [case.answer.tolist(), *own.values()])
         if len(case.pixels):
-            found = next(iter(backends.values())).encode_images(case.pixels)
-            rows.append(_features_row(bundle, case, found, features))
-        for dialect, backend in backends.items():
-            rows.append(_logits_row(bundle, case, dialect, _decode(backend, bundle, case, found), logits))
-    return Report(tuple(rows), tuple(dialect for dialect in dialects if dialect not in backends))
+            rows.append(features_row("vision", case.name, found, features, LIMITS[precision.vision]))
+        for (name, rows_found), chosen in zip(logits.items(), wanted[1:], strict=True):
+            greedy = agreement(own[name], chosen[-len(own[name]) - 1 : -1, : first.decodable])
+            rows.append(logits_row(name, case.name, rows_found, wanted[0], limits, greedy))
+    skipped = (f'"{name}", which needs a newer ONNX Runtime' for name in dialects if name not in sides)
+    return Report(tuple(rows), tuple(skipped))
+
+
+def _weaker(*precisions: str) -> str:
+    """The one of two precisions that may lose more."""
+    return max(precisions, key=lambda name: LIMITS[name].max_relative)
 
 
 def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
@@ -143,59 +93,78 @@ def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
 
 
 @torch.no_grad()
-def _reference(model: QwenVL, case: Case) -> tuple[FloatArray, FloatArray]:
-    """PyTorch's image features [N, Q, H] and logits [rows, V] for prompt and answer in one pass without a cache."""
-    config = model.config
-    ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
+def _reference(model: QwenVL, case: Case, answers: Sequence[list[int]]) -> tuple[FloatArray, list[FloatArray]]:
+    """PyTorch's image features [N, Q, H] and for each answer the logits [rows, V], all in one pass without a cache.
+
+    Rows are the prompt's last PROMPT_ROWS positions and the answer's; answers are padded behind, where nothing looks.
+    """
+    config, prompt = model.config, case.prompt.ids.tolist()
+    longest = max(map(len, answers))
+    ids = torch.tensor([[*prompt, *answer, *[0] * (longest - len(answer))] for answer in answers])
     features = torch.empty(0, config.vision.n_queries, config.hidden_size)
     if len(case.pixels):
         features = model.encode_images(torch.from_numpy(case.pixels))
-    length = len(case.prompt.ids)
-    alpha = ntk_alpha(length, config.seq_length) if config.use_dynamic_ntk else 1.0
-    last = min(PROMPT_ROWS, length) + len(case.answer)
-    logits, _ = model.decode(model.embed(ids, features), alpha=alpha, last=last)
-    return features.numpy(), logits[0].numpy()
+    alpha = ntk_alpha(len(prompt), config.seq_length) if config.use_dynamic_ntk else 1.0
+    last = min(PROMPT_ROWS, len(prompt))
+    embeds = model.embed(ids, features.repeat(len(answers), 1, 1))
+    logits, _ = model.decode(embeds, alpha=alpha, last=last + longest)
+    return features.numpy(), [rows[: last + len(answer)].numpy() for rows, answer in zip(logits, answers, strict=True)]
 
 
-def _decode(backend: OnnxRuntimeBackend, bundle: Bundle, case: Case, features: FloatArray) -> FloatArray:
-    """The bundle's logits [rows, V]: prefill of the prompt, then the answer through the cache."""
-    ids = np.concatenate([case.prompt.ids, case.answer])
-    embeds = bundle.embedding[ids][None]
-    for start, picture in zip(case.prompt.image_starts, features, strict=True):
-        embeds[0, start : start + len(picture)] = picture
-    length, total = len(case.prompt.ids), len(ids)
-    cache = backend.new_cache(1, total)
-    cache.reset(length)
-    bounds = [0, *range(length, min(length + SINGLE_STEPS, total - 1) + 1), total]
-    parts = []
-    for start, end in itertools.pairwise(bounds):
-        wanted = np.arange(max(start, length - PROMPT_ROWS), end, dtype=np.int64)
-        positions = np.arange(start, end, dtype=np.int64)
-        write = np.array([start], np.int64)
-        logits = backend.decode(cache, embeds[:, start:end], positions[None], write, wanted[None] - start)
-        parts.append(logits[0])
-    return np.concatenate(parts)
+class _Side:
+    """The bundle's side of a comparison, in one dialect."""
 
+    def __init__(self, bundle: Bundle, backend: Backend):
+        model = bundle.manifest.model
+        family = create_family(
+            bundle.manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens
+        )
+        self.bundle = bundle
+        self.backend = backend
+        self.decodable = family.decodable
+        self.no_features = np.empty((0, model.image_tokens, model.hidden_size), np.float32)
 
-def _features_row(bundle: Bundle, case: Case, found: FloatArray, wanted: FloatArray) -> Row:
-    limits = LIMITS[bundle.manifest.precision.vision]
-    max_abs, limit, cosine = _distance(found, wanted, limits)
-    passed = max_abs <= limit and cosine >= limits.min_cosine
-    return Row("image features", "vision", case.name, max_abs, limit, cosine, None, passed)
+    def decode(self, case: Case, features: FloatArray) -> FloatArray:
+        """Logits [rows, V]: prefill of the prompt, then the given answer through the cache."""
+        embeds = self._embed(case, np.concatenate([case.prompt.ids, case.answer]), features)
+        length, total = len(case.prompt.ids), embeds.shape[1]
+        cache = self._cache(case, total)
+        bounds = [0, *range(length, min(length + SINGLE_STEPS, total - 1) + 1), total]
+        return np.concatenate(
+            [
+                self._run(cache, embeds[:, start:end], start, max(start, length - PROMPT_ROWS))
+                for start, end in itertools.pairwise(bounds)
+            ]
+        )
 
+    def answer(self, case: Case, features: FloatArray) -> list[int]:
+        """The graph's own greedy answer: GREEDY_TOKENS ids, whatever they are."""
+        length = len(case.prompt.ids)
+        cache = self._cache(case, length + GREEDY_TOKENS)
+        logits = self._run(cache, self._embed(case, case.prompt.ids, features), 0, length - 1)
+        tokens = [int(logits[-1, : self.decodable].argmax())]
+        while len(tokens) < GREEDY_TOKENS:
+            start = cache.length
+            logits = self._run(cache, self.bundle.embedding[[tokens[-1:]]], start, start)
+            tokens.append(int(logits[-1, : self.decodable].argmax()))
+        return tokens
 
-def _logits_row(bundle: Bundle, case: Case, dialect: str, found: FloatArray, wanted: FloatArray) -> Row:
-    limits = LIMITS[bundle.manifest.precision.decoder]
-    max_abs, limit, cosine = _distance(found, wanted, limits)
-    chosen = np.take_along_axis(wanted, found.argmax(-1)[:, None], axis=-1)[:, 0]
-    top1 = float(np.mean(wanted.max(-1) - chosen <= limit))
-    passed = max_abs <= limit and cosine >= limits.min_cosine and top1 >= limits.min_top1
-    return Row("logits", dialect, case.name, max_abs, limit, cosine, top1, passed)
+    def _embed(self, case: Case, ids: npt.NDArray[np.int64], features: FloatArray) -> FloatArray:
+        """[1, T, H]."""
+        embeds = self.bundle.embedding[ids][None]
+        for start, picture in zip(case.prompt.image_starts, features, strict=True):
+            embeds[0, start : start + len(picture)] = picture
+        return embeds
 
+    def _cache(self, case: Case, capacity: int) -> KVCache:
+        cache = self.backend.new_cache(1, capacity)
+        cache.reset(len(case.prompt.ids))
+        return cache
 
-def _distance(found: FloatArray, wanted: FloatArray, limits: Limits) -> tuple[float, float, float]:
-    """Largest absolute difference, what it may be, and the smallest cosine of two vectors."""
-    limit = limits.max_relative * float(np.abs(wanted).max())
-    a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (found, wanted))
-    cosine = (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-30)
-    return float(np.abs(found - wanted).max()), limit, float(cosine.min())
+    def _run(self, cache: KVCache, embeds: FloatArray, start: int, first: int) -> FloatArray:
+        """Decode embeds [1, T, H] at position `start`; logits [rows, V] of the positions from `first`."""
+        end = start + embeds.shape[1]
+        positions = np.arange(start, end, dtype=np.int64)[None]
+        wanted = np.arange(first, end, dtype=np.int64)[None]
+        logits: FloatArray = self.backend.decode(cache, embeds, positions, np.array([start]), wanted - start)[0]
+        return logits

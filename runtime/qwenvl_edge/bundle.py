@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from qwenvl_edge.embedding import EMBEDDING_DTYPES, EmbeddingTable, embedding_bytes
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge.records import read_record
 
 FORMAT = 1
 MANIFEST_NAME = "bundle.json"
 HASHED_AT_OPEN_BYTES = 64 * 1024 * 1024
-_EMBEDDING_DTYPES = {"float32": "<f4"}
+_COMPUTE = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,20 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Precision:
-    """What the weights of each graph are stored as."""
+    """What weights are stored as ("fp32", "fp16", "bf16", "int8", "int4"), and what computes with them.
+
+    compute: float type of the "vision" and the "decoder" graph; the KV cache has the decoder's. block_size: inputs that
+    share a scale (0 without integers). method: where the decoder's integers come from. kept: patterns of layers that
+    stayed in floats.
+    """
 
     vision: str
     decoder: str
+    lm_head: str
+    compute: dict[str, str]
+    block_size: int
+    method: str
+    kept: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Graphs:
 
 @dataclass(frozen=True)
 class EmbeddingInfo:
-    """The raw little-endian embedding table [V, H]."""
+    """The raw little-endian embedding table [V, H] of "float32", "float16" or "bfloat16"."""
 
     file: str
     dtype: str
@@ -190,11 +198,10 @@ class Bundle:
         return self.path / name
 
     @property
-    def embedding(self) -> npt.NDArray[np.float32]:
-        """The embedding table [V, H] float32, memory-mapped, read-only."""
+    def embedding(self) -> EmbeddingTable:
+        """The embedding table, memory-mapped: embedding[ids] are its rows in float32."""
         info = self.manifest.embedding
-        dtype = np.dtype(_EMBEDDING_DTYPES[info.dtype])
-        return np.memmap(self.file(info.file), dtype=dtype, mode="r", shape=info.shape)
+        return EmbeddingTable(self.file(info.file), info.dtype, info.shape)
 
     def check_files(self, hash_up_to_bytes: int | None = None) -> None:
         """Check that every file is there with its size, and the SHA-256 of those up to a size (None: of all).
@@ -246,8 +253,12 @@ def _check_manifest(manifest: Manifest) -> None:
             raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value}; it must be positive.")
     if model.num_heads % model.num_kv_heads:
         raise BundleError(f"{MANIFEST_NAME}: model.num_heads is not a multiple of model.num_kv_heads.")
-    if embedding.dtype not in _EMBEDDING_DTYPES:
-        raise BundleError(f'{MANIFEST_NAME}: embedding.dtype is "{embedding.dtype}"; it must be "float32".')
+    if embedding.dtype not in EMBEDDING_DTYPES:
+        known = ", ".join(EMBEDDING_DTYPES)
+        raise BundleError(f'{MANIFEST_NAME}: embedding.dtype is "{embedding.dtype}"; it must be one of {known}.')
+    compute = manifest.precision.compute
+    if set(compute) != {"vision", "decoder"} or not set(compute.values()) <= set(_COMPUTE):
+        raise BundleError(f"{MANIFEST_NAME}: precision.compute must give {', '.join(_COMPUTE)} for vision and decoder.")
     if embedding.shape != (model.vocab_size, model.hidden_size):
         raise BundleError(f"{MANIFEST_NAME}: embedding.shape is not [model.vocab_size, model.hidden_size].")
     for name in manifest.files:
@@ -259,5 +270,5 @@ def _check_manifest(manifest: Manifest) -> None:
         if name not in manifest.files:
             raise BundleError(f'{MANIFEST_NAME}: "{name}" is used but not listed under "files".')
     size = manifest.files[embedding.file].size
-    if size != embedding.shape[0] * embedding.shape[1] * np.dtype(_EMBEDDING_DTYPES[embedding.dtype]).itemsize:
+    if size != embedding_bytes(embedding.dtype, embedding.shape):
         raise BundleError(f'{MANIFEST_NAME}: "{embedding.file}" has {size:,} bytes, which is not its shape.')

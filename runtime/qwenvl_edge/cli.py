@@ -67,6 +67,19 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder in the published layout")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is there")
+    parser.add_argument(
+        "--precision", default="fp32", metavar="P", help="fp32, fp16, bf16, int8 or int4 (default fp32)"
+    )
+    parser.add_argument("--vision-precision", metavar="P", help="fp32, fp16, bf16 or int8 (default: the target's)")
+    parser.add_argument("--target", default="cpu", metavar="T", help="where it will run: cpu (default) or gpu")
+    parser.add_argument(
+        "--block-size", type=int, default=32, metavar="N", help="weights that share a scale: 32, 64, 128"
+    )
+    parser.add_argument("--head-precision", metavar="P", help="of the output layer (default: int8 with int4)")
+    parser.add_argument(
+        "--keep-fp16", action="append", default=[], metavar="PATTERN", help="weights that stay floats; repeatable"
+    )
+    parser.add_argument("--allow-loss", action="store_true", help="keep a bundle that is beyond its precision's limits")
     parser.set_defaults(run=_export)
 
 
@@ -94,8 +107,23 @@ def _add_chat(commands: Any) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     exporter = _export_package("exporter")
+    precision = exporter.ExportPrecision.choose(
+        arguments.precision,
+        vision=arguments.vision_precision,
+        target=arguments.target,
+        block=arguments.block_size,
+        head=arguments.head_precision,
+        keep=arguments.keep_fp16,
+    )
     with ProgressBar(sys.stderr) as progress:
-        exporter.export(arguments.checkpoint, arguments.bundle, force=arguments.force, progress=progress)
+        exporter.export(
+            arguments.checkpoint,
+            arguments.bundle,
+            precision=precision,
+            force=arguments.force,
+            allow_loss=arguments.allow_loss,
+            progress=progress,
+        )
     say(f"{arguments.bundle} is written")
     return 0
 

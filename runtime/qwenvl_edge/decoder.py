@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.cache_pool import CachePool, Slot
+from qwenvl_edge.embedding import EmbeddingTable
 from qwenvl_edge.lookup import MOST
 from qwenvl_edge.prefix import content_keys
 from qwenvl_edge.prompt import Prompt
@@ -29,7 +30,7 @@ class SequenceDecoder:
     def __init__(
         self,
         backend: Backend,
-        embedding: FloatArray,
+        embedding: EmbeddingTable,
         *,
         capacity: int,
         decodable: int,
@@ -108,7 +109,7 @@ class SequenceDecoder:
 
     def _embed(self, tokens: IntArray) -> FloatArray:
         embeds = self._embeds[:, : len(tokens)]
-        np.take(self._embedding, tokens, axis=0, out=embeds[0], mode="clip")
+        embeds[0] = self._embedding[tokens]
         return embeds
 
     def _decode(self, embeds: FloatArray, wanted: int) -> FloatArray:

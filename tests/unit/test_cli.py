@@ -200,22 +200,30 @@ def package(monkeypatch, name, **functions):
 
 
 def test_export_shows_its_steps(monkeypatch, capsys):
-    def export(checkpoint, bundle, *, force, progress):
-        assert (str(checkpoint), str(bundle), force) == ("checkpoint", "bundle", True)
+    def choose(precision, **options):
+        assert (precision, options["vision"], options["keep"]) == ("int4", "fp32", ["*.w1.weight", "lm_head.*"])
+        assert (options["target"], options["block"], options["head"]) == ("gpu", 64, "int4")
+        return "chosen"
+
+    def export(checkpoint, bundle, *, precision, force, allow_loss, progress):
+        assert (str(checkpoint), str(bundle), precision, force, allow_loss) == ("in", "out", "chosen", True, True)
         for done, what in ((0, "reading"), (1, "writing"), (2, "writing")):
             progress(done, 2, what)
 
-    package(monkeypatch, "exporter", export=export)
-    assert cli.main(["export", "checkpoint", "bundle", "--force"]) == 0
+    package(monkeypatch, "exporter", export=export, ExportPrecision=types.SimpleNamespace(choose=choose))
+    options = "--precision int4 --vision-precision fp32 --keep-fp16 *.w1.weight --keep-fp16 lm_head.* --target gpu"
+    more = "--block-size 64 --head-precision int4 --force --allow-loss"
+    assert cli.main(["export", "in", "out", *options.split(), *more.split()]) == 0
     output = capsys.readouterr()
-    assert (output.out, output.err) == ("bundle is written\n", "reading\nwriting\n")
+    assert (output.out, output.err) == ("out is written\n", "reading\nwriting\n")
 
 
 def test_export_errors(monkeypatch, capsys):
     def export(*arguments, **options):
         raise BundleError("it exists.")
 
-    package(monkeypatch, "exporter", export=export)
+    plain = types.SimpleNamespace(choose=lambda *arguments, **options: None)
+    package(monkeypatch, "exporter", export=export, ExportPrecision=plain)
     assert cli.main(["export", "checkpoint", "bundle"]) == 2
     assert capsys.readouterr().err == "qwenvl: it exists.\n"
 

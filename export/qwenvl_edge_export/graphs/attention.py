@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qwenvl_edge_export.config import QwenVLConfig
-from qwenvl_edge_export.graphs.builder import MICROSOFT, GraphBuilder
+from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 
 STANDARD = "standard"
 ONNXRUNTIME = "onnxruntime"
@@ -29,7 +29,7 @@ class StepInputs:
 
 
 class CachedAttention:
-    """Rotary embedding, cache update and causal attention, in one of two dialects.
+    """Rotary embedding (in float32), cache update and causal attention, in one of two dialects.
 
         q [B,T,H] --rotary-- x logn --.
         k [B,T,H] --rotary--> write --+--> attention [B,T,H]
@@ -57,9 +57,11 @@ class CachedAttention:
         self, q: ir.Value, k: ir.Value, v: ir.Value, past: tuple[ir.Value, ir.Value]
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """q, k, v [B, T, heads * D] and past [B, heads, C, D] -> attention [B, T, heads * D], present key, value."""
-        q, k = self._rotate(q), self._rotate(k)
+        g = self.g
+        q, k = (self._rotate(g.cast(x, g.dtype, FLOAT)) for x in (q, k))
         if self._q_scale is not None:
-            q = self.g.op("Mul", q, self._q_scale)
+            q = g.op("Mul", q, self._q_scale)
+        q, k = (g.cast(x, FLOAT, g.dtype) for x in (q, k))
         attend = self._standard if self.dialect == STANDARD else self._onnxruntime
         return attend(q, k, v, past)
 

@@ -17,12 +17,13 @@ _IR_VERSION = 10
 
 
 class GraphBuilder:
-    """Collects inputs, nodes, weights and outputs of one graph."""
+    """Collects inputs, nodes, weights and outputs of one graph, which computes in the float type `dtype`."""
 
-    def __init__(self, name: str, weights: WeightFile, opset: int):
+    def __init__(self, name: str, weights: WeightFile, opset: int, dtype: ir.DataType = FLOAT):
         self.name = name
         self.weights = weights
         self.opset = opset
+        self.dtype = dtype
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
@@ -62,12 +63,16 @@ class GraphBuilder:
         return self._initializer(ir.Tensor(array, name=f"const_{array.dtype}_{text}"))
 
     def weight(self, name: str) -> ir.Value:
-        """The checkpoint's tensor `name`, from the external file."""
-        return self._initializer(self.weights.stored(name))
+        """The checkpoint's tensor `name` in the graph's float type, from the external file."""
+        return self._initializer(self.weights.stored(name, self.dtype))
 
     def table(self, tensor: ir.ExternalTensor) -> ir.Value:
-        """A tensor that was planned with `WeightFile.computed`."""
+        """A tensor that was planned with `WeightFile.computed` or `planned`."""
         return self._initializer(tensor)
+
+    def cast(self, x: ir.Value, source: ir.DataType, target: ir.DataType) -> ir.Value:
+        """`x` of type `source` as `target`."""
+        return x if source == target else self.op("Cast", x, to=target)
 
     def reshape(self, x: ir.Value, *shape: int) -> ir.Value:
         """`x` with a new shape; 0 keeps a dimension and one may be -1."""

@@ -4,6 +4,7 @@
                           -> logits_indices' rows [B*K,H] -> ln_f -> lm_head -> logits [B,K,V]
 
 Everything but attention works on rows [M, H], so that a linear layer is one Gemm over the weight as it is stored.
+Inside, values have the precision's float type, as the cache has; embeddings, rotary tables and logits are float32.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qwenvl_edge_export.config import QwenVLConfig
-from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs
+from qwenvl_edge_export.graphs.attention import OPSETS, STANDARD, CachedAttention, StepInputs
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import WeightFile
+from qwenvl_edge_export.precision import FP32, GraphPrecision
 
 
-def build_decoder(config: QwenVLConfig, weights: WeightFile, dialect: str) -> ir.Model:
+def build_decoder(
+    config: QwenVLConfig, weights: WeightFile, dialect: str, precision: GraphPrecision = FP32
+) -> ir.Model:
     """The decoder graph in `dialect` ("standard" or "onnxruntime"), over the tensors of `weights`."""
-    g = GraphBuilder("decoder", weights, OPSETS[dialect])
+    g = GraphBuilder("decoder", weights, OPSETS[dialect], precision.dtype)
     hidden, vocab = config.hidden_size, config.vocab_size
     embeds = g.input("inputs_embeds", FLOAT, ["B", "T", hidden])
     positions = g.input("position_ids", INT64, ["B", "T"])
@@ -30,8 +34,8 @@ def build_decoder(config: QwenVLConfig, weights: WeightFile, dialect: str) -> ir
     cache_shape: list[int | str] = ["B", config.num_heads, "C", config.head_dim]
     past = [
         (
-            g.input(f"past_key_values.{i}.key", FLOAT, cache_shape),
-            g.input(f"past_key_values.{i}.value", FLOAT, cache_shape),
+            g.input(f"past_key_values.{i}.key", g.dtype, cache_shape),
+            g.input(f"past_key_values.{i}.value", g.dtype, cache_shape),
         )
         for i in range(config.num_layers)
     ]
@@ -43,27 +47,30 @@ def build_decoder(config: QwenVLConfig, weights: WeightFile, dialect: str) -> ir
         tokens=g.op("Shape", embeds, start=1, end=2),
         capacity=g.op("Shape", past[0][0], start=2, end=3),
     )
-    decoder = _Decoder(g, config, CachedAttention(g, config, dialect, step), embeds)
+    linear = Linear(g, precision, standard=dialect == STANDARD)
+    decoder = _Decoder(g, config, CachedAttention(g, config, dialect, step), linear, embeds)
 
-    x = g.reshape(embeds, -1, hidden)
+    x = g.cast(g.reshape(embeds, -1, hidden), FLOAT, g.dtype)
     presents = []
     for i in range(config.num_layers):
         x, key, value = decoder.layer(x, i, past[i])
         presents += [(f"present.{i}.key", key), (f"present.{i}.value", value)]
-    g.output(decoder.logits(x, wanted), "logits", FLOAT, ["B", "K", vocab])
+    g.output(g.cast(decoder.logits(x, wanted), g.dtype, FLOAT), "logits", FLOAT, ["B", "K", vocab])
     for name, present in presents:
-        g.output(present, name, FLOAT, cache_shape)
+        g.output(present, name, g.dtype, cache_shape)
     return g.build()
 
 
 class _Decoder:
     """The layers, as functions of rows [M, H] with M = B * T."""
 
-    def __init__(self, g: GraphBuilder, config: QwenVLConfig, attention: CachedAttention, embeds: ir.Value):
+    def __init__(
+        self, g: GraphBuilder, config: QwenVLConfig, attention: CachedAttention, linear: Linear, embeds: ir.Value
+    ):
         self.g = g
         self.config = config
         self.attention = attention
-        self.linear = Linear(g)
+        self.linear = linear
         # [B, T] of this call, to give rows their batch back without a second dimension of unknown size.
         self.batch_tokens = g.op("Shape", embeds, start=0, end=2)
 
@@ -99,4 +106,4 @@ class _Decoder:
 
     def _linear(self, x: ir.Value, name: str, *, bias: bool = False) -> ir.Value:
         g = self.g
-        return self.linear(x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias") if bias else None)
+        return self.linear(x, g.weights.matrix(f"{name}.weight"), g.weight(f"{name}.bias") if bias else None)

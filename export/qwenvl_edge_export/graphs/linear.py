@@ -2,20 +2,144 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
+import math
+from collections.abc import Iterator
 
-from qwenvl_edge_export.graphs.builder import GraphBuilder
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
+from qwenvl_edge_export.graphs.weights import TORCH_DTYPES, Matrix, float_pieces, tensor_bytes
+from qwenvl_edge_export.precision import GraphPrecision
+from qwenvl_edge_export.quantize import Blocks, Rows, row_pieces
+
+_INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: without it decoding is 4 (int4) to 90 times (int8) slower
 
 
 class Linear:
     """y = x W^T + b on rows [M, in] -> [M, out], W [out, in] as PyTorch stores it.
 
-    float32: Gemm with a transposed B, so that the weight is used where it lies, without a transposed copy.
+    floats: Gemm with a transposed B, so that the weight is used where it lies, without a transposed copy.
+    Blocks: com.microsoft.MatMulNBits, or where only standard operators are allowed, DequantizeLinear by blocks in front
+        of that Gemm, over the same bytes.
+    Rows: the activations are quantized at run time, one scale a call: DynamicQuantizeLinear, MatMulInteger and the two
+        scales, which ONNX Runtime fuses. Unsigned on both sides: signed weights saturate on processors without VNNI.
     """
 
-    def __init__(self, g: GraphBuilder):
+    def __init__(self, g: GraphBuilder, precision: GraphPrecision, *, standard: bool):
         self.g = g
+        self.precision = precision
+        self.standard = standard
+        self._quantized: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def __call__(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+    def __call__(self, x: ir.Value, matrix: Matrix, bias: ir.Value | None = None) -> ir.Value:
         """Apply one layer to rows [M, in]."""
-        return self.g.op("Gemm", x, weight, bias, transB=1)
+        weights = self.precision.format(matrix.name)
+        if weights is None:
+            tensor = self.g.weights.computed(matrix.name, matrix.shape, matrix.read, self.g.dtype)
+            return self.g.op("Gemm", x, self.g.table(tensor), bias, transB=1)
+        if isinstance(weights, Rows):
+            return self._rows(x, matrix, weights, bias)
+        weights.check(matrix.name, matrix.shape)
+        return self._blocks(x, matrix, weights, bias)
+
+    def _blocks(self, x: ir.Value, matrix: Matrix, blocks: Blocks, bias: ir.Value | None) -> ir.Value:
+        g, (outputs, inputs) = self.g, matrix.shape
+        count = inputs // blocks.size
+        source = _BlockSource(matrix, blocks, TORCH_DTYPES[self.g.dtype])
+        four = blocks.bits == 4
+        packed_dtype = ir.DataType.UINT4 if four else ir.DataType.UINT8
+        name = f"{matrix.name}.int{blocks.bits}"
+        packed = g.weights.planned(name, (outputs, inputs), packed_dtype, source.packed)
+        scales = g.table(g.weights.planned(f"{name}.scales", (outputs, count), g.dtype, source.scales))
+        if not self.standard:
+            size = (outputs, count, blocks.size * blocks.bits // 8)
+            return g.op(
+                "MatMulNBits",
+                x,
+                g.table(_as_bytes(packed, size)),
+                scales,
+                None,
+                None,
+                bias,
+                domain=MICROSOFT,
+                K=inputs,
+                N=outputs,
+                bits=blocks.bits,
+                block_size=blocks.size,
+                accuracy_level=_INT8_ACTIVATIONS,
+            )
+        byte = blocks.zero * 0x11 if four else blocks.zero
+        zeros = _filled(g, f"zeros.{blocks.bits}.{outputs}.{count}", (outputs, count), packed_dtype, byte)
+        weight = g.op("DequantizeLinear", g.table(packed), scales, zeros, axis=1, block_size=blocks.size)
+        return g.op("Gemm", x, weight, bias, transB=1)
+
+    def _rows(self, x: ir.Value, matrix: Matrix, rows: Rows, bias: ir.Value | None) -> ir.Value:
+        g, (outputs, inputs) = self.g, matrix.shape
+
+        def integers() -> Iterator[memoryview]:
+            # MatMulInteger takes its second matrix as [in, out] only.
+            pieces = [rows.integers(piece, rows.scales(piece)) for piece in row_pieces(matrix.name, matrix.read())]
+            yield tensor_bytes(torch.cat(pieces).T)
+
+        def scales() -> Iterator[memoryview]:
+            for piece in row_pieces(matrix.name, matrix.read()):
+                yield tensor_bytes(rows.scales(piece))
+
+        name = f"{matrix.name}.int8"
+        weight = g.table(g.weights.planned(name, (inputs, outputs), ir.DataType.UINT8, integers))
+        scale = g.table(g.weights.planned(f"{name}.scales", (outputs,), FLOAT, scales))
+        zero = _filled(g, "zero.rows", (), ir.DataType.UINT8, rows.zero)
+        quantized, x_scale, x_zero = self._quantize(x)
+        sums = g.op("Cast", g.op("MatMulInteger", quantized, weight, x_zero, zero), to=FLOAT)
+        y = g.op("Mul", sums, g.op("Mul", x_scale, scale))
+        y = g.cast(y, FLOAT, g.dtype)
+        return y if bias is None else g.op("Add", y, bias)
+
+    def _quantize(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """x as uint8, its scale and its zero; layers that read the same rows share them."""
+        assert x.name is not None  # the builder names every value
+        if x.name not in self._quantized:
+            wide = self.g.cast(x, self.g.dtype, FLOAT)
+            quantized, scale, zero = self.g.ops("DynamicQuantizeLinear", 3, wide)
+            self._quantized[x.name] = (quantized, scale, zero)
+        return self._quantized[x.name]
+
+
+class _BlockSource:
+    """One matrix in blocks, some rows at a time: read once for the integers and once for the scales."""
+
+    def __init__(self, matrix: Matrix, blocks: Blocks, dtype: torch.dtype):
+        self.matrix = matrix
+        self.blocks = blocks
+        self.dtype = dtype
+
+    def packed(self) -> Iterator[memoryview]:
+        for piece in row_pieces(self.matrix.name, self.matrix.read()):
+            # Rounded like the stored ones, so that the integers fit them.
+            scales = self._stored(piece).to(torch.float32)
+            yield tensor_bytes(self.blocks.pack(self.blocks.integers(piece, scales)))
+
+    def scales(self) -> Iterator[memoryview]:
+        for piece in row_pieces(self.matrix.name, self.matrix.read()):
+            yield from float_pieces(self.matrix.name, self._stored(piece), self.dtype)
+
+    def _stored(self, piece: Tensor) -> Tensor:
+        return self.blocks.scales(piece).clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype)
+
+
+def _as_bytes(tensor: ir.ExternalTensor, shape: tuple[int, ...]) -> ir.ExternalTensor:
+    """The same place in the file, seen as uint8."""
+    return ir.ExternalTensor(
+        tensor.location, tensor.offset, tensor.length, ir.DataType.UINT8, shape=ir.Shape(shape), name=tensor.name
+    )
+
+
+def _filled(g: GraphBuilder, name: str, shape: tuple[int, ...], dtype: ir.DataType, byte: int) -> ir.Value:
+    """A tensor whose bytes all have one value; layers of one shape share it."""
+
+    def pieces() -> Iterator[memoryview]:
+        yield memoryview(bytes([byte]) * math.ceil(math.prod(shape) * dtype.itemsize))
+
+    return g.table(g.weights.planned(name, shape, dtype, pieces))

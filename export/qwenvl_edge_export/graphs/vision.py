@@ -19,41 +19,42 @@ from torch import Tensor
 from qwenvl_edge_export.checkpoint import Checkpoint
 from qwenvl_edge_export.graphs.builder import FLOAT, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
-from qwenvl_edge_export.graphs.weights import WeightFile
+from qwenvl_edge_export.graphs.weights import Matrix, WeightFile
 from qwenvl_edge_export.modeling import VISION_EPS, resize_positions
+from qwenvl_edge_export.precision import FP32, GraphPrecision
 
 OPSET = 23
 _VISUAL = "transformer.visual"
 _POOL = f"{_VISUAL}.attn_pool"
 
 
-def build_vision(checkpoint: Checkpoint, weights: WeightFile) -> ir.Model:
-    """The picture side of `checkpoint` as one graph, over the tensors of `weights`."""
-    return _Vision(checkpoint, weights).build()
+def build_vision(checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision = FP32) -> ir.Model:
+    """The picture side of `checkpoint` as one graph, over the tensors of `weights`; pictures and features float32."""
+    return _Vision(checkpoint, weights, precision).build()
 
 
 class _Vision:
     """Like the decoder, everything but attention works on rows [M, width] with M = N * P."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: WeightFile):
+    def __init__(self, checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision):
         self.checkpoint = checkpoint
         self.config = checkpoint.config.vision
         self.weights = weights
-        self.g = GraphBuilder("vision", weights, OPSET)
-        self.linear = Linear(self.g)
+        self.g = GraphBuilder("vision", weights, OPSET, precision.dtype)
+        self.linear = Linear(self.g, precision, standard=True)
         self.patches = self.config.grid**2
 
     def build(self) -> ir.Model:
         g, config = self.g, self.config
         pixels = g.input("pixel_values", FLOAT, ["N", 3, config.image_size, config.image_size])
-        x = self._embed(pixels)
+        x = self._embed(g.cast(pixels, FLOAT, g.dtype))
         for i in range(config.layers):
             x = self._block(x, f"{_VISUAL}.transformer.resblocks.{i}")
         x = self._norm(self._resample(x), f"{_VISUAL}.ln_post")
         # proj is stored [in, out], the other way round than linear layers.
         dim = config.output_dim
-        x = self.linear(x, self._table(f"{_VISUAL}.proj.transposed", (dim, dim), lambda: self._tensor("proj").T))
-        features = g.reshape(x, -1, config.n_queries, dim)
+        x = self.linear(x, Matrix(f"{_VISUAL}.proj.transposed", (dim, dim), lambda: self._tensor("proj").T))
+        features = g.cast(g.reshape(x, -1, config.n_queries, dim), g.dtype, FLOAT)
         g.output(features, "image_features", FLOAT, ["N", config.n_queries, dim])
         return g.build()
 
@@ -76,14 +77,15 @@ class _Vision:
         g, config = self.g, self.config
         width, heads = config.width, config.heads
         y = self._norm(x, f"{name}.ln_1")
-        qkv = self.linear(y, *(self._deinterleaved(f"{name}.attn.in_proj.{part}") for part in ("weight", "bias")))
+        weight, bias = (self._deinterleaved(f"{name}.attn.in_proj.{part}") for part in ("weight", "bias"))
+        qkv = self.linear(y, weight, self._table(bias.name, bias.shape, bias.read))
         q, k, v = g.ops("Split", 3, g.reshape(qkv, -1, self.patches, 3 * width), axis=2, num_outputs=3)
         out = g.op("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads)
         x = g.op("Add", x, self._linear(g.reshape(out, -1, width), f"{name}.attn.out_proj"))
         y = g.op("Gelu", self._linear(self._norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc"))
         return g.op("Add", x, self._linear(y, f"{name}.mlp.c_proj"))
 
-    def _deinterleaved(self, name: str) -> ir.Value:
+    def _deinterleaved(self, name: str) -> Matrix:
         """in_proj with rows [q|k|v] of head 0, of head 1, ... reordered to all q, all k, all v."""
         shape = self.checkpoint.shape(name)
 
@@ -91,14 +93,14 @@ class _Vision:
             by_head = self.checkpoint.tensor(name).view(self.config.heads, 3, self.config.head_dim, *shape[1:])
             return by_head.transpose(0, 1).reshape(shape)
 
-        return self._table(f"{name}.qkv", shape, read)
+        return Matrix(f"{name}.qkv", shape, read)
 
     def _resample(self, x: ir.Value) -> ir.Value:
         """Patches as rows [N * P, W] -> rows [N * Q, H]."""
         g, config = self.g, self.config
         dim, heads = config.output_dim, config.resampler_heads
         if config.width != dim:
-            x = self.linear(x, g.weight(f"{_POOL}.kv_proj.weight"))
+            x = self.linear(x, g.weights.matrix(f"{_POOL}.kv_proj.weight"))
         values = self._norm(x, f"{_POOL}.ln_kv")
         key_positions = self._table(
             f"{_POOL}.pos_embed.resized",
@@ -117,9 +119,7 @@ class _Vision:
     def _in_proj(self, rows: ir.Value, block: int) -> ir.Value:
         """Block 0 (q), 1 (k) or 2 (v) of the resampler's in_proj on rows [M, H]."""
         dim = self.config.output_dim
-        weight = self._table(
-            f"{_POOL}.attn.in_proj_weight.{block}", (dim, dim), lambda: self._block_of("weight", block)
-        )
+        weight = Matrix(f"{_POOL}.attn.in_proj_weight.{block}", (dim, dim), lambda: self._block_of("weight", block))
         bias = self._table(f"{_POOL}.attn.in_proj_bias.{block}", (dim,), lambda: self._block_of("bias", block))
         return self.linear(rows, weight, bias)
 
@@ -138,7 +138,7 @@ class _Vision:
         return self.checkpoint.tensor(f"{_VISUAL}.{name}")
 
     def _table(self, name: str, shape: tuple[int, ...], read: Callable[[], torch.Tensor]) -> ir.Value:
-        return self.g.table(self.weights.computed(name, shape, read))
+        return self.g.table(self.weights.computed(name, shape, read, self.g.dtype))
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
         g = self.g
@@ -147,4 +147,4 @@ class _Vision:
 
     def _linear(self, x: ir.Value, name: str) -> ir.Value:
         g = self.g
-        return self.linear(x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias"))
+        return self.linear(x, g.weights.matrix(f"{name}.weight"), g.weight(f"{name}.bias"))

@@ -1,7 +1,7 @@
 """External weights: a plan of which tensor lies where in a .data file, and the file's streamed writing.
 
-Graphs only need the plan, so they are built before a single value is read; the values are then read, converted to
-float32 and written a piece at a time, so that memory does not follow the model's size.
+Graphs only need the plan, so they are built before a single value is read; the values are then read, converted and
+written a piece at a time, so that memory does not follow the model's size.
 """
 
 from __future__ import annotations
@@ -11,72 +11,106 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
 from qwenvl_edge.bundle import FileInfo
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.checkpoint import Checkpoint
+from qwenvl_edge_export.quantize import check_finite
 
 ALIGNMENT_BYTES = 4096
 _PIECE_ELEMENTS = 4 << 20
+TORCH_DTYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+}
+
+Pieces: TypeAlias = Callable[[], Iterator[memoryview]]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer's weight [out, in] in the checkpoint's floats, read when it is written."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of the file: where it starts, and how to get its values when they are needed."""
+    """One tensor of the file: where it starts, and how to get its bytes when they are needed."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: ir.DataType
     offset: int
-    read: Callable[[], torch.Tensor]
+    pieces: Pieces
 
     @property
     def size_bytes(self) -> int:
-        """Bytes as float32."""
-        return 4 * math.prod(self.shape)
+        """Bytes in the file."""
+        return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
 
 
 class WeightFile:
-    """The float32 tensors of one external data file, shared by every graph that names it."""
+    """The tensors of one external data file, shared by every graph that names it."""
 
     def __init__(self, location: str, checkpoint: Checkpoint):
         self.location = location
         self.checkpoint = checkpoint
         self._weights: dict[str, Weight] = {}
+        self._end = 0
 
     @property
     def size_bytes(self) -> int:
         """Size of the file when written."""
-        return max((weight.offset + weight.size_bytes for weight in self._weights.values()), default=0)
+        return self._end
 
-    def stored(self, name: str) -> ir.ExternalTensor:
-        """The checkpoint's tensor `name`, as it is."""
-        return self.computed(name, self.checkpoint.shape(name), lambda: self.checkpoint.tensor(name))
+    def matrix(self, name: str) -> Matrix:
+        """The checkpoint's linear weight `name`, as it is."""
+        return Matrix(name, self.checkpoint.shape(name), lambda: self.checkpoint.tensor(name))
 
-    def computed(self, name: str, shape: tuple[int, ...], read: Callable[[], torch.Tensor]) -> ir.ExternalTensor:
-        """A tensor derived from the checkpoint; `read` is called once, when the file is written."""
+    def stored(self, name: str, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.ExternalTensor:
+        """The checkpoint's tensor `name`, as floats of type `dtype`."""
+        return self.computed(name, self.checkpoint.shape(name), lambda: self.checkpoint.tensor(name), dtype)
+
+    def computed(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        read: Callable[[], torch.Tensor],
+        dtype: ir.DataType = ir.DataType.FLOAT,
+    ) -> ir.ExternalTensor:
+        """A float tensor derived from the checkpoint; `read` is called once, when the file is written."""
+        return self.planned(name, shape, dtype, lambda: float_pieces(name, read(), TORCH_DTYPES[dtype]))
+
+    def planned(self, name: str, shape: tuple[int, ...], dtype: ir.DataType, pieces: Pieces) -> ir.ExternalTensor:
+        """A tensor of any type whose bytes `pieces` yields when the file is written; a name is planned once."""
         if name not in self._weights:
-            offset = -(-self.size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-            self._weights[name] = Weight(name, shape, offset, read)
+            offset = -(-self._end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            self._weights[name] = Weight(name, shape, dtype, offset, pieces)
+            self._end = offset + self._weights[name].size_bytes
         weight = self._weights[name]
         return ir.ExternalTensor(
-            self.location, weight.offset, weight.size_bytes, ir.DataType.FLOAT, shape=ir.Shape(weight.shape), name=name
+            self.location, weight.offset, weight.size_bytes, weight.dtype, shape=ir.Shape(weight.shape), name=name
         )
 
     def write(self, folder: Path, on_bytes: Callable[[int], None]) -> FileInfo:
         """Write the file into `folder`, a piece at a time; `on_bytes` is told of every piece.
 
         Raises:
-            CheckpointError: a tensor holds NaN or infinity.
+            CheckpointError: a tensor holds NaN or infinity, or values too large for its type.
             OSError: the disk is full, or the like.
         """
         with HashingWriter(folder / self.location, on_bytes) as out:
             for weight in self._weights.values():
                 out.write(bytes(weight.offset - out.size))
-                for piece in float_pieces(weight.name, weight.read()):
+                for piece in weight.pieces():
                     out.write(piece)
         return out.info()
 
@@ -108,15 +142,25 @@ class HashingWriter:
         return FileInfo(self.size, self._digest.hexdigest())
 
 
-def float_pieces(name: str, tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The values of `tensor` as little-endian float32 pieces of at most 16 MiB.
+def float_pieces(name: str, tensor: torch.Tensor, dtype: torch.dtype = torch.float32) -> Iterator[memoryview]:
+    """The values of `tensor` as little-endian floats, in pieces of at most 16 MiB.
 
     Raises:
-        CheckpointError: a value is NaN or infinite.
+        CheckpointError: a value is NaN or infinite, or too large for `dtype`.
     """
     flat = tensor.detach().reshape(-1)
     for start in range(0, len(flat), _PIECE_ELEMENTS):
-        values = flat[start : start + _PIECE_ELEMENTS].to(torch.float32).numpy().astype("<f4", copy=False)
-        if not np.isfinite(values).all():
-            raise CheckpointError(f"the tensor {name} holds NaN or infinity; the checkpoint is broken.")
-        yield values.data.cast("B")
+        values = flat[start : start + _PIECE_ELEMENTS].to(torch.float32)
+        check_finite(name, values)
+        narrow = values.to(dtype)
+        if not torch.isfinite(narrow).all():
+            raise CheckpointError(
+                f"the tensor {name} holds values beyond {dtype}'s range ({torch.finfo(dtype).max:g}); "
+                "export in bf16 or fp32."
+            )
+        yield tensor_bytes(narrow)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, without a copy where it is contiguous."""
+    return tensor.contiguous().view(torch.uint8).reshape(-1).numpy().data

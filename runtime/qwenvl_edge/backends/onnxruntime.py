@@ -4,7 +4,8 @@ Keys and values live in buffers that are bound as past and present at once, so t
 
 Prepacking copies the weights into the kernels' own order: a token then takes 2.0 instead of 3.5 ms with 29 MB of
 weights and 120 instead of 139 ms with 2.4 GB (one thread, Zen 3, ONNX Runtime 1.32), but the copy cannot be dropped
-from memory as the mapped file can. So bundles up to 1 GiB are prepacked, and larger ones run from the file.
+from memory as the mapped file can. So bundles up to 1 GiB are prepacked, and floats of larger ones run from the file.
+Integers are always prepacked: without it the kernels widen whole matrices at every call.
 
 Limit: GroupQueryAttention on CPU takes several tokens behind a non-empty cache at batch 1 only. Batched prefill into
 an empty cache and batched decode of one token work. The "standard" dialect has no such limit, but its cost follows the
@@ -37,6 +38,7 @@ STANDARD_SINCE = (1, 25)
 """The first ONNX Runtime that can run the "standard" dialect on the CPU (TensorScatter of opset 24)."""
 _PROVIDERS = ["CPUExecutionProvider"]
 _PREPACK_UP_TO_BYTES = 1 << 30
+_CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,14 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(f"threads is {threads}; it must be at least 1.")
         self.model: ModelInfo = bundle.manifest.model
         self.dialect = dialect
-        self._vision = _session(bundle, graphs.vision, threads)
-        self._decoder = _session(bundle, graphs.decoder[dialect], threads)
+        compute = bundle.manifest.precision.compute
+        if "bf16" in compute.values():
+            raise BackendError(
+                "ONNX Runtime computes bfloat16 on GPUs only; for the CPU export the bundle in fp32, int8 or int4."
+            )
+        self._cache_dtype = np.dtype(_CACHE_DTYPES[compute["decoder"]])
+        self._vision = _session(bundle, graphs.vision, threads, bundle.manifest.precision.vision)
+        self._decoder = _session(bundle, graphs.decoder[dialect], threads, bundle.manifest.precision.decoder)
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """See Backend.encode_images."""
@@ -86,16 +94,16 @@ class OnnxRuntimeBackend(Backend):
         return features
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """See Backend.new_cache. Takes 8 * layers * batch * heads * capacity * head_dim bytes, touched as it fills."""
+        """See Backend.new_cache. 2 * layers * batch * heads * capacity * head_dim floats, touched as it fills."""
         if batch < 1 or capacity < 1:
             raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
         model = self.model
         shape = (batch, model.num_kv_heads, capacity, model.head_dim)
         names = [f"past_key_values.{i}.{part}" for i in range(model.num_layers) for part in ("key", "value")]
         try:
-            arrays = {name: np.zeros(shape, np.float32) for name in names}
+            arrays = {name: np.zeros(shape, self._cache_dtype) for name in names}
         except (MemoryError, ValueError):
-            size_gb = 8 * model.num_layers * float(np.prod(shape, dtype=np.float64)) / 1e9
+            size_gb = len(names) * self._cache_dtype.itemsize * float(np.prod(shape, dtype=np.float64)) / 1e9
             raise BackendError(
                 f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({size_gb:,.1f} GB); "
                 "open a smaller one."
@@ -175,10 +183,11 @@ def _clear(cache: KVCache) -> None:
     cache.length = 0
 
 
-def _session(bundle: Bundle, name: str, threads: int | None) -> ort.InferenceSession:
+def _session(bundle: Bundle, name: str, threads: int | None, precision: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if sum(info.size for info in bundle.manifest.files.values()) > _PREPACK_UP_TO_BYTES:
+    large = sum(info.size for info in bundle.manifest.files.values()) > _PREPACK_UP_TO_BYTES
+    if large and not precision.startswith("int"):
         options.add_session_config_entry("session.disable_prepacking", "1")
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -1,0 +1,152 @@
+"""What a comparison of PyTorch and a bundle yields: figures, the limits that a precision sets them, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a precision may lose.
+
+    max_relative: largest difference, as a share of the largest reference value. tie: how close tokens may be, as such
+    a share, for either to be the best one.
+    min_cosine: smallest cosine of two vectors (a position's features, or logits). max_kl: Kullback-Leibler divergence
+    of the token distributions in nats, mean over positions. min_top1: share of positions whose best token agrees.
+    """
+
+    max_relative: float
+    tie: float
+    min_cosine: float
+    max_kl: float
+    min_top1: float
+
+
+LIMITS = {
+    "fp32": Limits(max_relative=1e-4, tie=1e-4, min_cosine=0.99999, max_kl=1e-5, min_top1=1.0),
+    "fp16": Limits(max_relative=1e-2, tie=2e-3, min_cosine=0.9995, max_kl=1e-3, min_top1=0.98),
+    "bf16": Limits(max_relative=1e-1, tie=1e-2, min_cosine=0.99, max_kl=2e-2, min_top1=0.95),
+    "int8": Limits(max_relative=1e-1, tie=2e-2, min_cosine=0.99, max_kl=2e-2, min_top1=0.95),
+    "int4": Limits(max_relative=3e-1, tie=1e-1, min_cosine=0.90, max_kl=1e-1, min_top1=0.85),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    max_abs and its limit are absolute; cosine is the worst vector's. kl and top1 (ties count as agreement) are of
+    logits only. agreed, of greedy answers only: how many tokens were equal before the first other one, of `tokens`.
+    """
+
+    stage: str
+    graph: str
+    case: str
+    max_abs: float
+    limit: float
+    cosine: float
+    passed: bool
+    kl: float | None = None
+    top1: float | None = None
+    agreed: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All comparisons, and what could not be run here, each with its reason."""
+
+    rows: tuple[Row, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison is within its limits."""
+        return all(row.passed for row in self.rows)
+
+    @property
+    def failures(self) -> str:
+        """What is beyond its limits, in words."""
+        return "; ".join(
+            f"{row.stage} ({row.graph}, {row.case}) differ by {row.max_abs:.2e}, limit {row.limit:.2e}, "
+            f"cosine {row.cosine:.5f}" + (f", KL {row.kl:.2e}, top-1 {row.top1:.1%}" if row.top1 is not None else "")
+            for row in self.rows
+            if not row.passed
+        )
+
+    def table(self) -> str:
+        """The report as a table for a terminal."""
+        lines = [("stage", "graph", "prompt", "max |diff|", "limit", "cosine", "KL", "top-1", "greedy", "")]
+        for row in self.rows:
+            kl = "" if row.kl is None else f"{row.kl:.2e}"
+            top1 = "" if row.top1 is None else f"{row.top1:.1%}"
+            greedy = "" if row.agreed is None else f"{row.agreed}/{row.tokens}"
+            numbers = (f"{row.max_abs:.2e}", f"{row.limit:.2e}", f"{row.cosine:.7f}", kl, top1, greedy)
+            lines.append((row.stage, row.graph, row.case, *numbers, "ok" if row.passed else "FAILED"))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+        notes = [f"not compared: {what}" for what in self.skipped]
+        return "\n".join(["  ".join(line).rstrip() for line in padded] + notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values, for the manifest."""
+        rows = map(dataclasses.asdict, self.rows)
+        stages = [{key: value for key, value in row.items() if value is not None} for row in rows]
+        return {"passed": self.passed, "skipped": list(self.skipped), "stages": stages}
+
+
+def features_row(graph: str, case: str, found: FloatArray, wanted: FloatArray, limits: Limits) -> Row:
+    """Compare image features [N, Q, H]."""
+    max_abs, limit, cosine = _distance(found, wanted, limits)
+    return Row("image features", graph, case, max_abs, limit, cosine, max_abs <= limit and cosine >= limits.min_cosine)
+
+
+def logits_row(
+    graph: str, case: str, found: FloatArray, wanted: FloatArray, limits: Limits, greedy: tuple[int, int] | None = None
+) -> Row:
+    """Compare teacher-forced logits [rows, V]; `greedy` is what `agreement` found of the graph's own answer."""
+    max_abs, limit, cosine = _distance(found, wanted, limits)
+    chosen = np.take_along_axis(wanted, found.argmax(-1)[:, None], axis=-1)[:, 0]
+    top1 = float(np.mean(wanted.max(-1) - chosen <= limits.tie * np.abs(wanted).max()))
+    kl = divergence(found, wanted)
+    passed = max_abs <= limit and cosine >= limits.min_cosine and kl <= limits.max_kl and top1 >= limits.min_top1
+    agreed, tokens = greedy or (None, None)
+    return Row("logits", graph, case, max_abs, limit, cosine, passed, kl, top1, agreed, tokens)
+
+
+def divergence(found: FloatArray, wanted: FloatArray) -> float:
+    """KL(wanted || found) of the distributions behind two arrays of logits [rows, V], in nats, mean over rows."""
+    p, q = (_log_softmax(x.astype(np.float64)) for x in (wanted, found))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def agreement(tokens: list[int], wanted: FloatArray) -> tuple[int, int]:
+    """How many leading tokens of a greedy answer the reference would have chosen too, and how many there are.
+
+    Args:
+        tokens: M ids.
+        wanted: reference logits [M, V] at the positions that chose them, given the same tokens before.
+    """
+    same = wanted.argmax(-1) == np.array(tokens)
+    return (len(tokens) if same.all() else int(same.argmin())), len(tokens)
+
+
+def _log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    x = x - x.max(-1, keepdims=True)
+    logs: npt.NDArray[np.float64] = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return logs
+
+
+def _distance(found: FloatArray, wanted: FloatArray, limits: Limits) -> tuple[float, float, float]:
+    """Largest absolute difference, what it may be, and the smallest cosine of two vectors."""
+    limit = limits.max_relative * float(np.abs(wanted).max())
+    a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (found, wanted))
+    cosine = (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-30)
+    return float(np.abs(found - wanted).max()), limit, float(cosine.min())

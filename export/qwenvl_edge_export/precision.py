@@ -1,0 +1,119 @@
+"""Which precision each part of a bundle has: what `qwenvl export --precision` and its companions mean.
+
+A graph computes in one float type and stores its linear layers in that type or in integers. On the CPU the float type
+is float32 (ONNX Runtime computes float16 there through float32 copies, and bfloat16 not at all); on a GPU float16.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qwenvl_edge.bundle import Precision
+from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge_export.quantize import BLOCK_SIZES, Blocks, Rows, WeightFormat
+
+FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PRECISIONS = (*FLOATS, "int8", "int4")
+VISION_PRECISIONS = (*FLOATS, "int8")
+TARGETS = ("cpu", "gpu")
+HEAD = "lm_head.weight"
+_VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
+_BITS = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class GraphPrecision:
+    """One graph's float type (a key of FLOATS) and how its linear layers are stored.
+
+    weights: the float type, "int8" or "int4". head: the same for lm_head. block: inputs that share a scale.
+    activations: integers too (W8A8), with one scale an output row instead of blocks.
+    keep: patterns of layers that stay in the float type.
+    """
+
+    compute: str
+    weights: str
+    head: str = ""
+    block: int = 32
+    activations: bool = False
+    keep: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The float type."""
+        return FLOATS[self.compute]
+
+    def format(self, name: str) -> WeightFormat:
+        """How the linear layer whose weight is `name` is stored."""
+        chosen = self.head if name == HEAD else self.weights
+        if chosen in FLOATS or any(fnmatch.fnmatch(name, pattern) for pattern in self.keep):
+            return None
+        return Rows() if self.activations else Blocks(_BITS[chosen], self.block)
+
+
+FP32 = GraphPrecision("fp32", "fp32", "fp32")
+
+
+@dataclass(frozen=True)
+class ExportPrecision:
+    """Precision of both graphs and of the embedding table (a value of NAMES)."""
+
+    vision: GraphPrecision
+    decoder: GraphPrecision
+    embedding: str
+
+    @classmethod
+    def choose(
+        cls,
+        precision: str = "fp32",
+        *,
+        vision: str | None = None,
+        target: str = "cpu",
+        block: int = 32,
+        head: str | None = None,
+        keep: Sequence[str] = (),
+    ) -> ExportPrecision:
+        """The precision that the options ask for; None takes the target's default.
+
+        Raises:
+            QwenVLError: an option has no such value.
+        """
+        _check("precision", precision, PRECISIONS)
+        _check("target", target, TARGETS)
+        _check("block size", block, BLOCK_SIZES)
+        vision = vision or _VISION_DEFAULTS[target].get(precision, precision)
+        _check("vision precision", vision, VISION_PRECISIONS)
+        # The head's rows decide between neighbouring tokens: 8 bits where the layers have 4.
+        head = head or ("int8" if precision == "int4" else precision)
+        _check("precision of lm_head", head, PRECISIONS if precision in _BITS else (precision,))
+        wide = "fp16" if target == "gpu" else "fp32"
+        keep = tuple(keep)
+        return cls(
+            vision=GraphPrecision(
+                vision if vision in FLOATS else wide, vision, block=block, activations=vision == "int8", keep=keep
+            ),
+            decoder=GraphPrecision(precision if precision in FLOATS else wide, precision, head, block, keep=keep),
+            embedding=NAMES.get(precision, "float16"),
+        )
+
+    def describe(self, method: str) -> Precision:
+        """The manifest's record; `method` says where the integers come from."""
+        quantized = self.decoder.weights in _BITS
+        return Precision(
+            vision=self.vision.weights,
+            decoder=self.decoder.weights,
+            lm_head=self.decoder.head,
+            compute={"vision": self.vision.compute, "decoder": self.decoder.compute},
+            block_size=self.decoder.block if quantized else 0,
+            method=method if quantized else "",
+            kept=", ".join(self.decoder.keep),
+        )
+
+
+def _check(what: str, value: object, known: Sequence[object]) -> None:
+    if value not in known:
+        raise QwenVLError(f'the {what} "{value}" is not one of {", ".join(map(str, known))}.')

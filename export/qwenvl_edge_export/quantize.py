@@ -1,0 +1,115 @@
+"""Weights on fewer bits: symmetric integers with one float scale a block of inputs, or a row.
+
+    w [out, in] -> q [out, in] uint8, scales [out, in / block];   w ~ (q - zero) * scale,   zero = 2 ^ (bits - 1)
+
+Integers are stored unsigned with the zero in the middle, the layout of ONNX Runtime's MatMulNBits; flipping each one's
+top bit gives the signed layout. Scales are positive, and as small as rounding without clipping allows: the negative
+side has one step more than the positive one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qwenvl_edge.errors import CheckpointError
+
+BLOCK_SIZES = (32, 64, 128)
+_PIECE_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Weight-only integers of `bits` (4 or 8) with a scale for every `size` inputs."""
+
+    bits: int
+    size: int
+
+    @property
+    def zero(self) -> int:
+        """The stored integer that stands for zero."""
+        return 1 << (self.bits - 1)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check that the layer `name` [out, in] divides into whole blocks.
+
+        Raises:
+            CheckpointError: it does not; names the sizes that do.
+        """
+        if shape[1] % self.size:
+            fitting = [str(size) for size in BLOCK_SIZES if shape[1] % size == 0]
+            raise CheckpointError(
+                f"{name} has {shape[1]} inputs, which do not divide into blocks of {self.size}; "
+                + (f"choose a block size of {' or '.join(fitting)}." if fitting else "keep it with --keep-fp16.")
+            )
+
+    def scales(self, weight: Tensor) -> Tensor:
+        """Scales [out, in / size] of float32 `weight` [out, in]."""
+        blocks = _blocks(weight, self.size)
+        low, high = torch.aminmax(blocks, dim=-1)
+        scales = torch.maximum(low / -self.zero, high / (self.zero - 1))
+        return scales.where(scales > 0, 1.0)
+
+    def integers(self, weight: Tensor, scales: Tensor) -> Tensor:
+        """Integers uint8 [out, in] nearest to float32 `weight`, for these scales."""
+        scaled = _blocks(weight, self.size) / scales[..., None]
+        return scaled.round_().add_(self.zero).clamp_(0, 2 * self.zero - 1).to(torch.uint8).flatten(1)
+
+    def pack(self, integers: Tensor) -> Tensor:
+        """Bytes [out, in * bits / 8]; of two 4-bit integers the first is the low half."""
+        return integers if self.bits == 8 else integers[:, 0::2] | integers[:, 1::2] << 4
+
+    def floats(self, integers: Tensor, scales: Tensor) -> Tensor:
+        """The float32 weight [out, in] that integers and scales stand for."""
+        centred = integers.to(torch.float32).sub_(self.zero)
+        return (_blocks(centred, self.size) * scales[..., None]).flatten(1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """8-bit integers with one scale an output row; the graph quantizes the activations too, when it runs."""
+
+    zero = 128
+
+    def scales(self, weight: Tensor) -> Tensor:
+        """Scales [out] of float32 `weight` [out, in]."""
+        return Blocks(8, weight.shape[1]).scales(weight)[:, 0]
+
+    def integers(self, weight: Tensor, scales: Tensor) -> Tensor:
+        """Integers uint8 [out, in] nearest to float32 `weight`, for these scales."""
+        return Blocks(8, weight.shape[1]).integers(weight, scales[:, None])
+
+
+WeightFormat = Blocks | Rows | None
+"""How a linear layer's weight is stored; None is the graph's float type."""
+
+
+def _blocks(x: Tensor, size: int) -> Tensor:
+    """[out, in] -> [out, in / size, size]."""
+    return x.view(len(x), -1, size)
+
+
+def row_pieces(name: str, weight: Tensor) -> Iterator[Tensor]:
+    """`weight` [out, in] as contiguous float32 pieces of some rows, small enough to stay in a processor's cache.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite.
+    """
+    rows = max(1, _PIECE_ELEMENTS // weight.shape[1])
+    for start in range(0, len(weight), rows):
+        piece = weight[start : start + rows].to(torch.float32).contiguous()
+        check_finite(name, piece)
+        yield piece
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Check values read from the checkpoint's tensor `name`.
+
+    Raises:
+        CheckpointError: one is NaN or infinite.
+    """
+    if not torch.isfinite(values).all():
+        raise CheckpointError(f"the tensor {name} holds NaN or infinity; the checkpoint is broken.")

@@ -1,0 +1,183 @@
+"""Bundles of every precision: they compute what their stored numbers say, and lose what their limits allow."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from dialects import DIALECTS, RUNNABLE
+from random_checkpoint import config_dict, random_tensors, write_checkpoint
+
+from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
+from qwenvl_edge_export.checkpoint import Checkpoint, load_model
+from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.verify import verify
+
+VISUAL = "transformer.visual."
+
+
+class Exports:
+    """The tiny checkpoint in several precisions, each exported once."""
+
+    def __init__(self, checkpoint, folder):
+        self.checkpoint = checkpoint
+        self.folder = folder
+        self._made = {}
+
+    def __call__(self, precision, **options):
+        key = (precision, *sorted(options.items()))
+        if key not in self._made:
+            chosen = ExportPrecision.choose(precision, **options)
+            self._made[key] = (
+                export(self.checkpoint, self.folder / str(len(self._made)), precision=chosen, allow_loss=True),
+                chosen,
+            )
+        return self._made[key]
+
+
+@pytest.fixture(scope="module")
+def exports(tiny_checkpoint, tmp_path_factory):
+    return Exports(tiny_checkpoint, tmp_path_factory.mktemp("precisions"))
+
+
+def rounded_model(path, chosen):
+    """The reference with the decoder's linear weights replaced by what integers and scales stand for."""
+    model = load_model(Checkpoint.open(path))
+    for name, parameter in model.named_parameters():
+        blocks = None
+        if name.endswith("weight") and parameter.ndim == 2 and VISUAL not in name and "wte" not in name:
+            blocks = chosen.decoder.format(name)
+        if blocks is not None:
+            scales = blocks.scales(parameter)
+            parameter.data = blocks.floats(blocks.integers(parameter, scales), scales)
+    return model
+
+
+def decode(bundle, dialect, embeds):
+    backend = OnnxRuntimeBackend(bundle, threads=1, dialect=dialect)
+    length = embeds.shape[1]
+    cache = backend.new_cache(1, length)
+    cache.reset(length)
+    every = np.arange(length)[None]
+    return backend.decode(cache, embeds, every, np.zeros(1, np.int64), every)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("head", [None, "int4"])
+@pytest.mark.parametrize(("precision", "block"), [("int4", 32), ("int4", 128), ("int8", 32), ("int8", 64)])
+def test_the_graph_computes_with_the_rounded_weights(exports, tiny_checkpoint, precision, block, head, dialect):
+    if precision == "int8" and head:
+        pytest.skip("a head of 4 bits under layers of 8 is built like the other way round")
+    bundle, chosen = exports(precision, block=block, head=head)
+    embeds = bundle.embedding[np.random.default_rng(0).integers(0, 2000, (1, 40))]
+    with torch.no_grad():
+        expected = rounded_model(tiny_checkpoint, chosen).decode(torch.from_numpy(embeds))[0].numpy()
+    # MatMulNBits also rounds the activations to 8 bits.
+    tolerance = 1e-4 if dialect == "standard" else 5e-2
+    assert np.abs(decode(bundle, dialect, embeds) - expected).max() < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "share"),
+    [("fp16", {}, 0.5), ("bf16", {}, 0.5), ("int8", {}, 0.29), ("int4", {"head": "int4"}, 0.17)],
+)
+def test_sizes(exports, tiny_bundle, precision, options, share):
+    bundle = exports(precision, **options)[0]
+    found, floats = (each.manifest.files["decoder.data"].size for each in (bundle, tiny_bundle))
+    assert found < share * floats + 100_000  # norms and biases stay floats
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_graphs_are_valid_and_share_their_weights(exports, precision, target):
+    bundle = exports(precision, target=target)[0]
+    places = {}
+    for name in ("vision.onnx", "decoder.onnx", "decoder.ort.onnx"):
+        onnx.checker.check_model(str(bundle.file(name)), full_check=name != "decoder.ort.onnx")
+        graph = onnx.load(bundle.file(name), load_external_data=False).graph
+        places[name] = {
+            tensor.name: [each.value for each in tensor.external_data if each.key != "checksum"]
+            for tensor in graph.initializer
+            if tensor.external_data
+        }
+    ours = places["decoder.ort.onnx"]
+    assert ours == {name: place for name, place in places["decoder.onnx"].items() if not name.startswith("zeros")}
+
+
+@pytest.mark.parametrize(("precision", "options"), [("fp16", {}), ("int8", {}), ("int8", {"vision": "fp32"})])
+def test_losses_are_within_the_limits(exports, precision, options):
+    bundle, chosen = exports(precision, **options)
+    parity = bundle.manifest.parity
+    assert parity["passed"]
+    assert {row["graph"] for row in parity["stages"]} == {"vision", *RUNNABLE}
+    assert all(row["tokens"] == 16 and 0 <= row["agreed"] <= 16 for row in parity["stages"] if "kl" in row)
+    assert bundle.manifest.precision == chosen.describe("rtn")
+
+
+def test_a_loss_beyond_the_limits_is_an_error_unless_allowed(exports, tiny_checkpoint, tmp_path):
+    """Four bits are too few for weights that no training has shaped."""
+    bundle, chosen = exports("int4")
+    assert not bundle.manifest.parity["passed"]
+    assert not verify(bundle, tiny_checkpoint).passed
+    with pytest.raises(BundleError, match=r"--allow-loss would keep it\): logits .* KL .*, top-1 "):
+        export(tiny_checkpoint, tmp_path / "bundle", precision=chosen)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kept_layers_are_floats(exports, tiny_checkpoint):
+    bundle = exports("int4", keep=("*.c_proj.weight", "*.h.0.*"))[0]
+    graph = onnx.load(bundle.file("decoder.ort.onnx"), load_external_data=False).graph
+    integers = {tensor.name for tensor in graph.initializer if tensor.name.endswith(".int4")}
+    assert integers == {f"transformer.h.1.{name}.weight.int4" for name in ("attn.c_attn", "mlp.w1", "mlp.w2")}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_bundles_answer(exports, precision):
+    engine = QwenVLEngine(exports(precision)[0], threads=1, max_context=512)
+    picture = np.zeros((30, 40, 3), np.uint8)
+    reply = engine.chat("What is this?", images=[picture], do_sample=False, max_new_tokens=3)
+    assert reply.stats.new_tokens == 3
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_caches(exports, precision):
+    bundle = exports(precision)[0]
+    if precision == "bf16":
+        assert bundle.manifest.parity["skipped"] == ["bfloat16 graphs, which ONNX Runtime cannot compute on a CPU"]
+        with pytest.raises(BackendError, match="computes bfloat16 on GPUs only"):
+            OnnxRuntimeBackend(bundle)
+    else:
+        cache = OnnxRuntimeBackend(bundle, threads=1).new_cache(1, 8)
+        assert {array.dtype for array in cache.buffers.arrays.values()} == {np.dtype(np.float16)}
+
+
+def test_embedding_rows_are_widened(exports, tiny_bundle):
+    expected = tiny_bundle.embedding[[1, 2000]]
+    for precision, bits in (("fp16", 11), ("bf16", 8), ("int4", 11)):
+        table = exports(precision)[0].embedding
+        np.testing.assert_allclose(table[[1, 2000]], expected, rtol=2.0**-bits, atol=1e-7)
+        assert table[[1]].dtype == np.float32
+
+
+def test_a_block_size_that_does_not_divide_leaves_nothing(tmp_path):
+    source = write_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match=r"h\.0\.mlp\.c_proj\.weight has 96 inputs, .* blocks of 64"):
+        export(source, tmp_path / "bundle", precision=ExportPrecision.choose("int4", block=64))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "value", "match"),
+    [("int4", float("nan"), "h.1.mlp.w2.weight holds NaN"), ("fp16", 1e6, r"h.1.mlp.w2.weight .* beyond .*float16")],
+)
+def test_values_that_cannot_be_stored_name_the_tensor(tmp_path, precision, value, match):
+    tensors = random_tensors(config_dict())
+    tensors["transformer.h.1.mlp.w2.weight"][3, 4] = value
+    source = write_checkpoint(tmp_path / "checkpoint", tensors=tensors)
+    with pytest.raises(CheckpointError, match=match):
+        export(source, tmp_path / "bundle", precision=ExportPrecision.choose(precision))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

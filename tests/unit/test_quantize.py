@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge_export import quantize
+from qwenvl_edge_export.quantize import Blocks, Rows, row_pieces
+
+
+@pytest.fixture
+def weight():
+    return torch.randn(24, 128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_rounding_is_within_half_a_step_and_nothing_is_clipped(weight, bits, size):
+    blocks = Blocks(bits, size)
+    scales = blocks.scales(weight)
+    assert scales.shape == (24, 128 // size)
+    integers = blocks.integers(weight, scales)
+    assert int(integers.max()) < 1 << bits
+    error = (blocks.floats(integers, scales) - weight).abs()
+    assert (error <= scales.repeat_interleave(size, dim=1) / 2 + 1e-6).all()
+
+
+def test_the_extreme_value_of_a_block_is_exact(weight):
+    blocks = Blocks(4, 32)
+    scales = blocks.scales(weight)
+    found = blocks.floats(blocks.integers(weight, scales), scales)
+    extreme = (found - weight).abs().view(24, 4, 32).min(dim=-1).values
+    assert extreme.max() < 1e-6
+
+
+def test_zeros_stay_zero():
+    blocks = Blocks(4, 32)
+    weight = torch.zeros(2, 64)
+    integers = blocks.integers(weight, blocks.scales(weight))
+    assert (integers == 8).all()
+    assert not blocks.floats(integers, blocks.scales(weight)).any()
+
+
+def test_the_first_of_two_integers_is_the_low_half():
+    integers = torch.arange(16, dtype=torch.uint8).view(1, 16).repeat(1, 2)
+    packed = Blocks(4, 32).pack(integers)
+    assert packed.shape == (1, 16)
+    assert packed[0, :3].tolist() == [0x10, 0x32, 0x54]
+    assert Blocks(8, 32).pack(integers) is integers
+
+
+def test_one_scale_a_row(weight):
+    rows = Rows()
+    scales = rows.scales(weight)
+    assert scales.shape == (24,)
+    found = (rows.integers(weight, scales).float() - rows.zero) * scales[:, None]
+    assert ((found - weight).abs() <= scales[:, None] / 2 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "size", "advice"),
+    [(96, 64, "a block size of 32"), (192, 128, "a block size of 32 or 64"), (40, 32, "keep it with --keep-fp16")],
+)
+def test_a_block_size_that_does_not_divide(inputs, size, advice):
+    with pytest.raises(
+        CheckpointError, match=f"h.0.w has {inputs} inputs, which do not divide .* of {size}; .*{advice}"
+    ):
+        Blocks(4, size).check("h.0.w", (8, inputs))
+
+
+def test_pieces_are_whole_rows(weight, monkeypatch):
+    monkeypatch.setattr(quantize, "_PIECE_ELEMENTS", 500)
+    pieces = list(row_pieces("x", weight.to(torch.bfloat16)))
+    assert [len(piece) for piece in pieces] == [3] * 8
+    torch.testing.assert_close(torch.cat(pieces), weight.to(torch.bfloat16).float())
+
+
+def test_nan_names_the_tensor(weight):
+    weight[20, 3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"the tensor h\.0\.w holds NaN"):
+        list(row_pieces("h.0.w", weight))
