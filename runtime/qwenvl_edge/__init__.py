@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwenvl_edge.bundle import Bundle
+    from qwenvl_edge.constraint import Constraint
     from qwenvl_edge.control import CancelToken
     from qwenvl_edge.conversation import Turn
     from qwenvl_edge.engine import QwenVLEngine
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Bundle": "bundle",
     "CancelToken": "control",
+    "Constraint": "constraint",
     "Turn": "conversation",
     "QwenVLEngine": "engine",
     "BackendError": "errors",
@@ -66,6 +68,7 @@ __all__ = [
     "BundleError",
     "CancelToken",
     "CheckpointError",
+    "Constraint",
     "ContextError",
     "Frame",
     "FrameError",

@@ -69,7 +69,7 @@ class Answerer:
         with self._turns.take(lambda: control.reason is not None) as granted:
             logits = self._prefill(request, control, costs) if granted else None
             if logits is not None:
-                run = Generation(self._decoder, self._lookup, writer, request.options, logits)
+                run = Generation(self._decoder, self._lookup, writer, request.options, request.matcher, logits)
                 ttft_s = time.perf_counter() - request.started
                 yield run.piece
                 while run.finish_reason is None and control.reason is None:
@@ -123,10 +123,12 @@ class Answerer:
 
     def _writer(self, request: Request) -> AnswerWriter:
         family = self._family
+        # Where a constraint rules, stop words are words like others: only control tokens end the answer.
+        stop = self._stop if request.matcher is None else [ids for ids in self._stop if len(ids) == 1]
         return AnswerWriter(
             self._tokenizer,
             family.markup,
-            stop=self._stop,
+            stop=stop,
             stop_strings=request.options.stop,
             hidden=family.hidden_ids,
             lead=request.lead,

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from qwenvl_edge.answer import AnswerWriter
 from qwenvl_edge.decoder import SequenceDecoder
-from qwenvl_edge.lookup import Lookup
+from qwenvl_edge.lookup import MOST, Lookup
+from qwenvl_edge.matching import Matcher
 from qwenvl_edge.options import GenerationOptions
 from qwenvl_edge.reply import FinishReason
 from qwenvl_edge.sampling import Sampler
@@ -28,12 +29,14 @@ class Generation:
         lookup: Lookup,
         writer: AnswerWriter,
         options: GenerationOptions,
+        matcher: Matcher | None,
         logits: npt.NDArray[np.float32],
     ) -> None:
         self._decoder = decoder
         self._lookup = lookup
         self._writer = writer
         self._options = options
+        self._matcher = matcher
         self._sampler = Sampler(options.sampling)
         self.new_tokens = 0
         self.token_ms: list[float] = []
@@ -44,7 +47,7 @@ class Generation:
     def step(self) -> str:
         """Compute and take the next token, or several that were proposed; return the text that became certain."""
         clock = time.perf_counter()
-        proposed = self._propose()
+        forced, proposed = self._propose()
         pieces = []
         for i, logits in enumerate(self._decoder.step(proposed)):
             pieces.append(self._take(logits))
@@ -54,23 +57,33 @@ class Generation:
             taken = self._decoder.sequence.tokens[-1]
             if self.finish_reason is not None or i == len(proposed) or taken != proposed[i]:
                 break
-        self._lookup.report(len(proposed), len(pieces) - 1)
+        if not forced:
+            self._lookup.report(len(proposed), len(pieces) - 1)
         self._decoder.settle()
         return "".join(pieces)
 
-    def _propose(self) -> npt.NDArray[np.int64]:
-        sequence = self._decoder.sequence
-        room = min(self._options.max_new_tokens - self.new_tokens - 1, sequence.capacity - len(sequence))
-        return self._lookup.propose(sequence.tokens, room if self._options.lookup else 0)
+    def _propose(self) -> tuple[bool, npt.NDArray[np.int64]]:
+        """Whether a constraint forces what comes next, and ids that may come next."""
+        sequence, options = self._decoder.sequence, self._options
+        room = min(options.max_new_tokens - self.new_tokens - 1, sequence.capacity - len(sequence), MOST)
+        if not options.lookup:
+            room = 0
+        if self._matcher is not None and len(forced := self._matcher.forced()):
+            return True, forced[:room]
+        return False, self._lookup.propose(sequence.tokens, room)
 
     def _take(self, logits: npt.NDArray[np.float32]) -> str:
         sequence = self._decoder.sequence
-        token = self._sampler.sample(logits, sequence.tokens)
+        matcher = self._matcher
+        allowed = None if matcher is None else matcher.allowed()
+        token = self._sampler.sample(logits, sequence.tokens, allowed=allowed)
         self._decoder.append(token)
         self.new_tokens += 1
         piece = self._writer.push(token)
         if self._writer.stopped is not None:
             self.finish_reason = self._writer.stopped
+        elif matcher is not None and matcher.take(token):
+            self.finish_reason = "stop"
         elif self.new_tokens >= self._options.max_new_tokens:
             self.finish_reason = "length"
         elif sequence.full:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.bundle import GenerationDefaults
+from qwenvl_edge.constraint import Constraint
 from qwenvl_edge.control import CancelToken
 from qwenvl_edge.errors import PromptError
 from qwenvl_edge.sampling import SamplingParams
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         stop: Sequence[str]
         deadline_ms: float | None
         cancel: CancelToken | None
+        constraint: Constraint | None
         lookup: bool
         do_sample: bool
         temperature: float
@@ -49,6 +51,7 @@ class GenerationOptions:
         stop: strings that end it and are no part of it, looked for in the text with its markup.
         deadline_ms: milliseconds from the call after which it ends with what was said so far.
         cancel: ends it from elsewhere.
+        constraint: a form that it keeps to.
         lookup: guess tokens from what was said already and compute several at once; changes the speed only.
 
     Raises:
@@ -60,6 +63,7 @@ class GenerationOptions:
     stop: Sequence[str] = ()
     deadline_ms: float | None = None
     cancel: CancelToken | None = None
+    constraint: Constraint | None = None
     lookup: bool = True
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class GenerationOptions:
             raise PromptError(f"deadline_ms is {deadline!r}; give a number of milliseconds greater than 0.")
         if self.cancel is not None and not isinstance(self.cancel, CancelToken):
             raise PromptError(f"cancel is of type {type(self.cancel).__name__}; give a CancelToken.")
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise PromptError(f"constraint is of type {type(self.constraint).__name__}; give a Constraint.")
 
     @classmethod
     def merge(cls, defaults: GenerationDefaults, overrides: Overrides) -> GenerationOptions:

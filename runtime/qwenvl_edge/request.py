@@ -11,6 +11,7 @@ from qwenvl_edge.bundle import GenerationDefaults
 from qwenvl_edge.conversation import Loader, Message, Part, Region, Text, Turn, parse_history, parse_message
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families import QwenVL
+from qwenvl_edge.matching import Matcher, MatcherFactory
 from qwenvl_edge.options import GenerationOptions
 from qwenvl_edge.prompt import Prompt, PromptBuilder, parts_behind_pictures
 from qwenvl_edge.tokenizer import Tokenizer
@@ -25,7 +26,8 @@ _ANSWER_SHARE = 4  # history may not take the last quarter of the context from a
 class Request:
     """A prompt and what its answer needs: `started` is when the call came (time.perf_counter).
 
-    lead: the prompt's end, whose markup the answer continues. is_chat: whether the answer has a history.
+    lead: the prompt's end, whose markup the answer continues. is_chat: whether the answer has a history. matcher:
+    follows the answer's constraint.
     """
 
     prompt: Prompt
@@ -35,6 +37,7 @@ class Request:
     lead: tuple[Text | Region, ...]
     is_chat: bool
     started: float
+    matcher: Matcher | None
 
 
 class RequestBuilder:
@@ -48,6 +51,7 @@ class RequestBuilder:
         self._load = load
         self._defaults = defaults
         self._max_context = max_context
+        self._matchers = MatcherFactory(family, tokenizer, (family.turn_end, family.end_of_text))
 
     @property
     def can_chat(self) -> bool:
@@ -77,7 +81,7 @@ class RequestBuilder:
             system=self._family.default_system if system is None else system,
             window=min(self._defaults.max_window_size, room),
         )
-        return Request(self._checked(prompt), options, turns, parts, (), True, started)
+        return Request(self._checked(prompt), options, turns, parts, (), True, started, self._matcher(options))
 
     def complete(self, message: Message, images: Iterable[Any], overrides: Overrides) -> Request:
         """Build the request of QwenVLEngine.complete; raises what that does."""
@@ -85,7 +89,10 @@ class RequestBuilder:
         options = GenerationOptions.merge(self._defaults, overrides)
         parts = parse_message(message, images, self._load)
         prompt = self._checked(self._prompts.raw(parts))
-        return Request(prompt, options, (), parts, parts_behind_pictures(parts), False, started)
+        return Request(prompt, options, (), parts, parts_behind_pictures(parts), False, started, self._matcher(options))
+
+    def _matcher(self, options: GenerationOptions) -> Matcher | None:
+        return None if options.constraint is None else self._matchers.start(options.constraint)
 
     def _checked(self, prompt: Prompt) -> Prompt:
         excess = len(prompt.ids) - self._max_context

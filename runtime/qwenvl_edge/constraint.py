@@ -1,0 +1,54 @@
+"""What an answer may look like: a JSON Schema, a regular expression, one of some choices, or boxes only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qwenvl_edge.errors import PromptError
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A form that the answer keeps to, token by token; make one with json, regex, choice or boxes.
+
+    An answer that ends by itself (finish_reason "stop") has the whole form: its raw_text parses. One that is ended
+    (by max_new_tokens, a deadline, ...) is the beginning of such an answer, and finish_reason says so.
+    """
+
+    kind: Literal["json", "regex", "choice", "boxes"]
+    source: str
+
+    @classmethod
+    def json(cls, schema: Mapping[str, Any] | None = None) -> Constraint:
+        """JSON without white space between its parts that a JSON Schema accepts; None accepts any object.
+
+        Raises:
+            PromptError: the schema cannot be written as JSON.
+        """
+        try:
+            return cls("json", json.dumps({"type": "object"} if schema is None else dict(schema)))
+        except (TypeError, ValueError) as error:
+            raise PromptError(f"the JSON Schema cannot be written as JSON: {error}.") from None
+
+    @classmethod
+    def regex(cls, pattern: str) -> Constraint:
+        """Text that a regular expression matches as a whole (syntax of Rust's regex crate)."""
+        if not isinstance(pattern, str) or not pattern:
+            raise PromptError(f"the regular expression is {pattern!r}; give a string that is not empty.")
+        return cls("regex", pattern)
+
+    @classmethod
+    def choice(cls, choices: Iterable[str]) -> Constraint:
+        """One of some strings."""
+        listed = [] if isinstance(choices, str) else list(choices)
+        if not listed or not all(isinstance(choice, str) and choice for choice in listed):
+            raise PromptError(f"the choices are {choices!r}; give a list of strings that are not empty.")
+        return cls("choice", json.dumps(listed))
+
+    @classmethod
+    def boxes(cls) -> Constraint:
+        """One or more boxes in the model's grounding markup, with or without labels."""
+        return cls("boxes", "")

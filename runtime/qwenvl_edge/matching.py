@@ -1,0 +1,141 @@
+"""Constraints at work: which tokens may come next, computed by llguidance (the extra "constrained").
+
+Its masks cover this tokenizer's whole vocabulary, special tokens included; the sampler leaves out what they forbid.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge.constraint import Constraint
+from qwenvl_edge.errors import PromptError, QwenVLError
+from qwenvl_edge.families import QwenVL
+from qwenvl_edge.tokenizer import Tokenizer
+
+_NO_WHITE_SPACE = {"whitespace_flexible": False}
+
+
+class Matcher:
+    """Follows one answer."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Ids that may come next, [decodable] bool; the ids that end an answer are among them where it may end."""
+        allowed: npt.NDArray[np.bool_] = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8) != 0
+        return allowed
+
+    def forced(self) -> npt.NDArray[np.int64]:
+        """Ids that must come next, in the tokenizer's own division; often none."""
+        return np.array(self._matcher.compute_ff_tokens(), np.int64)
+
+    def take(self, token: int) -> bool:
+        """Go on behind an allowed id; return whether nothing may follow but the end.
+
+        Raises:
+            QwenVLError: llguidance gave up, for example because the constraint became too complex.
+        """
+        if not self._matcher.consume_token(token):
+            raise QwenVLError(f"the constraint could not be followed: {self._matcher.get_error()}; simplify it.")
+        stopped: bool = self._matcher.is_stopped()
+        return stopped
+
+
+class MatcherFactory:
+    """Makes matchers for one vocabulary. The first one costs seconds with a full vocabulary, further ones little."""
+
+    def __init__(self, family: QwenVL, tokenizer: Tokenizer, ends: Sequence[int]) -> None:
+        self._family = family
+        self._tokenizer = tokenizer
+        self._ends = list(ends)
+        self._lock = threading.Lock()
+        self._vocabulary: Any = None
+
+    def start(self, constraint: Constraint) -> Matcher:
+        """Return a matcher at the beginning of an answer.
+
+        Raises:
+            PromptError: the constraint is malformed.
+            QwenVLError: llguidance is not installed.
+        """
+        llguidance = _llguidance()
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = self._read_vocabulary(llguidance)
+        try:
+            matcher = llguidance.LLMatcher(self._vocabulary, self._grammar(llguidance.LLMatcher, constraint))
+        except ValueError as error:
+            raise PromptError(f"the constraint is malformed: {_sentence(error)}.") from None
+        if matcher.is_error():
+            raise PromptError(f"the constraint is malformed: {_sentence(matcher.get_error())}.")
+        return Matcher(matcher)
+
+    def _read_vocabulary(self, llguidance: Any) -> Any:
+        wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._family, self._tokenizer))
+        return llguidance.LLTokenizer(wrapper, n_vocab=self._family.decodable, eos_token=self._ends)
+
+    def _grammar(self, maker: Any, constraint: Constraint) -> str:
+        grammar: str
+        if constraint.kind == "json":
+            grammar = maker.grammar_from_json_schema(constraint.source, overrides=_NO_WHITE_SPACE)
+        elif constraint.kind == "regex":
+            grammar = maker.grammar_from_regex(constraint.source)
+        elif constraint.kind == "choice":
+            choices = json.loads(constraint.source)
+            options = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+            grammar = maker.grammar_from_lark(f"start: {options}")
+        else:
+            grammar = maker.grammar_from_lark(self._boxes())
+        return grammar
+
+    def _boxes(self) -> str:
+        """Lark grammar of boxes on the grid 0..999; control tokens are written as <[id]>."""
+        markup, tokens = self._family.markup, self._family.special_tokens
+
+        def tag(name: str) -> str:
+            return f"<[{tokens[name]}]>"
+
+        ref, box = markup.ref, markup.box
+        return rf"""
+            start: item+
+            item: ({tag(f"<{ref}>")} LABEL {tag(f"</{ref}>")})? box+
+            box: {tag(f"<{box}>")} "(" NUMBER "," NUMBER "),(" NUMBER "," NUMBER ")" {tag(f"</{box}>")}
+            NUMBER: /0|[1-9][0-9]{{0,2}}/
+            LABEL: /[^<>\n]{{1,80}}/
+        """
+
+
+class _Vocabulary:
+    """What llguidance's TokenizerWrapper asks for."""
+
+    bos_token_id = None
+
+    def __init__(self, family: QwenVL, tokenizer: Tokenizer) -> None:
+        self.eos_token_id = family.end_of_text
+        self.tokens = [tokenizer.decode_bytes([id_]) for id_ in range(family.decodable)]
+        self.special_token_ids = list(family.special_tokens.values())
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return self._tokenizer.encode(text.decode() if isinstance(text, bytes) else text)
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ModuleNotFoundError as error:
+        raise QwenVLError(
+            f"constraints need {error.name}, which is not installed; run: pip install 'qwenvl-edge[constrained]'"
+        ) from error
+    return llguidance
+
+
+def _sentence(error: object) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

@@ -1,0 +1,148 @@
+"""Answers that keep to a form: the scripted model wants something else and is held to it."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from scripted import FAMILY, engine, ids
+from vocabularies import full_vocabulary
+
+from qwenvl_edge import Constraint
+from qwenvl_edge.errors import PromptError, QwenVLError
+from qwenvl_edge.matching import MatcherFactory
+from qwenvl_edge.tokenizer import Tokenizer
+
+pytest.importorskip("llguidance", reason="constraints need the extra 'constrained'")
+RED = np.full((20, 40, 3), (255, 0, 0), np.uint8)
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+CHATTER = ids("I would rather tell you a story about it. " * 30)
+
+
+def random_answer(tmp_path, constraint, seed, **options):
+    """An answer of a model that has no opinion at all: every token is as likely as any other."""
+    qwen, backend = engine(tmp_path, CHATTER)
+    backend.runner_up = 0  # the script is not followed
+    backend._logits = lambda places: np.zeros((1, len(places), backend.model.vocab_size), np.float32)
+    options = {"max_new_tokens": 300, "do_sample": True, "seed": seed, **options}
+    return qwen.chat("hi", images=[RED], constraint=constraint, **options)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_json(tmp_path, seed):
+    reply = random_answer(tmp_path, Constraint.json(SCHEMA), seed)
+    value = json.loads(reply.raw_text)
+    assert reply.finish_reason == "stop" and set(value) == {"colour", "count"}
+    assert value["colour"] in ("red", "blue") and 0 <= value["count"] <= 99
+    assert " " not in reply.raw_text
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_regular_expressions(tmp_path, seed):
+    reply = random_answer(tmp_path, Constraint.regex(r"[A-Z]{2,4}-\d{3}(狗|\.)"), seed)
+    assert reply.finish_reason == "stop" and re.fullmatch(r"[A-Z]{2,4}-\d{3}(狗|\.)", reply.raw_text)
+
+
+def test_choices(tmp_path):
+    choices = ["yes", "no", 'he said "maybe"\\', "红色", "a <box> of them"]
+    found = {random_answer(tmp_path, Constraint.choice(choices), seed).raw_text for seed in range(40)}
+    assert found <= set(choices) and len(found) > 1
+    for choice in choices:
+        assert random_answer(tmp_path, Constraint.choice([choice]), 0).raw_text == choice
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_only(tmp_path, seed):
+    reply = random_answer(tmp_path, Constraint.boxes(), seed, max_new_tokens=200)
+    if reply.finish_reason == "stop":
+        assert reply.boxes and reply.malformed == ()
+    # Nothing but labels and boxes, cut or not: what is left over is at most one shape, begun.
+    assert len(reply.malformed) <= 1
+    assert all(0 <= value <= 40 for box in reply.boxes for value in (box.x1, box.x2))
+
+
+def test_the_likeliest_of_what_is_allowed_is_taken(tmp_path):
+    qwen, backend = engine(tmp_path, CHATTER)
+    backend.runner_up = ids("no")[0]
+    assert qwen.chat("hi", constraint=Constraint.choice(["yes", "no"])).raw_text == "no"
+
+
+def test_a_cut_answer_is_reported(tmp_path):
+    reply = random_answer(tmp_path, Constraint.json(SCHEMA), 1, max_new_tokens=4)
+    assert (reply.finish_reason, reply.stats.new_tokens) == ("length", 4)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(reply.raw_text)
+
+
+def test_forced_tokens_are_computed_together(tmp_path):
+    reply = random_answer(tmp_path, Constraint.json(SCHEMA), 3)
+    alone = random_answer(tmp_path, Constraint.json(SCHEMA), 3, lookup=False)
+    assert reply.raw_text == alone.raw_text
+    qwen, backend = engine(tmp_path, ids('{"colour":"red","count":7}'))
+    answer = qwen.chat("hi", constraint=Constraint.json(SCHEMA))
+    assert answer.raw_text == '{"colour":"red","count":7}'
+    assert backend.steps < answer.stats.new_tokens
+
+
+def test_the_answer_ends_where_the_form_is_complete(tmp_path):
+    qwen, backend = engine(tmp_path, ids("yes") + CHATTER)
+    reply = qwen.chat("hi", constraint=Constraint.choice(["yes", "no"]))
+    assert (reply.raw_text, reply.finish_reason, backend.steps) == ("yes", "stop", len(ids("yes")))
+
+
+def test_stop_words_of_a_base_model_may_stand_in_a_form(tmp_path):
+    qwen, _ = engine(tmp_path, ids("Human: yes"), generation={"chat_format": "raw"})
+    reply = qwen.complete("hi", constraint=Constraint.choice(["Human: yes", "Human: no"]))
+    assert (reply.raw_text, reply.finish_reason) == ("Human: yes", "stop")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Constraint.json({"a": {1, 2}}), "JSON Schema"),
+        (lambda: Constraint.regex(""), "regular expression"),
+        (lambda: Constraint.choice([]), "choices"),
+        (lambda: Constraint.choice("yes"), "choices"),
+        (lambda: Constraint.choice(["a", ""]), "choices"),
+    ],
+)
+def test_constraints_are_checked(make, message):
+    with pytest.raises(PromptError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("constraint", [Constraint.regex("(a"), Constraint.json({"type": "nothing"}), "yes"])
+def test_malformed_constraints_are_refused_before_work_starts(tmp_path, constraint):
+    qwen, backend = engine(tmp_path, CHATTER)
+    with pytest.raises(PromptError, match="constraint is"):
+        qwen.chat("hi", constraint=constraint)
+    assert backend.prompts == []
+
+
+def test_without_the_library_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    qwen, _ = engine(tmp_path, "fine<|im_end|>")
+    with pytest.raises(QwenVLError, match=r"pip install 'qwenvl-edge\[constrained\]'"):
+        qwen.chat("hi", constraint=Constraint.json())
+    assert qwen.chat("hi").text == "fine"
+
+
+def test_masks_cover_the_full_vocabulary():
+    family = type(FAMILY)(151643, 256)
+    tokenizer = Tokenizer(full_vocabulary(), family.special_tokens)
+    factory = MatcherFactory(family, tokenizer, (family.turn_end, family.end_of_text))
+    matcher = factory.start(Constraint.json(SCHEMA))
+    for token in tokenizer.encode('{"colour":"blue","count":42}')[:-1]:
+        allowed = matcher.allowed()
+        assert allowed.shape == (family.decodable,) and allowed[token]
+        assert not matcher.take(token)
+    assert matcher.allowed().sum() < 10  # a closing brace, alone or as part of nothing else
+    boxes = factory.start(Constraint.boxes())
+    tags = [family.special_tokens[tag] for tag in ("<ref>", "<box>")]
+    assert np.flatnonzero(boxes.allowed()).tolist() == sorted(tags)
