@@ -50,6 +50,7 @@ def export(
     precision: ExportPrecision | None = None,
     force: bool = False,
     allow_loss: bool = False,
+    check: bool = True,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export the checkpoint in folder `checkpoint_path` to a new bundle at `bundle_path`.
@@ -60,6 +61,7 @@ def export(
         precision: what the weights become; None keeps float32.
         force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
         allow_loss: keep a bundle that differs from its checkpoint by more than its precision may.
+        check: compare the bundle with PyTorch when it is written.
         progress: called with (bytes done, bytes in total, what is being done).
 
     Returns:
@@ -77,7 +79,8 @@ def export(
     _check_tokenizer(checkpoint)
     with staged_folder(target, replace=force) as folder:
         _Export(checkpoint, folder, precision or ExportPrecision.choose(), progress).run().write(folder)
-        _record_parity(folder, checkpoint, allow_loss)
+        if check:
+            _record_parity(folder, checkpoint, allow_loss)
     return Bundle.open(target)
 
 

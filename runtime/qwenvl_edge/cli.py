@@ -80,6 +80,7 @@ def _add_export(commands: Any) -> None:
         "--keep-fp16", action="append", default=[], metavar="PATTERN", help="weights that stay floats; repeatable"
     )
     parser.add_argument("--allow-loss", action="store_true", help="keep a bundle that is beyond its precision's limits")
+    parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
     parser.set_defaults(run=_export)
 
 
@@ -122,6 +123,7 @@ def _export(arguments: argparse.Namespace) -> int:
             precision=precision,
             force=arguments.force,
             allow_loss=arguments.allow_loss,
+            check=not arguments.skip_verify,
             progress=progress,
         )
     say(f"{arguments.bundle} is written")
@@ -167,3 +169,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.greedy:
         overrides["do_sample"] = False
     return {name: value for name, value in overrides.items() if value is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
