@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.exporter import export
-from tools.random_checkpoint import preset, random_tensor, write
 from tools.random_checkpoint import preset, random_tensor, write
 
 
