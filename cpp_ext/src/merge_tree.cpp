@@ -6,15 +6,19 @@
 namespace qwenvl {
 namespace {
 
-constexpr int kFilterBits = 21;  // 256 KiB, which stay in a second-level cache
+constexpr int kPairBits = 21, kBorderBits = 20, kInnerBits = 17;  // 256, 128 and 16 KiB
 
+std::vector<std::uint64_t> make_filter(int bits) { return std::vector<std::uint64_t>(std::size_t{1} << (bits - 6)); }
+
+template <int bits>
 void set_bit(std::vector<std::uint64_t>& filter, std::uint64_t hash) {
-    const std::uint64_t bit = hash >> (64 - kFilterBits);
+    const std::uint64_t bit = hash >> (64 - bits);
     filter[bit >> 6] |= std::uint64_t{1} << (bit & 63);
 }
 
+template <int bits>
 bool has_bit(const std::vector<std::uint64_t>& filter, std::uint64_t hash) {
-    const std::uint64_t bit = hash >> (64 - kFilterBits);
+    const std::uint64_t bit = hash >> (64 - bits);
     return filter[bit >> 6] >> (bit & 63) & 1;
 }
 
@@ -25,7 +29,7 @@ std::uint64_t border_hash(Symbol before, Symbol after) {
 }  // namespace
 
 MergeTree::MergeTree(std::size_t size)
-    : pairs_(std::size_t{1} << (kFilterBits - 6)), borders_(std::size_t{1} << (kFilterBits - 6)) {
+    : pairs_(make_filter(kPairBits)), borders_(make_filter(kBorderBits)), inner_borders_(make_filter(kInnerBits)) {
     std::size_t capacity = 512;
     while (capacity * 2 < size * 3) capacity *= 2;
     slots_.assign(capacity, {0, kNoToken});
@@ -40,9 +44,14 @@ inline std::uint64_t MergeTree::hash(TokenId left, TokenId right) {
 void MergeTree::add(const Vocabulary& vocabulary, TokenId id, Split split) {
     splits_.push_back(split);
     const std::uint64_t h = hash(split.left, split.right);
-    set_bit(pairs_, h);
+    set_bit<kPairBits>(pairs_, h);
     const Symbol after = any_symbol_at(vocabulary.bytes(split.right), 0).symbol;
-    set_bit(borders_, border_hash(last_symbol(vocabulary.bytes(split.left)), after));
+    const Symbol before = last_symbol(vocabulary.bytes(split.left));
+    if (before < kByteSymbol && after < kByteSymbol) {
+        set_bit<kBorderBits>(borders_, border_hash(before, after));
+    } else {
+        set_bit<kInnerBits>(inner_borders_, border_hash(before, after));
+    }
     std::uint64_t at = h & mask_;
     while (slots_[at].id != kNoToken) at = (at + 1) & mask_;
     slots_[at] = {static_cast<std::uint32_t>(h >> 32), id};
@@ -50,7 +59,7 @@ void MergeTree::add(const Vocabulary& vocabulary, TokenId id, Split split) {
 
 inline TokenId MergeTree::merged(TokenId left, TokenId right) const {
     const std::uint64_t h = hash(left, right);
-    if (!has_bit(pairs_, h)) return kNoToken;
+    if (!has_bit<kPairBits>(pairs_, h)) return kNoToken;
     for (std::uint64_t at = h & mask_; slots_[at].id != kNoToken; at = (at + 1) & mask_) {
         if (slots_[at].tag != static_cast<std::uint32_t>(h >> 32)) continue;
         const Split split = splits_[slots_[at].id - kFirstMerge];
@@ -68,8 +77,9 @@ bool MergeTree::may_merge_at(std::string_view text, std::size_t border) const {
     const Symbol before = whole.length == border - start ? whole.symbol : last_byte;
     const Symbol after = symbol_at(text, border).symbol;
     const Symbol first_byte = kByteSymbol | static_cast<unsigned char>(text[border]);
-    return has_bit(borders_, border_hash(before, after)) || has_bit(borders_, border_hash(last_byte, first_byte)) ||
-           has_bit(borders_, border_hash(before, first_byte)) || has_bit(borders_, border_hash(last_byte, after));
+    const auto inner = [&](Symbol a, Symbol b) { return has_bit<kInnerBits>(inner_borders_, border_hash(a, b)); };
+    return has_bit<kBorderBits>(borders_, border_hash(before, after)) || inner(last_byte, first_byte) ||
+           inner(before, first_byte) || inner(last_byte, after);
 }
 
 // Goes back in time along the border: `left` and `right` are the parts that touch it, each made at its own rank and
