@@ -1,9 +1,10 @@
-"""A request becomes a reply: pictures encoded, prompt prefilled, tokens generated, boxes placed."""
+"""A request becomes a reply: pictures encoded, prompt prefilled, tokens generated."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +12,13 @@ import numpy.typing as npt
 
 from qwenvl_edge.answer import AnswerWriter
 from qwenvl_edge.control import Control
-from qwenvl_edge.conversation import Part, Text, Turn
 from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.families import QwenVL
 from qwenvl_edge.features import FeatureCache
 from qwenvl_edge.generation import Generation
-from qwenvl_edge.grounding import boxes_of, place, quads_of, refs_of
 from qwenvl_edge.lookup import Lookup
-from qwenvl_edge.reply import FinishReason, Reply
+from qwenvl_edge.reply import Reply
+from qwenvl_edge.replying import make_reply
 from qwenvl_edge.request import Request
 from qwenvl_edge.stats import Stats
 from qwenvl_edge.tokenizer import Tokenizer
@@ -28,18 +28,28 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass
-class _Costs:
-    """What was spent before the first token."""
+class _Work:
+    """A request under way and what it cost so far; `run` is there once the prompt is computed."""
 
+    request: Request
+    control: Control
+    writer: AnswerWriter
+    run: Generation | None = None
     image_s: float = 0.0
     prefill_s: float = 0.0
+    ttft_s: float = 0.0
     images_encoded: int = 0
     reused_tokens: int = 0
     prefill_tokens: int = 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has ended, by itself or from outside."""
+        return self.run is None or self.run.finish_reason is not None or self.control.reason is not None
+
 
 class Answerer:
-    """Answers requests one after another, in the order in which they came.
+    """Answers requests, one call after another in the order in which they came.
 
     Args:
         stop: id sequences that end an answer.
@@ -64,34 +74,25 @@ class Answerer:
 
     def answer(self, request: Request, control: Control) -> Generator[str, None, Reply]:
         """Compute an answer, yielding its text as it comes."""
-        writer, costs = self._writer(request), _Costs()
-        run: Generation | None = None
+        work = _Work(request, control, self._writer(request))
         with self._turns.take(lambda: control.reason is not None) as granted:
-            logits = self._prefill(request, control, costs) if granted else None
-            if logits is not None:
-                run = Generation(self._decoder, self._lookup, writer, request.options, request.matcher, logits)
-                ttft_s = time.perf_counter() - request.started
+            run = self._start(work, self._lookup) if granted else None
+            if run is not None:
                 yield run.piece
-                while run.finish_reason is None and control.reason is None:
-                    yield run.step()
-            yield writer.finish()
-        stats = Stats(
-            image_ms=costs.image_s * 1e3,
-            prefill_ms=costs.prefill_s * 1e3,
-            ttft_ms=ttft_s * 1e3 if run else 0.0,
-            token_ms=tuple(run.token_ms) if run else (),
-            prompt_tokens=len(request.prompt.ids),
-            reused_tokens=costs.reused_tokens,
-            prefill_tokens=costs.prefill_tokens,
-            image_tokens=self._family.image_tokens * len(request.prompt.pictures),
-            new_tokens=run.new_tokens if run else 0,
-            proposed_tokens=self._lookup.proposed if run else 0,
-            accepted_tokens=self._lookup.accepted if run else 0,
-            images_encoded=costs.images_encoded,
-            history_turns_dropped=len(request.history) - request.prompt.turns,
-        )
-        reason = run.finish_reason if run else None
-        return self._reply(request, writer, reason or control.reason or "cancelled", stats)
+                while not work.ended:
+                    yield run.step(self._decoder)
+            yield work.writer.finish()
+        return self._reply(work)
+
+    def answer_many(self, requests: Sequence[tuple[Request, Control]], *, max_batch: int) -> list[Reply]:
+        """Compute several answers, up to `max_batch` of them together; replies come in the order of the requests."""
+        works = [_Work(request, control, self._writer(request)) for request, control in requests]
+        with self._turns.take(lambda: all(work.control.reason is not None for work in works)) as granted:
+            for batch in self._batches(works, max_batch) if granted else ():
+                self._answer_batch(batch)
+        for work in works:
+            work.writer.finish()
+        return [self._reply(work) for work in works]
 
     def forget(self) -> None:
         """Drop computed prefixes and features, when it is this caller's turn."""
@@ -99,26 +100,65 @@ class Answerer:
             self._decoder.forget()
             self._features.forget()
 
-    def _prefill(self, request: Request, control: Control, costs: _Costs) -> FloatArray | None:
+    def _batches(self, works: Sequence[_Work], max_batch: int) -> Iterator[list[_Work]]:
+        """Split into batches whose prompts have the same dynamic-NTK factor."""
+
+        def alpha(work: _Work) -> float:
+            return self._decoder.alpha_for(len(work.request.prompt.ids))
+
+        for _, group in itertools.groupby(sorted(works, key=alpha), key=alpha):
+            members = list(group)
+            yield from (members[start : start + max_batch] for start in range(0, len(members), max_batch))
+
+    def _answer_batch(self, works: Sequence[_Work]) -> None:
+        lengths = [(len(work.request.prompt.ids), work.request.options.max_new_tokens) for work in works]
+        decoder = self._decoder.batch(lengths)
+        for row, work in enumerate(works):
+            # A row at a time: shared prefixes are computed once, and ONNX Runtime's CPU attention takes several tokens
+            # behind a prefix at batch 1 only.
+            if self._start(work, Lookup()) is not None and not work.ended:
+                self._decoder.move_to(decoder, row)
+        active = {row: work.run for row, work in enumerate(works) if work.run is not None and not work.ended}
+        while active:
+            clock = time.perf_counter()
+            logits = decoder.step()
+            for row, run in list(active.items()):
+                run.take(logits[row], clock)
+                if works[row].ended:
+                    decoder.end(row)
+                    del active[row]
+
+    def _start(self, work: _Work, lookup: Lookup) -> Generation | None:
+        """Compute the prompt and take the first token; return the generation, None if the answer must end before."""
+        request = work.request
+        logits = self._prefill(work)
+        if logits is not None:
+            work.run = Generation(self._decoder.sequence, lookup, work.writer, request.options, request.matcher, logits)
+            work.ttft_s = time.perf_counter() - request.started
+        return work.run
+
+    def _prefill(self, work: _Work) -> FloatArray | None:
         """Encode pictures and compute the prompt; return the logits after it, or None if the answer must end."""
         clock = time.perf_counter()
-        prompt = request.prompt
+        prompt, control = work.request.prompt, work.control
+        if control.reason is not None:
+            return None
         wanted = self._decoder.begin(prompt)
-        costs.reused_tokens = self._decoder.reused
+        work.reused_tokens = self._decoder.reused
         found: dict[str, FloatArray] = {}
         for picture in (prompt.pictures[i] for i in wanted):
             if control.reason is not None:
                 return None
             if picture.digest not in found:
                 found[picture.digest], encoded = self._features.get(picture)
-                costs.images_encoded += encoded
+                work.images_encoded += encoded
         self._decoder.load(prompt, {i: found[prompt.pictures[i].digest] for i in wanted})
-        costs.image_s = time.perf_counter() - clock
+        work.image_s = time.perf_counter() - clock
         logits = None
         while logits is None and control.reason is None:
             logits = self._decoder.prefill()
-        costs.prefill_s = time.perf_counter() - clock - costs.image_s
-        costs.prefill_tokens = self._decoder.computed - costs.reused_tokens
+        work.prefill_s = time.perf_counter() - clock - work.image_s
+        work.prefill_tokens = self._decoder.computed - work.reused_tokens
         return logits
 
     def _writer(self, request: Request) -> AnswerWriter:
@@ -134,38 +174,22 @@ class Answerer:
             lead=request.lead,
         )
 
-    def _reply(self, request: Request, writer: AnswerWriter, reason: FinishReason, stats: Stats) -> Reply:
-        turn = Turn(request.message, writer.raw_text)
-        kept = request.history[len(request.history) - request.prompt.turns :]
-        pictures = next((each.pictures for each in (turn, *reversed(kept)) if each.pictures), ())
-        malformed = list(writer.malformed)
-        shapes = list(writer.shapes)
-        if not pictures:
-            malformed += [shape.source for shape in shapes]
-            shapes = []
-        asked = self._asked_picture(request.message, len(pictures))
-        images = [self._named(writer.text_before(shape), len(pictures), asked) for shape in shapes]
-        places = place(shapes, images, [picture.size for picture in pictures])
-        return Reply(
-            text=writer.text,
-            raw_text=writer.raw_text,
-            boxes=boxes_of(places),
-            quads=quads_of(places),
-            refs=refs_of(writer.labels, shapes, places),
-            malformed=tuple(malformed),
-            pictures=pictures,
-            history=(*request.history, turn) if request.is_chat else (),
-            finish_reason=reason,
-            stats=stats,
+    def _reply(self, work: _Work) -> Reply:
+        request, run = work.request, work.run
+        stats = Stats(
+            image_ms=work.image_s * 1e3,
+            prefill_ms=work.prefill_s * 1e3,
+            ttft_ms=work.ttft_s * 1e3,
+            token_ms=tuple(run.token_ms) if run else (),
+            prompt_tokens=len(request.prompt.ids),
+            reused_tokens=work.reused_tokens,
+            prefill_tokens=work.prefill_tokens,
+            image_tokens=self._family.image_tokens * len(request.prompt.pictures),
+            new_tokens=run.new_tokens if run else 0,
+            proposed_tokens=run.proposed_tokens if run else 0,
+            accepted_tokens=run.accepted_tokens if run else 0,
+            images_encoded=work.images_encoded,
+            history_turns_dropped=len(request.history) - request.prompt.turns,
         )
-
-    def _asked_picture(self, message: Sequence[Part], count: int) -> int:
-        """Return the index of the one picture that the question names, else of the last one."""
-        named = set(self._family.named_pictures("\n".join(part.text for part in message if isinstance(part, Text))))
-        number = named.pop() if len(named) == 1 else count
-        return number - 1 if 1 <= number <= count else count - 1
-
-    def _named(self, text_before: str, count: int, otherwise: int) -> int:
-        """Return the index of the picture that the answer named last before a shape, or `otherwise`."""
-        named = self._family.named_pictures(text_before)
-        return named[-1] - 1 if named and 1 <= named[-1] <= count else otherwise
+        reason = (run.finish_reason if run else None) or work.control.reason or "cancelled"
+        return make_reply(self._family, request, work.writer, reason, stats)

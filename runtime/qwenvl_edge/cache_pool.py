@@ -43,6 +43,11 @@ class CachePool:
         self._limit = min(max(memory_bytes // cache_bytes(backend.model, capacity), 1), _MOST)
         self._slots = [self._new()]  # least recently used first; the first is reserved at load
 
+    @property
+    def newest(self) -> Slot:
+        """The slot used last."""
+        return self._slots[-1]
+
     def take(self, keys: IntArray) -> Slot:
         """Return a slot for a prompt with content keys [T]; its cache holds what of the prompt needs no computing.
 

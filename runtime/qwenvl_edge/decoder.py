@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.batch import BatchDecoder
 from qwenvl_edge.cache_pool import CachePool, Slot
 from qwenvl_edge.embedding import EmbeddingTable
 from qwenvl_edge.lookup import MOST
@@ -49,7 +50,7 @@ class SequenceDecoder:
         self._write_index = np.zeros(1, np.int64)
         self._wanted = np.arange(rows, dtype=np.int64)[None]
         self._chunk = chunk
-        self._slot: Slot
+        self._slot: Slot = self._pool.newest
         self._spans: list[tuple[int, FloatArray]] = []
         self.reused = 0
         self.capacity = capacity
@@ -86,22 +87,39 @@ class SequenceDecoder:
         logits: FloatArray = self._decode(embeds, 1)[0]
         return logits
 
-    def append(self, token: int) -> None:
-        """Add a sampled token to the sequence, without computing it yet."""
-        self._slot.keys[len(self.sequence)] = token
-        self.sequence.append(token)
-
     def step(self, proposed: IntArray) -> FloatArray:
         """Compute the token appended last and `proposed` [M] ones behind it; return the logits [1 + M, V] after each.
 
-        Append those that are taken and `settle` before the next step.
+        Append those that are taken to `sequence` and `settle` before the next step.
         """
         tokens = np.concatenate([self.sequence.tokens[-1:], proposed])
+        start = len(self.sequence) - 1
+        self._slot.keys[start : start + len(tokens)] = tokens
         return self._decode(self._embed(tokens), len(tokens))
 
     def settle(self) -> None:
         """Drop computed tokens that were not taken."""
         self._slot.cache.truncate(len(self.sequence) - 1)
+
+    def alpha_for(self, prompt_length: int) -> float:
+        """The dynamic-NTK factor of a prompt; prompts of one batch must have the same."""
+        return self._slot.cache.alpha_for(prompt_length)
+
+    def batch(self, lengths: Iterable[tuple[int, int]]) -> BatchDecoder:
+        """Reserve a batch for prompts of some lengths, with the most tokens that each answer may have."""
+        rows = list(lengths)
+        return BatchDecoder(
+            self._backend,
+            self._embedding,
+            rows=len(rows),
+            prompt_length=rows[0][0],
+            capacity=min(max(prompt + answer for prompt, answer in rows), self.capacity),
+            decodable=self._decodable,
+        )
+
+    def move_to(self, batch: BatchDecoder, row: int) -> None:
+        """Let the prefilled sequence go on as a row of a batch."""
+        batch.put(row, self._slot.cache, self.sequence)
 
     def forget(self) -> None:
         """Drop everything computed."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qwenvl_edge.answering import Answerer
 from qwenvl_edge.backends.base import Backend
@@ -139,6 +139,37 @@ class QwenVLEngine:
         """
         return self._stream(self._requests.complete(message, images, overrides)).finish()
 
+    def chat_many(
+        self, messages: Iterable[Message | Mapping[str, Any]], *, max_batch: int = 8, **overrides: Unpack[Overrides]
+    ) -> list[Reply]:
+        """Answer several messages together, each as if alone.
+
+        Prompts are computed one after another (what they share only once), then their answers are decoded together,
+        `max_batch` at a time; look-up decoding is not used. The batch's KV cache is reserved beside the kept ones.
+
+        Args:
+            messages: each is a message, or the arguments of one call of chat: {"message": ..., "images": [...],
+                "history": ..., "system": ..., and overrides of its own}.
+            max_batch: the most answers that are decoded together.
+            overrides: as in chat, for all of them.
+
+        Returns:
+            Replies in the order of the messages.
+
+        Raises:
+            What chat raises; nothing is computed unless every message can be answered.
+        """
+        requests = []
+        for number, message in enumerate(messages):
+            arguments: dict[str, Any] = dict(message) if isinstance(message, Mapping) else {"message": message}
+            if "message" not in arguments:
+                raise PromptError(f'item {number} has no "message"; give what chat takes.')
+            words, images = arguments.pop("message"), arguments.pop("images", ())
+            history, system = arguments.pop("history", ()), arguments.pop("system", None)
+            request = self._requests.chat(words, images, history, system, cast("Overrides", {**overrides, **arguments}))
+            requests.append((request, _control(request)))
+        return self._answerer.answer_many(requests, max_batch=_check_positive("max_batch", max_batch))
+
     def ground(self, image: Any, phrase: str, **overrides: Unpack[Overrides]) -> Reply:
         """Find what `phrase` names ("the red mug") in a picture: `reply.boxes`.
 
@@ -172,14 +203,7 @@ class QwenVLEngine:
         self._answerer.forget()
 
     def _stream(self, request: Request) -> Stream:
-        options = request.options
-        tokens = () if options.cancel is None else (options.cancel,)
-
-        def start(cancelled: CancelToken) -> Generator[str, None, Reply]:
-            control = Control(cancelled, *tokens, started=request.started, deadline_ms=options.deadline_ms)
-            return self._answerer.answer(request, control)
-
-        return Stream(start)
+        return Stream(lambda cancelled: self._answerer.answer(request, _control(request, cancelled)))
 
     def _open_tokenizer(self) -> Tokenizer:
         path = self.bundle.file(self.bundle.manifest.tokenizer)
@@ -188,6 +212,12 @@ class QwenVLEngine:
 
     def _load(self, source: Any, name: str) -> Picture:
         return load_picture(source, channel_order=self._channel_order, name=name)
+
+
+def _control(request: Request, *tokens: CancelToken) -> Control:
+    options = request.options
+    own = () if options.cancel is None else (options.cancel,)
+    return Control(*tokens, *own, started=request.started, deadline_ms=options.deadline_ms)
 
 
 def _check_capacity(wanted: int | None, maximum: int) -> int:

@@ -14,57 +14,68 @@ from qwenvl_edge.matching import Matcher
 from qwenvl_edge.options import GenerationOptions
 from qwenvl_edge.reply import FinishReason
 from qwenvl_edge.sampling import Sampler
+from qwenvl_edge.sequence import Sequence
 
 
 class Generation:
-    """Goes on from a prefilled decoder and the logits [V] after its prompt.
+    """Goes on from the logits [V] after a prompt, the last of `sequence`.
 
     finish_reason: None while the answer goes on. new_tokens: tokens sampled. token_ms: computing time of each token
-    after the first. piece: the text that the first token made certain.
+    after the first. proposed_tokens: how many were guessed, and accepted_tokens rightly. piece: the text that the last
+    token made certain.
     """
 
     def __init__(
         self,
-        decoder: SequenceDecoder,
+        sequence: Sequence,
         lookup: Lookup,
         writer: AnswerWriter,
         options: GenerationOptions,
         matcher: Matcher | None,
         logits: npt.NDArray[np.float32],
     ) -> None:
-        self._decoder = decoder
+        self._sequence = sequence
         self._lookup = lookup
         self._writer = writer
         self._options = options
         self._matcher = matcher
         self._sampler = Sampler(options.sampling)
         self.new_tokens = 0
+        self.proposed_tokens = 0
+        self.accepted_tokens = 0
         self.token_ms: list[float] = []
         self.finish_reason: FinishReason | None = None
         lookup.start()
         self.piece = self._take(logits)
 
-    def step(self) -> str:
+    def step(self, decoder: SequenceDecoder) -> str:
         """Compute and take the next token, or several that were proposed; return the text that became certain."""
         clock = time.perf_counter()
         forced, proposed = self._propose()
         pieces = []
-        for i, logits in enumerate(self._decoder.step(proposed)):
-            pieces.append(self._take(logits))
-            now = time.perf_counter()
-            self.token_ms.append((now - clock) * 1e3)
-            clock = now
-            taken = self._decoder.sequence.tokens[-1]
-            if self.finish_reason is not None or i == len(proposed) or taken != proposed[i]:
+        for i, logits in enumerate(decoder.step(proposed)):
+            clock = self.take(logits, clock)
+            pieces.append(self.piece)
+            if self.finish_reason is not None or i == len(proposed) or self._sequence.tokens[-1] != proposed[i]:
                 break
+        accepted = len(pieces) - 1
+        self.proposed_tokens += len(proposed)
+        self.accepted_tokens += accepted
         if not forced:
-            self._lookup.report(len(proposed), len(pieces) - 1)
-        self._decoder.settle()
+            self._lookup.report(len(proposed), accepted)
+        decoder.settle()
         return "".join(pieces)
+
+    def take(self, logits: npt.NDArray[np.float32], clock: float) -> float:
+        """Take the next token from its logits [V], computed since `clock` (time.perf_counter); return the time now."""
+        self.piece = self._take(logits)
+        now = time.perf_counter()
+        self.token_ms.append((now - clock) * 1e3)
+        return now
 
     def _propose(self) -> tuple[bool, npt.NDArray[np.int64]]:
         """Whether a constraint forces what comes next, and ids that may come next."""
-        sequence, options = self._decoder.sequence, self._options
+        sequence, options = self._sequence, self._options
         room = min(options.max_new_tokens - self.new_tokens - 1, sequence.capacity - len(sequence), MOST)
         if not options.lookup:
             room = 0
@@ -73,11 +84,10 @@ class Generation:
         return False, self._lookup.propose(sequence.tokens, room)
 
     def _take(self, logits: npt.NDArray[np.float32]) -> str:
-        sequence = self._decoder.sequence
-        matcher = self._matcher
+        sequence, matcher = self._sequence, self._matcher
         allowed = None if matcher is None else matcher.allowed()
         token = self._sampler.sample(logits, sequence.tokens, allowed=allowed)
-        self._decoder.append(token)
+        sequence.append(token)
         self.new_tokens += 1
         piece = self._writer.push(token)
         if self._writer.stopped is not None:

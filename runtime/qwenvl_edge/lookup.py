@@ -24,21 +24,18 @@ class Lookup:
     """Proposes tokens, more of them while they are accepted; after misses it pauses, twice as long each time.
 
     A miss costs about a tenth of a step, so that text which never repeats is slowed by about one in a hundred. What
-    was learned is kept from one answer to the next. proposed, accepted: counts since the last `start`.
+    was learned is kept from one answer to the next.
     """
 
     def __init__(self) -> None:
         self._size = _FIRST
         self._pause = 0
         self._misses = 0
-        self.proposed = 0
-        self.accepted = 0
 
     def start(self) -> None:
         """Begin an answer: half of what held back proposals before is forgotten."""
         self._misses //= 2
         self._pause = 0
-        self.proposed = self.accepted = 0
 
     def propose(self, tokens: IntArray, limit: int) -> IntArray:
         """Return at most `limit` tokens that may follow `tokens`; often none."""
@@ -50,8 +47,6 @@ class Lookup:
 
     def report(self, proposed: int, accepted: int) -> None:
         """Learn how many of the proposed tokens were drawn."""
-        self.proposed += proposed
-        self.accepted += accepted
         if accepted:
             self._misses = 0
             self._size = min(2 * self._size, MOST) if accepted == proposed else max(accepted + 1, 2)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conversations import recording
 
 from qwenvl_edge import ContextError, QwenVLEngine
 
@@ -28,18 +29,11 @@ def qwen(tiny_bundle):
     return QwenVLEngine(tiny_bundle, threads=1)
 
 
-@pytest.fixture(scope="module")
-def sampled(qwen):
+@pytest.fixture
+def sampled():
     """Records the tokens that the engine samples."""
-    tokens = []
-    append = qwen._decoder.append
-
-    def record(token):
-        tokens.append(token)
-        append(token)
-
-    qwen._decoder.append = record
-    return tokens
+    with recording() as recorded:
+        yield recorded.tokens
 
 
 def ask(qwen, name):

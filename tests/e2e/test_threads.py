@@ -95,6 +95,12 @@ class Load:
             stream = self.engine.stream(**question.arguments)
             assert "".join(stream) == stream.reply.text
             text, early = stream.reply.raw_text, False
+        elif way == 4:
+            other = rng.choice(self.questions)
+            reply, beside = self.engine.chat_many([question.arguments, other.arguments])
+            text, early = reply.raw_text, False
+            if beside.raw_text != other.answer:
+                self.wrong.append(f"{other.arguments}: {beside.raw_text!r} instead of {other.answer!r}")
         else:
             text, early = self.engine.chat(**question.arguments).raw_text, False
         with self.lock:

@@ -103,6 +103,7 @@ class ScriptedBackend(Backend):
         self.steps = 0
         self.runner_up: int | None = None  # a second likely token, which the sampler may prefer
         self.taken: list[int] = []
+        self.caches: list[ScriptedCache] = []
         self.chunks: list[int] = []  # tokens of each prefill call
 
     def encode_images(self, pixel_values):
@@ -112,7 +113,8 @@ class ScriptedBackend(Backend):
         return np.broadcast_to(mean, (len(mean), self.model.image_tokens, self.model.hidden_size)).astype(np.float32)
 
     def new_cache(self, batch, capacity):
-        return ScriptedCache(self.model, batch=batch, capacity=capacity)
+        self.caches.append(ScriptedCache(self.model, batch=batch, capacity=capacity))
+        return self.caches[-1]
 
     def copy_cache(self, source, target, tokens, *, row=0):
         check_copy(source, target, tokens, row)

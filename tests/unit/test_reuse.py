@@ -6,6 +6,7 @@ from scripted import MODEL, engine, ids
 
 from qwenvl_edge.errors import BackendError, QwenVLError
 from qwenvl_edge.kv_cache import cache_bytes
+from qwenvl_edge.sampling import Sampler
 
 RED = np.full((20, 40, 3), (255, 0, 0), np.uint8)
 BLUE = np.full((20, 40, 3), (0, 0, 255), np.uint8)
@@ -132,6 +133,26 @@ def test_a_failed_prompt_is_not_continued(tmp_path):
         qwen.chat(LONG)
     backend.decode = decode
     assert qwen.chat(LONG).stats.reused_tokens == 0
+
+
+def test_a_failure_between_proposed_tokens_is_not_continued_wrongly(tmp_path, monkeypatch):
+    answer = "<ref>a mug</ref><box>(1,2),(3,4)</box>" * 3 + "<|im_end|>"
+    qwen, backend = engine(tmp_path, answer, OK, OK)
+    sample, drawn = Sampler.sample, []
+
+    def fail_late(self, logits, previous=(), **options):
+        drawn.append(len(previous))
+        if len(drawn) == 30:
+            raise BackendError("out of luck.")
+        return sample(self, logits, previous, **options)
+
+    monkeypatch.setattr(Sampler, "sample", fail_late)
+    with pytest.raises(BackendError, match="luck"):
+        qwen.chat("hi")
+    monkeypatch.undo()
+    slot = qwen._decoder._slot
+    rows = backend.caches[0].rows[: slot.cache.length, 0] // MODEL.hidden_size
+    assert slot.computed.tolist() == rows.tolist() and len(rows) >= drawn[-1]
 
 
 def test_an_answer_that_is_worded_otherwise_in_the_history_is_computed_from_there(tmp_path):

@@ -1,0 +1,99 @@
+"""chat_many: every row as if alone, on a small random model."""
+
+import random
+
+import pytest
+from conversations import PICTURES, WORDS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwenvl_edge import CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
+from random_checkpoint import GENERATION, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """Two engines on one bundle; seq_length is 16, so that batches have to be split by dynamic-NTK factor."""
+    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    folder = tmp_path_factory.mktemp("batches")
+    bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=3, generation=GENERATION), folder / "bundle")
+    return QwenVLEngine(bundle, threads=1, prefill_chunk=32), QwenVLEngine(bundle, threads=1)
+
+
+def item(seed):
+    rng = random.Random(seed)
+    return {
+        "message": rng.choice(WORDS) * rng.randint(1, 4),
+        "images": [PICTURES[i] for i in rng.sample(range(4), rng.randrange(3))],
+        "history": [(rng.choice(WORDS), "yes")] * rng.randrange(2),
+        "max_new_tokens": rng.randint(1, 24),
+        "do_sample": rng.random() < 0.5,
+        "top_p": 1.0,
+        "seed": seed,
+    }
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=7), st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_every_row_is_as_if_alone(engines, seeds, max_batch):
+    together, alone = engines
+    together.forget()
+    replies = together.chat_many([item(seed) for seed in seeds], max_batch=max_batch)
+    for seed, reply in zip(seeds, replies, strict=True):
+        expected = alone.chat(**item(seed))
+        assert (reply.raw_text, reply.finish_reason) == (expected.raw_text, expected.finish_reason)
+        assert reply.stats.new_tokens == expected.stats.new_tokens == len(reply.stats.token_ms) + 1
+        assert len(reply.history) == len(expected.history) and len(reply.pictures) == len(expected.pictures)
+
+
+def test_what_the_prompts_share_is_computed_once(engines):
+    qwen = engines[0]
+    qwen.forget()
+    questions = [[{"image": PICTURES[0]}, {"text": words}] for words in WORDS[:3]]
+    stats = [reply.stats for reply in qwen.chat_many(questions, max_new_tokens=3)]
+    assert [each.images_encoded for each in stats] == [1, 0, 0]
+    assert min(each.reused_tokens for each in stats[1:]) > 20
+
+
+def test_words_alone_are_messages(engines):
+    replies = engines[0].chat_many(["a", "b"], max_new_tokens=2, do_sample=False)
+    assert [reply.history[0].user[0].text for reply in replies] == ["a", "b"]
+    assert engines[0].chat_many([]) == []
+
+
+def test_rows_have_their_own_controls(engines):
+    token = CancelToken()
+    token.cancel()
+    long = {"message": "a", "max_new_tokens": 20, "do_sample": False}
+    replies = engines[0].chat_many(
+        [long, {**long, "cancel": token}, {**long, "constraint": Constraint.choice(["yes", "no"])}, long]
+    )
+    assert [reply.finish_reason for reply in replies] == ["length", "cancelled", "stop", "length"]
+    assert replies[1].raw_text == "" and replies[2].raw_text in ("yes", "no")
+    assert replies[0].raw_text == replies[3].raw_text == engines[1].chat(**long).raw_text
+
+
+def test_a_full_context_ends_a_row(engines):
+    small = QwenVLEngine(engines[1].bundle, threads=1, max_context=100)
+    options = {"message": "a", "max_new_tokens": 200, "do_sample": False}
+    expected = small.chat(**options)
+    first, second = small.chat_many([options, {**options, "max_new_tokens": 5}])
+    assert expected.finish_reason == first.finish_reason == "context" and second.finish_reason == "length"
+    assert first.raw_text == expected.raw_text and first.raw_text.startswith(second.raw_text)
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "error", "text"),
+    [
+        (["a", ""], {}, PromptError, "empty"),
+        (["a", {"images": []}], {}, PromptError, "item 1 has no"),
+        (["a", {"message": "b", "beams": 2}], {}, PromptError, "beams"),
+        (["a", "b " * 600], {}, ContextError, "more than the context"),
+        (["a"], {"max_batch": 0}, QwenVLError, "max_batch is 0"),
+    ],
+)
+def test_nothing_is_computed_unless_everything_can_be(engines, messages, options, error, text):
+    engines[0].forget()
+    with pytest.raises(error, match=text):
+        engines[0].chat_many(messages, **options)
+    assert engines[0].chat("a", max_new_tokens=1).stats.reused_tokens == 0
