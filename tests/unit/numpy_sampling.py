@@ -70,3 +70,11 @@ def keep_typical(row: Row, mass: float) -> Row:
     last = min(int((np.cumsum(probabilities[order]) < mass).sum()), len(row) - 1)
     row[distance > distance[order[last]]] = -np.inf
     return row
+
+
+def chi_square_score(observed: Row, expected: Row) -> float:
+    """Pearson's statistic as a normal score (Wilson and Hilferty 1931): 3.1 is a chance of one in a thousand."""
+    freedom = len(observed) - 1
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    spread = 2 / (9 * freedom)
+    return float(((statistic / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5)

@@ -11,8 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy_sampling import reference, softmax
-from scipy.stats import chisquare
+from numpy_sampling import chi_square_score, reference, softmax
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import BackendError, PromptError
@@ -180,7 +179,7 @@ def test_draws_follow_the_distribution(params: dict) -> None:
     ids, probabilities = sampler.distribution(logits)
     draws = np.bincount([sampler.sample(logits) for _ in range(20_000)], minlength=40)
     assert draws.sum() == draws[ids].sum()
-    assert chisquare(draws[ids], probabilities * 20_000).pvalue > 1e-3
+    assert chi_square_score(draws[ids], probabilities * 20_000) < 3.1
 
 
 def test_draws_follow_the_distribution_of_a_long_row() -> None:
@@ -189,7 +188,7 @@ def test_draws_follow_the_distribution_of_a_long_row() -> None:
     draws = np.bincount([sampler.sample(logits) for _ in range(20_000)], minlength=5000)
     wanted = softmax(logits.astype(np.float64)) * 20_000
     bins = np.arange(5000) // 500
-    assert chisquare(np.bincount(bins, draws), np.bincount(bins, wanted)).pvalue > 1e-3
+    assert chi_square_score(np.bincount(bins, draws), np.bincount(bins, wanted)) < 3.1
 
 
 def test_seeds() -> None:
