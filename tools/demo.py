@@ -8,7 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.draw import draw_shapes
 
 QUESTIONS = (
     "Describe the picture.",
@@ -32,9 +35,9 @@ def main(bundle: str, picture: Path, drawn: Path) -> None:
     later = picture.with_name("later.png")
     reply = engine.chat("What changed?", images=[picture, later])
     print(f"\n{picture} and {later.name}:\n  What changed?{'':<19} {reply.text}")
-    reply = engine.chat("Find all objects.", images=[picture])
+    found = [engine.chat(f"Where is the {name}?", images=[picture]) for name in ("red mug", "car", "ball", "sign")]
     drawn.parent.mkdir(parents=True, exist_ok=True)
-    reply.draw().save(drawn)
+    draw_shapes(Image.open(picture).convert("RGB"), [box for reply in found for box in reply.boxes]).save(drawn)
     print(f"\nBoxes drawn: {drawn}")
 
 

@@ -34,6 +34,14 @@ def _cells(box: Box) -> tuple[np.ndarray, int]:
     return np.outer(down, across).ravel() * GRID * GRID, centre
 
 
+def covered(box: Box) -> np.ndarray:
+    """The patches that speak of a thing: bool [GRID * GRID], those with 30 % of their area under it, and its centre."""
+    cover, centre = _cells(box)
+    seen: np.ndarray = cover >= 0.3
+    seen[centre] = True
+    return seen
+
+
 def _digits(box: Box) -> list[int]:
     values = [min(int(side * 1000), 999) for side in box]
     return [v // 100 for v in values] + [v // 10 % 10 for v in values]

@@ -64,7 +64,7 @@ def sincos_positions(side: int, dim: int, spacing: float = 1.0) -> Tensor:
 
 
 def init_weights(model: QwenVL) -> None:
-    """Words as strong as picture features; residual outputs small in the ViT and zero in the decoder; local resampler."""
+    """Words as strong as picture features; residual outputs small (ViT) or zero (decoder); a local resampler."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or "pos_embed" in name:
             if name.endswith("bias"):

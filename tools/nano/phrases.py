@@ -95,9 +95,14 @@ def nothing_there(what: str, language: str) -> str:
     return f"图中没有{what}。" if language == "zh" else f"There is no {what} in the picture."
 
 
+def left_to_right(scene: Scene) -> list[Thing]:
+    """The things in the order in which a caption names them."""
+    return sorted(scene.things, key=lambda t: t.box[0] + t.box[2])
+
+
 def caption(scene: Scene, language: str) -> str:
     """All things from left to right, then the sign."""
-    parts = [some(t, language) for t in sorted(scene.things, key=lambda t: t.box[0] + t.box[2])]
+    parts = [some(t, language) for t in left_to_right(scene)]
     if scene.sign:
         text = scene.sign.text
         parts.append(f"写着{text}的牌子" if language == "zh" else f"a sign that says {text}")

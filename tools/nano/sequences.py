@@ -8,24 +8,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tools.nano.dense import GRID, covered
+from tools.nano.scenes import Box
 from tools.nano.tasks import Dialogue
 from tools.nano.vocabulary import SYSTEM, Codec
 
+WORDS_ABOUT = ("colour", "kind", "refer", "yes_no", "follow_up")  # all words of these answers speak of one thing
 LAST_DIGIT_WEIGHT = 0.2  # a thousandth of the picture is a ninth of the model's pixel
 
 
 @dataclass
 class Sequence:
-    """Lists of one length: ids, positions, segments (0 = the prefix), loss weights as an answer, classes of tokens."""
+    """Lists of one length: ids, positions, segments (0 = the prefix), loss weights, classes and focus of tokens."""
 
     ids: list[int]
     positions: list[int]
     segments: list[int]
     weights: list[float]
     classes: list[int]  # 0 words, 1 coordinates, 2 text read from a sign
+    focus: list[tuple[int, Box] | None]  # picture and place that a token speaks of
 
 
 class Composer:
@@ -36,9 +41,11 @@ class Composer:
         special = codec.special
         self.start, self.end, self.eot = special["<|im_start|>"], special["<|im_end|>"], special["<|endoftext|>"]
         self.picture = [special["<img>"], *[special["<imgpad>"]] * image_tokens, special["</img>"]]
+        self.special = frozenset(special.values())
         self.pad = special["<imgpad>"]
         self.newline = codec.encode("\n")
         self.digits = {codec.encode(str(d))[0] for d in range(10)}
+        self.separators = {codec.encode(text)[0] for text in (",", " and", "、", "和")}
         self.tags = {special["<box>"]: 1, special["<quad>"]: 1, special["</box>"]: 0, special["</quad>"]: 0}
         self.system = [self.start, *codec.encode("system"), *self.newline, *codec.encode(SYSTEM), self.end]
 
@@ -78,7 +85,7 @@ class Composer:
 
     def _join(self, prefix: list[int], segments: list[tuple[Dialogue, list[tuple[list[int], bool]]]]) -> Sequence:
         count = len(prefix)
-        sequence = Sequence(list(prefix), list(range(count)), [0] * count, [0.0] * count, [0] * count)
+        sequence = Sequence(list(prefix), list(range(count)), [0] * count, [0.0] * count, [0] * count, [None] * count)
         for number, (dialogue, parts) in enumerate(segments, 1):
             ids = [i for part, _ in parts for i in part]
             answers = [flag for part, flag in parts for _ in part]
@@ -91,21 +98,47 @@ class Composer:
                 sequence.classes.append(
                     1 if digit and not last else 2 if dialogue.task in ("read", "ocr") and not inside else 0
                 )
+            sequence.focus += self._focus(dialogue, ids, answers)
             sequence.ids += ids
             sequence.positions += range(count, count + len(ids))
             sequence.segments += [number] * len(ids)
         return sequence
 
+    def _focus(self, dialogue: Dialogue, ids: list[int], answers: list[bool]) -> list[tuple[int, Box] | None]:
+        """What each answer token speaks of: the place of its box, its letter, or the thing that all words are about."""
+        shapes, letters = iter(dialogue.focus), iter(dialogue.letters)
+        about = dialogue.focus[0] if dialogue.focus and dialogue.task in WORDS_ABOUT else None
+        place = next(shapes, None) if dialogue.task == "caption" else None
+        focus: list[tuple[int, Box] | None] = []
+        for k, (token, answer) in enumerate(zip(ids, answers, strict=True)):
+            if self.tags.get(ids[k - 1]) and k and answer:  # just behind <box>, which a raw prompt holds itself
+                place = next(shapes, None)
+            elif token in self.tags:
+                place = None
+            elif dialogue.task == "caption" and token in self.separators:
+                place = next(shapes, None)
+            spelt = next(letters, None) if answer and not place and token not in self.special else None
+            box = place or spelt or about
+            focus.append((dialogue.picture, box) if answer and box else None)
+        return focus
+
 
 @dataclass
 class Batch:
-    """Padded sequences: ids, positions, segments [B, T] (segment -1 = padding), weights and classes [B, T]."""
+    """Padded sequences: ids, positions, segments [B, T] (segment -1 = padding), weights and classes [B, T].
+
+    focus_rows, focus_tokens [n]: where a token is about to be predicted that speaks of a place; focus_patches [n, T]:
+    the picture tokens of that place.
+    """
 
     ids: Tensor
     positions: Tensor
     segments: Tensor
     weights: Tensor
     classes: Tensor
+    focus_rows: Tensor
+    focus_tokens: Tensor
+    focus_patches: Tensor
 
     @property
     def mask(self) -> Tensor:
@@ -116,12 +149,30 @@ class Batch:
 
 
 def collate(sequences: list[Sequence], pad: int) -> Batch:
-    """Pad to the longest sequence."""
+    """Pad to the longest sequence; `pad` is also the id of picture tokens."""
     longest = max(len(s.ids) for s in sequences)
 
     def padded(name: str, value: float) -> Tensor:
         return torch.tensor([getattr(s, name) + [value] * (longest - len(s.ids)) for s in sequences])
 
+    rows, tokens, patches = [], [], []
+    for row, sequence in enumerate(sequences):
+        pictures = [i for i, token in enumerate(sequence.ids) if token == pad]
+        for token, focus in enumerate(sequence.focus):
+            if focus:
+                picture, box = focus
+                seen = np.zeros(longest, bool)
+                seen[[pictures[picture * GRID * GRID + cell] for cell in np.flatnonzero(covered(box))]] = True
+                rows.append(row)
+                tokens.append(token - 1)
+                patches.append(seen)
     return Batch(
-        padded("ids", pad), padded("positions", 0), padded("segments", -1), padded("weights", 0.0), padded("classes", 0)
+        padded("ids", pad),
+        padded("positions", 0),
+        padded("segments", -1),
+        padded("weights", 0.0),
+        padded("classes", 0),
+        torch.tensor(rows, dtype=torch.int64),
+        torch.tensor(tokens, dtype=torch.int64),
+        torch.from_numpy(np.stack(patches) if patches else np.zeros((0, longest), bool)),
     )

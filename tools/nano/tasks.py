@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tools.nano.drawing import letter_boxes
 from tools.nano.phrases import (
     COLOUR_ZH,
     KIND_ZH,
@@ -20,6 +21,7 @@ from tools.nano.phrases import (
     changed,
     corners,
     grounded,
+    left_to_right,
     nothing_there,
     phrase,
     plural,
@@ -27,7 +29,7 @@ from tools.nano.phrases import (
     some,
     the,
 )
-from tools.nano.scenes import COLOURS, KINDS, Change, Scene, Thing
+from tools.nano.scenes import COLOURS, KINDS, Box, Change, Scene, Thing
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,19 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Turns about pictures. The last turn is the one that is scored, against `truth`."""
+    """Turns about pictures. The last turn is the one that is scored, against `truth`.
+
+    What an answer speaks of helps in training: `focus` holds the places of its boxes in their order (or of the one
+    thing that its words are about), `letters` those of the letters that it spells, in picture `picture` (from 0).
+    """
 
     task: str
     language: str
     turns: tuple[Turn, ...]
     truth: dict[str, Any] = field(default_factory=dict)
+    focus: tuple[Box, ...] = ()
+    letters: tuple[Box, ...] = ()
+    picture: int = 0
 
 
 Maker = Callable[[random.Random, Scene, str], Dialogue | None]
@@ -94,7 +103,7 @@ def ground(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
             return None
         label, box = the(found[0], language), found[1].box
     question = pick(rng, language, WHERE_EN, WHERE_ZH, it=label)
-    return Dialogue("ground", language, (Turn(question, grounded(label, [box])),), {"boxes": [box]})
+    return Dialogue("ground", language, (Turn(question, grounded(label, [box])),), {"boxes": [box]}, (box,))
 
 
 def ground_all(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -103,12 +112,12 @@ def ground_all(rng: random.Random, scene: Scene, language: str) -> Dialogue | No
         return None
     thing = rng.choice(scene.things)
     names: Names = (None, thing.kind) if rng.random() < 0.5 else (thing.colour, None)
-    boxes = [t.box for t in matches(scene, names)]
+    boxes = sorted(t.box for t in matches(scene, names))
     label = plural(names, language)
     question = pick(
         rng, language, ("Find all {it}.", "Where are all {it}?"), ("找出所有{it}。", "所有{it}在哪里?"), it=label
     )
-    return Dialogue("ground_all", language, (Turn(question, grounded(label, boxes)),), {"boxes": sorted(boxes)})
+    return Dialogue("ground_all", language, (Turn(question, grounded(label, boxes)),), {"boxes": boxes}, tuple(boxes))
 
 
 def absent(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -134,7 +143,7 @@ def refer(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
         rng, language, ("What is {it}?",), ("{it}是什么?",), it=f"<ref>{label}</ref>{box_markup(thing.box)}"
     )
     answer = some(thing, language) + "。" if language == "zh" else sentence(some(thing, language)) + "."
-    return Dialogue("refer", language, (Turn(question, answer),), {"text": answer})
+    return Dialogue("refer", language, (Turn(question, answer),), {"text": answer}, (thing.box,))
 
 
 def colour(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -146,7 +155,7 @@ def colour(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
     it = the((None, thing.kind), language)
     question = pick(rng, language, ("What colour is {it}?", "Which colour is {it}?"), ("{it}是什么颜色的?",), it=it)
     answer = f"{COLOUR_ZH[thing.colour]}。" if language == "zh" else f"{sentence(thing.colour)}."
-    return Dialogue("colour", language, (Turn(question, answer),), {"text": answer, "thing": thing})
+    return Dialogue("colour", language, (Turn(question, answer),), {"text": answer, "thing": thing}, (thing.box,))
 
 
 def kind(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -158,7 +167,7 @@ def kind(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
     it = the((thing.colour, None), language)
     question = pick(rng, language, ("What is {it}?", "What kind of thing is {it}?"), ("{it}是什么?",), it=it)
     answer = f"{KIND_ZH[thing.kind]}。" if language == "zh" else f"{sentence(article(thing.kind))}."
-    return Dialogue("kind", language, (Turn(question, answer),), {"text": answer, "thing": thing})
+    return Dialogue("kind", language, (Turn(question, answer),), {"text": answer, "thing": thing}, (thing.box,))
 
 
 def count(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -187,7 +196,8 @@ def yes_no(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
         it=one if language == "zh" else article(one),
     )
     answer = {"en": ("No.", "Yes."), "zh": ("没有。", "有。")}[language][holds]
-    return Dialogue("yes_no", language, (Turn(question, answer),), {"text": answer, "thing": thing})
+    focus = (thing.box,) if thing else ()
+    return Dialogue("yes_no", language, (Turn(question, answer),), {"text": answer, "thing": thing}, focus)
 
 
 def side(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -218,7 +228,8 @@ def read(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
     if not scene.sign:
         return None
     turn = Turn(pick(rng, language, READ_EN, READ_ZH), scene.sign.text)
-    return Dialogue("read", language, (turn,), {"text": scene.sign.text})
+    letters = tuple(letter_boxes(scene.sign, scene.canvas))
+    return Dialogue("read", language, (turn,), {"text": scene.sign.text}, letters=letters)
 
 
 def ocr(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -227,7 +238,9 @@ def ocr(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
         return None
     answer = f"<ref>{scene.sign.text}</ref><quad>{corners(list(scene.sign.quad))}</quad>"
     question = "带坐标的文字识别:" if language == "zh" else "OCR with grounding:"
-    return Dialogue("ocr", language, (Turn(question, answer),), {"text": scene.sign.text, "boxes": [scene.sign.box]})
+    truth = {"text": scene.sign.text, "boxes": [scene.sign.box]}
+    letters = tuple(letter_boxes(scene.sign, scene.canvas))
+    return Dialogue("ocr", language, (Turn(question, answer),), truth, (scene.sign.box,), letters)
 
 
 def describe(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -238,7 +251,8 @@ def describe(rng: random.Random, scene: Scene, language: str) -> Dialogue | None
         rng, language, ("Describe the picture.", "What is in the picture?"), ("描述这张图片。", "图中有什么?")
     )
     answer = caption(scene, language)
-    return Dialogue("caption", language, (Turn(question, answer),), {"text": answer})
+    boxes = [thing.box for thing in left_to_right(scene)] + ([scene.sign.box] if scene.sign else [])
+    return Dialogue("caption", language, (Turn(question, answer),), {"text": answer}, tuple(boxes))
 
 
 def follow_up(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -251,7 +265,7 @@ def follow_up(rng: random.Random, scene: Scene, language: str) -> Dialogue | Non
         return None
     label = the((thing.colour, thing.kind), language)
     turn = Turn(pick(rng, language, ("Where is it?",), ("它在哪里?",)), grounded(label, [thing.box]))
-    return Dialogue("follow_up", language, (*first.turns, turn), {"boxes": [thing.box]})
+    return Dialogue("follow_up", language, (*first.turns, turn), {"boxes": [thing.box]}, (thing.box,))
 
 
 SINGLE: dict[str, tuple[Maker, float]] = {
@@ -318,7 +332,8 @@ def ground_in(rng: random.Random, scenes: list[Scene], language: str) -> Dialogu
         rng, language, ("Where is {it} in picture {n}?",), ("图片{n}里的{it}在哪里?",), it=label, n=str(number)
     )
     turn = Turn(question, grounded(label, [found[1].box]))
-    return Dialogue("ground_in", language, (turn,), {"boxes": [found[1].box], "picture": number - 1})
+    box = found[1].box
+    return Dialogue("ground_in", language, (turn,), {"boxes": [box]}, (box,), picture=number - 1)
 
 
 def single_dialogues(rng: random.Random, scene: Scene, number: int, tasks: list[str] | None = None) -> list[Dialogue]:
