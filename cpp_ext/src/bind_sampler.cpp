@@ -22,14 +22,15 @@ public:
     explicit SharedSampler(SamplingParams params) : sampler_(std::move(params)) {}
 
     template <typename Use>
-    auto with(const Logits& logits, const py::handle& previous, std::size_t prompt_size, const std::optional<Mask>& allowed,
-              Use use) {
+    auto with(const Logits& logits, const py::handle& previous, std::size_t prompt_size,
+              const std::optional<Mask>& allowed, Use use) {
         const auto size = row_size(logits);
         const std::vector<std::int64_t> ids = previous.is_none() ? std::vector<std::int64_t>{} : ids_of(previous);
         StepContext step{ids.data(), ids.size(), prompt_size, nullptr};
         if (allowed) {
             if (allowed->ndim() != 1 || static_cast<std::size_t>(allowed->size()) != size) {
-                throw py::value_error("the mask of allowed ids needs " + std::to_string(size) + " entries, one for each logit");
+                throw py::value_error("the mask of allowed ids needs " + std::to_string(size) +
+                                      " entries, one for each logit");
             }
             step.allowed = reinterpret_cast<const std::uint8_t*>(allowed->data());
         }
@@ -74,11 +75,11 @@ std::uint32_t sample(SharedSampler& self, const Logits& logits, const py::handle
 py::tuple distribution(SharedSampler& self, const Logits& logits, const py::handle& previous, std::size_t prompt_size,
                        const std::optional<Mask>& allowed) {
     double total = 0;
-    const std::vector<Candidate> kept = self.with(
-        logits, previous, prompt_size, allowed,
-        [&](Sampler& sampler, const float* row, std::size_t size, const StepContext& step) {
-            return std::vector<Candidate>(sampler.distribution(row, size, step, total));
-        });
+    const std::vector<Candidate> kept =
+        self.with(logits, previous, prompt_size, allowed,
+                  [&](Sampler& sampler, const float* row, std::size_t size, const StepContext& step) {
+                      return std::vector<Candidate>(sampler.distribution(row, size, step, total));
+                  });
     py::array_t<std::int64_t> ids(static_cast<py::ssize_t>(kept.size()));
     py::array_t<double> probabilities(static_cast<py::ssize_t>(kept.size()));
     for (std::size_t i = 0; i < kept.size(); ++i) {
@@ -90,15 +91,16 @@ py::tuple distribution(SharedSampler& self, const Logits& logits, const py::hand
 
 double log_prob(SharedSampler& self, const Logits& logits, std::size_t id) {
     if (logits.ndim() == 1 && id >= static_cast<std::size_t>(logits.size())) {
-        throw py::value_error("token id " + std::to_string(id) + " is outside the row of " + std::to_string(logits.size()) +
-                              " logits");
+        throw py::value_error("token id " + std::to_string(id) + " is outside the row of " +
+                              std::to_string(logits.size()) + " logits");
     }
     return self.with(logits, [&](Sampler& sampler, const float* row, std::size_t size) {
         return sampler.log_prob(row, size, static_cast<std::uint32_t>(id)).log_prob;
     });
 }
 
-std::vector<std::pair<std::uint32_t, double>> top_log_probs(SharedSampler& self, const Logits& logits, std::size_t count) {
+std::vector<std::pair<std::uint32_t, double>> top_log_probs(SharedSampler& self, const Logits& logits,
+                                                            std::size_t count) {
     const auto top = self.with(logits, [&](Sampler& sampler, const float* row, std::size_t size) {
         return sampler.top_log_probs(row, size, count);
     });
@@ -120,9 +122,10 @@ void bind_sampler(py::module_& module) {
                                     frequency_penalty, std::move(logit_bias), std::move(banned_ids), seed});
              }),
              py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-             py::arg("typical_p"), py::arg("repetition_penalty"), py::arg("presence_penalty"), py::arg("frequency_penalty"),
-             py::arg("logit_bias"), py::arg("banned_ids"), py::arg("seed"))
-        .def("sample", &sample, py::arg("logits").noconvert(), py::arg("previous"), py::arg("prompt_size"), py::arg("allowed"))
+             py::arg("typical_p"), py::arg("repetition_penalty"), py::arg("presence_penalty"),
+             py::arg("frequency_penalty"), py::arg("logit_bias"), py::arg("banned_ids"), py::arg("seed"))
+        .def("sample", &sample, py::arg("logits").noconvert(), py::arg("previous"), py::arg("prompt_size"),
+             py::arg("allowed"))
         .def("distribution", &distribution, py::arg("logits").noconvert(), py::arg("previous"), py::arg("prompt_size"),
              py::arg("allowed"))
         .def("log_prob", &log_prob, py::arg("logits").noconvert(), py::arg("id"))

@@ -64,13 +64,16 @@ private:
     std::vector<py::object> ints_;
 };
 
-std::unique_ptr<PyTokenizer> make_tokenizer(const py::buffer& file, const std::map<std::string, std::int64_t>& special) {
+std::unique_ptr<PyTokenizer> make_tokenizer(const py::buffer& file,
+                                            const std::map<std::string, std::int64_t>& special) {
     const py::buffer_info info = file.request();
-    const std::string_view bytes(static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size * info.itemsize));
+    const std::string_view bytes(static_cast<const char*>(info.ptr),
+                                 static_cast<std::size_t>(info.size * info.itemsize));
     std::vector<SpecialToken> tokens;
     for (const auto& [text, id] : special) {
         if (id < 0 || id >= static_cast<std::int64_t>(kNoToken)) {
-            throw py::value_error("special token " + text + " has id " + std::to_string(id) + "; use ids from 0 to 2**32-2");
+            throw py::value_error("special token " + text + " has id " + std::to_string(id) +
+                                  "; use ids from 0 to 2**32-2");
         }
         tokens.push_back({text, static_cast<TokenId>(id)});
     }
@@ -147,7 +150,8 @@ void bind_incremental_decoder(py::module_& module) {
                  return std::make_unique<IncrementalDecoder>(tokenizer.shared(), std::move(stop));
              }),
              py::arg("tokenizer"), py::arg("stop") = std::vector<std::string>{})
-        .def("push", [](IncrementalDecoder& self, std::int64_t id) { return to_str(self.push(id)); }, py::arg("id"))
+        .def(
+            "push", [](IncrementalDecoder& self, std::int64_t id) { return to_str(self.push(id)); }, py::arg("id"))
         .def("finish", [](IncrementalDecoder& self) { return to_str(self.finish()); })
         .def_property_readonly("stopped", [](const IncrementalDecoder& self) -> py::object {
             return self.stopped() ? py::object(to_str(*self.stopped())) : py::object(py::none());
@@ -164,8 +168,10 @@ void bind_tokenizer(py::module_& module) {
         .def("count", &count, py::arg("text"), py::arg("allowed"))
         .def("truncate", &truncate, py::arg("text"), py::arg("limit"), py::arg("allowed"))
         .def("decode", &decode, py::arg("ids"), py::arg("errors"))
-        .def("decode_bytes",
-             [](const PyTokenizer& self, const py::handle& ids) { return py::bytes(self->decode(ids_of(ids))); }, py::arg("ids"))
+        .def(
+            "decode_bytes",
+            [](const PyTokenizer& self, const py::handle& ids) { return py::bytes(self->decode(ids_of(ids))); },
+            py::arg("ids"))
         .def_property_readonly("rank_count", [](const PyTokenizer& self) { return self->vocabulary().size(); });
     bind_incremental_decoder(module);
 }

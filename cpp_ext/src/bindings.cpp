@@ -40,7 +40,8 @@ std::vector<std::int64_t> ids_of_array(const py::array& array) {
 
 std::vector<std::int64_t> ids_of(const py::handle& ids) {
     if (py::isinstance<py::array>(ids)) return ids_of_array(py::reinterpret_borrow<py::array>(ids));
-    const py::object fast = py::reinterpret_steal<py::object>(PySequence_Fast(ids.ptr(), "token ids must be a sequence"));
+    const py::object fast =
+        py::reinterpret_steal<py::object>(PySequence_Fast(ids.ptr(), "token ids must be a sequence"));
     if (!fast) throw py::error_already_set();
     const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
     PyObject** const items = PySequence_Fast_ITEMS(fast.ptr());

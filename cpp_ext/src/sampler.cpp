@@ -30,7 +30,8 @@ Sampler::Row Sampler::scan(const float* row, std::size_t size) {
     group_max_.resize(parts_of(size, kGroup));
     const RowScan found = scan_row(row, size, group_max_.data());
     if (found.invalid) {
-        throw std::invalid_argument("the logits hold NaN or +infinity; the model's arithmetic overflowed, use a wider precision");
+        throw std::invalid_argument(
+            "the logits hold NaN or +infinity; the model's arithmetic overflowed, use a wider precision");
     }
     if (found.max == kNegativeInfinity) {
         throw std::invalid_argument("every logit is -infinity, so no id can be chosen; allow at least one id");
@@ -181,7 +182,9 @@ void Sampler::keep_top_p(double total) {
 }
 
 void Sampler::keep_min_p() {
-    const auto below = [&](const Candidate& candidate) { return static_cast<double>(candidate.weight) < params_.min_p; };
+    const auto below = [&](const Candidate& candidate) {
+        return static_cast<double>(candidate.weight) < params_.min_p;
+    };
     candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), below), candidates_.end());
 }
 
@@ -195,7 +198,8 @@ void Sampler::keep_typical(const Row& row, float inverse_temperature) {
     double entropy = 0;
     for (std::size_t i = 0; i < candidates_.size(); ++i) entropy += weight_of(i) / total * surprise(i);
     values_.clear();
-    for (std::size_t i = 0; i < candidates_.size(); ++i) values_.push_back(static_cast<float>(std::fabs(surprise(i) - entropy)));
+    for (std::size_t i = 0; i < candidates_.size(); ++i)
+        values_.push_back(static_cast<float>(std::fabs(surprise(i) - entropy)));
     const auto key_of = [&](std::size_t i) { return ordered_bits(values_[i]); };
     const Crossing crossing = find_crossing(candidates_.size(), params_.typical_p * total, key_of, weight_of);
     if (!crossing.found) return;
@@ -255,7 +259,9 @@ std::uint32_t Sampler::draw_from_row(const Row& row, double point) const {
     return static_cast<std::uint32_t>(last);
 }
 
-double Sampler::log_normaliser(const Row& row) { return portable_log(form_weights(row, 1.0f)) + static_cast<double>(row.max); }
+double Sampler::log_normaliser(const Row& row) {
+    return portable_log(form_weights(row, 1.0f)) + static_cast<double>(row.max);
+}
 
 TokenLogProb Sampler::log_prob(const float* row, std::size_t size, std::uint32_t id) {
     const Row scanned = scan(row, size);
@@ -270,7 +276,8 @@ std::vector<TokenLogProb> Sampler::top_log_probs(const float* row, std::size_t s
     const double normaliser = log_normaliser(scanned);
     const float threshold = kth_largest(scanned, count);
     for (std::size_t i = 0; i < size; ++i) {
-        if (row[i] >= threshold) top.push_back({static_cast<std::uint32_t>(i), static_cast<double>(row[i]) - normaliser});
+        if (row[i] >= threshold)
+            top.push_back({static_cast<std::uint32_t>(i), static_cast<double>(row[i]) - normaliser});
     }
     std::stable_sort(top.begin(), top.end(), [](const auto& a, const auto& b) { return a.log_prob > b.log_prob; });
     top.resize(count);

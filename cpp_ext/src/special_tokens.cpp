@@ -7,7 +7,8 @@
 namespace qwenvl {
 
 SpecialMatcher::SpecialMatcher(std::vector<SpecialToken> tokens) : tokens_(std::move(tokens)) {
-    std::sort(tokens_.begin(), tokens_.end(), [](const SpecialToken& a, const SpecialToken& b) { return a.text < b.text; });
+    std::sort(tokens_.begin(), tokens_.end(),
+              [](const SpecialToken& a, const SpecialToken& b) { return a.text < b.text; });
     const auto same_text = [](const SpecialToken& a, const SpecialToken& b) { return a.text == b.text; };
     tokens_.erase(std::unique(tokens_.begin(), tokens_.end(), same_text), tokens_.end());
     for (const SpecialToken& token : tokens_) starts_[static_cast<unsigned char>(token.text[0])] = true;
@@ -56,8 +57,8 @@ SpecialTokens::SpecialTokens(std::vector<SpecialToken> tokens, std::size_t vocab
                                         " ranks; use ids above it");
         }
         if (i > 0 && tokens_[i - 1].id == token.id) {
-            throw std::invalid_argument("special tokens " + tokens_[i - 1].text + " and " + token.text +
-                                        " share id " + std::to_string(token.id) + "; give each its own");
+            throw std::invalid_argument("special tokens " + tokens_[i - 1].text + " and " + token.text + " share id " +
+                                        std::to_string(token.id) + "; give each its own");
         }
     }
     all_ = SpecialMatcher(tokens_);
@@ -69,7 +70,8 @@ SpecialMatcher SpecialTokens::only(const std::vector<std::string>& texts) const 
         const auto same = [&](const SpecialToken& token) { return token.text == text; };
         const auto found = std::find_if(tokens_.begin(), tokens_.end(), same);
         if (found == tokens_.end()) {
-            throw std::invalid_argument("allowed_special names " + text + ", which is not a special token of this tokenizer");
+            throw std::invalid_argument("allowed_special names " + text +
+                                        ", which is not a special token of this tokenizer");
         }
         chosen.push_back(*found);
     }

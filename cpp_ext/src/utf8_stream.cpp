@@ -8,8 +8,8 @@ namespace {
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 
 struct Form {
-    std::size_t length;        // of a whole character, 0 when the byte cannot start one
-    unsigned char low, high;   // allowed second bytes
+    std::size_t length;       // of a whole character, 0 when the byte cannot start one
+    unsigned char low, high;  // allowed second bytes
 };
 
 // Well-formed byte sequences, Unicode Standard table 3-7.
@@ -18,9 +18,11 @@ Form form_of(unsigned char lead) {
     if (lead < 0xC2 || lead > 0xF4) return {0, 0, 0};
     if (lead < 0xE0) return {2, 0x80, 0xBF};
     if (lead < 0xF0) {
-        return {3, static_cast<unsigned char>(lead == 0xE0 ? 0xA0 : 0x80), static_cast<unsigned char>(lead == 0xED ? 0x9F : 0xBF)};
+        return {3, static_cast<unsigned char>(lead == 0xE0 ? 0xA0 : 0x80),
+                static_cast<unsigned char>(lead == 0xED ? 0x9F : 0xBF)};
     }
-    return {4, static_cast<unsigned char>(lead == 0xF0 ? 0x90 : 0x80), static_cast<unsigned char>(lead == 0xF4 ? 0x8F : 0xBF)};
+    return {4, static_cast<unsigned char>(lead == 0xF0 ? 0x90 : 0x80),
+            static_cast<unsigned char>(lead == 0xF4 ? 0x8F : 0xBF)};
 }
 
 }  // namespace

@@ -100,8 +100,8 @@ void Vocabulary::insert_all() {
     for (TokenId id = 0; id < size(); ++id) {
         const std::string_view token = bytes(id);
         const bool is_short = token.size() <= WordTable::kLongest;
-        const TokenId there = is_short ? words_.insert(WordTable::key_of(token.data(), token.size(), kPadding), id)
-                                       : insert_long(id);
+        const TokenId there =
+            is_short ? words_.insert(WordTable::key_of(token.data(), token.size(), kPadding), id) : insert_long(id);
         if (there != kNoToken) fail(id + 1, "repeats the token of line " + std::to_string(there + 1));
     }
 }

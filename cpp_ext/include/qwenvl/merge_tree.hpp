@@ -45,8 +45,8 @@ private:
 
     std::vector<Split> splits_;  // from kFirstMerge on
     std::vector<Slot> slots_;
-    // One bit a hash: most pairs of tokens have no merge, most pairs of characters no merge between them. Borders inside
-    // characters are few, and their filter stays in the first-level cache.
+    // One bit a hash: most pairs of tokens have no merge, most pairs of characters no merge between them. Borders
+    // inside characters are few, and their filter stays in the first-level cache.
     std::vector<std::uint64_t> pairs_, borders_, inner_borders_;
     std::uint64_t mask_;
 };

@@ -1,4 +1,5 @@
-// Byte-pair merging of one piece as it is defined: lowest rank first, leftmost among equals. Right for every vocabulary.
+// Byte-pair merging of one piece as it is defined: lowest rank first, leftmost among equals. Right for every
+// vocabulary.
 #pragma once
 
 #include <string_view>

@@ -48,7 +48,7 @@ private:
 
     Vocabulary vocabulary_;
     std::unique_ptr<LinearBpe> linear_;  // null: the vocabulary needs merging
-    std::uint64_t serial_;                // never used twice, unlike an address
+    std::uint64_t serial_;               // never used twice, unlike an address
     SpecialTokens special_tokens_;
 };
 
