@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # tools/random_checkpoint
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tools/synthetic_checkpoint
 
 from common import arguments, conditions, finish
 
@@ -87,7 +87,7 @@ def size_gb(folder: Path) -> float:
 def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Headline and details."""
     from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
-    from tools.random_checkpoint import write
+    from tools.synthetic_checkpoint import write
 
     checkpoint = options.checkpoint or folder / f"checkpoint-{options.preset}"
     if not checkpoint.exists():

@@ -22,16 +22,20 @@ from qwenvl_edge.bundle import (
     sha256,
 )
 from qwenvl_edge.embedding import embedding_bytes
-from qwenvl_edge.errors import BundleError, CheckpointError
+from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.tokenizer import Tokenizer
+from qwenvl_edge_export.calibrate import Calibration
 from qwenvl_edge_export.checkpoint import TOKENIZER_NAME, Checkpoint
 from qwenvl_edge_export.graphs.attention import DIALECTS, ONNXRUNTIME, STANDARD
 from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
 from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions
-from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.precision import FLOATS, ExportPrecision
+from qwenvl_edge_export.prompts import CaseBuilder
+from qwenvl_edge_export.quantize import nothing_given
+from qwenvl_edge_export.samples import read_samples
 from qwenvl_edge_export.staging import clean_up, staged_folder
 from qwenvl_edge_export.verify import compare
 
@@ -51,6 +55,7 @@ def export(
     force: bool = False,
     allow_loss: bool = False,
     check: bool = True,
+    calibration: Path | bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export the checkpoint in folder `checkpoint_path` to a new bundle at `bundle_path`.
@@ -62,6 +67,9 @@ def export(
         force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
         allow_loss: keep a bundle that differs from its checkpoint by more than its precision may.
         check: compare the bundle with PyTorch when it is written.
+        calibration: quantize the decoder on samples of its use: True for built-in ones, or a folder of pictures, or a
+            JSONL file (samples.py). What an interrupted calibration has done lies beside
+            `bundle_path` and is continued.
         progress: called with (bytes done, bytes in total, what is being done).
 
     Returns:
@@ -77,10 +85,14 @@ def export(
     _check_target(target, force)
     checkpoint = Checkpoint.open(checkpoint_path)
     _check_tokenizer(checkpoint)
+    precision = precision or ExportPrecision.choose()
+    calibrated = _calibrate(checkpoint, precision, calibration, target, progress) if calibration else None
     with staged_folder(target, replace=force) as folder:
-        _Export(checkpoint, folder, precision or ExportPrecision.choose(), progress).run().write(folder)
+        _Export(checkpoint, folder, precision, calibrated, progress).run().write(folder)
         if check:
             _record_parity(folder, checkpoint, allow_loss)
+    if calibrated is not None:
+        calibrated.remove()
     return Bundle.open(target)
 
 
@@ -107,6 +119,26 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
         )
 
 
+def _calibrate(
+    checkpoint: Checkpoint,
+    precision: ExportPrecision,
+    source: Path | bool,
+    target: Path,
+    progress: Progress | None,
+) -> Calibration:
+    if precision.decoder.weights in FLOATS:
+        raise QwenVLError(
+            f"there is nothing to calibrate at {precision.decoder.weights}; choose --precision int4 or int8."
+        )
+    model, generation = model_info(checkpoint.config), generation_defaults(checkpoint.generation)
+    builder = CaseBuilder(FAMILY, model, generation, checkpoint.path / TOKENIZER_NAME)
+    cases = read_samples(source if isinstance(source, Path) else None, builder)
+    folder = target.with_name(f"{target.name}.calibration")
+    calibration = Calibration(checkpoint, precision.decoder, cases, folder, progress or (lambda *_: None))
+    calibration.run()
+    return calibration
+
+
 def _record_parity(folder: Path, checkpoint: Checkpoint, allow_loss: bool) -> None:
     """Compare the written bundle with its checkpoint and keep the figures in its manifest."""
     bundle = Bundle.open(folder)
@@ -122,10 +154,18 @@ def _record_parity(folder: Path, checkpoint: Checkpoint, allow_loss: bool) -> No
 class _Export:
     """One export into `folder`."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, precision: ExportPrecision, progress: Progress | None):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        folder: Path,
+        precision: ExportPrecision,
+        calibrated: Calibration | None,
+        progress: Progress | None,
+    ):
         self.checkpoint = checkpoint
         self.folder = folder
         self.precision = precision
+        self.calibrated = calibrated
         self.files: dict[str, FileInfo] = {}
         self._progress = progress
         self._done = self._total = 0
@@ -136,8 +176,9 @@ class _Export:
         vision_weights = WeightFile("vision.data", checkpoint)
         decoder_weights = WeightFile("decoder.data", checkpoint)
         self._save(build_vision(checkpoint, vision_weights, precision.vision), VISION_NAME)
+        given = nothing_given if self.calibrated is None else self.calibrated.integers
         for dialect in DIALECTS:
-            model = build_decoder(config, decoder_weights, dialect, precision.decoder)
+            model = build_decoder(config, decoder_weights, dialect, precision.decoder, given)
             self._save(model, DECODER_NAMES[dialect])
         table = EmbeddingInfo(EMBEDDING_NAME, precision.embedding, (config.vocab_size, config.hidden_size))
         needed = vision_weights.size_bytes + decoder_weights.size_bytes + embedding_bytes(table.dtype, table.shape)
@@ -155,7 +196,7 @@ class _Export:
             format=FORMAT,
             family=FAMILY,
             model=model_info(config),
-            precision=precision.describe("rtn"),
+            precision=precision.describe("rtn" if self.calibrated is None else "gptq"),
             graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES),
             embedding=table,
             tokenizer=TOKENIZER_NAME,
@@ -163,6 +204,7 @@ class _Export:
             files=self.files,
             provenance=Provenance(digest, exporter_name(), tool_versions()),
             parity={},
+            sensitivity={} if self.calibrated is None else self.calibrated.losses(),
         )
 
     def _check_space(self, needed: int) -> None:

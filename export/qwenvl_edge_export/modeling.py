@@ -147,6 +147,18 @@ def rotary_tables(positions: Tensor, config: QwenVLConfig, alpha: float) -> tupl
     return angles.cos(), angles.sin()
 
 
+def call_context(
+    config: QwenVLConfig, past: int, new: int, alpha: float
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """What layers need for `new` tokens behind `past`: rotary tables, log-n scale [T, 1], causal mask [T, C + T]."""
+    positions = torch.arange(past, past + new)
+    q_scale = torch.ones(new)
+    if config.use_logn_attn:
+        q_scale = ((positions + 1).float().log() / math.log(config.seq_length)).clamp(min=1.0)
+    mask = positions[:, None] >= torch.arange(past + new)
+    return rotary_tables(positions, config, alpha), q_scale[:, None], mask
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of [..., D] in fp32."""
     first, second = x.float().chunk(2, dim=-1)
@@ -278,16 +290,11 @@ class QwenVL(nn.Module):
         new = inputs_embeds.shape[1]
         if alpha is None:
             alpha = ntk_alpha(new, config.seq_length) if config.use_dynamic_ntk else 1.0
-        positions = torch.arange(past, past + new)
-        rope = rotary_tables(positions, config, alpha)
-        q_scale = torch.ones(new)
-        if config.use_logn_attn:
-            q_scale = ((positions + 1).float().log() / math.log(config.seq_length)).clamp(min=1.0)
-        mask = positions[:, None] >= torch.arange(past + new)
+        rope, q_scale, mask = call_context(config, past, new, alpha)
         mask = mask if padding is None else mask & padding[:, None, None, :]
         x, present = inputs_embeds, []
         for i, block in enumerate(self.transformer.h):
-            x, kv = block(x, rope, q_scale[:, None].to(x.dtype), mask, cache[i] if cache else None)
+            x, kv = block(x, rope, q_scale.to(x.dtype), mask, cache[i] if cache else None)
             present.append(kv)
         x = self.transformer.ln_f(x if last is None else x[:, -last:])
         return self.lm_head(x), present

@@ -1,17 +1,18 @@
-"""The built-in prompts that a bundle is verified on: words alone, one picture, two pictures behind a first exchange.
+"""Prompts with answers, as the model is used: the built-in ones that bundles are verified on, and how others are made.
 
-Each comes with an answer. What the answer says does not matter: both sides are given it token by token (teacher
-forcing), so that they are compared on the same input throughout.
+What a built-in answer says does not matter: PyTorch and the bundle are given it token by token (teacher forcing), so
+that they are compared on the same input throughout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle import Bundle, GenerationDefaults, ModelInfo
 from qwenvl_edge.conversation import Part, Text, Turn
 from qwenvl_edge.families import create_family
 from qwenvl_edge.image import Picture, load_picture, pixel_values
@@ -32,34 +33,47 @@ class Case:
     answer: npt.NDArray[np.int64]
 
 
-def builtin_cases(bundle: Bundle) -> list[Case]:
-    """The cases in the format that the bundle's model was trained on (ChatML or raw)."""
-    model, generation = bundle.manifest.model, bundle.manifest.generation
-    family = create_family(bundle.manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens)
-    tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer), family.special_tokens)
-    builder = PromptBuilder(family, tokenizer)
-    preprocessing = family.preprocessing(model.image_size)
+class CaseBuilder:
+    """Makes cases in the format that a model was trained on (ChatML or raw)."""
 
-    def case(name: str, parts: tuple[Part, ...], history: tuple[Turn, ...], answer: str) -> Case:
-        if family.can_chat(generation.chat_format):
-            window = generation.max_window_size
-            prompt = builder.chat(parts, history=history, system=family.default_system, window=window)
+    def __init__(self, family: str, model: ModelInfo, generation: GenerationDefaults, tokenizer: Path):
+        self._model = model
+        self._generation = generation
+        self._family = create_family(family, image_start_id=model.image_start_id, image_tokens=model.image_tokens)
+        self._tokenizer = Tokenizer(tokenizer, self._family.special_tokens)
+        self._prompts = PromptBuilder(self._family, self._tokenizer)
+
+    def case(self, name: str, parts: tuple[Part, ...], history: tuple[Turn, ...], answer: str) -> Case:
+        """One case; the answer may hold grounding markup and is followed by the end of the text."""
+        family, size = self._family, self._model.image_size
+        if family.can_chat(self._generation.chat_format):
+            window = self._generation.max_window_size
+            prompt = self._prompts.chat(parts, history=history, system=family.default_system, window=window)
         else:
-            prompt = builder.raw([part for turn in history for part in turn.user] + list(parts))
-        size = model.image_size
+            prompt = self._prompts.raw([part for turn in history for part in turn.user] + list(parts))
+        preprocessing = family.preprocessing(size)
         pixels = np.empty((len(prompt.pictures), 3, size, size), np.float32)
         for i, picture in enumerate(prompt.pictures):
             pixels[i] = pixel_values(picture, preprocessing)
-        ids = tokenizer.encode(answer, allowed_special=family.markup.tags)
+        ids = self._tokenizer.encode(answer, allowed_special=family.markup.tags)
         return Case(name, prompt, pixels, np.array([*ids, family.end_of_text], np.int64))
 
+
+def builtin_cases(bundle: Bundle) -> list[Case]:
+    """Words alone, one picture, two pictures behind a first exchange."""
+    manifest = bundle.manifest
+    builder = CaseBuilder(manifest.family, manifest.model, manifest.generation, bundle.file(manifest.tokenizer))
     disc, bars, noise = _pictures()
     first = Turn((disc, Text("What is in the picture?")), "A red disc on a dark ground.")
     box = "<ref>the red disc</ref><box>(120,240),(480,610)</box>"
     return [
-        case("text", (Text("Hello, who are you? 你好！"),), (), "I answer questions about pictures. 我看图回答问题。"),
-        case("one picture", (disc, Text("Where is the red disc?")), (), box),
-        case("two pictures, history", (bars, noise, Text("What changed?")), (first,), f"The disc is gone: {box}."),
+        builder.case(
+            "text", (Text("Hello, who are you? 你好！"),), (), "I answer questions about pictures. 我看图回答问题。"
+        ),
+        builder.case("one picture", (disc, Text("Where is the red disc?")), (), box),
+        builder.case(
+            "two pictures, history", (bars, noise, Text("What changed?")), (first,), f"The disc is gone: {box}."
+        ),
     ]
 
 

@@ -9,8 +9,9 @@ side has one step more than the positive one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -66,6 +67,24 @@ class Blocks:
         """The float32 weight [out, in] that integers and scales stand for."""
         centred = integers.to(torch.float32).sub_(self.zero)
         return (_blocks(centred, self.size) * scales[..., None]).flatten(1)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A weight that is quantized already: integers uint8 [out, in], scales [out, in / size], and their layout."""
+
+    values: Tensor
+    scales: Tensor
+    blocks: Blocks
+
+
+Given: TypeAlias = Callable[[str], Integers | None]
+"""Where quantized weights come from: the one of a name, or None where round-to-nearest is wanted."""
+
+
+def nothing_given(name: str) -> Integers | None:
+    """Round everything to nearest."""
+    return None
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """bundle.json."""
+    """bundle.json. sensitivity: for each calibrated weight, the relative change of its layer's outputs."""
 
     format: int
     family: str
@@ -124,6 +124,7 @@ class Manifest:
     files: dict[str, FileInfo]
     provenance: Provenance
     parity: dict[str, Any]
+    sensitivity: dict[str, Any]
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:

@@ -80,6 +80,15 @@ def _add_export(commands: Any) -> None:
         "--keep-fp16", action="append", default=[], metavar="PATTERN", help="weights that stay floats; repeatable"
     )
     parser.add_argument("--allow-loss", action="store_true", help="keep a bundle that is beyond its precision's limits")
+    parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        type=Path,
+        const=True,
+        default=False,
+        metavar="SAMPLES",
+        help="quantize by samples of use (GPTQ): a folder of pictures, a JSONL file, or without a value built-in ones",
+    )
     parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
     parser.set_defaults(run=_export)
 
@@ -123,6 +132,7 @@ def _export(arguments: argparse.Namespace) -> int:
             precision=precision,
             force=arguments.force,
             allow_loss=arguments.allow_loss,
+            calibration=arguments.calibrate,
             check=not arguments.skip_verify,
             progress=progress,
         )

@@ -71,6 +71,7 @@ def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qw
         files=files,
         provenance=Provenance("", "", {}),
         parity={},
+        sensitivity={},
     )
     return Bundle(folder, manifest)
 

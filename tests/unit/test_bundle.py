@@ -58,6 +58,7 @@ MANIFEST = Manifest(
     files={name: FileInfo(len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()},
     provenance=Provenance("0" * 64, "test", {"python": "3"}),
     parity={"passed": True},
+    sensitivity={},
 )
 
 

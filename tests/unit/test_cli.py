@@ -205,15 +205,15 @@ def test_export_shows_its_steps(monkeypatch, capsys):
         assert (options["target"], options["block"], options["head"]) == ("gpu", 64, "int4")
         return "chosen"
 
-    def export(checkpoint, bundle, *, precision, force, allow_loss, check, progress):
+    def export(checkpoint, bundle, *, precision, force, allow_loss, calibration, check, progress):
         assert (str(checkpoint), str(bundle), precision, force, allow_loss) == ("in", "out", "chosen", True, True)
-        assert not check
+        assert (calibration, check) == (Path("shots"), False)
         for done, what in ((0, "reading"), (1, "writing"), (2, "writing")):
             progress(done, 2, what)
 
     package(monkeypatch, "exporter", export=export, ExportPrecision=types.SimpleNamespace(choose=choose))
     options = "--precision int4 --vision-precision fp32 --keep-fp16 *.w1.weight --keep-fp16 lm_head.* --target gpu"
-    more = "--block-size 64 --head-precision int4 --force --allow-loss --skip-verify"
+    more = "--block-size 64 --head-precision int4 --force --allow-loss --skip-verify --calibrate shots"
     assert cli.main(["export", "in", "out", *options.split(), *more.split()]) == 0
     output = capsys.readouterr()
     assert (output.out, output.err) == ("out is written\n", "reading\nwriting\n")

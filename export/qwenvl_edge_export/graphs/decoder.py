@@ -17,12 +17,20 @@ from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import WeightFile
 from qwenvl_edge_export.precision import FP32, GraphPrecision
+from qwenvl_edge_export.quantize import Given, nothing_given
 
 
 def build_decoder(
-    config: QwenVLConfig, weights: WeightFile, dialect: str, precision: GraphPrecision = FP32
+    config: QwenVLConfig,
+    weights: WeightFile,
+    dialect: str,
+    precision: GraphPrecision = FP32,
+    given: Given = nothing_given,
 ) -> ir.Model:
-    """The decoder graph in `dialect` ("standard" or "onnxruntime"), over the tensors of `weights`."""
+    """The decoder graph in `dialect` ("standard" or "onnxruntime"), over the tensors of `weights`.
+
+    `given` yields linear weights that are quantized already.
+    """
     g = GraphBuilder("decoder", weights, OPSETS[dialect], precision.dtype)
     hidden, vocab = config.hidden_size, config.vocab_size
     embeds = g.input("inputs_embeds", FLOAT, ["B", "T", hidden])
@@ -47,7 +55,7 @@ def build_decoder(
         tokens=g.op("Shape", embeds, start=1, end=2),
         capacity=g.op("Shape", past[0][0], start=2, end=3),
     )
-    linear = Linear(g, precision, standard=dialect == STANDARD)
+    linear = Linear(g, precision, standard=dialect == STANDARD, given=given)
     decoder = _Decoder(g, config, CachedAttention(g, config, dialect, step), linear, embeds)
 
     x = g.cast(g.reshape(embeds, -1, hidden), FLOAT, g.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES, Matrix, float_pieces, tensor_bytes
 from qwenvl_edge_export.precision import GraphPrecision
-from qwenvl_edge_export.quantize import Blocks, Rows, row_pieces
+from qwenvl_edge_export.quantize import Blocks, Given, Rows, nothing_given, row_pieces
 
 _INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: without it decoding is 4 (int4) to 90 times (int8) slower
 
@@ -27,8 +27,9 @@ class Linear:
         scales, which ONNX Runtime fuses. Unsigned on both sides: signed weights saturate on processors without VNNI.
     """
 
-    def __init__(self, g: GraphBuilder, precision: GraphPrecision, *, standard: bool):
+    def __init__(self, g: GraphBuilder, precision: GraphPrecision, *, standard: bool, given: Given = nothing_given):
         self.g = g
+        self._given = given
         self.precision = precision
         self.standard = standard
         self._quantized: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
@@ -47,7 +48,7 @@ class Linear:
     def _blocks(self, x: ir.Value, matrix: Matrix, blocks: Blocks, bias: ir.Value | None) -> ir.Value:
         g, (outputs, inputs) = self.g, matrix.shape
         count = inputs // blocks.size
-        source = _BlockSource(matrix, blocks, TORCH_DTYPES[self.g.dtype])
+        source = _BlockSource(matrix, blocks, TORCH_DTYPES[self.g.dtype], self._given)
         four = blocks.bits == 4
         packed_dtype = ir.DataType.UINT4 if four else ir.DataType.UINT8
         name = f"{matrix.name}.int{blocks.bits}"
@@ -108,20 +109,30 @@ class Linear:
 
 
 class _BlockSource:
-    """One matrix in blocks, some rows at a time: read once for the integers and once for the scales."""
+    """One matrix in blocks, some rows at a time: read once for the integers and once for the scales.
 
-    def __init__(self, matrix: Matrix, blocks: Blocks, dtype: torch.dtype):
+    Where it is not given, it is rounded to nearest.
+    """
+
+    def __init__(self, matrix: Matrix, blocks: Blocks, dtype: torch.dtype, given: Given):
         self.matrix = matrix
         self.blocks = blocks
         self.dtype = dtype
+        self.given = given
 
     def packed(self) -> Iterator[memoryview]:
+        if (given := self.given(self.matrix.name)) is not None:
+            yield tensor_bytes(self.blocks.pack(given.values))
+            return
         for piece in row_pieces(self.matrix.name, self.matrix.read()):
             # Rounded like the stored ones, so that the integers fit them.
             scales = self._stored(piece).to(torch.float32)
             yield tensor_bytes(self.blocks.pack(self.blocks.integers(piece, scales)))
 
     def scales(self) -> Iterator[memoryview]:
+        if (given := self.given(self.matrix.name)) is not None:
+            yield from float_pieces(self.matrix.name, given.scales, self.dtype)
+            return
         for piece in row_pieces(self.matrix.name, self.matrix.read()):
             yield from float_pieces(self.matrix.name, self._stored(piece), self.dtype)
 

@@ -6,7 +6,7 @@ import torch
 from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.exporter import export
-from tools.random_checkpoint import preset, random_tensor, write
+from tools.synthetic_checkpoint import preset, random_tensor, write
 
 
 def test_the_full_preset_is_the_published_model():

@@ -1,6 +1,6 @@
 """Checkpoints of random weights in the published layout, of any size, a shard at a time.
 
-    python -m tools.random_checkpoint FOLDER --preset {tiny,1b,full} [--format {bin,safetensors}] [--tokenizer FILE]
+    python -m tools.synthetic_checkpoint FOLDER --preset {tiny,1b,full} [--format {bin,safetensors}] [--tokenizer FILE]
 
 "full" has the names and shapes of the published model: 853 tensors, 9,656,935,168 parameters, 19.3 GB. What such a
 model says is noise; it stands in for the real one where size is what matters. Values are normal and scaled so that

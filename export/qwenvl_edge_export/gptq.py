@@ -1,0 +1,74 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): rounding one input at a time and repairing the error in those still to come.
+
+The loss is that of the layer's outputs, |(W - Q) X|^2 = tr((W - Q) H (W - Q)^T) with H = X X^T over calibration inputs.
+Inputs are rounded in the order of their energy, largest first; scales are fixed before ("static groups"), so the stored
+layout is that of plain rounding, and are shrunk where clipping a block's extremes costs less than it gains.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qwenvl_edge_export.quantize import Blocks
+
+_DAMPING = 0.01  # of the mean energy, added to H's diagonal
+_COLUMNS = 128  # rounded before the columns behind them are repaired
+_SHRINK = tuple(1 - 0.04 * step for step in range(1, 9))
+
+
+def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Integers uint8 [out, in] and scales [out, in / size] float32 for a float32 `weight` and its inputs' H [in, in].
+
+    `dtype` is the type that scales are stored in; they are rounded to it first.
+    """
+    energy = hessian.diagonal()
+    scales = _clipped_scales(weight, energy, blocks).to(dtype).to(torch.float32)
+    order = energy.argsort(descending=True)
+    upper = _inverse_root(hessian[order][:, order])
+    each = scales.repeat_interleave(blocks.size, dim=1)[:, order]
+    rest = weight[:, order].clone()
+    integers = torch.empty_like(rest, dtype=torch.uint8)
+    for start in range(0, rest.shape[1], _COLUMNS):
+        end = min(start + _COLUMNS, rest.shape[1])
+        part, errors = rest[:, start:end], torch.empty_like(rest[:, start:end])
+        for i in range(end - start):
+            column, row = part[:, i], upper[start + i, start + i : end]
+            rounded = (column / each[:, start + i]).round().clamp(-blocks.zero, blocks.zero - 1)
+            integers[:, start + i] = (rounded + blocks.zero).to(torch.uint8)
+            errors[:, i] = (column - rounded * each[:, start + i]) / row[0]
+            part[:, i:] -= errors[:, i : i + 1] * row
+        rest[:, end:] -= errors @ upper[start:end, end:]
+    return integers[:, order.argsort()], scales
+
+
+def relative_loss(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
+    """|(W - Q) X| / |W X|: by what share the layer's outputs change on the calibration inputs."""
+    change, whole = (((x @ hessian) * x).sum() for x in (weight - rounded, weight))
+    return float((change / whole.clamp(min=1e-30)).clamp(min=0).sqrt())
+
+
+def _clipped_scales(weight: Tensor, energy: Tensor, blocks: Blocks) -> Tensor:
+    """For each block the scale, of a few, with the least error weighted by the inputs' energy."""
+    full = blocks.scales(weight)
+    best, least = full, _block_errors(weight, full, energy, blocks)
+    for share in _SHRINK:
+        errors = _block_errors(weight, full * share, energy, blocks)
+        best, least = torch.where(errors < least, full * share, best), torch.minimum(errors, least)
+    return best
+
+
+def _block_errors(weight: Tensor, scales: Tensor, energy: Tensor, blocks: Blocks) -> Tensor:
+    error = blocks.floats(blocks.integers(weight, scales), scales) - weight
+    return (error.square_() * energy).view(len(weight), -1, blocks.size).sum(-1)
+
+
+def _inverse_root(hessian: Tensor) -> Tensor:
+    """Upper triangular U with U^T U = (H + damping)^-1; inputs that never occur count as the mean."""
+    hessian = hessian.clone()
+    diagonal = hessian.diagonal()
+    diagonal[diagonal <= 0] = diagonal.mean().clamp(min=1e-6)
+    diagonal += _DAMPING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper

@@ -1,0 +1,98 @@
+"""Calibration samples: built-in ones, or a user's own pictures and questions.
+
+Best are a few dozen lines of what the model will be used for, answers included, as JSONL:
+
+    {"image": "shelf.jpg", "prompt": "Where is it?", "answer": "<ref>the mug</ref><box>(12,30),(480,610)</box>"}
+
+"image" is relative to the file's folder, or a list, or absent; "answer" may be absent. A folder of pictures is asked a
+few general questions each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwenvl_edge.conversation import Text
+from qwenvl_edge.errors import ImageError, QwenVLError
+from qwenvl_edge.image import Picture, load_picture
+from qwenvl_edge_export.prompts import Case, CaseBuilder
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_QUESTIONS = (
+    ("Describe the picture.", "Several rectangles of different sizes and colours lie on a plain ground."),
+    ("Find the largest one.", "<ref>the largest rectangle</ref><box>(94,305),(717,868)</box>"),
+    ("图里有几个方块？都是什么颜色的？", "图里有八个方块，有红色的、绿色的和灰色的。"),
+    ("What does the sign say, and how many are there?", 'It says "OPEN 24". There are 3 of them.'),
+)
+_RANDOM_PICTURES = 8
+
+
+def read_samples(source: Path | None, builder: CaseBuilder) -> list[Case]:
+    """The samples of a folder of pictures or a JSONL file; None takes the built-in ones.
+
+    Raises:
+        QwenVLError: there is nothing at `source`, no readable picture in the folder, or a line is malformed.
+    """
+    if source is None:
+        return _ask_all(_builtin_pictures(), builder)
+    if source.is_dir():
+        return _ask_all(_pictures_of(source), builder)
+    if not source.is_file():
+        raise QwenVLError(f'there are no calibration samples at "{source}"; give a folder of pictures or a JSONL file.')
+    lines = source.read_text(encoding="utf-8").splitlines()
+    cases = [_line(source, i, line, builder) for i, line in enumerate(lines, 1) if line.strip()]
+    if not cases:
+        raise QwenVLError(f'"{source}" holds no calibration sample.')
+    return cases
+
+
+def _ask_all(pictures: Sequence[Picture], builder: CaseBuilder) -> list[Case]:
+    return [
+        builder.case(f"picture {i}", (picture, Text(question)), (), answer)
+        for i, picture in enumerate(pictures)
+        for question, answer in _QUESTIONS
+    ]
+
+
+def _builtin_pictures() -> list[Picture]:
+    """Random rectangles: not the pictures of verification, which would then show less than the loss."""
+    random = np.random.default_rng(11)
+    pictures = []
+    for _ in range(_RANDOM_PICTURES):
+        canvas = np.full((240, 320, 3), random.integers(0, 256, 3), np.uint8)
+        for _ in range(8):
+            x, y, w, h = random.integers(0, (260, 180, 120, 120))
+            canvas[y : y + h + 8, x : x + w + 8] = random.integers(0, 256, 3)
+        pictures.append(load_picture(canvas))
+    return pictures
+
+
+def _pictures_of(folder: Path) -> list[Picture]:
+    pictures = []
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES):
+        try:
+            pictures.append(load_picture(path))
+        except ImageError:
+            continue
+    if not pictures:
+        raise QwenVLError(f'the calibration folder "{folder}" holds no readable picture ({", ".join(_SUFFIXES)}).')
+    return pictures
+
+
+def _line(source: Path, number: int, line: str, builder: CaseBuilder) -> Case:
+    where = f'"{source}", line {number}'
+    try:
+        content: Any = json.loads(line)
+    except ValueError as error:
+        raise QwenVLError(f"{where}: it is not JSON ({error}).") from None
+    known = {"image", "prompt", "answer"}
+    if not isinstance(content, dict) or not set(content) <= known or not isinstance(content.get("prompt"), str):
+        raise QwenVLError(f'{where}: it must be an object with "prompt", and "image" and "answer" if there are any.')
+    images = content.get("image", [])
+    pictures = [load_picture(source.parent / name) for name in ([images] if isinstance(images, str) else images)]
+    return builder.case(f"line {number}", (*pictures, Text(content["prompt"])), (), str(content.get("answer", "")))

@@ -1,0 +1,199 @@
+"""Calibrated bundles: closer to the checkpoint than rounded ones, resumable, and exactly what the samples say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from random_checkpoint import config_dict, random_tensors, write_checkpoint
+
+from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.errors import CheckpointError, ImageError, QwenVLError
+from qwenvl_edge_export import calibrate, exporter
+from qwenvl_edge_export.checkpoint import Checkpoint, load_model
+from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.metadata import generation_defaults, model_info
+from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.prompts import CaseBuilder
+from qwenvl_edge_export.samples import read_samples
+
+INT4 = ExportPrecision.choose("int4", vision="fp32")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("calibrated") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def calibrated(checkpoint):
+    return export(checkpoint, checkpoint.with_name("calibrated"), precision=INT4, calibration=True, allow_loss=True)
+
+
+def builder_of(path):
+    checkpoint = Checkpoint.open(path)
+    model, generation = model_info(checkpoint.config), generation_defaults(checkpoint.generation)
+    return CaseBuilder("qwen_vl", model, generation, path / "qwen.tiktoken")
+
+
+def divergence(bundle):
+    return np.mean([row["kl"] for row in bundle.manifest.parity["stages"] if "kl" in row])
+
+
+def test_calibration_loses_less_than_rounding(checkpoint, calibrated):
+    """On prompts and pictures that are not among the samples."""
+    rounded = export(checkpoint, checkpoint.with_name("rounded"), precision=INT4, allow_loss=True)
+    assert divergence(calibrated) < 0.5 * divergence(rounded)
+    assert (rounded.manifest.precision.method, calibrated.manifest.precision.method) == ("rtn", "gptq")
+    assert rounded.manifest.sensitivity == {}
+
+
+def test_the_sensitivity_of_every_layer_is_reported(calibrated):
+    found = calibrated.manifest.sensitivity
+    layers = ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj")
+    assert set(found) == {f"transformer.h.{i}.{name}.weight" for i in range(2) for name in layers}
+    assert all(0 < each["calibrated"] < each["rtn"] < 0.2 for each in found.values())
+    assert not calibrated.path.with_name("calibrated.calibration").exists()
+    Bundle.open(calibrated.path).check_files()
+
+
+def test_the_samples_matter_and_the_result_is_repeatable(checkpoint, calibrated, tmp_path):
+    lines = [{"prompt": f"Count to {i}.", "answer": "1 2 3"} for i in range(4)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    options = {"precision": INT4, "allow_loss": True}
+    own = export(checkpoint, tmp_path / "own", calibration=tmp_path / "own.jsonl", **options)
+    again = export(checkpoint, tmp_path / "again", calibration=True, **options)
+    assert again.manifest.files == calibrated.manifest.files
+    assert own.manifest.files["decoder.data"] != calibrated.manifest.files["decoder.data"]
+
+
+def test_kept_layers_are_not_calibrated(checkpoint, tmp_path):
+    kept = ExportPrecision.choose("int4", vision="fp32", keep=["*.h.0.*", "*.mlp.*"])
+    found = export(checkpoint, tmp_path / "kept", precision=kept, calibration=True, allow_loss=True)
+    assert set(found.manifest.sensitivity) == {f"transformer.h.1.attn.{name}.weight" for name in ("c_attn", "c_proj")}
+
+
+@pytest.mark.parametrize("stage", ["layer", "write"])
+def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, monkeypatch, stage):
+    target, folder = tmp_path / "bundle", tmp_path / "bundle.calibration"
+    quantize, seen = calibrate.quantize, []
+
+    def interrupted(*arguments):
+        seen.append(1)
+        if stage == "layer" and len(seen) == 7:
+            raise KeyboardInterrupt
+        return quantize(*arguments)
+
+    def refuse(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "quantize", interrupted)
+        if stage == "write":
+            patch.setattr(exporter, "build_vision", refuse)
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    monkeypatch.setattr(calibrate, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
+    resumed = export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
+    assert seen.count(2) == (5 if stage == "layer" else 0)
+    assert resumed.manifest.files == calibrated.manifest.files
+    assert resumed.manifest.sensitivity == calibrated.manifest.sensitivity
+    assert not folder.exists()
+
+
+def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "build_vision", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
+    wider = ExportPrecision.choose("int8", vision="fp32")
+    found = export(checkpoint, target, precision=wider, calibration=True)
+    assert found.manifest.parity["passed"]
+
+
+def test_nan_in_a_layer_names_the_tensor(tmp_path):
+    tensors = random_tensors(config_dict())
+    tensors["transformer.h.1.mlp.w2.weight"][0, 0] = float("inf")
+    source = write_checkpoint(tmp_path / "broken", tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.w2\.weight holds NaN or infinity"):
+        export(source, tmp_path / "bundle", precision=INT4, calibration=True)
+
+
+def test_nothing_to_calibrate(checkpoint, tmp_path):
+    with pytest.raises(QwenVLError, match="nothing to calibrate at fp32; choose --precision int4 or int8"):
+        export(checkpoint, tmp_path / "bundle", calibration=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_pictures(checkpoint, tmp_path):
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (20, 10), (200, 10, 10)).save(tmp_path / name)
+    (tmp_path / "c.png").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no picture either")
+    cases = read_samples(tmp_path, builder_of(checkpoint))
+    assert len(cases) == 8
+    assert all(len(case.pixels) == 1 and len(case.answer) > 5 for case in cases)
+
+
+def test_lines_with_pictures(checkpoint, tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    lines = [
+        {"image": "a.png", "prompt": "What?", "answer": "A mug."},
+        {"image": ["a.png", "a.png"], "prompt": "What?"},
+        {"prompt": "Hello"},
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    cases = read_samples(tmp_path / "own.jsonl", builder_of(checkpoint))
+    assert [len(case.pixels) for case in cases] == [1, 2, 0]
+    assert [len(case.answer) for case in cases] == [7, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "match"),
+    [
+        (None, QwenVLError, "there are no calibration samples at .*missing"),
+        ("", QwenVLError, "holds no calibration sample"),
+        ("{", QwenVLError, "line 1: it is not JSON"),
+        ('{"prompt": "a"}\n["b"]', QwenVLError, 'line 2: it must be an object with "prompt"'),
+        ('{"question": "a"}', QwenVLError, 'line 1: it must be an object with "prompt"'),
+        ('{"image": "nowhere.png", "prompt": "a"}', ImageError, "nowhere.png"),
+    ],
+)
+def test_malformed_samples(checkpoint, tmp_path, content, error, match):
+    path = tmp_path / ("missing" if content is None else "own.jsonl")
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=match):
+        read_samples(path, builder_of(checkpoint))
+
+
+def test_a_folder_without_a_picture(checkpoint, tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(QwenVLError, match="holds no readable picture"):
+        read_samples(tmp_path, builder_of(checkpoint))
+
+
+def test_layers_compute_as_the_model_does(checkpoint, tmp_path):
+    """Unquantized, the spooled activations are those of the reference model."""
+    path = Checkpoint.open(checkpoint)
+    cases = read_samples(None, builder_of(checkpoint))[:3]
+    floats = ExportPrecision.choose("int8", keep=["*"]).decoder
+    run = calibrate.Calibration(path, floats, cases, tmp_path / "work", lambda *_: None)
+    run.run()
+    model = load_model(path)
+    found = np.fromfile(tmp_path / "work" / "activations-2.f32", np.float32).reshape(-1, 128)
+    start = 0
+    for case in cases:
+        ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
+        with torch.no_grad():
+            embeds = model.embed(ids, model.encode_images(torch.from_numpy(case.pixels)))
+            alpha = calibrate.ntk_alpha(len(case.prompt.ids), path.config.seq_length)
+            expected = model.decode(embeds, alpha=alpha)[0][0]
+            rows = torch.from_numpy(found[start : start + ids.shape[1]])
+            torch.testing.assert_close(model.lm_head(model.transformer.ln_f(rows)), expected, rtol=0, atol=1e-4)
+        start += ids.shape[1]
