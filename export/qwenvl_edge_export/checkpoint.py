@@ -20,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.config import QwenVLConfig
+from qwenvl_edge_export.gptq_layout import GptqLayer, as_float_weights
 from qwenvl_edge_export.modeling import QwenVL
+from qwenvl_edge_export.quantize import Integers
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOKENIZER_NAME = "qwen.tiktoken"
@@ -57,7 +59,7 @@ class SafetensorsShard:
     def describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and dtype, without reading the values."""
         part = self._file.get_slice(name)
-        known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
         return tuple(part.get_shape()), known.get(part.get_dtype(), torch.uint8)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -117,6 +119,7 @@ class Checkpoint:
         for file in files:
             shard = _open_shard(file)
             where.update(dict.fromkeys(shard.names(), shard))
+        where = as_float_weights(folder, where, expected_shapes(config))
         _check_tensors(folder, config, where)
         return cls(folder, config, generation, files, where)
 
@@ -125,8 +128,21 @@ class Checkpoint:
         return self._where[name].describe(name)[0]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Tensor `name` as stored (float32, float16 or bfloat16), memory-mapped where the file allows it."""
+        """Tensor `name` as stored (float32, float16 or bfloat16), memory-mapped where the file allows it.
+
+        A quantized weight is computed, in float32.
+        """
         return self._where[name].tensor(name)
+
+    def integers(self, name: str) -> Integers | None:
+        """The weight `name` as stored, if the checkpoint is quantized (`tensor` gives the floats it stands for)."""
+        shard = self._where[name]
+        return shard.integers() if isinstance(shard, GptqLayer) else None
+
+    @property
+    def group(self) -> int | None:
+        """Inputs that share a scale, if the checkpoint is quantized."""
+        return next((shard.group for shard in self._where.values() if isinstance(shard, GptqLayer)), None)
 
     @property
     def source_files(self) -> tuple[Path, ...]:
@@ -198,8 +214,6 @@ def _open_shard(path: Path) -> Shard:
 
 def _check_tensors(folder: Path, config: QwenVLConfig, where: dict[str, Shard]) -> None:
     expected = expected_shapes(config)
-    if any(name.endswith(".qweight") for name in where):
-        raise CheckpointError(f'the checkpoint "{folder}" is quantized (GPTQ); give the float checkpoint instead.')
     problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in where]
     problems += [f"extra {name}" for name in where if name not in expected]
     for name in expected:

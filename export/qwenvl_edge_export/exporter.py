@@ -34,7 +34,7 @@ from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_p
 from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions
 from qwenvl_edge_export.precision import FLOATS, ExportPrecision
 from qwenvl_edge_export.prompts import CaseBuilder
-from qwenvl_edge_export.quantize import nothing_given
+from qwenvl_edge_export.quantize import Given, nothing_given
 from qwenvl_edge_export.samples import read_samples
 from qwenvl_edge_export.staging import clean_up, staged_folder
 from qwenvl_edge_export.verify import compare
@@ -86,6 +86,9 @@ def export(
     checkpoint = Checkpoint.open(checkpoint_path)
     _check_tokenizer(checkpoint)
     precision = precision or ExportPrecision.choose()
+    imported = checkpoint.group if precision.decoder.weights == "int4" else None
+    if imported is not None:
+        precision = precision.of_groups(imported)
     calibrated = _calibrate(checkpoint, precision, calibration, target, progress) if calibration else None
     with staged_folder(target, replace=force) as folder:
         _Export(checkpoint, folder, precision, calibrated, progress).run().write(folder)
@@ -126,6 +129,8 @@ def _calibrate(
     target: Path,
     progress: Progress | None,
 ) -> Calibration:
+    if checkpoint.group is not None:
+        raise QwenVLError(f'the checkpoint "{checkpoint.path}" is quantized already; export it without --calibrate.')
     if precision.decoder.weights in FLOATS:
         raise QwenVLError(
             f"there is nothing to calibrate at {precision.decoder.weights}; choose --precision int4 or int8."
@@ -176,7 +181,7 @@ class _Export:
         vision_weights = WeightFile("vision.data", checkpoint)
         decoder_weights = WeightFile("decoder.data", checkpoint)
         self._save(build_vision(checkpoint, vision_weights, precision.vision), VISION_NAME)
-        given = nothing_given if self.calibrated is None else self.calibrated.integers
+        given, method = self._given()
         for dialect in DIALECTS:
             model = build_decoder(config, decoder_weights, dialect, precision.decoder, given)
             self._save(model, DECODER_NAMES[dialect])
@@ -196,7 +201,7 @@ class _Export:
             format=FORMAT,
             family=FAMILY,
             model=model_info(config),
-            precision=precision.describe("rtn" if self.calibrated is None else "gptq"),
+            precision=precision.describe(method),
             graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES),
             embedding=table,
             tokenizer=TOKENIZER_NAME,
@@ -206,6 +211,14 @@ class _Export:
             parity={},
             sensitivity={} if self.calibrated is None else self.calibrated.losses(),
         )
+
+    def _given(self) -> tuple[Given, str]:
+        """Where the decoder's integers come from, and the name of that method."""
+        if self.calibrated is not None:
+            return self.calibrated.integers, "gptq"
+        if self.checkpoint.group is not None and self.precision.decoder.weights == "int4":
+            return self.checkpoint.integers, "imported"
+        return nothing_given, "rtn"
 
     def _check_space(self, needed: int) -> None:
         if (free := shutil.disk_usage(self.folder).free) < needed:

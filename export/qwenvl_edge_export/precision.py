@@ -6,6 +6,7 @@ is float32 (ONNX Runtime computes float16 there through float32 copies, and bflo
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,6 +100,10 @@ class ExportPrecision:
             decoder=GraphPrecision(precision if precision in FLOATS else wide, precision, head, block, keep=keep),
             embedding=NAMES.get(precision, "float16"),
         )
+
+    def of_groups(self, group: int) -> ExportPrecision:
+        """The same with blocks of `group` inputs in the decoder, those of a quantized checkpoint."""
+        return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, block=group))
 
     def describe(self, method: str) -> Precision:
         """The manifest's record; `method` says where the integers come from."""
