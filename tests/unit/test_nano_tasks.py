@@ -112,7 +112,7 @@ def test_packed_dialogues_do_not_see_each_other(vocabulary):
             torch.nn.init.normal_(block.attn.c_proj.weight, std=0.1)
         packed = composer.chat(asked, 1)
         alone = [composer.chat([dialogue], 1) for dialogue in asked]
-        one, _, _ = answer_loss(model, collate([packed], composer.pad), features)
-        each = [(answer_loss(model, collate([s], composer.pad), features)[0], sum(s.weights)) for s in alone]
+        one, _, _ = answer_loss(model, collate([packed], composer), features)
+        each = [(answer_loss(model, collate([s], composer), features)[0], sum(s.weights)) for s in alone]
     expected = sum(loss * weight for loss, weight in each) / sum(weight for _, weight in each)
     assert float(one) == pytest.approx(float(expected), abs=1e-4)

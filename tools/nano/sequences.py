@@ -7,18 +7,29 @@ that go on from the prefix, exactly as if it stood there alone. So a picture is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tools.nano.dense import GRID, covered
-from tools.nano.scenes import Box
+from tools.nano.phrases import COLOUR_ZH, KIND_ZH
+from tools.nano.scenes import COLOURS, KINDS, Box
 from tools.nano.tasks import Dialogue
 from tools.nano.vocabulary import SYSTEM, Codec
 
 WORDS_ABOUT = ("colour", "kind", "refer", "yes_no", "follow_up")  # all words of these answers speak of one thing
+UNNAMED = ("caption", "read", "ocr", "refer")  # what these answers speak of is not named in words before
 LAST_DIGIT_WEIGHT = 0.2  # a thousandth of the picture is a ninth of the model's pixel
+
+
+class Focus(NamedTuple):
+    """What a token speaks of: a place in a picture, and whether the dialogue names it by colour and kind."""
+
+    picture: int
+    box: Box
+    named: bool
 
 
 @dataclass
@@ -30,7 +41,7 @@ class Sequence:
     segments: list[int]
     weights: list[float]
     classes: list[int]  # 0 words, 1 coordinates, 2 text read from a sign
-    focus: list[tuple[int, Box] | None]  # picture and place that a token speaks of
+    focus: list[Focus | None]
 
 
 class Composer:
@@ -45,9 +56,16 @@ class Composer:
         self.pad = special["<imgpad>"]
         self.newline = codec.encode("\n")
         self.digits = {codec.encode(str(d))[0] for d in range(10)}
+        self.names = [self._ids_of(names) for names in ((*COLOURS, *COLOUR_ZH.values()), (*KINDS, *KIND_ZH.values()))]
         self.separators = {codec.encode(text)[0] for text in (",", " and", "、", "和")}
         self.tags = {special["<box>"]: 1, special["<quad>"]: 1, special["</box>"]: 0, special["</quad>"]: 0}
         self.system = [self.start, *codec.encode("system"), *self.newline, *codec.encode(SYSTEM), self.end]
+
+    def _ids_of(self, names: tuple[str, ...]) -> list[int]:
+        """The single tokens that write one of `names`."""
+        forms = [form for name in names for form in (name, f" {name}", name.capitalize(), f"{name}s", f" {name}s")]
+        encoded = [self.codec.encode(form) for form in forms]
+        return sorted({ids[0] for ids in encoded if len(ids) == 1})
 
     def _pictures(self, count: int) -> list[int]:
         encode = self.codec.encode
@@ -104,12 +122,12 @@ class Composer:
             sequence.segments += [number] * len(ids)
         return sequence
 
-    def _focus(self, dialogue: Dialogue, ids: list[int], answers: list[bool]) -> list[tuple[int, Box] | None]:
+    def _focus(self, dialogue: Dialogue, ids: list[int], answers: list[bool]) -> list[Focus | None]:
         """What each answer token speaks of: the place of its box, its letter, or the thing that all words are about."""
         shapes, letters = iter(dialogue.focus), iter(dialogue.letters)
         about = dialogue.focus[0] if dialogue.focus and dialogue.task in WORDS_ABOUT else None
         place = next(shapes, None) if dialogue.task == "caption" else None
-        focus: list[tuple[int, Box] | None] = []
+        focus: list[Focus | None] = []
         for k, (token, answer) in enumerate(zip(ids, answers, strict=True)):
             if self.tags.get(ids[k - 1]) and k and answer:  # just behind <box>, which a raw prompt holds itself
                 place = next(shapes, None)
@@ -119,7 +137,8 @@ class Composer:
                 place = next(shapes, None)
             spelt = next(letters, None) if answer and not place and token not in self.special else None
             box = place or spelt or about
-            focus.append((dialogue.picture, box) if answer and box else None)
+            named = dialogue.task not in UNNAMED
+            focus.append(Focus(dialogue.picture, box, named) if answer and box else None)
         return focus
 
 
@@ -128,7 +147,8 @@ class Batch:
     """Padded sequences: ids, positions, segments [B, T] (segment -1 = padding), weights and classes [B, T].
 
     focus_rows, focus_tokens [n]: where a token is about to be predicted that speaks of a place; focus_patches [n, T]:
-    the picture tokens of that place.
+    the picture tokens of that place; focus_words [n, 2, T]: the tokens before it in its segment that name the colour and
+    the kind of what is there.
     """
 
     ids: Tensor
@@ -139,6 +159,7 @@ class Batch:
     focus_rows: Tensor
     focus_tokens: Tensor
     focus_patches: Tensor
+    focus_words: Tensor
 
     @property
     def mask(self) -> Tensor:
@@ -148,21 +169,29 @@ class Batch:
         return (seen | torch.eye(self.ids.shape[1], dtype=torch.bool))[:, None]
 
 
-def collate(sequences: list[Sequence], pad: int) -> Batch:
-    """Pad to the longest sequence; `pad` is also the id of picture tokens."""
+def collate(sequences: list[Sequence], composer: Composer) -> Batch:
+    """Pad to the longest sequence; the padding is also the id of picture tokens."""
+    pad = composer.pad
     longest = max(len(s.ids) for s in sequences)
 
     def padded(name: str, value: float) -> Tensor:
         return torch.tensor([getattr(s, name) + [value] * (longest - len(s.ids)) for s in sequences])
 
-    rows, tokens, patches = [], [], []
+    rows, tokens, patches, words = [], [], [], []
     for row, sequence in enumerate(sequences):
         pictures = [i for i, token in enumerate(sequence.ids) if token == pad]
+        segments = np.array(sequence.segments)
+        names = [np.isin(sequence.ids, ids) for ids in composer.names]
         for token, focus in enumerate(sequence.focus):
             if focus:
-                picture, box = focus
                 seen = np.zeros(longest, bool)
-                seen[[pictures[picture * GRID * GRID + cell] for cell in np.flatnonzero(covered(box))]] = True
+                first = focus.picture * GRID * GRID
+                seen[[pictures[first + cell] for cell in np.flatnonzero(covered(focus.box))]] = True
+                before = np.zeros((2, longest), bool)
+                if focus.named:
+                    mine = segments[:token] == segments[token]
+                    before[:, :token] = [mine & name[:token] for name in names]
+                words.append(before)
                 rows.append(row)
                 tokens.append(token - 1)
                 patches.append(seen)
@@ -175,4 +204,5 @@ def collate(sequences: list[Sequence], pad: int) -> Batch:
         torch.tensor(rows, dtype=torch.int64),
         torch.tensor(tokens, dtype=torch.int64),
         torch.from_numpy(np.stack(patches) if patches else np.zeros((0, longest), bool)),
+        torch.from_numpy(np.stack(words) if words else np.zeros((0, 2, longest), bool)),
     )

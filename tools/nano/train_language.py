@@ -28,7 +28,7 @@ from tools.nano.vocabulary import Codec
 BATCH = 8
 DIALOGUES = 7
 DENSE_WEIGHT = 0.15
-FOCUS_WEIGHT, FOCUS_LAYER, FOCUS_HEADS = 0.3, 2, 2
+FOCUS_WEIGHT, FOCUS_HEADS, WORD_LAYER, PATCH_LAYER = 0.3, 2, 1, 2
 SPELLING = 4  # pictures full of signs in every step, for the per-patch targets only
 ONE, FEW, MANY, PAIRS, LETTERS = range(5)
 
@@ -69,11 +69,8 @@ class Sampler:
         return make(single_dialogues(rng, scenes[0], DIALOGUES, tasks), 1), scenes, pictures
 
 
-def focus_loss(block: Block, hidden: Tensor, batch: Batch, spans: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """How far FOCUS_HEADS of a layer look past the patches that the next token speaks of: -log of their share [n].
-
-    Found by itself, which patches belong to "the red mug" is a plateau of many thousand pictures; shown, it is not.
-    """
+def attention_scores(block: Block, hidden: Tensor, batch: Batch, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """What the first FOCUS_HEADS of a layer look at from the batch's focus tokens: scores before softmax [n, heads, T]."""
     cos, sin = rope
     dim = hidden.shape[-1] // block.attn.heads
     inner = FOCUS_HEADS * dim
@@ -85,10 +82,33 @@ def focus_loss(block: Block, hidden: Tensor, batch: Batch, spans: Tensor, rope: 
     q = rotate(q, cos[rows, 0, tokens][:, None], sin[rows, 0, tokens][:, None])
     k = rotate(F.linear(x, w_k[:inner], b_k[:inner]).unflatten(-1, (FOCUS_HEADS, dim)).transpose(1, 2), cos, sin)
     by_row = q.split(rows.bincount(minlength=len(k)).tolist())  # rows are in order; gathering k[rows] would cost more
-    scores = torch.cat([torch.einsum("nhd,htd->nht", *pair) for pair in zip(by_row, k, strict=True)]) / dim**0.5
-    everywhere = scores.masked_fill(~spans[rows][:, None], -torch.inf).logsumexp(-1)
-    inside = scores.masked_fill(~batch.focus_patches[:, None], -torch.inf).logsumexp(-1)
-    return (everywhere - inside).mean(-1)
+    return torch.cat([torch.einsum("nhd,htd->nht", *pair) for pair in zip(by_row, k, strict=True)]) / dim**0.5
+
+
+def share_loss(scores: Tensor, wanted: Tensor, among: Tensor) -> Tensor:
+    """-log of the attention that `wanted` tokens get among `among`, where any are wanted; masks as scores [n, heads, T]."""
+    asked = wanted.any(-1)
+    part = scores.masked_fill(~wanted, -torch.inf)[asked].logsumexp(-1)
+    whole = scores.masked_fill(~among, -torch.inf)[asked].logsumexp(-1)
+    return (whole - part).sum() / asked.sum().clamp(min=1)
+
+
+def focus_losses(
+    layer: int, block: Block, hidden: Tensor, batch: Batch, spans: Tensor, rope: tuple[Tensor, Tensor]
+) -> Tensor:
+    """How far a layer's first heads look past what the next token speaks of.
+
+    On WORD_LAYER they are to look at the colour and the kind that were named, on PATCH_LAYER at the patches of what is
+    meant. Found without help, which patches belong to "the red mug" is a plateau of many thousand pictures.
+    """
+    rows, tokens = batch.focus_rows, batch.focus_tokens
+    scores = attention_scores(block, hidden, batch, rope)
+    if layer == PATCH_LAYER:
+        return share_loss(
+            scores, batch.focus_patches[:, None].expand_as(scores), spans[rows][:, None].expand_as(scores)
+        )
+    among = batch.mask[rows, 0, tokens] & ~spans[rows]
+    return share_loss(scores, batch.focus_words, among[:, None].expand_as(scores))
 
 
 def answer_loss(model: QwenVL, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
@@ -98,10 +118,12 @@ def answer_loss(model: QwenVL, batch: Batch, features: Tensor) -> tuple[Tensor, 
     hidden = model.transformer.wte(batch.ids).masked_scatter(spans[..., None], features.flatten(0, 1))
     cos, sin = (t[:, None] for t in rotary_tables(batch.positions, config, alpha=1.0))
     mask, scale = batch.mask, torch.ones(1)
-    focus = hidden.new_zeros(())
+    focus, seen = hidden.new_zeros(()), {}
     for i, block in enumerate(model.transformer.h):
-        if i == FOCUS_LAYER and len(batch.focus_rows):
-            focus = focus_loss(block, hidden, batch, spans, (cos, sin)).mean()
+        if i in (WORD_LAYER, PATCH_LAYER) and len(batch.focus_rows):
+            part = focus_losses(i, block, hidden, batch, spans, (cos, sin))
+            seen["words seen" if i == WORD_LAYER else "patches seen"] = float((-part.detach()).exp())
+            focus = focus + part
         hidden, _ = block(hidden, (cos, sin), scale, mask, None)
     wanted = batch.weights[:, 1:] > 0
     logits = model.lm_head(model.transformer.ln_f(hidden[:, :-1][wanted]))
@@ -110,7 +132,7 @@ def answer_loss(model: QwenVL, batch: Batch, features: Tensor) -> tuple[Tensor, 
     right = (logits.argmax(-1) == ids).float()
     names = ("words", "digits", "text")
     figures = {name: float(right[classes == i].mean()) for i, name in enumerate(names) if (classes == i).any()}
-    return loss, focus, figures | {"focus": float(focus.detach())}
+    return loss, focus, figures | seen
 
 
 def main(folder: Path, steps: int) -> None:
@@ -135,7 +157,7 @@ def main(folder: Path, steps: int) -> None:
         spelt, more = sampler.spelling(rng)
         scenes = [scene for _, several, _ in drawn for scene in several] + spelt
         features = model.encode_images(normalise(np.stack([*asked, *more])))
-        batch = collate([s for s, _, _ in drawn], sampler.composer.pad)
+        batch = collate([s for s, _, _ in drawn], sampler.composer)
         loss, focus, figures = answer_loss(model, batch, features[: len(asked)])
         labels, boxes = (torch.from_numpy(np.stack(t)) for t in zip(*map(targets, scenes), strict=True))
         dense, _ = module["heads"](features, labels, boxes)
