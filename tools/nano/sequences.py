@@ -147,8 +147,8 @@ class Batch:
     """Padded sequences: ids, positions, segments [B, T] (segment -1 = padding), weights and classes [B, T].
 
     focus_rows, focus_tokens [n]: where a token is about to be predicted that speaks of a place; focus_patches [n, T]:
-    the picture tokens of that place; focus_words [n, 2, T]: the tokens before it in its segment that name the colour and
-    the kind of what is there.
+    the picture tokens of that place; focus_words [n, 2, T]: the tokens before it in its segment that name the colour
+    and the kind of what is there.
     """
 
     ids: Tensor

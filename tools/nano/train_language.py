@@ -70,7 +70,7 @@ class Sampler:
 
 
 def attention_scores(block: Block, hidden: Tensor, batch: Batch, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """What the first FOCUS_HEADS of a layer look at from the batch's focus tokens: scores before softmax [n, heads, T]."""
+    """What a layer's first FOCUS_HEADS look at from the batch's focus tokens: scores before softmax [n, heads, T]."""
     cos, sin = rope
     dim = hidden.shape[-1] // block.attn.heads
     inner = FOCUS_HEADS * dim
@@ -86,14 +86,14 @@ def attention_scores(block: Block, hidden: Tensor, batch: Batch, rope: tuple[Ten
 
 
 def share_loss(scores: Tensor, wanted: Tensor, among: Tensor) -> Tensor:
-    """-log of the attention that `wanted` tokens get among `among`, where any are wanted; masks as scores [n, heads, T]."""
+    """-log of the attention that `wanted` tokens get among `among`, where any are; all three are [n, heads, T]."""
     asked = wanted.any(-1)
     part = scores.masked_fill(~wanted, -torch.inf)[asked].logsumexp(-1)
     whole = scores.masked_fill(~among, -torch.inf)[asked].logsumexp(-1)
     return (whole - part).sum() / asked.sum().clamp(min=1)
 
 
-def focus_losses(
+def focus_loss(
     layer: int, block: Block, hidden: Tensor, batch: Batch, spans: Tensor, rope: tuple[Tensor, Tensor]
 ) -> Tensor:
     """How far a layer's first heads look past what the next token speaks of.
@@ -104,11 +104,10 @@ def focus_losses(
     rows, tokens = batch.focus_rows, batch.focus_tokens
     scores = attention_scores(block, hidden, batch, rope)
     if layer == PATCH_LAYER:
-        return share_loss(
-            scores, batch.focus_patches[:, None].expand_as(scores), spans[rows][:, None].expand_as(scores)
-        )
-    among = batch.mask[rows, 0, tokens] & ~spans[rows]
-    return share_loss(scores, batch.focus_words, among[:, None].expand_as(scores))
+        wanted, among = batch.focus_patches[:, None].expand_as(scores), spans[rows]
+    else:
+        wanted, among = batch.focus_words, batch.mask[rows, 0, tokens] & ~spans[rows]
+    return share_loss(scores, wanted, among[:, None].expand_as(scores))
 
 
 def answer_loss(model: QwenVL, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
@@ -121,7 +120,7 @@ def answer_loss(model: QwenVL, batch: Batch, features: Tensor) -> tuple[Tensor, 
     focus, seen = hidden.new_zeros(()), {}
     for i, block in enumerate(model.transformer.h):
         if i in (WORD_LAYER, PATCH_LAYER) and len(batch.focus_rows):
-            part = focus_losses(i, block, hidden, batch, spans, (cos, sin))
+            part = focus_loss(i, block, hidden, batch, spans, (cos, sin))
             seen["words seen" if i == WORD_LAYER else "patches seen"] = float((-part.detach()).exp())
             focus = focus + part
         hidden, _ = block(hidden, (cos, sin), scale, mask, None)
