@@ -5,7 +5,7 @@ import torch
 
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export import quantize
-from qwenvl_edge_export.quantize import Blocks, Rows, row_pieces
+from qwenvl_edge_export.quantize import Blocks, Rows, check_finite, row_pieces
 
 
 @pytest.fixture
@@ -70,12 +70,18 @@ def test_a_block_size_that_does_not_divide(inputs, size, advice):
 
 def test_pieces_are_whole_rows(weight, monkeypatch):
     monkeypatch.setattr(quantize, "_PIECE_ELEMENTS", 500)
-    pieces = list(row_pieces("x", weight.to(torch.bfloat16)))
+    pieces = list(row_pieces(weight.to(torch.bfloat16)))
     assert [len(piece) for piece in pieces] == [3] * 8
     torch.testing.assert_close(torch.cat(pieces), weight.to(torch.bfloat16).float())
 
 
-def test_nan_names_the_tensor(weight):
-    weight[20, 3] = float("nan")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_show_in_the_scales(weight, value):
+    weight[20, 3] = value
+    assert not torch.isfinite(Blocks(4, 32).scales(weight)[20, 0])
+    assert torch.isfinite(Rows().scales(weight)).sum() == 23
+
+
+def test_what_is_not_finite_names_the_tensor():
     with pytest.raises(CheckpointError, match=r"the tensor h\.0\.w holds NaN"):
-        list(row_pieces("h.0.w", weight))
+        check_finite("h.0.w", torch.tensor([1.0, float("inf")]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES, Matrix, float_pieces, tensor_bytes
 from qwenvl_edge_export.precision import GraphPrecision
-from qwenvl_edge_export.quantize import Blocks, Given, Rows, nothing_given, row_pieces
+from qwenvl_edge_export.quantize import Blocks, Given, Rows, check_finite, nothing_given, row_pieces
 
 _INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: without it decoding is 4 (int4) to 90 times (int8) slower
 
@@ -78,19 +78,10 @@ class Linear:
 
     def _rows(self, x: ir.Value, matrix: Matrix, rows: Rows, bias: ir.Value | None) -> ir.Value:
         g, (outputs, inputs) = self.g, matrix.shape
-
-        def integers() -> Iterator[memoryview]:
-            # MatMulInteger takes its second matrix as [in, out] only.
-            pieces = [rows.integers(piece, rows.scales(piece)) for piece in row_pieces(matrix.name, matrix.read())]
-            yield tensor_bytes(torch.cat(pieces).T)
-
-        def scales() -> Iterator[memoryview]:
-            for piece in row_pieces(matrix.name, matrix.read()):
-                yield tensor_bytes(rows.scales(piece))
-
+        source = _RowSource(matrix, rows)
         name = f"{matrix.name}.int8"
-        weight = g.table(g.weights.planned(name, (inputs, outputs), ir.DataType.UINT8, integers))
-        scale = g.table(g.weights.planned(f"{name}.scales", (outputs,), FLOAT, scales))
+        weight = g.table(g.weights.planned(name, (inputs, outputs), ir.DataType.UINT8, source.integers))
+        scale = g.table(g.weights.planned(f"{name}.scales", (outputs,), FLOAT, source.scales))
         zero = _filled(g, "zero.rows", (), ir.DataType.UINT8, rows.zero)
         quantized, x_scale, x_zero = self._quantize(x)
         sums = g.op("Cast", g.op("MatMulInteger", quantized, weight, x_zero, zero), to=FLOAT)
@@ -109,7 +100,7 @@ class Linear:
 
 
 class _BlockSource:
-    """One matrix in blocks, some rows at a time: read once for the integers and once for the scales.
+    """One matrix in blocks, some rows at a time: first its integers, then its scales, which are kept in between.
 
     Where it is not given, it is rounded to nearest.
     """
@@ -119,25 +110,50 @@ class _BlockSource:
         self.blocks = blocks
         self.dtype = dtype
         self.given = given
+        self._kept: list[Tensor] = []
 
     def packed(self) -> Iterator[memoryview]:
+        """Bytes of the integers [out, in]."""
         if (given := self.given(self.matrix.name)) is not None:
+            self._kept = [given.scales]
             yield tensor_bytes(self.blocks.pack(given.values))
             return
-        for piece in row_pieces(self.matrix.name, self.matrix.read()):
+        for piece in row_pieces(self.matrix.read()):
+            scales = self.blocks.scales(piece)
+            check_finite(self.matrix.name, scales)
             # Rounded like the stored ones, so that the integers fit them.
-            scales = self._stored(piece).to(torch.float32)
+            scales = scales.clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype).to(torch.float32)
+            self._kept.append(scales)
             yield tensor_bytes(self.blocks.pack(self.blocks.integers(piece, scales)))
 
     def scales(self) -> Iterator[memoryview]:
-        if (given := self.given(self.matrix.name)) is not None:
-            yield from float_pieces(self.matrix.name, given.scales, self.dtype)
-            return
-        for piece in row_pieces(self.matrix.name, self.matrix.read()):
-            yield from float_pieces(self.matrix.name, self._stored(piece), self.dtype)
+        """Bytes of the scales [out, in / size]."""
+        while self._kept:
+            yield from float_pieces(self.matrix.name, self._kept.pop(0), self.dtype)
 
-    def _stored(self, piece: Tensor) -> Tensor:
-        return self.blocks.scales(piece).clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype)
+
+class _RowSource:
+    """One matrix with a scale a row, laid out as [in, out]: MatMulInteger takes its second matrix no other way."""
+
+    def __init__(self, matrix: Matrix, rows: Rows):
+        self.matrix = matrix
+        self.rows = rows
+        self._kept: list[Tensor] = []
+
+    def integers(self) -> Iterator[memoryview]:
+        """Bytes of the integers [in, out]."""
+        pieces = []
+        for piece in row_pieces(self.matrix.read()):
+            scales = self.rows.scales(piece)
+            check_finite(self.matrix.name, scales)
+            self._kept.append(scales)
+            pieces.append(self.rows.integers(piece, scales))
+        yield tensor_bytes(torch.cat(pieces).T)
+
+    def scales(self) -> Iterator[memoryview]:
+        """Bytes of the scales [out]."""
+        while self._kept:
+            yield tensor_bytes(self._kept.pop(0))
 
 
 def _as_bytes(tensor: ir.ExternalTensor, shape: tuple[int, ...]) -> ir.ExternalTensor:
