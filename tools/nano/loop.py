@@ -27,8 +27,8 @@ def normalise(pictures: np.ndarray) -> Tensor:
 
 
 def rate(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: linear warm-up, constant, and a linear decay to zero over the last 40 %."""
-    return min(step / warmup, 1.0, max(steps - step, 0) / (0.4 * steps))
+    """Learning-rate factor: linear warm-up, constant, and a linear decay to zero over the last quarter."""
+    return min(step / warmup, 1.0, max(steps - step, 0) / (0.25 * steps))
 
 
 class Loop:
