@@ -116,7 +116,7 @@ class Answerer:
         for row, work in enumerate(works):
             # A row at a time: shared prefixes are computed once, and ONNX Runtime's CPU attention takes several tokens
             # behind a prefix at batch 1 only.
-            if self._start(work, Lookup()) is not None and not work.ended:
+            if self._start(work, None) is not None and not work.ended:
                 self._decoder.move_to(decoder, row)
         active = {row: work.run for row, work in enumerate(works) if work.run is not None and not work.ended}
         while active:
@@ -128,7 +128,7 @@ class Answerer:
                     decoder.end(row)
                     del active[row]
 
-    def _start(self, work: _Work, lookup: Lookup) -> Generation | None:
+    def _start(self, work: _Work, lookup: Lookup | None) -> Generation | None:
         """Compute the prompt and take the first token; return the generation, None if the answer must end before."""
         request = work.request
         logits = self._prefill(work)

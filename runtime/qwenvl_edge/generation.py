@@ -16,9 +16,11 @@ from qwenvl_edge.reply import FinishReason
 from qwenvl_edge.sampling import Sampler
 from qwenvl_edge.sequence import Sequence
 
+_NOTHING = np.empty(0, np.int64)
+
 
 class Generation:
-    """Goes on from the logits [V] after a prompt, the last of `sequence`.
+    """Goes on from the logits [V] after a prompt, the last of `sequence`; without `lookup` a token at a time.
 
     finish_reason: None while the answer goes on. new_tokens: tokens sampled. token_ms: computing time of each token
     after the first. proposed_tokens: how many were guessed, and accepted_tokens rightly. piece: the text that the last
@@ -28,14 +30,14 @@ class Generation:
     def __init__(
         self,
         sequence: Sequence,
-        lookup: Lookup,
+        lookup: Lookup | None,
         writer: AnswerWriter,
         options: GenerationOptions,
         matcher: Matcher | None,
         logits: npt.NDArray[np.float32],
     ) -> None:
         self._sequence = sequence
-        self._lookup = lookup
+        self._lookup = lookup if options.lookup else None
         self._writer = writer
         self._options = options
         self._matcher = matcher
@@ -45,7 +47,8 @@ class Generation:
         self.accepted_tokens = 0
         self.token_ms: list[float] = []
         self.finish_reason: FinishReason | None = None
-        lookup.start()
+        if self._lookup is not None:
+            self._lookup.start(sequence.tokens)
         self.piece = self._take(logits)
 
     def step(self, decoder: SequenceDecoder) -> str:
@@ -61,7 +64,7 @@ class Generation:
         accepted = len(pieces) - 1
         self.proposed_tokens += len(proposed)
         self.accepted_tokens += accepted
-        if not forced:
+        if self._lookup is not None and not forced:
             self._lookup.report(len(proposed), accepted)
         decoder.settle()
         return "".join(pieces)
@@ -77,17 +80,19 @@ class Generation:
         """Whether a constraint forces what comes next, and ids that may come next."""
         sequence, options = self._sequence, self._options
         room = min(options.max_new_tokens - self.new_tokens - 1, sequence.capacity - len(sequence), MOST)
-        if not options.lookup:
-            room = 0
+        if self._lookup is None:
+            return False, _NOTHING
         if self._matcher is not None and len(forced := self._matcher.forced()):
             return True, forced[:room]
-        return False, self._lookup.propose(sequence.tokens, room)
+        return False, self._lookup.propose(room)
 
     def _take(self, logits: npt.NDArray[np.float32]) -> str:
         sequence, matcher = self._sequence, self._matcher
         allowed = None if matcher is None else matcher.allowed()
         token = self._sampler.sample(logits, sequence.tokens, allowed=allowed)
         sequence.append(token)
+        if self._lookup is not None:
+            self._lookup.append(token)
         self.new_tokens += 1
         piece = self._writer.push(token)
         if self._writer.stopped is not None:

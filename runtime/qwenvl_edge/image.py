@@ -162,6 +162,8 @@ def _open(file: Any, name: str) -> Image.Image:
 def _pil_to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
     _check_size(image.width, image.height, name)
     try:
-        return np.array(image.convert("RGB"), dtype=np.uint8)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        # One copy; through Pillow's array interface it would be two.
+        return np.frombuffer(rgb.tobytes(), np.uint8).reshape(image.height, image.width, 3)
     except Exception as error:  # a decoder may raise anything at damaged data
         raise ImageError(f"{name} is truncated or damaged: {error}.") from error

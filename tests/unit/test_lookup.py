@@ -4,64 +4,71 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import engine, ids
 
-from qwenvl_edge.lookup import MOST, Lookup, find_continuation
+from qwenvl_edge.lookup import MOST, Lookup, NGrams
 
 LIST = "<ref>a mug</ref><box>(1,2),(3,4)</box>" * 6 + "<|im_end|>"
 
 
 def brute_force(tokens, limit, shortest):
-    """The definition: the longest match of up to 6 tokens, then the latest."""
-    for length in range(6, shortest - 1, -1):
-        end = tokens[len(tokens) - length :]
+    """The definition: the latest earlier place of the last three tokens, else of the last two."""
+    for length in (3, 2)[: 4 - shortest]:
         for start in range(len(tokens) - length - 1, -1, -1):
-            if len(tokens) > length and tokens[start : start + length] == end:
-                return tokens[start + length : start + length + limit]
+            if tokens[start : start + length] == tokens[len(tokens) - length :]:
+                return tokens[start + length :][:limit]
     return []
 
 
-@given(st.lists(st.integers(0, 3), max_size=30), st.integers(0, 5), st.integers(2, 4))
-def test_continuations_are_those_of_the_longest_latest_match(tokens, limit, shortest):
-    found = find_continuation(np.array(tokens, np.int64), limit, shortest=shortest)
-    assert found.tolist() == brute_force(tokens, limit, shortest)[:limit]
+@given(
+    st.lists(st.integers(0, 3), max_size=20), st.lists(st.integers(0, 3)), st.integers(0, 5), st.sampled_from([2, 3])
+)
+def test_continuations_are_what_followed_last(prompt, answer, limit, shortest):
+    seen = NGrams(np.array(prompt, np.int64))
+    for token in answer:
+        seen.append(token)
+    assert seen.continuation(limit, shortest=shortest) == brute_force([*prompt, *answer], limit, shortest)
+
+
+def lookup_behind(tokens):
+    lookup = Lookup()
+    lookup.start(np.array(tokens))
+    return lookup
 
 
 def test_proposals_grow_while_they_are_right():
-    lookup, tokens = Lookup(), np.array([1, 2, 3, 4] * 10)
+    lookup = lookup_behind([*range(40), 0, 1])
     sizes = []
     for _ in range(4):
-        proposed = lookup.propose(tokens, 100)
-        sizes.append(len(proposed))
-        lookup.report(len(proposed), len(proposed))
-    assert sizes == [4, 4, 4, 4]  # the repetition is four tokens long, and nothing stands behind its latest end
-    tokens = np.concatenate([np.arange(40), [0, 1]])
-    for size in (MOST, MOST):
-        assert len(lookup.propose(tokens, 100)) == size
-    assert len(lookup.propose(tokens, 3)) == 3
+        sizes.append(len(lookup.propose(100)))
+        lookup.report(sizes[-1], sizes[-1])
+    assert sizes == [4, 8, 12, 12] and MOST == 12
+    assert lookup.propose(3).tolist() == [2, 3, 4]
+    lookup.report(12, 5)
+    assert len(lookup.propose(100)) == 6
 
 
 def test_misses_pause_longer_and_longer():
-    lookup, tokens = Lookup(), np.array([0, 1, 2, 3, 4, 0, 1, 2])
-    asked = []
-    for step in range(200):
-        proposed = lookup.propose(tokens, 10)
+    lookup, asked = lookup_behind([0, 1, 2, 3, 4, 0, 1, 2]), []
+    for step in range(260):
+        proposed = lookup.propose(10)
         if len(proposed):
             asked.append(step)
             lookup.report(len(proposed), 0)
-    gaps = np.diff(asked)
-    assert gaps.tolist() == [3, 5, 9, 17, 33, 65, 65]
-    lookup.start()
+    assert np.diff(asked).tolist() == [3, 5, 9, 17, 33, 65, 65]
+    lookup.start(np.array([0, 1, 2, 3, 4, 0, 1, 2]))
     lookup.report(3, 2)
-    assert len(lookup.propose(tokens, 10)) == 3  # trusted again
+    assert len(lookup.propose(10)) == 3  # trusted again
 
 
 def test_short_matches_are_not_believed_after_a_miss():
-    lookup, tokens = Lookup(), np.array([1, 2, 9, 9, 1, 2])
-    assert len(lookup.propose(tokens, 10))
+    tokens = [1, 2, 9, 9, 1, 2]
+    lookup = lookup_behind(tokens)
+    assert len(lookup.propose(10))
     lookup.report(4, 0)
-    lookup.start()
-    lookup.report(1, 0)
-    for _ in range(10):
-        assert not len(lookup.propose(tokens, 10))
+    lookup.report(4, 0)
+    lookup.start(np.array(tokens))
+    assert not any(len(lookup.propose(10)) for _ in range(10))
+    lookup.start(np.array(tokens))  # half of two misses, then of one
+    assert len(lookup.propose(10))
 
 
 @pytest.mark.parametrize("sampled", [False, True])
