@@ -31,7 +31,7 @@ from qwenvl_edge_export.graphs.attention import DIALECTS, ONNXRUNTIME, STANDARD
 from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
-from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions
+from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions, workspace
 from qwenvl_edge_export.precision import FLOATS, ExportPrecision
 from qwenvl_edge_export.prompts import CaseBuilder
 from qwenvl_edge_export.quantize import Given, nothing_given
@@ -202,6 +202,7 @@ class _Export:
             family=FAMILY,
             model=model_info(config),
             precision=precision.describe(method),
+            workspace=workspace(config),
             graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES),
             embedding=table,
             tokenizer=TOKENIZER_NAME,

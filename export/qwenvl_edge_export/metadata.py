@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from qwenvl_edge.bundle import GenerationDefaults, ModelInfo
+from qwenvl_edge.bundle import GenerationDefaults, ModelInfo, Workspace
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge.records import read_record
 from qwenvl_edge_export.config import QwenVLConfig
@@ -43,6 +43,19 @@ def model_info(config: QwenVLConfig) -> ModelInfo:
         image_size=config.vision.image_size,
         image_tokens=config.vision.n_queries,
         image_start_id=config.vision.image_start_id,
+    )
+
+
+def workspace(config: QwenVLConfig) -> Workspace:
+    """Intermediate values that are alive at once in float32, at the widest place of a decoder and of a ViT layer."""
+    vision = config.vision
+    patches = vision.grid**2
+    block = patches * (vision.width + 2 * vision.mlp_width)
+    attention = patches * 7 * vision.width + vision.heads * patches**2
+    pool = patches * 5 * vision.output_dim + vision.resampler_heads * patches * vision.n_queries
+    return Workspace(
+        token_bytes=4 * max(2 * config.hidden_size + 3 * config.mlp_width, 8 * config.hidden_size),
+        picture_bytes=4 * max(block, attention, pool),
     )
 
 

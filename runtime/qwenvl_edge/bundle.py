@@ -93,6 +93,14 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True)
+class Workspace:
+    """Bytes of intermediate values: for each token of a prefill (without attention scores), and for one picture."""
+
+    token_bytes: int
+    picture_bytes: int
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """Size in bytes and SHA-256 of one file."""
 
@@ -117,6 +125,7 @@ class Manifest:
     family: str
     model: ModelInfo
     precision: Precision
+    workspace: Workspace
     graphs: Graphs
     embedding: EmbeddingInfo
     tokenizer: str

@@ -1,4 +1,4 @@
-"""The program `qwenvl`: export, verify, chat.
+"""The program `qwenvl`: export, verify, chat, plan.
 
 Exit codes: 0 success, 1 a bundle that fails verification, 2 an error (one line on stderr), 130 interrupted.
 """
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_verify(commands)
     _add_chat(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -113,6 +114,24 @@ def _add_chat(commands: Any) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
     parser.set_defaults(run=_chat)
+
+
+def _add_plan(commands: Any) -> None:
+    parser = commands.add_parser("plan", help="say how much memory a bundle takes, by part")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
+    parser.add_argument("--max-batch", type=int, default=1, metavar="B", help="conversations at once")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from qwenvl_edge.bundle import Bundle
+    from qwenvl_edge.memory import plan_memory
+
+    bundle = Bundle.open(arguments.bundle)
+    context = arguments.max_context or bundle.manifest.model.max_position_embeddings
+    say(plan_memory(bundle, max_context=context, max_batch=arguments.max_batch).table())
+    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ class QwenVLEngine:
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
-        BackendError: the backend is unknown or cannot run the bundle.
+        BackendError: the backend is unknown or cannot run the bundle, or the bundle does not fit into memory.
         ContextError: max_context is out of range.
         QwenVLError: prefill_chunk or cache_memory_mb is less than 1.
     """
@@ -73,14 +73,18 @@ class QwenVLEngine:
             self._family, self._tokenizer, self._load, defaults=manifest.generation, max_context=self.max_context
         )
         stop = self._family.stop_sequences(manifest.generation.chat_format, self._tokenizer.encode)
-        opened = backend if isinstance(backend, Backend) else _open_backend(backend, self.bundle, threads)
+        chunk = min(_check_positive("prefill_chunk", prefill_chunk), self.max_context)
+        if isinstance(backend, Backend):
+            opened = backend
+        else:
+            opened = _open_backend(backend, self.bundle, threads, self.max_context, chunk)
         self._decoder = SequenceDecoder(
             opened,
             self.bundle.embedding,
             capacity=self.max_context,
             decodable=self._family.decodable,
             image_tokens=model.image_tokens,
-            chunk=min(_check_positive("prefill_chunk", prefill_chunk), self.max_context),
+            chunk=chunk,
             memory_bytes=_check_positive("cache_memory_mb", cache_memory_mb) << 20,
         )
         features = FeatureCache(opened, self._family.preprocessing(model.image_size), _KEPT_FEATURES)
@@ -234,9 +238,11 @@ def _check_positive(name: str, value: int) -> int:
     return value
 
 
-def _open_backend(name: str, bundle: Bundle, threads: int | None) -> Backend:
+def _open_backend(name: str, bundle: Bundle, threads: int | None, max_context: int, chunk: int) -> Backend:
     if name not in ("auto", "onnxruntime"):
         raise BackendError(f"the backend {name!r} is unknown; this version has 'onnxruntime'.")
     from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+    from qwenvl_edge.memory import check_fits, plan_memory
 
+    check_fits(plan_memory(bundle, max_context=max_context, chunk=chunk))
     return OnnxRuntimeBackend(bundle, threads=threads)

@@ -16,6 +16,7 @@ from qwenvl_edge.bundle import (
     ModelInfo,
     Precision,
     Provenance,
+    Workspace,
 )
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.families import QwenVL
@@ -64,6 +65,7 @@ def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qw
         family=family,
         model=model,
         precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
+        workspace=Workspace(1, 1),
         graphs=Graphs("vision.onnx", {}),
         embedding=embedding,
         tokenizer="qwen.tiktoken",

@@ -20,6 +20,7 @@ from qwenvl_edge.bundle import (
     ModelInfo,
     Precision,
     Provenance,
+    Workspace,
     sha256,
 )
 from qwenvl_edge.errors import BundleError
@@ -51,6 +52,7 @@ MANIFEST = Manifest(
     family="qwen_vl",
     model=MODEL,
     precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
+    workspace=Workspace(1, 1),
     graphs=Graphs("vision.onnx", {"standard": "decoder.onnx"}),
     embedding=EmbeddingInfo("embedding.bin", "float32", (6, 8)),
     tokenizer="qwen.tiktoken",

@@ -183,11 +183,30 @@ def _clear(cache: KVCache) -> None:
     cache.length = 0
 
 
+def weight_bytes(bundle: Bundle) -> int:
+    """Anonymous memory that the weights take: prepacked copies, of float16 in float32."""
+    total = 0
+    for graph in ("vision", "decoder"):
+        precision = getattr(bundle.manifest.precision, graph)
+        if _prepacks(bundle, precision) or precision == "fp16":
+            total += bundle.manifest.files[f"{graph}.data"].size * (2 if precision == "fp16" else 1)
+    return total
+
+
+def cache_item_bytes(bundle: Bundle) -> int:
+    """Bytes of one number in the KV cache."""
+    return np.dtype(_CACHE_DTYPES.get(bundle.manifest.precision.compute["decoder"], "float16")).itemsize
+
+
+def _prepacks(bundle: Bundle, precision: str) -> bool:
+    size = sum(info.size for info in bundle.manifest.files.values())
+    return size <= _PREPACK_UP_TO_BYTES or precision.startswith("int")
+
+
 def _session(bundle: Bundle, name: str, threads: int | None, precision: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    large = sum(info.size for info in bundle.manifest.files.values()) > _PREPACK_UP_TO_BYTES
-    if large and not precision.startswith("int"):
+    if not _prepacks(bundle, precision):
         options.add_session_config_entry("session.disable_prepacking", "1")
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -1,0 +1,94 @@
+"""What a bundle takes of a machine's memory, by part, before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwenvl_edge.backends.onnxruntime import cache_item_bytes, weight_bytes
+from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.kv_cache import cache_bytes
+
+_PROCESS_BYTES = 60 << 20  # Python with NumPy, Pillow and ONNX Runtime
+_LOGITS_ITEM = 4
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of anonymous memory (what a system cannot drop) by part, when the context is full.
+
+    Not counted are files' pages, which come and go as there is room: the embedding table and weights that run mapped.
+    """
+
+    weights: int
+    cache: int
+    workspace: int
+    picture: int
+    process: int = _PROCESS_BYTES
+
+    @property
+    def total(self) -> int:
+        """Everything together. A prompt's pictures are encoded before its tokens: the larger of the two counts."""
+        return self.weights + self.cache + max(self.workspace, self.picture) + self.process
+
+    def table(self) -> str:
+        """The plan for a terminal, in MB."""
+        parts = {
+            "weights": self.weights,
+            "KV cache": self.cache,
+            "workspace of a prefill": self.workspace,
+            "or of a picture": self.picture,
+            "process": self.process,
+            "total": self.total,
+        }
+        return "\n".join(f"{name:<24}{size / 1e6:>12,.0f} MB" for name, size in parts.items())
+
+
+def plan_memory(bundle: Bundle, *, max_context: int, max_batch: int = 1, chunk: int = 128) -> MemoryPlan:
+    """Plan for `max_batch` conversations of `max_context` tokens each, prefilled `chunk` tokens at a time.
+
+    Raises:
+        BackendError: a limit is less than 1, or beyond what the model takes.
+    """
+    manifest = bundle.manifest
+    model, space = manifest.model, manifest.workspace
+    if not 1 <= max_context <= model.max_position_embeddings:
+        raise BackendError(f"max-context is {max_context:,}; the model takes 1 to {model.max_position_embeddings:,}.")
+    if max_batch < 1 or chunk < 1:
+        raise BackendError(f"max-batch is {max_batch} and the chunk {chunk}; both must be at least 1.")
+    tokens = max_batch * min(chunk, max_context)
+    scores = 4 * model.num_heads * tokens * max_context
+    logits = _LOGITS_ITEM * max_batch * model.vocab_size
+    return MemoryPlan(
+        weights=weight_bytes(bundle),
+        cache=max_batch * cache_bytes(model, max_context) * cache_item_bytes(bundle) // 4,
+        workspace=tokens * space.token_bytes + scores + logits,
+        picture=space.picture_bytes,
+    )
+
+
+def check_fits(plan: MemoryPlan) -> None:
+    """Compare a plan with the memory that is free now, where the system tells.
+
+    Raises:
+        BackendError: it does not fit; gives the plan's parts.
+    """
+    free = available_bytes()
+    if free is not None and plan.total > free:
+        raise BackendError(
+            f"the bundle would take {plan.total / 1e9:.2f} GB (weights {plan.weights / 1e9:.2f}, KV cache "
+            f"{plan.cache / 1e9:.2f}, workspace {max(plan.workspace, plan.picture) / 1e9:.2f}), but "
+            f"{free / 1e9:.2f} GB of memory are free; open it with a smaller max_context, or export it in a smaller "
+            "precision."
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory that a new process could take without swapping; None where the system does not tell."""
+    try:
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
