@@ -191,5 +191,7 @@ class Answerer:
             images_encoded=work.images_encoded,
             history_turns_dropped=len(request.history) - request.prompt.turns,
         )
+        if request.matcher is not None:
+            request.matcher.release()
         reason = (run.finish_reason if run else None) or work.control.reason or "cancelled"
         return make_reply(self._family, request, work.writer, reason, stats)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,16 @@ from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.families import QwenVL
 from qwenvl_edge.tokenizer import Tokenizer
 
+_KEPT = 8
 _NO_WHITE_SPACE = {"whitespace_flexible": False}
 
 
 class Matcher:
-    """Follows one answer."""
+    """Follows one answer; `release` it then."""
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, give_back: Callable[[Any], None]) -> None:
         self._matcher = matcher
+        self._give_back = give_back
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Ids that may come next, [decodable] bool; the ids that end an answer are among them where it may end."""
@@ -47,9 +50,16 @@ class Matcher:
         stopped: bool = self._matcher.is_stopped()
         return stopped
 
+    def release(self) -> None:
+        """Give back what was learned of the constraint, for the next answer; the matcher is of no use after that."""
+        self._give_back(self._matcher)
+
 
 class MatcherFactory:
-    """Makes matchers for one vocabulary. The first one costs seconds with a full vocabulary, further ones little."""
+    """Makes matchers for one vocabulary. The first one costs seconds with a full vocabulary, further ones little.
+
+    Masks are quicker where they were computed before, so the matchers of the last few constraints are used again.
+    """
 
     def __init__(self, family: QwenVL, tokenizer: Tokenizer, ends: Sequence[int]) -> None:
         self._family = family
@@ -57,6 +67,7 @@ class MatcherFactory:
         self._ends = list(ends)
         self._lock = threading.Lock()
         self._vocabulary: Any = None
+        self._idle: OrderedDict[Constraint, Any] = OrderedDict()
 
     def start(self, constraint: Constraint) -> Matcher:
         """Return a matcher at the beginning of an answer.
@@ -69,13 +80,22 @@ class MatcherFactory:
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = self._read_vocabulary(llguidance)
+            matcher = self._idle.pop(constraint, None)
         try:
-            matcher = llguidance.LLMatcher(self._vocabulary, self._grammar(llguidance.LLMatcher, constraint))
+            if matcher is None or not matcher.reset():
+                matcher = llguidance.LLMatcher(self._vocabulary, self._grammar(llguidance.LLMatcher, constraint))
         except ValueError as error:
             raise PromptError(f"the constraint is malformed: {_sentence(error)}.") from None
         if matcher.is_error():
             raise PromptError(f"the constraint is malformed: {_sentence(matcher.get_error())}.")
-        return Matcher(matcher)
+        return Matcher(matcher, lambda idle: self._keep(constraint, idle))
+
+    def _keep(self, constraint: Constraint, matcher: Any) -> None:
+        with self._lock:
+            if not matcher.is_error():
+                self._idle[constraint] = matcher
+            if len(self._idle) > _KEPT:
+                self._idle.popitem(last=False)
 
     def _read_vocabulary(self, llguidance: Any) -> Any:
         wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._family, self._tokenizer))

@@ -90,6 +90,27 @@ def test_forced_tokens_are_computed_together(tmp_path):
     assert backend.steps < answer.stats.new_tokens
 
 
+def test_a_constraint_can_be_used_again_after_answers_that_were_cut(tmp_path):
+    form = Constraint.choice(["yes it is", "no it is not"])
+    qwen, backend = engine(tmp_path, *[ids("no it is not")] * 13)
+    backend.runner_up = 0
+    limits = [1, 500, 2, 500]
+    replies = [qwen.chat("hi", constraint=form, max_new_tokens=limit) for limit in limits]
+    assert [reply.finish_reason for reply in replies] == ["length", "stop", "length", "stop"]
+    assert replies[1].raw_text == replies[3].raw_text == "no it is not"
+    for number in range(8):  # others push it out of those that are kept
+        assert qwen.chat("hi", constraint=Constraint.choice([f"no{number}"])).raw_text == f"no{number}"
+    qwen.chat("hi", constraint=Constraint.choice(["no"]))
+
+
+def test_the_same_constraint_in_two_answers_at_once(tmp_path):
+    form = Constraint.choice(["yes it is", "no it is not"])
+    qwen, backend = engine(tmp_path, ids("no it is not"), ids("no it is not"))
+    backend.runner_up = 0
+    first, second = (qwen.stream("hi", constraint=form) for _ in range(2))
+    assert [stream.finish().raw_text for stream in (second, first)] == ["no it is not"] * 2
+
+
 def test_the_answer_ends_where_the_form_is_complete(tmp_path):
     qwen, backend = engine(tmp_path, ids("yes") + CHATTER)
     reply = qwen.chat("hi", constraint=Constraint.choice(["yes", "no"]))
