@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "qwenvl/bindings.hpp"
-#include "qwenvl/row_kernels.hpp"
 #include "qwenvl/sampler.hpp"
 
 namespace py = pybind11;
@@ -131,8 +130,6 @@ void bind_sampler(py::module_& module) {
         .def("log_prob", &log_prob, py::arg("logits").noconvert(), py::arg("id"))
         .def("top_log_probs", &top_log_probs, py::arg("logits").noconvert(), py::arg("count"))
         .def("reset", &SharedSampler::reset, py::arg("seed"));
-    module.def("row_kernel_variants", &row_kernel_variants);
-    module.def("use_row_kernels", &use_row_kernels, py::arg("name"));
 }
 
 }  // namespace qwenvl

@@ -1,6 +1,9 @@
 #include "qwenvl/bindings.hpp"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "qwenvl/instruction_set.hpp"
 
 namespace py = pybind11;
 
@@ -31,7 +34,7 @@ std::vector<std::int64_t> ids_of_array(const py::array& array) {
     if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
         throw py::type_error("token ids must be a one-dimensional array of integers");
     }
-    const auto values = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
+    const auto values = py::array_t < std::int64_t, py::array::c_style | py::array::forcecast > ::ensure(array);
     if (!values) throw py::error_already_set();
     return {values.data(), values.data() + values.size()};
 }
@@ -56,7 +59,10 @@ std::vector<std::int64_t> ids_of(const py::handle& ids) {
 }  // namespace qwenvl
 
 PYBIND11_MODULE(_core, module) {
-    module.doc() = "Native core of Qwen-VL Edge: tokenizer and sampler. Use qwenvl_edge.tokenizer and .sampling.";
+    module.doc() = "Native core of Qwen-VL Edge. Use qwenvl_edge.tokenizer, .sampling and .image.";
     qwenvl::bind_tokenizer(module);
     qwenvl::bind_sampler(module);
+    qwenvl::bind_image(module);
+    module.def("kernel_variants", &qwenvl::kernel_variants);
+    module.def("use_kernels", &qwenvl::use_kernels, py::arg("name"));
 }

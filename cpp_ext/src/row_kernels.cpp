@@ -3,7 +3,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
+
+#include "qwenvl/instruction_set.hpp"
 
 // Vectors are only passed between functions that are inlined into each other.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -40,58 +41,15 @@ namespace avx512 {
 }  // namespace avx512
 #endif
 
-struct Kernels {
-    const char* name;
-    bool supported;
-    decltype(&portable::scan_row) scan;
-    decltype(&portable::exp_row) exp;
-};
-
-// Best first. NEON is part of every 64-bit ARM, so "portable" uses it there.
-const Kernels kVariants[] = {
-#if defined(__x86_64__)
-    {"avx512",
-     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bw"),
-     avx512::scan_row, avx512::exp_row},
-    {"avx2", static_cast<bool>(__builtin_cpu_supports("avx2")), avx2::scan_row, avx2::exp_row},
-#endif
-    {"portable", true, portable::scan_row, portable::exp_row},
-};
-
-const Kernels* best_variant() {
-    const Kernels* variant = kVariants;
-    while (!variant->supported) ++variant;
-    return variant;
-}
-
-const Kernels* g_kernels = best_variant();
-
 }  // namespace
 
-std::vector<std::string> row_kernel_variants() {
-    std::vector<std::string> names;
-    for (const Kernels& variant : kVariants) {
-        if (variant.supported) names.emplace_back(variant.name);
-    }
-    return names;
+RowScan scan_row(const float* row, std::size_t size, float* group_max) {
+    return QWENVL_CHOOSE(scan_row)(row, size, group_max);
 }
-
-void use_row_kernels(const std::string& name) {
-    for (const Kernels& variant : kVariants) {
-        if (variant.supported && variant.name == name) {
-            g_kernels = &variant;
-            return;
-        }
-    }
-    throw std::invalid_argument("this processor has no row kernels named " + name);
-}
-
-RowScan scan_row(const float* row, std::size_t size, float* group_max) { return g_kernels->scan(row, size, group_max); }
 
 void exp_row(const float* row, std::size_t size, float max, float inverse_temperature, float* weights,
              double* block_sums) {
-    g_kernels->exp(row, size, max, inverse_temperature, weights, block_sums);
+    QWENVL_CHOOSE(exp_row)(row, size, max, inverse_temperature, weights, block_sums);
 }
 
 double portable_log(double x) {

@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from qwenvl_edge import _core
 from qwenvl_edge.errors import ImageError
 
 ChannelOrder = Literal["rgb", "bgr"]
+PixelLayout = Literal["rgb", "bgr", "nv12"]
 MAX_PIXELS = 89_478_485  # Pillow's own decompression-bomb threshold: a quarter of a GiB of RGB
 
 _PROGRAMS = ("EPS", "WMF")  # Pillow hands these to an interpreter outside the process
@@ -83,14 +85,29 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
     )
 
 
-def pixel_values(picture: Picture, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """Return the vision graph's input [3, S, S] float32: resized (bicubic, aspect ratio not kept), normalised."""
-    side = preprocessing.image_size
-    resized = picture.to_pil().resize((side, side), Image.Resampling.BICUBIC)
-    values = np.asarray(resized, dtype=np.float32) / np.float32(255)
-    values -= np.asarray(preprocessing.mean, dtype=np.float32)
-    values /= np.asarray(preprocessing.std, dtype=np.float32)
-    return np.ascontiguousarray(values.transpose(2, 0, 1))
+def pixel_values(
+    picture: Picture | npt.NDArray[np.uint8], preprocessing: Preprocessing, *, layout: PixelLayout = "rgb"
+) -> npt.NDArray[np.float32]:
+    """Return the vision graph's input [3, S, S] float32: resized (bicubic, aspect ratio not kept), normalised.
+
+    The bytes are those of Pillow's `resize` when it resamples along x first, as all of its versions before 13 do and
+    the model was trained on; for pictures that lose much height, Pillow 13 begins with y and differs in a few of them.
+
+    Args:
+        picture: a Picture, or a uint8 array with any strides, which is read in place: [H, W], [H, W, 1], [H, W, 3] or
+            [H, W, 4] (alpha is dropped), or with layout "nv12" [3H/2, W] (BT.601, limited range, even H and W).
+        preprocessing: side S, mean and standard deviation.
+        layout: the channel order of an array, or "nv12".
+
+    Raises:
+        ImageError: the array is empty or of another shape or dtype, or the layout is unknown.
+    """
+    pixels = picture.pixels if isinstance(picture, Picture) else picture
+    size = (preprocessing.image_size, preprocessing.image_size)
+    try:
+        return _core.pixel_values(pixels, size, preprocessing.mean, preprocessing.std, layout)
+    except ValueError as error:
+        raise ImageError(f"Cannot make pixel values: {error}.") from None
 
 
 def freeze(pixels: npt.NDArray[np.uint8], name: str) -> Picture:

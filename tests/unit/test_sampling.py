@@ -227,8 +227,8 @@ def test_every_instruction_set_gives_the_same_bits(size: int) -> None:
     logits[size // 2] = 90.0
     results = []
     try:
-        for name in _core.row_kernel_variants():
-            _core.use_row_kernels(name)
+        for name in _core.kernel_variants():
+            _core.use_kernels(name)
             sampler = Sampler(SamplingParams(seed=11, temperature=1.7))
             ids, probabilities = sampler.distribution(logits)
             tokens = [sampler.sample(logits) for _ in range(50)]
@@ -239,14 +239,14 @@ def test_every_instruction_set_gives_the_same_bits(size: int) -> None:
                 with pytest.raises(BackendError, match="NaN"):
                     sampler.sample(spoiled)
     finally:
-        _core.use_row_kernels(_core.row_kernel_variants()[0])
+        _core.use_kernels(_core.kernel_variants()[0])
     assert results == results[:1] * len(results)
-    assert _core.row_kernel_variants()[-1] == "portable"
+    assert _core.kernel_variants()[-1] == "portable"
 
 
 def test_unknown_kernels_are_refused() -> None:
-    with pytest.raises(ValueError, match="no row kernels named mmx"):
-        _core.use_row_kernels("mmx")
+    with pytest.raises(ValueError, match="no kernels named mmx"):
+        _core.use_kernels("mmx")
 
 
 def test_the_generator_is_philox() -> None:

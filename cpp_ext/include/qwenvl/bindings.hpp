@@ -19,5 +19,6 @@ pybind11::str to_str(std::string_view utf8);
 
 void bind_tokenizer(pybind11::module_& module);
 void bind_sampler(pybind11::module_& module);
+void bind_image(pybind11::module_& module);
 
 }  // namespace qwenvl

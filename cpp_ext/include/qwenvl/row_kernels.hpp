@@ -3,8 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
-#include <vector>
 
 namespace qwenvl {
 
@@ -25,9 +23,5 @@ void exp_row(const float* row, std::size_t size, float max, float inverse_temper
 
 // Natural logarithm of a positive normal number, equal on every platform, error below 1e-15.
 double portable_log(double x);
-
-// Variants that this processor can run, best first; the first is in use. The other ones are for tests.
-std::vector<std::string> row_kernel_variants();
-void use_row_kernels(const std::string& name);
 
 }  // namespace qwenvl

@@ -1,0 +1,37 @@
+// Which vector instructions the kernels use. Every variant computes the same bits; only their speed differs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace qwenvl {
+
+enum class InstructionSet { kPortable, kAvx2, kAvx512 };  // kPortable uses SSE2 or NEON, part of every 64-bit processor
+
+InstructionSet instruction_set();
+
+// Names of those that this processor can run, best first; the first is in use. The other ones are for tests.
+std::vector<std::string> kernel_variants();
+void use_kernels(const std::string& name);
+
+// Which of the three variants of a kernel to call.
+template <typename Kernel>
+Kernel choose_kernel(Kernel avx512, Kernel avx2, Kernel portable) {
+    switch (instruction_set()) {
+        case InstructionSet::kAvx512:
+            return avx512;
+        case InstructionSet::kAvx2:
+            return avx2;
+        default:
+            return portable;
+    }
+}
+
+}  // namespace qwenvl
+
+// The variant to call of a kernel that is defined in the namespaces avx512, avx2 and portable.
+#if defined(__x86_64__)
+#define QWENVL_CHOOSE(kernel) choose_kernel(&avx512::kernel, &avx2::kernel, &portable::kernel)
+#else
+#define QWENVL_CHOOSE(kernel) (&portable::kernel)
+#endif
