@@ -8,7 +8,7 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(shell find cpp_ext -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 
-.PHONY: setup demo test lint format bench nano clean
+.PHONY: setup demo test lint format bench soak nano clean
 
 setup: $(READY)
 
@@ -41,8 +41,16 @@ format: $(READY)
 
 bench: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
-	$(BIN)/python benchmarks/latency.py $(BUNDLE)
-	$(BIN)/python benchmarks/accuracy.py $(BUNDLE)
+	$(BIN)/python benchmarks/latency.py $(BUNDLE) --checkpoint models/nano
+	$(BIN)/python benchmarks/accuracy.py fp32=$(BUNDLE)
+	$(BIN)/python benchmarks/conversation.py $(BUNDLE)
+	$(BIN)/python benchmarks/tokenizer.py
+	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/image.py
+
+# An hour of sixteen threads asking one engine, every answer checked.
+soak: $(READY)
+	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60
 
 # Trains models/nano from nothing: hours on two cores. Interrupted, it goes on where it was.
 nano: $(READY)

@@ -1,7 +1,7 @@
 """Stage two: the whole model on dialogues. `python -m tools.nano.train_language FOLDER [--steps N]`.
 
-Starts from FOLDER/vision.pt and FOLDER/qwen.tiktoken, leaves FOLDER/language.pt. The per-patch targets of stage one go
-on beside the answers, so that the picture side keeps what it knows while the decoder learns to read it.
+Starts from FOLDER/vision.pt and FOLDER/qwen.tiktoken (or a checkpoint), leaves FOLDER/language.pt. The per-patch
+targets of stage one go on beside the answers, so that the picture side keeps what it knows while the decoder learns.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.modeling import Block, QwenVL, rotary_tables, rotate
 from tools.nano.dense import DenseHeads, targets
 from tools.nano.loop import Loop, normalise
@@ -26,6 +27,7 @@ from tools.nano.tasks import several_dialogues, single_dialogues
 from tools.nano.vocabulary import Codec
 
 BATCH = 8
+STEPS = 6000
 DIALOGUES = 7
 DENSE_WEIGHT = 0.15
 FOCUS_WEIGHT, FOCUS_HEADS, WORD_LAYER, PATCH_LAYER = 0.3, 2, 1, 2
@@ -134,14 +136,24 @@ def answer_loss(model: QwenVL, batch: Batch, features: Tensor) -> tuple[Tensor, 
     return loss, focus, figures | seen
 
 
-def main(folder: Path, steps: int) -> None:
-    """Train and leave FOLDER/language.pt."""
-    codec = Codec(folder / "qwen.tiktoken")
+def starting_point(folder: Path, codec: Codec, start: Path | None) -> nn.ModuleDict:
+    """The model, and the heads of its per-patch targets: after stage one, or from a checkpoint (with fresh heads)."""
     model = new_model(codec.ranks, seed=0)
     module = nn.ModuleDict({"model": model, "heads": DenseHeads(model.config.hidden_size)})
+    if start:
+        model.load_state_dict(load_model(Checkpoint.open(start)).state_dict())
+        return module
     first = torch.load(folder / "vision.pt", weights_only=True)["module"]
     model.transformer.visual.load_state_dict({k[7:]: v for k, v in first.items() if k.startswith("visual.")})
     module["heads"].load_state_dict({k[6:]: v for k, v in first.items() if k.startswith("heads.")})
+    return module
+
+
+def main(folder: Path, steps: int = STEPS, start: Path | None = None) -> None:
+    """Train and leave FOLDER/language.pt; `start` is a checkpoint to go on from instead of FOLDER/vision.pt."""
+    codec = Codec((start or folder) / "qwen.tiktoken")
+    module = starting_point(folder, codec, start)
+    model = module["model"]
     decoder = nn.ModuleList([model.transformer.wte, model.transformer.h, model.transformer.ln_f, model.lm_head])
     opts = optimizers([decoder], 0.001, 0.0007)
     seeing = [p for m in (model.transformer.visual, module["heads"]) for p in m.parameters() if p.requires_grad]
@@ -151,7 +163,7 @@ def main(folder: Path, steps: int) -> None:
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"language-{step}")
-        drawn = [sampler.draw(rng, step / steps) for _ in range(BATCH)]
+        drawn = [sampler.draw(rng, 1.0 if start else step / steps) for _ in range(BATCH)]
         asked = [p for _, _, pictures in drawn for p in pictures]
         spelt, more = sampler.spelling(rng)
         scenes = [scene for _, several, _ in drawn for scene in several] + spelt
@@ -168,6 +180,7 @@ def main(folder: Path, steps: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="go on from a checkpoint's weights")
     arguments = parser.parse_args()
-    main(arguments.folder, arguments.steps)
+    main(arguments.folder, arguments.steps, arguments.start)

@@ -15,9 +15,10 @@ from tools.nano.model import new_model, optimizers
 from tools.nano.pools import TRAINING, load_pool
 
 BATCH = 16
+STEPS = 5000
 
 
-def main(folder: Path, steps: int) -> None:
+def main(folder: Path, steps: int = STEPS) -> None:
     """Train and leave FOLDER/vision.pt."""
     visual = new_model(ranks=1000, seed=0).transformer.visual  # the picture side does not depend on the vocabulary
     module = nn.ModuleDict({"visual": visual, "heads": DenseHeads(visual.proj.shape[0])})
@@ -46,6 +47,6 @@ def main(folder: Path, steps: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     main(arguments.folder, arguments.steps)
