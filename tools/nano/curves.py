@@ -14,12 +14,15 @@ def plot_curves(work: Path, target: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
-    wanted = {"vision": ("kind", "colour", "hundreds", "letters"), "language": ("words", "digits", "text")}
+    wanted = {
+        "vision": ("kind", "colour", "hundreds", "spelling"),
+        "language": ("words", "digits", "text", "patches seen"),
+    }
     for axes, (stage, names) in zip(panels, wanted.items(), strict=True):
         lines = [json.loads(line) for line in (work / f"{stage}.jsonl").read_text().splitlines()]
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), label=name)
+            axes.plot(*zip(*sorted(points), strict=True), label=name)
         axes.set(title=f"stage {stage}", xlabel="step", ylabel="accuracy on training batches", ylim=(0, 1))
         axes.legend(loc="lower right")
         axes.grid(alpha=0.3)
