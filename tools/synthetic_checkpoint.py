@@ -16,6 +16,7 @@ import itertools
 import json
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,8 @@ def write(
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Bfloat16 values that depend on the name: norms near one, matrices such that they keep their input's size."""
-    generator = torch.Generator().manual_seed(sum(name.encode()) * 7919 + len(name))
+    """Bfloat16 values, other ones for each name: norms near one, matrices that keep the size of their input."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     count = torch.Size(shape).numel()
     if count < _POOL:
         values = torch.randn(count, generator=generator)

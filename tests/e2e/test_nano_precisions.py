@@ -1,0 +1,48 @@
+"""models/nano in every precision: within its limits, and calibration on its own kind of pictures loses least."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwenvl_edge import QwenVLEngine
+from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.precision import ExportPrecision
+from tools.nano.calibration import write
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
+pytestmark = pytest.mark.skipif(not (NANO / "config.json").is_file(), reason="models/nano holds no checkpoint yet")
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("precisions")
+    samples = write(folder / "samples", 32)
+    made = {name: export(NANO, folder / name, precision=ExportPrecision.choose(name)) for name in ("fp16", "int8")}
+    int4 = ExportPrecision.choose("int4")
+    made["rounded"] = export(NANO, folder / "rounded", precision=int4, allow_loss=True)
+    made["calibrated"] = export(NANO, folder / "calibrated", precision=int4, calibration=samples)
+    return made
+
+
+def divergence(bundle):
+    return np.mean([row["kl"] for row in bundle.manifest.parity["stages"] if "kl" in row])
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8", "calibrated"])
+def test_losses_are_within_the_limits(bundles, name):
+    assert bundles[name].manifest.parity["passed"]
+
+
+def test_calibration_loses_less_than_rounding(bundles):
+    assert divergence(bundles["calibrated"]) < divergence(bundles["rounded"])
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8", "rounded", "calibrated"])
+def test_every_precision_answers(bundles, name):
+    engine = QwenVLEngine(bundles[name], threads=1, max_context=1024)
+    reply = engine.chat("What colour is the car?", images=[NANO / "demo.png"], do_sample=False)
+    assert reply.finish_reason == "stop"
+    assert reply.text
