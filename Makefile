@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BUNDLE := out/nano
 PICTURE := models/nano/demo.png
 NANO := .cache/nano
-CORE := $(shell find cpp_ext -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
+CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 
 .PHONY: setup demo test lint format bench soak nano clean
 

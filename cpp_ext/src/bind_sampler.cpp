@@ -3,8 +3,11 @@
 
 #include <mutex>
 #include <optional>
+#include <string>
+#include <utility>
 
 #include "qwenvl/bindings.hpp"
+#include "qwenvl/logits_row.hpp"
 #include "qwenvl/sampler.hpp"
 
 namespace py = pybind11;
@@ -12,58 +15,82 @@ namespace py = pybind11;
 namespace qwenvl {
 namespace {
 
-using Logits = py::array_t<float, py::array::c_style>;
 using Mask = py::array_t<bool, py::array::c_style>;
+
+// NumPy has no bfloat16 of its own: ml_dtypes' type, or two-byte records with the one field "bfloat16".
+bool is_bfloat16(const py::dtype& dtype) {
+    if (dtype.kind() != 'V' || dtype.itemsize() != 2) return false;
+    const py::object name = dtype.attr("name"), fields = dtype.attr("names");
+    return name.equal(py::str("bfloat16")) || fields.equal(py::make_tuple(py::str("bfloat16")));
+}
+
+FloatType float_type_of(const py::array& logits) {
+    const py::dtype dtype = logits.dtype();
+    if (dtype.attr("isnative").cast<bool>()) {
+        if (dtype.kind() == 'f' && dtype.itemsize() == 4) return FloatType::kFloat32;
+        if (dtype.kind() == 'f' && dtype.itemsize() == 2) return FloatType::kFloat16;
+        if (is_bfloat16(dtype)) return FloatType::kBFloat16;
+    }
+    throw py::type_error("logits are an array of " + std::string(py::str(dtype)) +
+                         "; give float32, float16 or bfloat16");
+}
+
+LogitsRow row_of(const py::array& logits) {
+    const FloatType type = float_type_of(logits);
+    if (logits.ndim() != 1) throw py::value_error("logits must be one row [V]; index the batch first");
+    return {logits.data(), static_cast<std::size_t>(logits.size()), logits.strides(0), type};
+}
 
 // Keeps what a step points to alive, and one caller at a time in the sampler's buffers.
 class SharedSampler {
+    template <typename Act>
+    auto alone(Act act) {
+        py::gil_scoped_release release;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return act();
+    }
+
 public:
     explicit SharedSampler(SamplingParams params) : sampler_(std::move(params)) {}
 
     template <typename Use>
-    auto with(const Logits& logits, const py::handle& previous, std::size_t prompt_size,
+    auto with(const py::array& logits, const py::handle& previous, std::size_t prompt_size,
               const std::optional<Mask>& allowed, Use use) {
-        const auto size = row_size(logits);
-        const std::vector<std::int64_t> ids = previous.is_none() ? std::vector<std::int64_t>{} : ids_of(previous);
+        const LogitsRow row = row_of(logits);
+        std::vector<std::int64_t> ids = std::exchange(spare_ids_, {});
+        ids.clear();
+        if (!previous.is_none()) read_ids(previous, ids);
         StepContext step{ids.data(), ids.size(), prompt_size, nullptr};
         if (allowed) {
-            if (allowed->ndim() != 1 || static_cast<std::size_t>(allowed->size()) != size) {
-                throw py::value_error("the mask of allowed ids needs " + std::to_string(size) +
+            if (allowed->ndim() != 1 || static_cast<std::size_t>(allowed->size()) != row.size) {
+                throw py::value_error("the mask of allowed ids needs " + std::to_string(row.size) +
                                       " entries, one for each logit");
             }
             step.allowed = reinterpret_cast<const std::uint8_t*>(allowed->data());
         }
-        const float* row = logits.data();
-        py::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return use(sampler_, row, size, step);
+        auto result = alone([&] { return use(sampler_, reader_.read(row), row.size, step); });
+        spare_ids_ = std::move(ids);
+        return result;
     }
 
     template <typename Use>
-    auto with(const Logits& logits, Use use) {
-        const auto size = row_size(logits);
-        const float* row = logits.data();
-        py::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return use(sampler_, row, size);
+    auto with(const py::array& logits, Use use) {
+        const LogitsRow row = row_of(logits);
+        return alone([&] { return use(sampler_, reader_.read(row), row.size); });
     }
 
     void reset(std::uint64_t seed) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        sampler_.reset(seed);
+        alone([&] { return sampler_.reset(seed); });
     }
 
 private:
-    static std::size_t row_size(const Logits& logits) {
-        if (logits.ndim() != 1) throw py::value_error("logits must be one row [V]; index the batch first");
-        return static_cast<std::size_t>(logits.size());
-    }
-
     Sampler sampler_;
+    LogitsReader reader_;
     std::mutex mutex_;
+    std::vector<std::int64_t> spare_ids_;  // the GIL protects it: room for a step's ids, in use by one caller at most
 };
 
-std::uint32_t sample(SharedSampler& self, const Logits& logits, const py::handle& previous, std::size_t prompt_size,
+std::uint32_t sample(SharedSampler& self, const py::array& logits, const py::handle& previous, std::size_t prompt_size,
                      const std::optional<Mask>& allowed) {
     return self.with(logits, previous, prompt_size, allowed,
                      [](Sampler& sampler, const float* row, std::size_t size, const StepContext& step) {
@@ -71,8 +98,8 @@ std::uint32_t sample(SharedSampler& self, const Logits& logits, const py::handle
                      });
 }
 
-py::tuple distribution(SharedSampler& self, const Logits& logits, const py::handle& previous, std::size_t prompt_size,
-                       const std::optional<Mask>& allowed) {
+py::tuple distribution(SharedSampler& self, const py::array& logits, const py::handle& previous,
+                       std::size_t prompt_size, const std::optional<Mask>& allowed) {
     double total = 0;
     const std::vector<Candidate> kept =
         self.with(logits, previous, prompt_size, allowed,
@@ -88,7 +115,7 @@ py::tuple distribution(SharedSampler& self, const Logits& logits, const py::hand
     return py::make_tuple(ids, probabilities);
 }
 
-double log_prob(SharedSampler& self, const Logits& logits, std::size_t id) {
+double log_prob(SharedSampler& self, const py::array& logits, std::size_t id) {
     if (logits.ndim() == 1 && id >= static_cast<std::size_t>(logits.size())) {
         throw py::value_error("token id " + std::to_string(id) + " is outside the row of " +
                               std::to_string(logits.size()) + " logits");
@@ -98,7 +125,7 @@ double log_prob(SharedSampler& self, const Logits& logits, std::size_t id) {
     });
 }
 
-std::vector<std::pair<std::uint32_t, double>> top_log_probs(SharedSampler& self, const Logits& logits,
+std::vector<std::pair<std::uint32_t, double>> top_log_probs(SharedSampler& self, const py::array& logits,
                                                             std::size_t count) {
     const auto top = self.with(logits, [&](Sampler& sampler, const float* row, std::size_t size) {
         return sampler.top_log_probs(row, size, count);

@@ -137,8 +137,14 @@ py::str truncate(const PyTokenizer& tokenizer, const py::str& text, std::int64_t
     return size == utf8.size() ? text : to_str(utf8.substr(0, size));
 }
 
+std::string decode_bytes(const PyTokenizer& tokenizer, const py::handle& ids) {
+    std::vector<std::int64_t> values;
+    read_ids(ids, values);
+    return tokenizer->decode(values);
+}
+
 py::str decode(const PyTokenizer& tokenizer, const py::handle& ids, const std::string& errors) {
-    const std::string bytes = tokenizer->decode(ids_of(ids));
+    const std::string bytes = decode_bytes(tokenizer, ids);
     PyObject* text = PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), errors.c_str());
     if (text == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::str>(text);
@@ -170,7 +176,7 @@ void bind_tokenizer(py::module_& module) {
         .def("decode", &decode, py::arg("ids"), py::arg("errors"))
         .def(
             "decode_bytes",
-            [](const PyTokenizer& self, const py::handle& ids) { return py::bytes(self->decode(ids_of(ids))); },
+            [](const PyTokenizer& self, const py::handle& ids) { return py::bytes(decode_bytes(self, ids)); },
             py::arg("ids"))
         .def_property_readonly("rank_count", [](const PyTokenizer& self) { return self->vocabulary().size(); });
     bind_incremental_decoder(module);

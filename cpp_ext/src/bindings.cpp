@@ -29,31 +29,32 @@ py::str to_str(std::string_view utf8) {
 
 namespace {
 
-std::vector<std::int64_t> ids_of_array(const py::array& array) {
+void read_array(const py::array& array, std::vector<std::int64_t>& out) {
     const char kind = array.dtype().kind();
     if (array.ndim() != 1 || (kind != 'i' && kind != 'u')) {
         throw py::type_error("token ids must be a one-dimensional array of integers");
     }
     const auto values = py::array_t < std::int64_t, py::array::c_style | py::array::forcecast > ::ensure(array);
     if (!values) throw py::error_already_set();
-    return {values.data(), values.data() + values.size()};
+    out.assign(values.data(), values.data() + values.size());
 }
 
 }  // namespace
 
-std::vector<std::int64_t> ids_of(const py::handle& ids) {
-    if (py::isinstance<py::array>(ids)) return ids_of_array(py::reinterpret_borrow<py::array>(ids));
+void read_ids(const py::handle& ids, std::vector<std::int64_t>& out) {
+    if (py::isinstance<py::array>(ids)) return read_array(py::reinterpret_borrow<py::array>(ids), out);
     const py::object fast =
         py::reinterpret_steal<py::object>(PySequence_Fast(ids.ptr(), "token ids must be a sequence"));
     if (!fast) throw py::error_already_set();
-    const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr()));
-    PyObject** const items = PySequence_Fast_ITEMS(fast.ptr());
-    std::vector<std::int64_t> values(size);
-    for (std::size_t i = 0; i < size; ++i) {
-        values[i] = PyLong_AsLongLong(items[i]);
-        if (values[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
+    out.resize(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr())));
+    for (std::size_t i = 0; i < out.size(); ++i) {
+        // Asked for anew each time: an item's __index__ is Python code and may change the list.
+        if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr())) <= i) {
+            throw py::value_error("the token ids changed while they were read");
+        }
+        out[i] = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(fast.ptr(), static_cast<Py_ssize_t>(i)));
+        if (out[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
     }
-    return values;
 }
 
 }  // namespace qwenvl

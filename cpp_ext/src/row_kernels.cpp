@@ -52,6 +52,14 @@ void exp_row(const float* row, std::size_t size, float max, float inverse_temper
     QWENVL_CHOOSE(exp_row)(row, size, max, inverse_temperature, weights, block_sums);
 }
 
+void widen_float16(const std::uint16_t* row, std::size_t size, float* out) {
+    QWENVL_CHOOSE(widen_float16)(row, size, out);
+}
+
+void widen_bfloat16(const std::uint16_t* row, std::size_t size, float* out) {
+    QWENVL_CHOOSE(widen_bfloat16)(row, size, out);
+}
+
 double portable_log(double x) {
     std::uint64_t bits;
     std::memcpy(&bits, &x, sizeof bits);

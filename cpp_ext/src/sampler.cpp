@@ -25,8 +25,21 @@ void Sampler::reset(std::uint64_t seed) {
     drawn_ = 0;
 }
 
+// Room for whatever a row of this size may need, so that later ones allocate nothing.
+void Sampler::reserve(std::size_t size) {
+    if (size <= reserved_) return;
+    group_max_.reserve(parts_of(size, kGroup));
+    group_sums_.reserve(parts_of(parts_of(size, kGroup), kBlock));
+    block_sums_.reserve(parts_of(size, kBlock));
+    weights_.reserve(size);
+    values_.reserve(size);
+    candidates_.reserve(size + kGroup);
+    reserved_ = size;
+}
+
 Sampler::Row Sampler::scan(const float* row, std::size_t size) {
     if (size == 0) throw std::invalid_argument("the row of logits is empty; give one logit for every id");
+    reserve(size);
     group_max_.resize(parts_of(size, kGroup));
     const RowScan found = scan_row(row, size, group_max_.data());
     if (found.invalid) {
@@ -115,7 +128,6 @@ float Sampler::top_p_bound(double target) {
 }
 
 void Sampler::gather_weights(const Row& row, float threshold) {
-    candidates_.reserve(row.size + kGroup);
     std::size_t count = 0;
     for (std::size_t group = 0; group < group_max_.size(); ++group) {
         // Room for the last bit of the exponential, which need not be monotonic.

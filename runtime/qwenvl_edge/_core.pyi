@@ -1,6 +1,7 @@
 """Types of the native core; qwenvl_edge.tokenizer, .sampling and .image document the behaviour."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,20 +44,20 @@ class Sampler:
     ) -> None: ...
     def sample(
         self,
-        logits: npt.NDArray[np.float32],
+        logits: npt.NDArray[Any],
         previous: _Ids | None,
         prompt_size: int,
         allowed: npt.NDArray[np.bool_] | None,
     ) -> int: ...
     def distribution(
         self,
-        logits: npt.NDArray[np.float32],
+        logits: npt.NDArray[Any],
         previous: _Ids | None,
         prompt_size: int,
         allowed: npt.NDArray[np.bool_] | None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
-    def log_prob(self, logits: npt.NDArray[np.float32], id: int) -> float: ...
-    def top_log_probs(self, logits: npt.NDArray[np.float32], count: int) -> list[tuple[int, float]]: ...
+    def log_prob(self, logits: npt.NDArray[Any], id: int) -> float: ...
+    def top_log_probs(self, logits: npt.NDArray[Any], count: int) -> list[tuple[int, float]]: ...
     def reset(self, seed: int) -> None: ...
 
 def pixel_values(

@@ -10,6 +10,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ from qwenvl_edge import _core
 from qwenvl_edge.errors import BackendError, PromptError
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
+Logits = npt.NDArray[Any]
+
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+"""What marks two-byte integers as bfloat16, `raw.view(BFLOAT16)`, where ml_dtypes is not installed."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class Sampler:
 
     def sample(
         self,
-        logits: npt.NDArray[np.float32],
+        logits: Logits,
         previous: Ids = (),
         *,
         prompt_length: int = 0,
@@ -116,14 +121,15 @@ class Sampler:
         """Choose the next token.
 
         Args:
-            logits: [V] float32, read in place; -infinity marks ids that cannot be chosen.
+            logits: [V] float32, float16 or bfloat16 (ml_dtypes' type or BFLOAT16), any strides, read in place;
+                -infinity marks ids that cannot be chosen.
             previous: prompt and generated ids, for the penalties.
             prompt_length: how many of `previous` are the prompt, which presence and frequency penalty leave out.
             allowed: [V] bool; ids that are False cannot be chosen in this step.
 
         Raises:
             BackendError: NaN or +infinity in the logits, or no id left to choose.
-            TypeError: the logits are not a contiguous float32 array.
+            TypeError: the logits are no array, or of another dtype.
         """
         try:
             return self._core.sample(logits, previous, prompt_length, allowed)
@@ -132,7 +138,7 @@ class Sampler:
 
     def distribution(
         self,
-        logits: npt.NDArray[np.float32],
+        logits: Logits,
         previous: Ids = (),
         *,
         prompt_length: int = 0,
@@ -144,14 +150,14 @@ class Sampler:
         except ValueError as error:
             raise BackendError(f"Cannot sample: {error}.") from None
 
-    def log_prob(self, logits: npt.NDArray[np.float32], token_id: int) -> float:
+    def log_prob(self, logits: Logits, token_id: int) -> float:
         """Natural logarithm of the probability that the logits [V] give an id, before any of the settings."""
         try:
             return self._core.log_prob(logits, token_id)
         except ValueError as error:
             raise BackendError(f"Cannot compute a log-probability: {error}.") from None
 
-    def top_log_probs(self, logits: npt.NDArray[np.float32], count: int) -> list[tuple[int, float]]:
+    def top_log_probs(self, logits: Logits, count: int) -> list[tuple[int, float]]:
         """The `count` likeliest ids with their log-probabilities, likeliest first, before any of the settings."""
         try:
             return self._core.top_log_probs(logits, count)
@@ -162,3 +168,43 @@ class Sampler:
         """Start the random numbers of `seed` from the beginning."""
         _require_whole("seed", seed, 2**64)
         self._core.reset(seed)
+
+
+def sample_batch(
+    samplers: Sequence[Sampler],
+    logits: Logits,
+    previous: Sequence[Ids] | None = None,
+    *,
+    prompt_lengths: Sequence[int] | None = None,
+    allowed: npt.NDArray[np.bool_] | None = None,
+) -> list[int]:
+    """The next token of several sequences, each with its own sampler: `sample` for every row.
+
+    Args:
+        samplers: B of them; no two rows may share one, or they would share its random numbers.
+        logits: [B, V], dtypes as for `sample`.
+        previous: B sequences of ids, for the penalties.
+        prompt_lengths: how many ids of each are the prompt; 0 by default.
+        allowed: [B, V] bool.
+
+    Raises:
+        PromptError: samplers, ids and masks do not match the rows.
+        BackendError, TypeError: as `sample`.
+    """
+    rows = len(samplers)
+    if logits.ndim != 2 or len(logits) != rows:
+        raise PromptError(
+            f"logits of shape {list(logits.shape)} came with {rows} samplers; give [B, V] and B samplers."
+        )
+    previous = [()] * rows if previous is None else previous
+    prompt_lengths = [0] * rows if prompt_lengths is None else prompt_lengths
+    if len(previous) != rows or len(prompt_lengths) != rows:
+        raise PromptError(
+            f"{len(previous)} sequences and {len(prompt_lengths)} prompt lengths came with {rows} rows of logits; give "
+            "one for each row."
+        )
+    if allowed is not None and allowed.shape != logits.shape:
+        raise PromptError(f"allowed has shape {list(allowed.shape)}; give that of the logits, {list(logits.shape)}.")
+    masks = [None] * rows if allowed is None else allowed
+    steps = zip(samplers, logits, previous, prompt_lengths, masks, strict=True)
+    return [sampler.sample(row, ids, prompt_length=length, allowed=mask) for sampler, row, ids, length, mask in steps]

@@ -12,8 +12,8 @@ namespace qwenvl {
 // UTF-8 of a Python str, valid as long as `text` lives. Throws ValueError for lone surrogates.
 std::string_view utf8_of(const pybind11::str& text);
 
-// Token ids of a list, tuple or one-dimensional integer array; others raise TypeError.
-std::vector<std::int64_t> ids_of(const pybind11::handle& ids);
+// Token ids of a list, tuple or one-dimensional integer array, into `out`; others raise TypeError.
+void read_ids(const pybind11::handle& ids, std::vector<std::int64_t>& out);
 
 pybind11::str to_str(std::string_view utf8);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace qwenvl {
 
@@ -20,6 +21,10 @@ RowScan scan_row(const float* row, std::size_t size, float* group_max);
 // weights[i] = exp((row[i] - max) * inverse_temperature), and their sums by kBlock into `block_sums`.
 void exp_row(const float* row, std::size_t size, float max, float inverse_temperature, float* weights,
              double* block_sums);
+
+// Bits of IEEE binary16 and of bfloat16 [size] to float32, exactly.
+void widen_float16(const std::uint16_t* row, std::size_t size, float* out);
+void widen_bfloat16(const std::uint16_t* row, std::size_t size, float* out);
 
 // Natural logarithm of a positive normal number, equal on every platform, error below 1e-15.
 double portable_log(double x);

@@ -44,6 +44,7 @@ private:
         float max;
     };
 
+    void reserve(std::size_t size);
     Row scan(const float* row, std::size_t size);
     std::uint32_t first_of(const Row& row) const;
     float inverse_temperature() const;
@@ -65,6 +66,7 @@ private:
 
     SamplingParams params_;
     std::uint64_t drawn_ = 0;
+    std::size_t reserved_ = 0;  // size of row that the buffers have room for
     LogitsProcessor processor_;
     std::vector<float> group_max_, weights_, values_;
     std::vector<double> block_sums_, group_sums_;
