@@ -8,7 +8,7 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 
-.PHONY: setup demo test lint format bench soak nano clean
+.PHONY: setup demo test fuzz lint format bench soak nano clean
 
 setup: $(READY)
 
@@ -29,6 +29,12 @@ demo: $(READY)
 
 test: $(READY) .cache/qwen.tiktoken
 	$(BIN)/python -m pytest
+
+FUZZ_SECONDS ?= 20
+
+# FUZZ_SECONDS a target; without clang it says so and does nothing.
+fuzz:
+	cpp_ext/fuzz/run.sh $(FUZZ_SECONDS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ namespace portable {
 
 #if defined(__x86_64__)
 namespace avx2 {
-#define QWENVL_TARGET __attribute__((target("avx2")))
+#define QWENVL_TARGET QWENVL_AVX2
 #define QWENVL_WIDTH 8
 #include "row_kernels.inc"
 #undef QWENVL_TARGET
@@ -33,7 +33,7 @@ namespace avx2 {
 }  // namespace avx2
 
 namespace avx512 {
-#define QWENVL_TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
+#define QWENVL_TARGET QWENVL_AVX512
 #define QWENVL_WIDTH 16
 #include "row_kernels.inc"
 #undef QWENVL_TARGET

@@ -29,6 +29,14 @@ Kernel choose_kernel(Kernel avx512, Kernel avx2, Kernel portable) {
 
 }  // namespace qwenvl
 
+// What makes functions of a variant. GCC has to be asked for vectors of 512 bits, and Clang refuses the question.
+#define QWENVL_AVX2 __attribute__((target("avx2")))
+#if defined(__clang__)
+#define QWENVL_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw")))
+#else
+#define QWENVL_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
+#endif
+
 // The variant to call of a kernel that is defined in the namespaces avx512, avx2 and portable.
 #if defined(__x86_64__)
 #define QWENVL_CHOOSE(kernel) choose_kernel(&avx512::kernel, &avx2::kernel, &portable::kernel)
