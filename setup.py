@@ -14,7 +14,7 @@ from setuptools import setup
 FLAGS = ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
 STRICT = ["-Werror"] if os.environ.get("QWENVL_STRICT_BUILD") == "1" else []
 
-HEADERS = [str(path) for path in Path("cpp_ext").glob("*/**/*.[hi]*") if path.suffix in (".hpp", ".inc")]
+HEADERS = [*map(str, Path("cpp_ext/include").glob("**/*.hpp")), *map(str, Path("cpp_ext/src").glob("*.inc"))]
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 
