@@ -70,13 +70,14 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE", help="a bundle and the name of its column")
     parser.add_argument("--checkpoint", type=Path, help="also ask PyTorch on this checkpoint")
     parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     before = conditions()
     results: dict[str, Results] = {}
     for given in options.bundles:
         name, _, path = given.rpartition("=")
         print(f"--- {name or 'fp32'}: {path}", file=sys.stderr)
-        answer = EngineAnswerer(QwenVLEngine(path))
+        answer = EngineAnswerer(QwenVLEngine(path, threads=options.threads))
         results[name or "fp32"] = evaluate(answer, options.count, progress=lambda line: print(line, file=sys.stderr))
     if options.checkpoint:
         print("--- PyTorch", file=sys.stderr)

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from dialects import DIALECTS
 
+from qwenvl_edge.backends import onnxruntime as backend_module
 from qwenvl_edge.backends.base import check_finite
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
 from qwenvl_edge.bundle import Bundle, FileInfo, sha256
@@ -154,6 +155,14 @@ def test_the_standard_dialect_needs_a_new_onnx_runtime(tiny_bundle, monkeypatch)
     with pytest.raises(BackendError, match='"standard" decoder needs ONNX Runtime'):
         OnnxRuntimeBackend(tiny_bundle, dialect="standard")
     OnnxRuntimeBackend(tiny_bundle, dialect="onnxruntime")
+
+
+def test_a_pinned_process_takes_no_more_threads_than_it_may_run(monkeypatch):
+    monkeypatch.setattr(backend_module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(backend_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert backend_module._default_threads() == 3
+    monkeypatch.setattr(backend_module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert backend_module._default_threads() == 0
 
 
 def test_no_threads(tiny_bundle):

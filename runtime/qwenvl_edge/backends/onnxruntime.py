@@ -14,6 +14,7 @@ cache's capacity instead of the tokens in use.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class OnnxRuntimeBackend(Backend):
 
     Args:
         bundle: an opened bundle.
-        threads: threads of one operator; None takes one a physical core.
+        threads: threads of one operator; None takes one a physical core, or fewer if the process is pinned to fewer.
         dialect: which decoder graph: "onnxruntime", or "standard" to check that one.
 
     Raises:
@@ -216,13 +217,21 @@ def _session(bundle: Bundle, name: str, threads: int | None, precision: str) -> 
     options.log_severity_level = 3
     if not _prepacks(bundle, precision):
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = _default_threads() if threads is None else threads
     path = bundle.file(name)
     try:
         return ort.InferenceSession(str(path), options, providers=_PROVIDERS)
     except Exception as error:
         raise _failed(f'load "{path}"', error) from None
+
+
+def _default_threads() -> int:
+    """0, which is ONNX Runtime's own choice, unless this process may use fewer processors than there are.
+
+    ONNX Runtime counts the machine's; threads that share a processor would wait for each other in every operator.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed if allowed and allowed < (os.cpu_count() or allowed) else 0
 
 
 def _failed(what: str, error: Exception) -> BackendError:
