@@ -33,14 +33,14 @@ def torch_answerer(checkpoint: Path) -> Answerer:
 
 def table(results: dict[str, Results]) -> str:
     """Tasks down, sources across; English and Chinese beside each other."""
-    lines = [f"{'task':<12}" + "".join(f"{name:>24}" for name in results)]
+    lines = [f"{'task':<12}" + "".join(f"{name:>34}" for name in results)]
     for task in TASKS:
         cells = []
         for result in results.values():
             entry = result[task]
             overlap = f" IoU {(entry['en']['iou'] + entry['zh']['iou']) / 2:.2f}" if "iou" in entry["en"] else ""
             cells.append(f"en {entry['en']['right']:.3f} zh {entry['zh']['right']:.3f}" + overlap)
-        lines.append(f"{task:<12}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"{task:<12}" + "".join(f"{cell:>34}" for cell in cells))
     return "\n".join(lines)
 
 
