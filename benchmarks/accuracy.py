@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py fp32=out/nano [int8=out/nano-int8 ...] [--checkpoint models/nano] [--count 500]
 
 Each task is asked `--count` times in English and as often in Chinese about the same scenes. Text answers must be equal
-to the letter; of boxes there must be as many as there are, each at IoU 0.5 or more. Chance is far below every figure.
+to the letter; of boxes there must be as many as there are, each at IoU 0.5 or more.
+Chance is one in two for yes_no, side and same, one in two or three for which, and far lower elsewhere.
 """
 
 from __future__ import annotations
