@@ -6,9 +6,9 @@ import pytest
 from conversations import PICTURES, WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_checkpoint import GENERATION, write_checkpoint
 
 from qwenvl_edge import CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
-from random_checkpoint import GENERATION, write_checkpoint
 
 
 @pytest.fixture(scope="module")
