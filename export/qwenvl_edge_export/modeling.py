@@ -47,7 +47,7 @@ class VisionAttention(nn.Module):
         """[N, P, width] -> [N, P, width]."""
         qkv = self.in_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
-        return self.out_proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
 class VisionMLP(nn.Module):
@@ -60,7 +60,7 @@ class VisionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, P, width] -> [N, P, width]."""
-        return self.c_proj(F.gelu(self.c_fc(x)))  # type: ignore[no-any-return]
+        return self.c_proj(F.gelu(self.c_fc(x)))
 
 
 class VisionBlock(nn.Module):
@@ -76,7 +76,7 @@ class VisionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, P, width] -> [N, P, width]."""
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.ln_2(x))
 
 
 class Resampler(nn.Module):
@@ -98,7 +98,7 @@ class Resampler(nn.Module):
         values = self.ln_kv(self.kv_proj(x))
         keys = values + resize_positions(self.pos_embed, self.grid)
         queries = (self.ln_q(self.query) + self.pos_embed).expand(len(x), -1, -1)
-        return self.attn(queries, keys, values, need_weights=False)[0]  # type: ignore[no-any-return]
+        return self.attn(queries, keys, values, need_weights=False)[0]
 
 
 class VisionTransformer(nn.Module):
@@ -126,7 +126,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, S, S] -> image features [N, Q, H]."""
-        return self.ln_post(self.attn_pool(self.encode_patches(pixel_values))) @ self.proj  # type: ignore[no-any-return]
+        return self.ln_post(self.attn_pool(self.encode_patches(pixel_values))) @ self.proj
 
 
 # --- Decoder ----------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, H] -> [B, T, H]."""
-        return self.c_proj(self.w1(x) * F.silu(self.w2(x)))  # type: ignore[no-any-return]
+        return self.c_proj(self.w1(x) * F.silu(self.w2(x)))
 
 
 class Block(nn.Module):
@@ -255,20 +255,20 @@ class QwenVL(nn.Module):
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, S, S] -> image features [N, Q, H]."""
-        return self.transformer.visual(pixel_values)  # type: ignore[no-any-return]
+        return self.transformer.visual(pixel_values)
 
     def embed(self, input_ids: Tensor, features: Tensor | None = None) -> Tensor:
         """Token ids [B, T] -> [B, T, H]; the Q positions after the i-th image-start id take features[i]."""
         hidden = self.transformer.wte(input_ids)
         if features is None:
-            return hidden  # type: ignore[no-any-return]
+            return hidden
         hidden = hidden.clone()
         starts = (input_ids == self.config.vision.image_start_id).nonzero()
         if len(starts) != len(features):
             raise ValueError(f"{len(starts)} image spans in the prompt, features of {len(features)} pictures given")
         for (row, start), picture in zip(starts.tolist(), features, strict=True):
             hidden[row, start + 1 : start + 1 + len(picture)] = picture
-        return hidden  # type: ignore[no-any-return]
+        return hidden
 
     def decode(
         self,
