@@ -10,31 +10,8 @@
 namespace qwenvl {
 namespace {
 
-namespace portable {
-#define QWENVL_TARGET
-#define QWENVL_WIDTH 4
-#include "image_kernels.inc"
-#undef QWENVL_TARGET
-#undef QWENVL_WIDTH
-}  // namespace portable
-
-#if defined(__x86_64__)
-namespace avx2 {
-#define QWENVL_TARGET QWENVL_AVX2
-#define QWENVL_WIDTH 8
-#include "image_kernels.inc"
-#undef QWENVL_TARGET
-#undef QWENVL_WIDTH
-}  // namespace avx2
-
-namespace avx512 {
-#define QWENVL_TARGET QWENVL_AVX512
-#define QWENVL_WIDTH 16
-#include "image_kernels.inc"
-#undef QWENVL_TARGET
-#undef QWENVL_WIDTH
-}  // namespace avx512
-#endif
+#define QWENVL_KERNELS "image_kernels.inc"
+#include "each_instruction_set.inc"
 
 }  // namespace
 

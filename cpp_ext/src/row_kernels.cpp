@@ -15,31 +15,8 @@ namespace {
 constexpr std::size_t kLanes = 16;
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
 
-namespace portable {
-#define QWENVL_TARGET
-#define QWENVL_WIDTH 4
-#include "row_kernels.inc"
-#undef QWENVL_TARGET
-#undef QWENVL_WIDTH
-}  // namespace portable
-
-#if defined(__x86_64__)
-namespace avx2 {
-#define QWENVL_TARGET QWENVL_AVX2
-#define QWENVL_WIDTH 8
-#include "row_kernels.inc"
-#undef QWENVL_TARGET
-#undef QWENVL_WIDTH
-}  // namespace avx2
-
-namespace avx512 {
-#define QWENVL_TARGET QWENVL_AVX512
-#define QWENVL_WIDTH 16
-#include "row_kernels.inc"
-#undef QWENVL_TARGET
-#undef QWENVL_WIDTH
-}  // namespace avx512
-#endif
+#define QWENVL_KERNELS "row_kernels.inc"
+#include "each_instruction_set.inc"
 
 }  // namespace
 
