@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -219,24 +220,43 @@ class Bundle:
         Raises:
             BundleError: names the first file that is missing, truncated or altered.
         """
-        root = self.path.resolve()
-        for name, info in self.manifest.files.items():
-            path = self.path / name
-            if not path.is_file():
-                raise BundleError(f'the bundle "{self.path}" lacks "{name}"; copy it again or export it again.')
-            if not path.resolve().is_relative_to(root):
-                raise BundleError(f'"{name}" in the bundle "{self.path}" is a link that leaves the folder.')
-            if (size := path.stat().st_size) != info.size:
-                raise BundleError(
-                    f'"{path}" has {size:,} bytes instead of {info.size:,}: it is truncated or altered; '
-                    "copy the bundle again or export it again."
-                )
-        for name, info in self.manifest.files.items():
-            if (hash_up_to_bytes is None or info.size <= hash_up_to_bytes) and sha256(self.path / name) != info.sha256:
-                raise BundleError(
-                    f'"{self.path / name}" was altered: its SHA-256 is not the one in {MANIFEST_NAME}; '
-                    "copy the bundle again or export it again."
-                )
+        check_files(self.path, self.manifest.files, hash_up_to_bytes)
+
+
+def check_files(
+    folder: Path,
+    files: Mapping[str, FileInfo],
+    hash_up_to_bytes: int | None = None,
+    *,
+    what: str = "bundle",
+    listed_in: str = MANIFEST_NAME,
+    remedy: str = "copy the bundle again or export it again",
+) -> None:
+    """Check that every file is there with its size, and the SHA-256 of those up to a size (None: of all).
+
+    Args:
+        folder: what the names in `files` are relative to; no file may lie outside it, not even through a link.
+        files: what each file must be.
+        hash_up_to_bytes: larger files are only checked for their size.
+        what: what the folder is, for messages; so are `listed_in` and `remedy`, the advice that ends them.
+
+    Raises:
+        BundleError: names the first file that is missing, truncated or altered.
+    """
+    root = folder.resolve()
+    for name, info in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f'the {what} "{folder}" lacks "{name}"; {remedy}.')
+        if not path.resolve().is_relative_to(root):
+            raise BundleError(f'"{name}" in the {what} "{folder}" is a link that leaves the folder.')
+        if (size := path.stat().st_size) != info.size:
+            raise BundleError(
+                f'"{path}" has {size:,} bytes instead of {info.size:,}: it is truncated or altered; {remedy}.'
+            )
+    for name, info in files.items():
+        if (hash_up_to_bytes is None or info.size <= hash_up_to_bytes) and sha256(folder / name) != info.sha256:
+            raise BundleError(f'"{folder / name}" was altered: its SHA-256 is not the one in {listed_in}; {remedy}.')
 
 
 def sha256(path: Path) -> str:

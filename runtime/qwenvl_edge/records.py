@@ -15,7 +15,7 @@ Record = TypeVar("Record")
 def read_record(cls: type[Record], raw: Any, where: str, error: type[QwenVLError]) -> Record:
     """Build dataclass `cls` from the JSON object `raw`; `where` names the object in messages.
 
-    Fields may be int, float, bool, str, Any, another dataclass, dict[str, X] or tuple[X, ...] of fixed length.
+    Fields may be int, float, bool, str, Any, another dataclass, dict[str, X], tuple[X, Y] or tuple[X, ...].
 
     Raises:
         error: a key is unknown or missing, or a value has the wrong type.
@@ -42,6 +42,8 @@ def _read_value(hint: Any, raw: Any, where: str, error: type[QwenVLError]) -> An
             raise error(f"{where}: expected an object, found {_name(raw)}.")
         return {key: _read_value(arguments[1], value, f'{where}["{key}"]', error) for key, value in raw.items()}
     if get_origin(hint) is tuple:
+        if arguments[-1] is Ellipsis and isinstance(raw, list):
+            arguments = arguments[:1] * len(raw)
         if not isinstance(raw, list) or len(raw) != len(arguments):
             raise error(f"{where}: expected a list of {len(arguments)} values, found {_name(raw)}.")
         return tuple(_read_value(each, value, where, error) for each, value in zip(arguments, raw, strict=True))
