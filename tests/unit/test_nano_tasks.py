@@ -12,12 +12,13 @@ from qwenvl_edge.image import load_picture
 from qwenvl_edge.prompt import PromptBuilder
 from qwenvl_edge.tokenizer import Tokenizer
 from tools.nano.answerers import items
+from tools.nano.batches import collate
 from tools.nano.dense import CHARACTERS, KIND, SIGN, targets
 from tools.nano.drawing import letter_boxes, render
 from tools.nano.evaluation import TASKS, cases, iou, read_answer, score
 from tools.nano.model import new_model
 from tools.nano.scenes import sample_scene, sample_signs
-from tools.nano.sequences import Composer, collate
+from tools.nano.sequences import Composer
 from tools.nano.tasks import single_dialogues
 from tools.nano.train_language import answer_loss
 from tools.nano.vocabulary import Codec, corpus, learn
@@ -112,7 +113,7 @@ def test_packed_dialogues_do_not_see_each_other(vocabulary):
             torch.nn.init.normal_(block.attn.c_proj.weight, std=0.1)
         packed = composer.chat(asked, 1)
         alone = [composer.chat([dialogue], 1) for dialogue in asked]
-        one, _, _ = answer_loss(model, collate([packed], composer), features)
-        each = [(answer_loss(model, collate([s], composer), features)[0], sum(s.weights)) for s in alone]
+        one = answer_loss(model, collate([packed], composer), features).answers
+        each = [(answer_loss(model, collate([s], composer), features).answers, sum(s.weights)) for s in alone]
     expected = sum(loss * weight for loss, weight in each) / sum(weight for _, weight in each)
     assert float(one) == pytest.approx(float(expected), abs=1e-4)

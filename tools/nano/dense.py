@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tools.nano.drawing import letter_boxes
-from tools.nano.scenes import COLOURS, KINDS, Box, Scene
+from tools.nano.scenes import COLOURS, KINDS, Box, Change, Scene
 
 GRID = 8
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 LETTERS = 6
 NOTHING, SIGN = len(KINDS), len(KINDS) + 1
 IGNORE = -100
-# columns of a patch's integer target: kind, colour, hundreds and tens of the four box sides, letters
-KIND, COLOUR, DIGITS, TEXT, WIDTH = 0, 1, 2, 10, 10 + LETTERS
+WAVES = (1, 2, 5, 10)  # a coordinate as phases: of a wave with a tenth as its length the decoder reads the second digit
+# columns of a patch's integer target: kind, colour, hundreds and tens of the four box sides, letters, a centre or not
+KIND, COLOUR, DIGITS, TEXT, CENTRES, WIDTH = 0, 1, 2, 10, 10 + LETTERS, 11 + LETTERS
 
 
 def _cells(box: Box) -> tuple[np.ndarray, int]:
@@ -42,6 +43,21 @@ def covered(box: Box) -> np.ndarray:
     return seen
 
 
+def centre(box: Box) -> int:
+    """The patch in which a thing's middle lies."""
+    return _cells(box)[1]
+
+
+def differences(change: Change) -> list[int]:
+    """For each patch of the second picture: 0 as before, 1 its thing is gone, 2 was added, 3 has another colour."""
+    cells = [0] * (GRID * GRID)
+    thing = change.before or change.after
+    if thing:
+        for cell in np.flatnonzero(covered(thing.box)):
+            cells[cell] = ("none", "gone", "added", "colour").index(change.what)
+    return cells
+
+
 def _digits(box: Box) -> list[int]:
     values = [min(int(side * 1000), 999) for side in box]
     return [v // 100 for v in values] + [v // 10 % 10 for v in values]
@@ -52,7 +68,7 @@ def targets(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     behind them, which characters stand on the patch, [GRID * GRID, len(CHARACTERS)] of 0 or 1.
     """
     labels = np.full((GRID * GRID, WIDTH), IGNORE, np.int64)
-    labels[:, KIND] = NOTHING
+    labels[:, KIND], labels[:, CENTRES] = NOTHING, 0
     boxes = np.zeros((GRID * GRID, 4), np.float32)
     letters_seen = np.zeros((GRID * GRID, len(CHARACTERS)), np.float32)
     best = np.full(GRID * GRID, 0.3)
@@ -68,7 +84,8 @@ def targets(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         mine = cover >= best
         best[mine] = cover[mine]
         letters = [CHARACTERS.index(c) for c in text] + [len(CHARACTERS)] * (LETTERS - len(text))
-        labels[mine] = [kind, colour, *_digits(box), *(letters if text else [IGNORE] * LETTERS)]
+        labels[mine, :CENTRES] = [kind, colour, *_digits(box), *(letters if text else [IGNORE] * LETTERS)]
+        labels[centre, CENTRES] = 1
         boxes[mine] = box
     return labels, np.concatenate([boxes, letters_seen], axis=1)
 
@@ -78,9 +95,10 @@ class DenseHeads(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.sizes = [len(KINDS) + 2, len(COLOURS), *[10] * 8, *[len(CHARACTERS) + 1] * LETTERS]
+        self.sizes = [len(KINDS) + 2, len(COLOURS), *[10] * 8, *[len(CHARACTERS) + 1] * LETTERS, 2]
         self.classify = nn.Linear(dim, sum(self.sizes))
         self.locate = nn.Linear(dim, 4)
+        self.phase = nn.Linear(dim, 4 * 2 * len(WAVES))
         self.spell = nn.Linear(dim, len(CHARACTERS))
         balance = torch.ones(len(KINDS) + 2)
         balance[NOTHING] = 0.4
@@ -91,9 +109,16 @@ class DenseHeads(nn.Module):
         parts = self.classify(features).flatten(0, 1).split(self.sizes, dim=-1)
         wanted = labels.flatten(0, 1)
         loss = features.new_zeros(())
-        right: dict[str, list[Tensor]] = {"kind": [], "colour": [], "hundreds": [], "tens": [], "letters": []}
-        names = ["kind", "colour", *["hundreds"] * 4, *["tens"] * 4, *["letters"] * LETTERS]
-        weights = {"kind": 2.0, "colour": 1.0, "hundreds": 0.2, "tens": 0.1, "letters": 0.2}
+        right: dict[str, list[Tensor]] = {
+            "kind": [],
+            "colour": [],
+            "hundreds": [],
+            "tens": [],
+            "letters": [],
+            "centre": [],
+        }
+        names = ["kind", "colour", *["hundreds"] * 4, *["tens"] * 4, *["letters"] * LETTERS, "centre"]
+        weights = {"kind": 2.0, "colour": 1.0, "hundreds": 0.2, "tens": 0.1, "letters": 0.2, "centre": 1.0}
         for i, (logits, name) in enumerate(zip(parts, names, strict=True)):
             known = wanted[:, i] != IGNORE
             if not known.any():
@@ -109,6 +134,14 @@ class DenseHeads(nn.Module):
             loss = loss + 2 * F.cross_entropy(logits, seen / seen.sum(-1, keepdim=True))
             right["spelling"] = [seen.gather(1, logits.argmax(-1, keepdim=True)).mean()]
         inside = (wanted[:, KIND] != NOTHING).float()[:, None]
-        distance = F.smooth_l1_loss(self.locate(features).flatten(0, 1), boxes, reduction="none", beta=0.05)
-        loss = loss + 5 * (distance * inside).sum() / inside.sum().clamp(min=1)
-        return loss, {k: float(torch.stack(v).mean()) for k, v in right.items() if v}
+        places = self.locate(features).flatten(0, 1)
+        distance = F.smooth_l1_loss(places, boxes, reduction="none", beta=0.02)
+        angles = 2 * torch.pi * (boxes[..., None] * boxes.new_tensor(WAVES)).flatten(1)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        off = (self.phase(features).flatten(0, 1) - waves).square()
+        loss = loss + ((5 * distance.sum(1) + 0.2 * off.sum(1)) * inside[:, 0]).sum() / inside.sum().clamp(min=1)
+        figures = {k: float(torch.stack(v).mean()) for k, v in right.items() if v}
+        figures["off"] = float(
+            ((places.detach() - boxes).abs().mean(1) * inside[:, 0]).sum() / inside.sum().clamp(min=1)
+        )
+        return loss, figures

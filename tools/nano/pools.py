@@ -52,7 +52,7 @@ TRAINING = (
     Pool("few", 100_000, 16_000, (1, 3), 0.45),
     Pool("many", 200_000, 40_000, (1, 5), 0.45),
     Pool("pairs", 400_000, 12_000, (1, 3), 0.2, pairs=True),
-    Pool("letters", 600_000, 9_000, (0, 0), 0.0, letters=True),
+    Pool("letters", 600_000, 30_000, (0, 0), 0.0, letters=True),
 )
 
 

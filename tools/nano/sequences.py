@@ -7,34 +7,36 @@ that go on from the prefix, exactly as if it stood there alone. So a picture is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from tools.nano.dense import GRID, covered
+from tools.nano.dense import centre, covered
+from tools.nano.focus import Focus
 from tools.nano.phrases import COLOUR_ZH, KIND_ZH
 from tools.nano.scenes import COLOURS, KINDS, Box
 from tools.nano.tasks import Dialogue
 from tools.nano.vocabulary import SYSTEM, Codec
 
-WORDS_ABOUT = ("colour", "kind", "refer", "yes_no", "follow_up")  # all words of these answers speak of one thing
-UNNAMED = ("caption", "read", "ocr", "refer")  # what these answers speak of is not named in words before
+WORDS_ABOUT = (
+    "colour",
+    "kind",
+    "refer",
+    "yes_no",
+    "follow_up",
+    "same",
+    "changed",
+    "which",
+)  # all words about one thing
+UNNAMED = ("caption", "read", "ocr", "refer", "same", "changed")  # what is spoken of is not named in words before
 LAST_DIGIT_WEIGHT = 0.2  # a thousandth of the picture is a ninth of the model's pixel
-
-
-class Focus(NamedTuple):
-    """What a token speaks of: a place in a picture, and whether the dialogue names it by colour and kind."""
-
-    picture: int
-    box: Box
-    named: bool
+TEXT_WEIGHT = 1.5  # letters are few among the tokens and the hardest to learn
 
 
 @dataclass
 class Sequence:
-    """Lists of one length: ids, positions, segments (0 = the prefix), loss weights, classes and focus of tokens."""
+    """Lists of one length: ids, positions, segments (0 = the prefix), loss weights, classes and focus of tokens; of
+    two pictures that were compared, how the patches of the second differ (dense.differences).
+    """
 
     ids: list[int]
     positions: list[int]
@@ -42,6 +44,7 @@ class Sequence:
     weights: list[float]
     classes: list[int]  # 0 words, 1 coordinates, 2 text read from a sign
     focus: list[Focus | None]
+    differences: list[int] | None = None
 
 
 class Composer:
@@ -55,6 +58,9 @@ class Composer:
         self.special = frozenset(special.values())
         self.pad = special["<imgpad>"]
         self.newline = codec.encode("\n")
+        labels = zip(*(codec.encode(f"Picture {n}: ") for n in "12"), strict=True)
+        same = [one == other for one, other in labels]
+        self.number = len(same) - same.index(False) + 1  # so far before a picture's first patch stands its number
         self.digits = {codec.encode(str(d))[0] for d in range(10)}
         self.names = [self._ids_of(names) for names in ((*COLOURS, *COLOUR_ZH.values()), (*KINDS, *KIND_ZH.values()))]
         self.separators = {codec.encode(text)[0] for text in (",", " and", "、", "和")}
@@ -112,10 +118,10 @@ class Composer:
                 inside = self.tags.get(token, inside)
                 digit = bool(inside) and token in self.digits
                 last = digit and ids[k + 1] not in self.digits
-                sequence.weights.append(float(answer) * (LAST_DIGIT_WEIGHT if last else 1.0))
-                sequence.classes.append(
-                    1 if digit and not last else 2 if dialogue.task in ("read", "ocr") and not inside else 0
-                )
+                text = dialogue.task in ("read", "ocr") and not inside
+                weight = LAST_DIGIT_WEIGHT if last else TEXT_WEIGHT if text else 1.0
+                sequence.weights.append(float(answer) * weight)
+                sequence.classes.append(1 if digit and not last else 2 if text else 0)
             sequence.focus += self._focus(dialogue, ids, answers)
             sequence.ids += ids
             sequence.positions += range(count, count + len(ids))
@@ -125,8 +131,13 @@ class Composer:
     def _focus(self, dialogue: Dialogue, ids: list[int], answers: list[bool]) -> list[Focus | None]:
         """What each answer token speaks of: the place of its box, its letter, or the thing that all words are about."""
         shapes, letters = iter(dialogue.focus), iter(dialogue.letters)
-        about = dialogue.focus[0] if dialogue.focus and dialogue.task in WORDS_ABOUT else None
+        about: tuple[int, ...] = ()
+        if dialogue.task == "count":  # one patch each, so that large things do not count more
+            about = tuple(centre(box) for box in dialogue.focus)
+        elif dialogue.focus and dialogue.task in WORDS_ABOUT:
+            about = _cells(dialogue.focus[0])
         place = next(shapes, None) if dialogue.task == "caption" else None
+        named = dialogue.task not in UNNAMED
         focus: list[Focus | None] = []
         for k, (token, answer) in enumerate(zip(ids, answers, strict=True)):
             if self.tags.get(ids[k - 1]) and k and answer:  # just behind <box>, which a raw prompt holds itself
@@ -136,73 +147,11 @@ class Composer:
             elif dialogue.task == "caption" and token in self.separators:
                 place = next(shapes, None)
             spelt = next(letters, None) if answer and not place and token not in self.special else None
-            box = place or spelt or about
-            named = dialogue.task not in UNNAMED
-            focus.append(Focus(dialogue.picture, box, named) if answer and box else None)
+            box = place or spelt
+            cells = _cells(box) if box else about
+            focus.append(Focus(dialogue.picture, cells, named) if answer and cells else None)
         return focus
 
 
-@dataclass
-class Batch:
-    """Padded sequences: ids, positions, segments [B, T] (segment -1 = padding), weights and classes [B, T].
-
-    focus_rows, focus_tokens [n]: where a token is about to be predicted that speaks of a place; focus_patches [n, T]:
-    the picture tokens of that place; focus_words [n, 2, T]: the tokens before it in its segment that name the colour
-    and the kind of what is there.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    segments: Tensor
-    weights: Tensor
-    classes: Tensor
-    focus_rows: Tensor
-    focus_tokens: Tensor
-    focus_patches: Tensor
-    focus_words: Tensor
-
-    @property
-    def mask(self) -> Tensor:
-        """[B, 1, T, T], true where a token may look: back, at the prefix or its own segment."""
-        mine, other = self.segments[:, :, None], self.segments[:, None, :]
-        seen = ((other == 0) | (other == mine)).tril()
-        return (seen | torch.eye(self.ids.shape[1], dtype=torch.bool))[:, None]
-
-
-def collate(sequences: list[Sequence], composer: Composer) -> Batch:
-    """Pad to the longest sequence; the padding is also the id of picture tokens."""
-    pad = composer.pad
-    longest = max(len(s.ids) for s in sequences)
-
-    def padded(name: str, value: float) -> Tensor:
-        return torch.tensor([getattr(s, name) + [value] * (longest - len(s.ids)) for s in sequences])
-
-    rows, tokens, patches, words = [], [], [], []
-    for row, sequence in enumerate(sequences):
-        pictures = [i for i, token in enumerate(sequence.ids) if token == pad]
-        segments = np.array(sequence.segments)
-        names = [np.isin(sequence.ids, ids) for ids in composer.names]
-        for token, focus in enumerate(sequence.focus):
-            if focus:
-                seen = np.zeros(longest, bool)
-                first = focus.picture * GRID * GRID
-                seen[[pictures[first + cell] for cell in np.flatnonzero(covered(focus.box))]] = True
-                before = np.zeros((2, longest), bool)
-                if focus.named:
-                    mine = segments[:token] == segments[token]
-                    before[:, :token] = [mine & name[:token] for name in names]
-                words.append(before)
-                rows.append(row)
-                tokens.append(token - 1)
-                patches.append(seen)
-    return Batch(
-        padded("ids", pad),
-        padded("positions", 0),
-        padded("segments", -1),
-        padded("weights", 0.0),
-        padded("classes", 0),
-        torch.tensor(rows, dtype=torch.int64),
-        torch.tensor(tokens, dtype=torch.int64),
-        torch.from_numpy(np.stack(patches) if patches else np.zeros((0, longest), bool)),
-        torch.from_numpy(np.stack(words) if words else np.zeros((0, 2, longest), bool)),
-    )
+def _cells(box: Box) -> tuple[int, ...]:
+    return tuple(int(cell) for cell in np.flatnonzero(covered(box)))

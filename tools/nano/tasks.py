@@ -44,8 +44,8 @@ class Turn:
 class Dialogue:
     """Turns about pictures. The last turn is the one that is scored, against `truth`.
 
-    What an answer speaks of helps in training: `focus` holds the places of its boxes in their order (or of the one
-    thing that its words are about), `letters` those of the letters that it spells, in picture `picture` (from 0).
+    What an answer speaks of helps in training: `focus` holds the places of its boxes in their order (or of the things
+    that its words are about), `letters` those of the letters that it spells, in picture `picture` (from 0).
     """
 
     task: str
@@ -178,8 +178,9 @@ def count(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
         names = (None, thing.kind) if rng.random() < 0.5 else (thing.colour, None)
     what = "物体" if names == (None, None) and language == "zh" else plural(names, language)
     question = pick(rng, language, ("How many {it} are there?",), ("有几个{it}?", "图中有几个{it}?"), it=what)
-    answer = str(len(matches(scene, names)))
-    return Dialogue("count", language, (Turn(question, answer),), {"text": answer})
+    counted = matches(scene, names)
+    answer = str(len(counted))
+    return Dialogue("count", language, (Turn(question, answer),), {"text": answer}, tuple(t.box for t in counted))
 
 
 def yes_no(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
@@ -275,10 +276,10 @@ SINGLE: dict[str, tuple[Maker, float]] = {
     "refer": (refer, 1.0),
     "colour": (colour, 1.0),
     "kind": (kind, 1.0),
-    "count": (count, 1.2),
+    "count": (count, 1.6),
     "yes_no": (yes_no, 1.2),
     "side": (side, 0.6),
-    "read": (read, 2.0),
+    "read": (read, 3.0),
     "ocr": (ocr, 1.0),
     "caption": (describe, 0.8),
     "follow_up": (follow_up, 0.7),
@@ -288,19 +289,25 @@ SINGLE: dict[str, tuple[Maker, float]] = {
 # --- Several pictures ---
 
 
+def place_of(change: Change) -> tuple[Box, ...]:
+    """Where the pictures differ."""
+    thing = change.before or change.after
+    return (thing.box,) if thing else ()
+
+
 def same(rng: random.Random, change: Change, language: str) -> Dialogue:
     """Whether two pictures show the same things."""
     holds = change.what == "none"
     question = pick(rng, language, ("Do the two pictures show the same things?",), ("两张图片里的东西一样吗?",))
     answer = {"en": ("No.", "Yes."), "zh": ("不一样。", "一样。")}[language][holds]
-    return Dialogue("same", language, (Turn(question, answer),), {"text": answer})
+    return Dialogue("same", language, (Turn(question, answer),), {"text": answer}, place_of(change), picture=1)
 
 
 def what_changed(rng: random.Random, change: Change, language: str) -> Dialogue:
     """What is different in the second picture."""
     answer = changed(change, language)
     question = pick(rng, language, ("What changed?", "What is different?"), ("有什么变化?", "有什么不同?"))
-    return Dialogue("changed", language, (Turn(question, answer),), {"text": answer})
+    return Dialogue("changed", language, (Turn(question, answer),), {"text": answer}, place_of(change), picture=1)
 
 
 def which(rng: random.Random, scenes: list[Scene], language: str) -> Dialogue | None:
@@ -310,15 +317,15 @@ def which(rng: random.Random, scenes: list[Scene], language: str) -> Dialogue | 
         names = (thing.colour, thing.kind)
         having = [i for i, s in enumerate(scenes) if matches(s, names)]
         if len(having) == 1:
-            options.append((names, having[0] + 1))
+            options.append((names, having[0] + 1, thing.box))
     if not options:
         return None
-    names, number = rng.choice(options)
+    names, number, box = rng.choice(options)
     one = phrase(names, language)
     it = one if language == "zh" else article(one)
     question = pick(rng, language, ("Which picture has {it}?",), ("哪张图片里有{it}?",), it=it)
     answer = f"图片{number}。" if language == "zh" else f"Picture {number}."
-    return Dialogue("which", language, (Turn(question, answer),), {"text": answer})
+    return Dialogue("which", language, (Turn(question, answer),), {"text": answer}, (box,), picture=number - 1)
 
 
 def ground_in(rng: random.Random, scenes: list[Scene], language: str) -> Dialogue | None:
@@ -358,7 +365,7 @@ def several_dialogues(rng: random.Random, scenes: list[Scene], change: Change | 
         language = rng.choice(("en", "zh"))
         roll = rng.random()
         dialogue: Dialogue | None
-        if change and roll < 0.35:
+        if change and roll < 0.4:
             dialogue = what_changed(rng, change, language)
         elif change and roll < 0.6:
             dialogue = same(rng, change, language)
