@@ -1,6 +1,7 @@
 """The nano model's scenes, questions, scoring and training sequences."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +14,21 @@ from qwenvl_edge.prompt import PromptBuilder
 from qwenvl_edge.tokenizer import Tokenizer
 from tools.nano.answerers import items
 from tools.nano.batches import collate
-from tools.nano.dense import CHARACTERS, KIND, SIGN, targets
+from tools.nano.dense import CHARACTERS, KIND, SIGN, differences, targets
 from tools.nano.drawing import letter_boxes, render
 from tools.nano.evaluation import TASKS, cases, iou, read_answer, score
+from tools.nano.focus import NUMBERS, PATCHES, PLACES, WORDS
 from tools.nano.model import new_model
-from tools.nano.scenes import sample_scene, sample_signs
+from tools.nano.phrases import COLOUR_ZH
+from tools.nano.scenes import COLOURS, change_scene, sample_scene, sample_signs
 from tools.nano.sequences import Composer
-from tools.nano.tasks import single_dialogues
+from tools.nano.tasks import several_dialogues, single_dialogues
 from tools.nano.train_language import answer_loss
 from tools.nano.vocabulary import Codec, corpus, learn
 from tools.nano.vocabulary import write as write_vocabulary
 
 IMAGE_TOKENS = 64
+NANO_VOCABULARY = Path(__file__).parents[2] / "models" / "nano" / "qwen.tiktoken"
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +121,73 @@ def test_packed_dialogues_do_not_see_each_other(vocabulary):
         each = [(answer_loss(model, collate([s], composer), features).answers, sum(s.weights)) for s in alone]
     expected = sum(loss * weight for loss, weight in each) / sum(weight for _, weight in each)
     assert float(one) == pytest.approx(float(expected), abs=1e-4)
+
+
+def pair(seed):
+    """A scene, its changed copy, and the change; the first of a run of seeds in which something changed."""
+    for number in range(seed, seed + 20):
+        scene = sample_scene(number, (2, 3), 0.0)
+        changed, change = change_scene(scene, number)
+        if change.what != "none":
+            return [scene, changed], change
+    raise AssertionError("nothing changed in twenty scenes")
+
+
+def guided(vocabulary, scenes, change, seed=0):
+    codec = Codec(vocabulary)
+    composer = Composer(codec, IMAGE_TOKENS)
+    sequence = composer.chat(several_dialogues(random.Random(seed), scenes, change, 6), len(scenes))
+    sequence.differences = differences(change)
+    return codec, collate([sequence], composer)
+
+
+def test_patches_are_shown_their_number_and_the_same_place_before(vocabulary):
+    scenes, change = pair(10)
+    codec, batch = guided(vocabulary, scenes, change)
+    guides = {guide.kind: guide for guide in batch.guides}
+    seen = batch.ids[0].expand(len(guides[NUMBERS].rows), -1)[guides[NUMBERS].wanted[:, 0]]
+    assert [codec.decode([int(token)]).strip() for token in seen] == ["1"] * IMAGE_TOKENS + ["2"] * IMAGE_TOKENS
+    assert len(set((guides[PLACES].tokens - guides[PLACES].wanted[:, 0].int().argmax(-1)).tolist())) == 1
+    for guide in batch.guides:
+        assert not (guide.wanted & ~guide.among).any()
+        assert (guide.wanted.int().argmax(-1) <= guide.tokens[:, None]).all()
+
+
+def test_answers_are_shown_the_words_and_the_patches_of_what_they_speak_of():
+    scenes, change = pair(30)
+    codec, batch = guided(NANO_VOCABULARY, scenes, change, seed=1)  # its colours and kinds are whole tokens
+    guides = {guide.kind: guide for guide in batch.guides}
+    names = {
+        codec.decode([int(i)]).strip()
+        for i in batch.ids[0].expand(len(guides[WORDS].rows), -1)[guides[WORDS].wanted[:, 0]]
+    }
+    assert names and names <= {*COLOURS, *COLOUR_ZH.values()}
+    changed = set(np.flatnonzero(differences(change)))
+    second = np.flatnonzero((batch.ids[0] == codec.special["<imgpad>"]) & (batch.segments[0] == 0))[IMAGE_TOKENS:]
+    shown = [{int(i) for i in np.flatnonzero(row[0])} for row in guides[PATCHES].wanted]
+    assert {int(second[cell]) for cell in changed} in shown
+
+
+def test_compared_patches_carry_how_they_differ(vocabulary):
+    scenes, change = pair(50)
+    _, batch = guided(vocabulary, scenes, change)
+    rows, tokens, kinds = batch.differences
+    assert len(rows) == len(tokens) == IMAGE_TOKENS
+    named = ("none", "gone", "added", "colour")[int(kinds.max())]
+    assert named == change.what
+    assert 0 < int((kinds > 0).sum()) < IMAGE_TOKENS
+
+
+def test_guided_attention_is_asked_to_grow(vocabulary):
+    """One step down the focus loss raises the attention that the wanted tokens get."""
+    scenes, change = pair(70)
+    codec, batch = guided(vocabulary, scenes, change)
+    model = new_model(codec.ranks, seed=2)
+    features = torch.randn(2, IMAGE_TOKENS, model.config.hidden_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before = answer_loss(model, batch, features).focus
+    before.backward()
+    optimizer.step()
+    with torch.no_grad():
+        after = answer_loss(model, batch, features).focus
+    assert float(after) < float(before.detach())
