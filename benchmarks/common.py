@@ -25,6 +25,14 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def simd() -> str:
+    """The widest vector instructions of this CPU that matter for the figures, such as "AVX-512 VNNI BF16"."""
+    words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    if "avx512f" in words:
+        return "AVX-512" + " VNNI" * ("avx512_vnni" in words) + " BF16" * ("avx512_bf16" in words)
+    return next((name for flag, name in (("avx2", "AVX2"), ("asimd", "NEON")) if flag in words), "none")
+
+
 def conditions() -> dict[str, Any]:
     """Where and with what a measurement was made."""
     cpu = next(
@@ -44,6 +52,7 @@ def conditions() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu,
+        "simd": simd(),
         "cores": len(os.sched_getaffinity(0)),
         "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),

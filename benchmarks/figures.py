@@ -1,0 +1,168 @@
+"""Fills the README's figures from benchmarks/results/: `python benchmarks/figures.py`.
+
+A block of the README between `<!-- figures: NAME -->` and `<!-- end -->` is the text that `NAME` below makes of the
+result files; so no figure stands there that no file holds, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TASKS = {
+    "ground": "phrase -> box",
+    "ground_all": "phrase -> all boxes",
+    "absent": "saying that it is not there",
+    "refer": "box -> phrase",
+    "colour": "colour",
+    "kind": "kind",
+    "count": "count",
+    "yes_no": "yes or no",
+    "side": "left or right",
+    "read": "read the sign",
+    "ocr": "read with corners",
+    "caption": "caption, word for word",
+    "follow_up": 'follow-up "where is it?"',
+    "same": "same things in two pictures?",
+    "changed": "what changed",
+    "which": "which of 2-3 pictures",
+    "ground_in": "box in a named picture",
+}
+PROMISES = {  # figure: its name, floor, goal
+    "box_acc50": ("boxes at IoU 0.5", 0.80, 0.90),
+    "box_miou": ("mean IoU of boxes", 0.65, 0.75),
+    "attributes": ("colour, kind, count, yes-no", 0.90, 0.95),
+    "text_exact": ("text read to the letter", 0.75, 0.90),
+    "multi_picture": ("several pictures", 0.80, 0.90),
+    "chinese_gap_points": ("English ahead of Chinese, points", 5.0, 2.0),
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result file: conditions, headline and details."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def number(value: float, unit: str = "") -> str:
+    """Three significant digits, whole from 100 on."""
+    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
+def prose(*sentences: str) -> str:
+    """Sentences as a paragraph of the README's width."""
+    return textwrap.fill(" ".join(sentences), 119, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def conditions(name: str) -> str:
+    """Where a file's figures were measured."""
+    found = load(name)["conditions"]
+    simd = f", {found['simd']}" if "simd" in found else ""
+    cores = "one core" if found["cores"] == 1 else f"{found['cores']} cores"
+    return f"{found['date']}, {cores} of an {found['cpu']}{simd}, Python {found['python']}"
+
+
+def latency() -> str:
+    """Speed of the nano model next to PyTorch."""
+    details = load("latency")["details"]
+    ours, theirs = details["stages"]["runtime"], details["stages"]["PyTorch eager"]
+    ratios = details["pytorch_over_runtime"]
+    names = {
+        "image_ms": "picture (decode, resize, ViT, adapter)",
+        "prefill_ms": "prefill",
+        "ttft_ms": "time to first token",
+        "token_ms": "each further token",
+        "answer_ms": "whole answer",
+    }
+    rows = []
+    for key, name in names.items():
+        ratio = ratios.get(key)
+        told = f"{ratio['median']:.2f} ({ratio['q25']:.2f} to {ratio['q75']:.2f})" if ratio else ""
+        rows.append([name, number(ours[key]["median"], "ms"), number(theirs[key]["median"], "ms"), told])
+    head = ["", "runtime", "PyTorch eager", "PyTorch / runtime (quartiles)"]
+    return f"{table(head, rows)}\n({conditions('latency')}.)\n"
+
+
+def core() -> str:
+    """Tokenizer, sampler and picture preprocessing next to their peers."""
+    texts = load("tokenizer")["details"]["texts"]
+    rows = [
+        ["encode, MB/s", *[number(t["encode_mb_s"]["ours"]) for t in texts.values()]],
+        ["... times tiktoken", *[number(t["encode_vs_tiktoken"]["median"]) for t in texts.values()]],
+        ["... times Hugging Face tokenizers", *[number(t["encode_vs_tokenizers"]["median"]) for t in texts.values()]],
+        ["decode, times tiktoken", *[number(t["decode_vs_tiktoken"]["median"]) for t in texts.values()]],
+    ]
+    sampler = load("sampler")["headline"]
+    pillow = [ratio["median"] for ratio in load("image")["details"]["ratios"].values()]
+    said = prose(
+        f"Loading the vocabulary takes {load('tokenizer')['headline']['load_ms']:.0f} ms.",
+        f"A greedy token of 151,936 logits takes {sampler['greedy_us']:.0f} µs, {sampler['greedy_vs_read']:.2f} times",
+        f"reading the row; the chat default (top-p) {sampler['top_p_us']:.0f} µs, {sampler['top_p_vs_torch']:.0f} times",
+        f"as fast as the same chain in PyTorch and {sampler['top_p_vs_numpy']:.0f} times NumPy.",
+        f"Resizing and normalising a picture is {min(pillow):.1f} to {max(pillow):.1f} times as fast as Pillow and",
+        f"NumPy. ({conditions('tokenizer')}.)",
+    )
+    return f"{table(['', *texts], rows)}\n{said}"
+
+
+def conversation() -> str:
+    """What reuse, batches and constraints give and cost on the nano model."""
+    found = load("conversation")["headline"]
+    return prose(
+        f"Opening the engine takes {load('latency')['headline']['load_ms']:.0f} ms, its resident peak is",
+        f"{load('latency')['headline']['peak_memory_mb']:.0f} MB. A second question about the same picture has its",
+        f"first token after {found['second_question_ttft_ratio']:.2f} of the first one's time, the tenth turn of a",
+        f"conversation after {found['tenth_turn_ttft_ratio']:.2f}. Four answers decoded together give",
+        f"{found['batch4_speedup']:.1f} times the tokens a second. Look-up decoding makes answers that repeat",
+        f"{found['lookup_speedup_repeating']:.2f} times as fast, others {found['lookup_speedup_free']:.2f} times; a JSON",
+        f"Schema costs {found['constrained_overhead']:.2f} of a nano decode step. Requests in a row grew the memory by",
+        f"{found['soak_growth_mb']:.1f} MB. ({conditions('conversation')}.)",
+    )
+
+
+def answers() -> str:
+    """What the nano model answers, task by task."""
+    tasks = load("accuracy")["details"]["tasks"]["fp32"]
+    rows = []
+    for key, name in TASKS.items():
+        en, zh = tasks[key]["en"], tasks[key]["zh"]
+        iou = f"{(en['iou'] + zh['iou']) / 2:.2f}" if "iou" in en else ""
+        rows.append([name, f"{en['right']:.2f}", f"{zh['right']:.2f}", iou])
+    return table(["task", "English", "Chinese", "mean IoU"], rows)
+
+
+def precisions() -> str:
+    """What the project promises of the nano model, and what each precision reaches."""
+    found = load("accuracy")["headline"]
+    rows = [
+        [name, str(floor), str(goal), *[f"{figures[key]:.3g}" for figures in found.values()]]
+        for key, (name, floor, goal) in PROMISES.items()
+    ]
+    return table(["", "floor", "goal", *found], rows)
+
+
+MAKERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (latency, conversation, core, answers, precisions)}
+
+
+def filled(text: str) -> str:
+    """`text` with every block made anew; a block of an unknown name is a KeyError."""
+    return BLOCK.sub(lambda found: f"{found[1]}{MAKERS[found[2]]()}{found[3]}", text)
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
