@@ -112,7 +112,7 @@ def core() -> str:
     said = prose(
         f"Loading the vocabulary takes {load('tokenizer')['headline']['load_ms']:.0f} ms.",
         f"A greedy token of 151,936 logits takes {sampler['greedy_us']:.0f} µs, {sampler['greedy_vs_read']:.2f} times",
-        f"reading the row; the chat default (top-p) {sampler['top_p_us']:.0f} µs, {sampler['top_p_vs_torch']:.0f} times",
+        f"reading the row; the default (top-p) {sampler['top_p_us']:.0f} µs, {sampler['top_p_vs_torch']:.0f} times",
         f"as fast as the same chain in PyTorch and {sampler['top_p_vs_numpy']:.0f} times NumPy.",
         f"Resizing and normalising a picture is {min(pillow):.1f} to {max(pillow):.1f} times as fast as Pillow and",
         f"NumPy. ({conditions('tokenizer')}.)",
@@ -129,8 +129,8 @@ def conversation() -> str:
         f"first token after {found['second_question_ttft_ratio']:.2f} of the first one's time, the tenth turn of a",
         f"conversation after {found['tenth_turn_ttft_ratio']:.2f}. Four answers decoded together give",
         f"{found['batch4_speedup']:.1f} times the tokens a second. Look-up decoding makes answers that repeat",
-        f"{found['lookup_speedup_repeating']:.2f} times as fast, others {found['lookup_speedup_free']:.2f} times; a JSON",
-        f"Schema costs {found['constrained_overhead']:.2f} of a nano decode step. Requests in a row grew the memory by",
+        f"{found['lookup_speedup_repeating']:.2f} times as fast, others {found['lookup_speedup_free']:.2f} times; a",
+        f"JSON Schema costs {found['constrained_overhead']:.2f} of a nano decode step. Requests in a row grew the memory by",
         f"{found['soak_growth_mb']:.1f} MB. ({conditions('conversation')}.)",
     )
 
