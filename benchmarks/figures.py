@@ -130,8 +130,8 @@ def conversation() -> str:
         f"conversation after {found['tenth_turn_ttft_ratio']:.2f}. Four answers decoded together give",
         f"{found['batch4_speedup']:.1f} times the tokens a second. Look-up decoding makes answers that repeat",
         f"{found['lookup_speedup_repeating']:.2f} times as fast, others {found['lookup_speedup_free']:.2f} times; a",
-        f"JSON Schema costs {found['constrained_overhead']:.2f} of a nano decode step. Requests in a row grew the memory by",
-        f"{found['soak_growth_mb']:.1f} MB. ({conditions('conversation')}.)",
+        f"JSON Schema costs {found['constrained_overhead']:.2f} of a nano decode step. Requests in a row grew the",
+        f"memory by {found['soak_growth_mb']:.1f} MB. ({conditions('conversation')}.)",
     )
 
 
