@@ -44,6 +44,8 @@ class GraphBuilder:
         self, op_type: str, count: int, *inputs: ir.Value | None, domain: str = "", **attributes: Any
     ) -> list[ir.Value]:
         """Add a node with `count` outputs; None stands for an optional input that is absent."""
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]  # TensorRT's parser takes an empty name at the end for a tensor that is missing
         node = ir.node(
             op_type, inputs, attributes, domain=domain, num_outputs=count, name=f"{op_type}_{len(self._nodes)}"
         )
