@@ -16,12 +16,13 @@ from qwenvl_edge.image import ChannelOrder, Picture, array_to_rgb, freeze
 
 @dataclass(frozen=True)
 class Frame:
-    """A camera frame: its `picture` (give it to the engine), when it was captured (seconds of time.monotonic), and its
-    `number`, which counts every frame put, from 0."""
+    """A camera frame: its `picture` (give it to the engine), when it was captured (seconds of time.monotonic), its
+    `number`, which counts every frame put, from 0, and the `header` that it was put with."""
 
     picture: Picture = field(repr=False)
     captured: float
     number: int
+    header: Any = field(default=None, repr=False)
 
     @property
     def age_ms(self) -> float:
@@ -39,17 +40,18 @@ class FrameSource:
     def __init__(self, *, channel_order: ChannelOrder = "rgb") -> None:
         self._channel_order = channel_order
         self._changed = threading.Condition()
-        self._slot: tuple[npt.NDArray[np.uint8], float, int] | None = None
+        self._slot: tuple[npt.NDArray[np.uint8], float, int, Any] | None = None
         self._closed = False
         self._count = 0
         self.dropped = 0
 
-    def put(self, pixels: npt.NDArray[Any], *, captured: float | None = None) -> None:
+    def put(self, pixels: npt.NDArray[Any], *, captured: float | None = None, header: Any = None) -> None:
         """Put a frame into the slot, in place of one that is still there.
 
         Args:
             pixels: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; it is copied.
             captured: when it was captured, in seconds of time.monotonic; None means now.
+            header: anything that shall come back with the frame, such as the camera's message header.
 
         Raises:
             ImageError: the array has another shape or dtype.
@@ -64,7 +66,7 @@ class FrameSource:
             if self._closed:
                 raise FrameError("the frame source is closed; make a new one.")
             self.dropped += self._slot is not None
-            self._slot = rgb, captured, self._count
+            self._slot = rgb, captured, self._count, header
             self._count += 1
             self._changed.notify()
 
@@ -83,7 +85,7 @@ class FrameSource:
             if self._slot is None:
                 reason = "the frame source is closed" if self._closed else f"no frame came within {timeout_s:g} s"
                 raise FrameError(f"{reason}; look after the camera.")
-            pixels, captured, number = self._slot
+            pixels, captured, number, header = self._slot
             self._slot = None
             age_ms = (time.monotonic() - captured) * 1e3
             if max_age_ms is not None and age_ms > max_age_ms:
@@ -92,7 +94,7 @@ class FrameSource:
                     f"frame {number} is {age_ms:,.0f} ms old, older than the limit of {max_age_ms:g} ms; "
                     "take the next one, or look after the camera."
                 )
-        return Frame(freeze(pixels, f"frame {number}"), captured, number)
+        return Frame(freeze(pixels, f"frame {number}"), captured, number, header)
 
     def close(self) -> None:
         """End the source: a frame in the slot may still be taken, then `take` raises FrameError."""

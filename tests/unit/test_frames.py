@@ -142,3 +142,10 @@ def test_a_frame_is_asked_about(tmp_path):
     source.put(frame(200))
     reply = qwen.chat("Which colour?", images=[source.take(max_age_ms=60_000).picture])
     assert reply.text == "red" and reply.pictures[0].name == "frame 0" and backend.encoded == 1
+
+
+def test_a_header_comes_back_with_its_frame():
+    source = FrameSource()
+    source.put(frame(0), header="first")
+    source.put(frame(1), header="second")
+    assert source.take().header == "second"
