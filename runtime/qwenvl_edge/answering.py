@@ -81,7 +81,7 @@ class Answerer:
                 yield run.piece
                 while not work.ended:
                     yield run.step(self._decoder)
-            yield work.writer.finish()
+            yield _finish(work)
         return self._reply(work)
 
     def answer_many(self, requests: Sequence[tuple[Request, Control]], *, max_batch: int) -> list[Reply]:
@@ -91,7 +91,7 @@ class Answerer:
             for batch in self._batches(works, max_batch) if granted else ():
                 self._answer_batch(batch)
         for work in works:
-            work.writer.finish()
+            _finish(work)
         return [self._reply(work) for work in works]
 
     def forget(self) -> None:
@@ -123,7 +123,8 @@ class Answerer:
             clock = time.perf_counter()
             logits = decoder.step()
             for row, run in list(active.items()):
-                run.take(logits[row], clock)
+                if decoder.caught_up(row):
+                    run.take(logits[row], clock)
                 if works[row].ended:
                     decoder.end(row)
                     del active[row]
@@ -187,6 +188,7 @@ class Answerer:
             image_tokens=self._family.image_tokens * len(request.prompt.pictures),
             new_tokens=run.new_tokens if run else 0,
             proposed_tokens=run.proposed_tokens if run else 0,
+            forced_tokens=run.forced_tokens if run else 0,
             accepted_tokens=run.accepted_tokens if run else 0,
             images_encoded=work.images_encoded,
             history_turns_dropped=len(request.history) - request.prompt.turns,
@@ -195,3 +197,9 @@ class Answerer:
             request.matcher.release()
         reason = (run.finish_reason if run else None) or work.control.reason or "cancelled"
         return make_reply(self._family, request, work.writer, reason, stats)
+
+
+def _finish(work: _Work) -> str:
+    """End the answer's text, whatever ended the answer; return the rest of it."""
+    closing = work.run.close() if work.run else ""
+    return closing + work.writer.finish()

@@ -14,8 +14,10 @@ from qwenvl_edge.errors import PromptError
 class Constraint:
     """A form that the answer keeps to, token by token; make one with json, regex, choice or boxes.
 
-    An answer that ends by itself (finish_reason "stop") has the whole form: its raw_text parses. One that is ended
-    (by max_new_tokens, a deadline, ...) is the beginning of such an answer, and finish_reason says so.
+    An answer that ends by itself (finish_reason "stop") is what the model said. One that is cut (by max_new_tokens, a
+    deadline, ...) is closed with the shortest text found that completes the form, so that its raw_text parses too;
+    finish_reason says that it was cut. It stays open behind a stop string, if nothing was said yet, and if the form
+    asks for too much to be found in some milliseconds.
     """
 
     kind: Literal["json", "regex", "choice", "boxes"]

@@ -44,7 +44,7 @@ class SequenceDecoder:
         self._decodable = decodable
         self._image_tokens = image_tokens
         self._pool = CachePool(backend, capacity=capacity, memory_bytes=memory_bytes)
-        rows = max(chunk, 1 + MOST)
+        rows = chunk + MOST
         self._embeds = np.empty((1, rows, embedding.shape[1]), np.float32)
         self._positions = np.arange(capacity, dtype=np.int64)[None]
         self._write_index = np.zeros(1, np.int64)
@@ -88,18 +88,22 @@ class SequenceDecoder:
         return logits
 
     def step(self, proposed: IntArray) -> FloatArray:
-        """Compute the token appended last and `proposed` [M] ones behind it; return the logits [1 + M, V] after each.
+        """Compute what was appended since the last step and `proposed` [M] behind it.
 
-        Append those that are taken to `sequence` and `settle` before the next step.
+        Returns the logits [1 + M, V] after the last appended token and after each proposed one. Say with `settle` how
+        many of those are taken.
         """
-        tokens = np.concatenate([self.sequence.tokens[-1:], proposed])
-        start = len(self.sequence) - 1
+        start = self.computed
+        tokens = np.concatenate([self.sequence.tokens[start:], proposed])
         self._slot.keys[start : start + len(tokens)] = tokens
-        return self._decode(self._embed(tokens), len(tokens))
+        while len(tokens) > self._embeds.shape[1]:
+            self._decode(self._embed(tokens[: self._chunk]), 0)
+            tokens = tokens[self._chunk :]
+        return self._decode(self._embed(tokens), 1 + len(proposed))
 
-    def settle(self) -> None:
-        """Drop computed tokens that were not taken."""
-        self._slot.cache.truncate(len(self.sequence) - 1)
+    def settle(self, rejected: int) -> None:
+        """Drop the last proposed tokens, which were not taken."""
+        self._slot.cache.truncate(self.computed - rejected)
 
     def alpha_for(self, prompt_length: int) -> float:
         """The dynamic-NTK factor of a prompt; prompts of one batch must have the same."""

@@ -1,4 +1,4 @@
-"""The decode loop of one answer: propose, compute, sample, write, until something ends it."""
+"""The decode loop of one answer: propose, compute, draw, write, until something ends it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from qwenvl_edge.answer import AnswerWriter
 from qwenvl_edge.decoder import SequenceDecoder
-from qwenvl_edge.lookup import MOST, Lookup
+from qwenvl_edge.lookup import Lookup
 from qwenvl_edge.matching import Matcher
 from qwenvl_edge.options import GenerationOptions
 from qwenvl_edge.reply import FinishReason
@@ -22,9 +22,11 @@ _NOTHING = np.empty(0, np.int64)
 class Generation:
     """Goes on from the logits [V] after a prompt, the last of `sequence`; without `lookup` a token at a time.
 
-    finish_reason: None while the answer goes on. new_tokens: tokens sampled. token_ms: computing time of each token
-    after the first. proposed_tokens: how many were guessed, and accepted_tokens rightly. piece: the text that the last
-    token made certain.
+    Tokens that a constraint leaves no choice for are appended without being drawn.
+
+    finish_reason: None while the answer goes on. new_tokens: tokens of the answer, forced_tokens of them not drawn.
+    token_ms: computing time of each token after the first. proposed_tokens: how many were guessed, and
+    accepted_tokens rightly. piece: the text that the tokens taken last made certain.
     """
 
     def __init__(
@@ -43,64 +45,98 @@ class Generation:
         self._matcher = matcher
         self._sampler = Sampler(options.sampling)
         self.new_tokens = 0
+        self.forced_tokens = 0
         self.proposed_tokens = 0
         self.accepted_tokens = 0
-        self.token_ms: list[float] = []
         self.finish_reason: FinishReason | None = None
+        self.piece = ""
         if self._lookup is not None:
             self._lookup.start(sequence.tokens)
-        self.piece = self._take(logits)
+        if not self._take_forced():
+            self._take(self._draw(logits))
+            self._take_forced()
+        self.token_ms = [0.0] * (self.new_tokens - 1)
 
     def step(self, decoder: SequenceDecoder) -> str:
         """Compute and take the next token, or several that were proposed; return the text that became certain."""
         clock = time.perf_counter()
-        forced, proposed = self._propose()
+        start, computed = len(self._sequence), decoder.computed
+        proposed = self._propose()
+        rows = decoder.step(proposed)
+        if self._lookup is not None:
+            self._lookup.report(start + len(proposed) - computed, time.perf_counter() - clock)
         pieces = []
-        for i, logits in enumerate(decoder.step(proposed)):
-            clock = self.take(logits, clock)
-            pieces.append(self.piece)
-            if self.finish_reason is not None or i == len(proposed) or self._sequence.tokens[-1] != proposed[i]:
+        accepted = 0
+        for row, logits in enumerate(rows):
+            if len(self._sequence) == start + row:  # else it was forced meanwhile
+                clock = self.take(logits, clock)
+                pieces.append(self.piece)
+            if self.finish_reason or row == len(proposed) or self._sequence.tokens[start + row] != proposed[row]:
                 break
-        accepted = len(pieces) - 1
+            accepted += 1
         self.proposed_tokens += len(proposed)
         self.accepted_tokens += accepted
-        if self._lookup is not None and not forced:
-            self._lookup.report(len(proposed), accepted)
-        decoder.settle()
+        decoder.settle(len(proposed) - accepted)
         return "".join(pieces)
 
     def take(self, logits: npt.NDArray[np.float32], clock: float) -> float:
-        """Take the next token from its logits [V], computed since `clock` (time.perf_counter); return the time now."""
-        self.piece = self._take(logits)
+        """Take the next token, and those that it forces, from its logits [V], computed since `clock`.
+
+        Returns the time now (time.perf_counter, as `clock`).
+        """
+        self.piece = ""
+        known = self.new_tokens
+        self._take(self._draw(logits))
         now = time.perf_counter()
-        self.token_ms.append((now - clock) * 1e3)
+        self._take_forced()
+        self.token_ms += [(now - clock) * 1e3, *[0.0] * (self.new_tokens - known - 1)]
         return now
 
-    def _propose(self) -> tuple[bool, npt.NDArray[np.int64]]:
-        """Whether a constraint forces what comes next, and ids that may come next."""
-        sequence, options = self._sequence, self._options
-        room = min(options.max_new_tokens - self.new_tokens - 1, sequence.capacity - len(sequence), MOST)
-        if self._lookup is None:
-            return False, _NOTHING
-        if self._matcher is not None and len(forced := self._matcher.forced()):
-            return True, forced[:room]
-        return False, self._lookup.propose(room)
+    def close(self) -> str:
+        """Write what a constraint still asks for behind an answer that was cut; return the text."""
+        if self._matcher is None or self.finish_reason in ("stop", "stop_string"):
+            return ""
+        return "".join(self._writer.push(token) for token in self._matcher.closing())
 
-    def _take(self, logits: npt.NDArray[np.float32]) -> str:
+    def _propose(self) -> npt.NDArray[np.int64]:
+        """Ids that may come next; often none."""
+        if self._lookup is None:
+            return _NOTHING
+        room = self._options.max_new_tokens - self.new_tokens - 1
+        return self._lookup.propose(min(room, self._sequence.capacity - len(self._sequence)))
+
+    def _draw(self, logits: npt.NDArray[np.float32]) -> int:
+        sequence, sampler, matcher = self._sequence, self._sampler, self._matcher
+        if matcher is None:
+            return sampler.sample(logits, sequence.tokens)
+        if self._options.greedy:  # the likeliest of all ids is the likeliest of those allowed, if it is one of them
+            token = sampler.sample(logits, sequence.tokens)
+            if matcher.allows(token):
+                return token
+        return sampler.sample(logits, sequence.tokens, allowed=matcher.allowed())
+
+    def _take_forced(self) -> bool:
+        """Take what must come next, if anything; return whether there was something."""
+        forced = [] if self._matcher is None or self.finish_reason else self._matcher.forced()
+        for token in forced:
+            if self.finish_reason is None:
+                self._take(token)
+                self.forced_tokens += 1
+        return bool(forced)
+
+    def _take(self, token: int) -> None:
         sequence, matcher = self._sequence, self._matcher
-        allowed = None if matcher is None else matcher.allowed()
-        token = self._sampler.sample(logits, sequence.tokens, allowed=allowed)
         sequence.append(token)
         if self._lookup is not None:
             self._lookup.append(token)
         self.new_tokens += 1
-        piece = self._writer.push(token)
+        self.piece += self._writer.push(token)
+        ended = matcher is not None and matcher.take(token)
         if self._writer.stopped is not None:
             self.finish_reason = self._writer.stopped
-        elif matcher is not None and matcher.take(token):
+        elif ended:
             self.finish_reason = "stop"
         elif self.new_tokens >= self._options.max_new_tokens:
             self.finish_reason = "length"
         elif sequence.full:
             self.finish_reason = "context"
-        return piece

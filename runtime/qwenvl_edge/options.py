@@ -79,6 +79,11 @@ class GenerationOptions:
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise PromptError(f"constraint is of type {type(self.constraint).__name__}; give a Constraint.")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return not self.sampling.do_sample or self.sampling.temperature == 0
+
     @classmethod
     def merge(cls, defaults: GenerationDefaults, overrides: Overrides) -> GenerationOptions:
         """Return the defaults with a call's overrides.
@@ -86,7 +91,7 @@ class GenerationOptions:
         Raises:
             PromptError: an override is unknown or out of range.
         """
-        values: dict[str, Any] = {**dataclasses.asdict(defaults), **overrides}
+        values: dict[str, Any] = {**vars(defaults), **overrides}
         if unknown := sorted(set(overrides) - _SAMPLING - _GENERATION):
             known = ", ".join(sorted(_SAMPLING | _GENERATION))
             raise PromptError(f"unknown option {', '.join(unknown)}; there are {known}.")

@@ -11,7 +11,8 @@ class Stats:
     ttft_ms runs from the call to the first token (waiting, pictures and prefill included; 0 if there was none);
     token_ms holds the computing time of each token after it. reused_tokens of the prompt were computed for an earlier
     answer and prefill_tokens for this one: all others, unless it ended before its first token. new_tokens counts every
-    token sampled, a stop token included. Look-up decoding proposed proposed_tokens, accepted_tokens of them rightly.
+    token taken, a stop token included; a constraint left no choice for forced_tokens of them. Look-up decoding proposed
+    proposed_tokens, accepted_tokens of them rightly.
     images_encoded are those not found in the feature cache. history_turns_dropped did not fit into the window.
     """
 
@@ -24,6 +25,7 @@ class Stats:
     prefill_tokens: int
     image_tokens: int
     new_tokens: int
+    forced_tokens: int
     proposed_tokens: int
     accepted_tokens: int
     images_encoded: int

@@ -46,6 +46,20 @@ def test_every_row_is_as_if_alone(engines, seeds, max_batch):
         assert len(reply.history) == len(expected.history) and len(reply.pictures) == len(expected.pictures)
 
 
+def test_constrained_rows_are_as_if_alone(engines):
+    pytest.importorskip("llguidance", reason="constraints need the extra 'constrained'")
+    together, alone = engines
+    schema = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
+    forms = [Constraint.json(schema), Constraint.boxes(), None, Constraint.regex("[a-z]{3,9} of (red|blue)")]
+    asked = [{**item(seed), "constraint": form} for seed, form in enumerate(forms * 2)]
+    replies = together.chat_many(asked, max_batch=4)
+    for arguments, reply in zip(asked, replies, strict=True):
+        expected = alone.chat(**arguments)
+        assert (reply.raw_text, reply.finish_reason) == (expected.raw_text, expected.finish_reason)
+        assert reply.stats.forced_tokens == expected.stats.forced_tokens
+    assert sum(reply.stats.forced_tokens for reply in replies) > 10
+
+
 def test_what_the_prompts_share_is_computed_once(engines):
     qwen = engines[0]
     qwen.forget()

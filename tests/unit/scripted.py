@@ -148,7 +148,7 @@ class ScriptedBackend(Backend):
             self.prompts.append(cache.rows[: cache.prompt].copy())
             self._script = list(self._answers.pop(0))
         else:
-            assert logits_indices.tolist() == [list(range(count))]
+            assert logits_indices.tolist() == [list(range(count - logits_indices.shape[1], count))]
             self.taken.append(int(inputs_embeds[0, 0, 0]) // self.model.hidden_size)
             assert self.runner_up is not None or self.taken[-1] == self._script[start - cache.prompt]
         self.steps += 1

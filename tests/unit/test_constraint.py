@@ -9,7 +9,7 @@ import pytest
 from scripted import FAMILY, engine, ids
 from vocabularies import full_vocabulary
 
-from qwenvl_edge import Constraint
+from qwenvl_edge import CancelToken, Constraint
 from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.matching import MatcherFactory
 from qwenvl_edge.tokenizer import Tokenizer
@@ -73,11 +73,63 @@ def test_the_likeliest_of_what_is_allowed_is_taken(tmp_path):
     assert qwen.chat("hi", constraint=Constraint.choice(["yes", "no"])).raw_text == "no"
 
 
-def test_a_cut_answer_is_reported(tmp_path):
-    reply = random_answer(tmp_path, Constraint.json(SCHEMA), 1, max_new_tokens=4)
-    assert (reply.finish_reason, reply.stats.new_tokens) == ("length", 4)
-    with pytest.raises(json.JSONDecodeError):
-        json.loads(reply.raw_text)
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_a_cut_answer_is_reported_and_closed(tmp_path, limit):
+    reply = random_answer(tmp_path, Constraint.json(SCHEMA), 1, max_new_tokens=limit)
+    whole = random_answer(tmp_path, Constraint.json(SCHEMA), 1)
+    assert (reply.finish_reason, reply.stats.new_tokens) == ("length", limit)
+    assert limit < whole.stats.new_tokens
+    value = json.loads(reply.raw_text)
+    assert value["colour"] in ("red", "blue") and 0 <= value["count"] <= 99
+    assert whole.finish_reason == "stop" and json.loads(whole.raw_text)
+
+
+CUT = [
+    (Constraint.json(), lambda text: isinstance(json.loads(text), dict)),
+    (Constraint.json({"type": "array", "items": SCHEMA, "minItems": 2}), lambda text: json.loads(text)[1]["colour"]),
+    (Constraint.regex(r"[A-Z]{2,4}-\d{3}(狗|\.)"), re.compile(r"[A-Z]{2,4}-\d{3}(狗|\.)").fullmatch),
+    (Constraint.regex('(")*x'), lambda text: text.endswith("x")),  # the most welcome id leads nowhere
+    (Constraint.choice(["yes 狗", "no 红色"]), ["yes 狗", "no 红色"].count),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("constraint", "holds"), CUT, ids=["any", "array", "regex", "loop", "choice"])
+def test_forms_are_closed_wherever_they_are_cut(tmp_path, constraint, holds, seed):
+    for limit in range(1, 9):
+        reply = random_answer(tmp_path, constraint, seed, max_new_tokens=limit)
+        assert reply.stats.new_tokens <= limit and holds(reply.raw_text)
+
+
+def test_boxes_are_closed_too(tmp_path):
+    for limit in range(1, 30):
+        reply = random_answer(tmp_path, Constraint.boxes(), limit, max_new_tokens=limit)
+        assert reply.boxes and not reply.malformed
+
+
+def test_a_cancelled_answer_is_closed_and_streamed_so(tmp_path):
+    qwen, backend = engine(tmp_path, CHATTER)
+    backend.runner_up = 0
+    with qwen.stream("hi", constraint=Constraint.json(SCHEMA)) as stream:
+        pieces = [next(stream)]
+        stream.cancel()
+        pieces += stream
+    assert stream.reply.finish_reason == "cancelled" and "".join(pieces) == stream.reply.text
+    assert set(json.loads(stream.reply.raw_text)) == {"colour", "count"}
+
+
+def test_nothing_is_closed_that_was_not_begun_or_ends_as_wanted(tmp_path):
+    qwen, _ = engine(tmp_path, CHATTER, CHATTER)
+    token = CancelToken()
+    token.cancel()
+    assert qwen.chat("hi", constraint=Constraint.json(SCHEMA), cancel=token).raw_text == ""
+    reply = random_answer(tmp_path, Constraint.json(SCHEMA), 1, stop=["our"])
+    assert (reply.raw_text, reply.finish_reason) == ('{"col', "stop_string")
+
+
+def test_what_cannot_be_closed_soon_stays_open(tmp_path):
+    reply = random_answer(tmp_path, Constraint.regex("[a-z]{3000}"), 1, max_new_tokens=3)
+    assert reply.finish_reason == "length" and len(reply.raw_text) < 100
 
 
 def test_forced_tokens_are_computed_together(tmp_path):
@@ -87,7 +139,17 @@ def test_forced_tokens_are_computed_together(tmp_path):
     qwen, backend = engine(tmp_path, ids('{"colour":"red","count":7}'))
     answer = qwen.chat("hi", constraint=Constraint.json(SCHEMA))
     assert answer.raw_text == '{"colour":"red","count":7}'
-    assert backend.steps < answer.stats.new_tokens
+    stats = answer.stats
+    assert stats.forced_tokens > 0 and backend.steps <= stats.new_tokens - stats.forced_tokens + 1
+    assert len(stats.token_ms) == stats.new_tokens - 1
+
+
+def test_forced_tokens_longer_than_a_chunk(tmp_path):
+    long = "It is a red mug that stands on a blue table. " * 3
+    qwen, _ = engine(tmp_path, ids(long + "!"), prefill_chunk=5)
+    qwen._decoder._backend.runner_up = ids("!")[0]
+    reply = qwen.chat("hi", constraint=Constraint.regex(re.escape(long) + "[!?]"))
+    assert reply.raw_text == long + "!" and reply.stats.forced_tokens > 20
 
 
 def test_a_constraint_can_be_used_again_after_answers_that_were_cut(tmp_path):
@@ -114,7 +176,8 @@ def test_the_same_constraint_in_two_answers_at_once(tmp_path):
 def test_the_answer_ends_where_the_form_is_complete(tmp_path):
     qwen, backend = engine(tmp_path, ids("yes") + CHATTER)
     reply = qwen.chat("hi", constraint=Constraint.choice(["yes", "no"]))
-    assert (reply.raw_text, reply.finish_reason, backend.steps) == ("yes", "stop", len(ids("yes")))
+    assert (reply.raw_text, reply.finish_reason, backend.steps) == ("yes", "stop", 1)
+    assert reply.stats.new_tokens == len(ids("yes")) == 2  # the second one was forced
 
 
 def test_stop_words_of_a_base_model_may_stand_in_a_form(tmp_path):

@@ -4,28 +4,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import engine, ids
 
-from qwenvl_edge.lookup import MOST, Lookup, NGrams
+from qwenvl_edge.lookup import MOST, Lookup, Repetition
 
 LIST = "<ref>a mug</ref><box>(1,2),(3,4)</box>" * 6 + "<|im_end|>"
 
 
-def brute_force(tokens, limit, shortest):
-    """The definition: the latest earlier place of the last three tokens, else of the last two."""
-    for length in (3, 2)[: 4 - shortest]:
-        for start in range(len(tokens) - length - 1, -1, -1):
-            if tokens[start : start + length] == tokens[len(tokens) - length :]:
-                return tokens[start + length :][:limit]
-    return []
+def places(tokens):
+    """How many tokens before each place are those at the end of the sequence."""
+    for place in range(1, len(tokens)):
+        length = 0
+        while length < place and tokens[place - 1 - length] == tokens[-1 - length]:
+            length += 1
+        yield length
 
 
-@given(
-    st.lists(st.integers(0, 3), max_size=20), st.lists(st.integers(0, 3)), st.integers(0, 5), st.sampled_from([2, 3])
-)
-def test_continuations_are_what_followed_last(prompt, answer, limit, shortest):
-    seen = NGrams(np.array(prompt, np.int64))
-    for token in answer:
+@given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2)))
+def test_the_guess_followed_the_same_tokens_before(prompt, answer):
+    seen, tokens = Repetition(np.array(prompt, np.int64)), list(prompt)
+    for token in [None, *answer]:
+        if token is not None:
+            seen.append(token)
+            tokens.append(token)
+        longest = max(places(tokens), default=0)
+        assert (seen.length >= 2) == (longest >= 2) and (seen.length >= 3) == (longest >= 3)
+        assert seen.length <= longest
+        if seen.length:  # what is guessed came behind such a match, and goes on with what came there
+            found = seen.continuation(5)
+            assert seen.guess == found[0]
+            starts = [place for place, length in enumerate(places(tokens), 1) if length >= min(seen.length, 8)]
+            unrolled = [(tokens[place:] * 5)[:5] for place in starts]
+            assert found in unrolled
+        else:
+            assert seen.guess is None and seen.continuation(5) == []
+
+
+def test_the_latest_place_is_followed_while_it_is_right():
+    seen = Repetition(np.array([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3]))
+    assert (seen.length, seen.continuation(2)) == (3, [8, 1])
+    seen.append(7)
+    assert (seen.length, seen.continuation(2)) == (4, [1, 2])
+    for token in (1, 2, 3, 8):
         seen.append(token)
-    assert seen.continuation(limit, shortest=shortest) == brute_force([*prompt, *answer], limit, shortest)
+    assert (seen.length, seen.continuation(4)) == (8, [1, 2, 3, 7])
 
 
 def lookup_behind(tokens):
@@ -35,40 +55,50 @@ def lookup_behind(tokens):
 
 
 def test_proposals_grow_while_they_are_right():
-    lookup = lookup_behind([*range(40), 0, 1])
+    lookup, sizes = lookup_behind([*range(40), 0, 1]), []
+    for _ in range(5):
+        for token in (*range(2, 40), 0, 1):
+            sizes.append(len(lookup.propose(100)))
+            lookup.append(token)
+    assert sizes[0] < sizes[20] < sizes[-1] == MOST
+    lookup.start(np.array([*range(40), 0, 1, 2]))
+    assert lookup.propose(3).tolist() == [3, 4, 5]
+
+
+def test_guesses_that_are_wrong_end_the_proposals_and_right_ones_bring_them_back():
+    lookup, sizes = lookup_behind([*range(5), 0, 1, 2]), []
+
+    def hear(tokens):
+        for token in tokens:
+            sizes.append(len(lookup.propose(10)))
+            lookup.append(token)
+
+    hear(token for i in range(30) for token in (50 + i, 0, 1, 2))
+    assert sizes[0] and not any(sizes[-40::4])  # behind 0, 1, 2 everything was wrong
+    hear(token for _ in range(30) for token in (99, 0, 1, 2))  # not proposed at first, but guessed
+    assert sizes[-4]
+
+
+def test_what_more_tokens_cost_decides_how_many_are_proposed():
     sizes = []
-    for _ in range(4):
-        sizes.append(len(lookup.propose(100)))
-        lookup.report(sizes[-1], sizes[-1])
-    assert sizes == [4, 8, 12, 12] and MOST == 12
-    assert lookup.propose(3).tolist() == [2, 3, 4]
-    lookup.report(12, 5)
-    assert len(lookup.propose(100)) == 6
+    for seconds in (0.001, 0.0012, 0.003, 0.01):  # of a step of three tokens, where one of one token takes 0.001
+        lookup = lookup_behind([*range(40), 0, 1, 2])
+        for _ in range(40):
+            lookup.report(1, 0.001)
+            lookup.report(3, seconds)
+        sizes.append(len(lookup.propose(MOST)))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1] == 0
 
 
-def test_misses_pause_longer_and_longer():
-    lookup, asked = lookup_behind([0, 1, 2, 3, 4, 0, 1, 2]), []
-    for step in range(260):
-        proposed = lookup.propose(10)
-        if len(proposed):
-            asked.append(step)
-            lookup.report(len(proposed), 0)
-    assert np.diff(asked).tolist() == [3, 5, 9, 17, 33, 65, 65]
-    lookup.start(np.array([0, 1, 2, 3, 4, 0, 1, 2]))
-    lookup.report(3, 2)
-    assert len(lookup.propose(10)) == 3  # trusted again
-
-
-def test_short_matches_are_not_believed_after_a_miss():
-    tokens = [1, 2, 9, 9, 1, 2]
-    lookup = lookup_behind(tokens)
-    assert len(lookup.propose(10))
-    lookup.report(4, 0)
-    lookup.report(4, 0)
-    lookup.start(np.array(tokens))
-    assert not any(len(lookup.propose(10)) for _ in range(10))
-    lookup.start(np.array(tokens))  # half of two misses, then of one
-    assert len(lookup.propose(10))
+def test_one_slow_step_changes_little():
+    lookup = lookup_behind([*range(40), 0, 1, 2])
+    for _ in range(40):
+        lookup.report(1, 0.001)
+        lookup.report(3, 0.0011)
+    before = len(lookup.propose(MOST))
+    lookup.report(1, 5.0)
+    lookup.report(3, 5.0)
+    assert before > 0 and abs(len(lookup.propose(MOST)) - before) < 2
 
 
 @pytest.mark.parametrize("sampled", [False, True])
