@@ -32,7 +32,7 @@ from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
 from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions, workspace
-from qwenvl_edge_export.precision import FLOATS, ExportPrecision
+from qwenvl_edge_export.precision import FLOATS, STATIC, ExportPrecision
 from qwenvl_edge_export.prompts import CaseBuilder
 from qwenvl_edge_export.quantize import Given, nothing_given
 from qwenvl_edge_export.samples import read_samples
@@ -68,8 +68,8 @@ def export(
         allow_loss: keep a bundle that differs from its checkpoint by more than its precision may.
         check: compare the bundle with PyTorch when it is written.
         calibration: quantize the decoder on samples of its use: True for built-in ones, or a folder of pictures, or a
-            JSONL file (samples.py). What an interrupted calibration has done lies beside
-            `bundle_path` and is continued.
+            JSONL file (samples.py). W8A8 is always calibrated, on built-in ones if this is False. What an interrupted
+            calibration has done lies beside `bundle_path` and is continued.
         progress: called with (bytes done, bytes in total, what is being done).
 
     Returns:
@@ -89,7 +89,7 @@ def export(
     imported = checkpoint.group if precision.decoder.weights == "int4" else None
     if imported is not None:
         precision = precision.of_groups(imported)
-    calibrated = _calibrate(checkpoint, precision, calibration, target, progress) if calibration else None
+    calibrated = _calibrate(checkpoint, precision, calibration, target, progress)
     with staged_folder(target, replace=force) as folder:
         _Export(checkpoint, folder, precision, calibrated, progress).run().write(folder)
         if check:
@@ -128,18 +128,26 @@ def _calibrate(
     source: Path | bool,
     target: Path,
     progress: Progress | None,
-) -> Calibration:
-    if checkpoint.group is not None:
+) -> Calibration | None:
+    vision, decoder = (graph.weights for graph in (precision.vision, precision.decoder))
+    if source and decoder != STATIC and checkpoint.group is not None:
         raise QwenVLError(f'the checkpoint "{checkpoint.path}" is quantized already; export it without --calibrate.')
-    if precision.decoder.weights in FLOATS:
-        raise QwenVLError(
-            f"there is nothing to calibrate at {precision.decoder.weights}; choose --precision int4 or int8."
-        )
+    if source and decoder in FLOATS and vision != STATIC:
+        raise QwenVLError(f"there is nothing to calibrate at {decoder}; choose --precision int4, int8 or {STATIC}.")
+    if not source and STATIC not in (vision, decoder):
+        return None
     model, generation = model_info(checkpoint.config), generation_defaults(checkpoint.generation)
     builder = CaseBuilder(FAMILY, model, generation, checkpoint.path / TOKENIZER_NAME)
     cases = read_samples(source if isinstance(source, Path) else None, builder)
     folder = target.with_name(f"{target.name}.calibration")
-    calibration = Calibration(checkpoint, precision.decoder, cases, folder, progress or (lambda *_: None))
+    calibration = Calibration(
+        checkpoint,
+        precision,
+        cases,
+        folder,
+        progress or (lambda *_: None),
+        decoder=decoder == STATIC or (bool(source) and decoder not in FLOATS),
+    )
     calibration.run()
     return calibration
 
@@ -180,8 +188,8 @@ class _Export:
         generation = generation_defaults(checkpoint.generation)
         vision_weights = WeightFile("vision.data", checkpoint)
         decoder_weights = WeightFile("decoder.data", checkpoint)
-        self._save(build_vision(checkpoint, vision_weights, precision.vision), VISION_NAME)
-        given, method = self._given()
+        vision_given, given, method = self._given()
+        self._save(build_vision(checkpoint, vision_weights, precision.vision, vision_given), VISION_NAME)
         for dialect in DIALECTS:
             model = build_decoder(config, decoder_weights, dialect, precision.decoder, given)
             self._save(model, DECODER_NAMES[dialect])
@@ -213,13 +221,12 @@ class _Export:
             sensitivity={} if self.calibrated is None else self.calibrated.losses(),
         )
 
-    def _given(self) -> tuple[Given, str]:
-        """Where the decoder's integers come from, and the name of that method."""
-        if self.calibrated is not None:
-            return self.calibrated.integers, "gptq"
+    def _given(self) -> tuple[Given, Given, str]:
+        """What is known of the weights of the picture side and of the decoder, and how the decoder's was found."""
+        calibrated = nothing_given if self.calibrated is None else self.calibrated.given
         if self.checkpoint.group is not None and self.precision.decoder.weights == "int4":
-            return self.checkpoint.integers, "imported"
-        return nothing_given, "rtn"
+            return calibrated, self.checkpoint.integers, "imported"
+        return calibrated, calibrated, "rtn" if self.calibrated is None else self.calibrated.method
 
     def _check_space(self, needed: int) -> None:
         if (free := shutil.disk_usage(self.folder).free) < needed:

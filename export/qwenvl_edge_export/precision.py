@@ -15,12 +15,13 @@ import onnx_ir as ir
 
 from qwenvl_edge.bundle import Precision
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge_export.quantize import BLOCK_SIZES, Blocks, Rows, WeightFormat
+from qwenvl_edge_export.quantize import BLOCK_SIZES, Blocks, Rows, StaticRows, WeightFormat
 
 FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-PRECISIONS = (*FLOATS, "int8", "int4")
-VISION_PRECISIONS = (*FLOATS, "int8")
+STATIC = "w8a8"
+PRECISIONS = (*FLOATS, "int8", "int4", STATIC)
+VISION_PRECISIONS = (*FLOATS, "int8", STATIC)
 TARGETS = ("cpu", "gpu")
 HEAD = "lm_head.weight"
 _VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
@@ -31,8 +32,10 @@ _BITS = {"int8": 8, "int4": 4}
 class GraphPrecision:
     """One graph's float type (a key of FLOATS) and how its linear layers are stored.
 
-    weights: the float type, "int8" or "int4". head: the same for lm_head. block: inputs that share a scale.
-    activations: integers too (W8A8), with one scale an output row instead of blocks.
+    weights: the float type, "int8", "int4" or "w8a8" (activations are integers too, with scales from calibration).
+    head: the same for lm_head. block: inputs that share a scale.
+    activations: beside "int8", activations are integers too, with scales found at run time, and a weight's scales are
+    one an output row instead of blocks.
     keep: patterns of layers that stay in the float type.
     """
 
@@ -53,6 +56,8 @@ class GraphPrecision:
         chosen = self.head if name == HEAD else self.weights
         if chosen in FLOATS or any(fnmatch.fnmatch(name, pattern) for pattern in self.keep):
             return None
+        if chosen == STATIC:
+            return StaticRows()
         return Rows() if self.activations else Blocks(_BITS[chosen], self.block)
 
 
@@ -90,7 +95,7 @@ class ExportPrecision:
         _check("vision precision", vision, VISION_PRECISIONS)
         # The head's rows decide between neighbouring tokens: 8 bits where the layers have 4.
         head = head or ("int8" if precision == "int4" else precision)
-        _check("precision of lm_head", head, PRECISIONS if precision in _BITS else (precision,))
+        _check("precision of lm_head", head, _heads(precision))
         wide = "fp16" if target == "gpu" else "fp32"
         keep = tuple(keep)
         return cls(
@@ -107,16 +112,23 @@ class ExportPrecision:
 
     def describe(self, method: str) -> Precision:
         """The manifest's record; `method` says where the integers come from."""
-        quantized = self.decoder.weights in _BITS
+        blocks = self.decoder.weights in _BITS
         return Precision(
             vision=self.vision.weights,
             decoder=self.decoder.weights,
             lm_head=self.decoder.head,
             compute={"vision": self.vision.compute, "decoder": self.decoder.compute},
-            block_size=self.decoder.block if quantized else 0,
-            method=method if quantized else "",
+            block_size=self.decoder.block if blocks else 0,
+            method="" if self.decoder.weights in FLOATS else method,
             kept=", ".join(self.decoder.keep),
         )
+
+
+def _heads(precision: str) -> tuple[str, ...]:
+    """What lm_head may be beside layers of `precision`: floats beside floats; calibrated where the layers are."""
+    if precision in FLOATS:
+        return (precision,)
+    return PRECISIONS if precision == STATIC else tuple(name for name in PRECISIONS if name != STATIC)
 
 
 def _check(what: str, value: object, known: Sequence[object]) -> None:

@@ -78,11 +78,19 @@ class Integers:
     blocks: Blocks
 
 
-Given: TypeAlias = Callable[[str], Integers | None]
-"""Where quantized weights come from: the one of a name, or None where round-to-nearest is wanted."""
+@dataclass(frozen=True)
+class InputScales:
+    """What calibration found of a layer's inputs: divided by `factors` float32 [in], they lie within 127 * `scale`."""
+
+    factors: Tensor
+    scale: float
 
 
-def nothing_given(name: str) -> Integers | None:
+Given: TypeAlias = Callable[[str], Integers | InputScales | None]
+"""What is known of the weight of a name beforehand; None where round-to-nearest is wanted."""
+
+
+def nothing_given(name: str) -> Integers | InputScales | None:
     """Round everything to nearest."""
     return None
 
@@ -102,7 +110,27 @@ class Rows:
         return Blocks(8, weight.shape[1]).integers(weight, scales[:, None])
 
 
-WeightFormat = Blocks | Rows | None
+@dataclass(frozen=True)
+class StaticRows:
+    """8-bit signed integers with one scale an output row; inputs are integers too where `InputScales` are given."""
+
+    steps = 127
+
+    def scales(self, weight: Tensor) -> Tensor:
+        """Scales [out] of float32 `weight` [out, in]; not finite where a row is not."""
+        scales = weight.abs().amax(dim=1) / self.steps
+        return scales.where(scales != 0, 1.0)
+
+    def integers(self, weight: Tensor, scales: Tensor) -> Tensor:
+        """Integers int8 [out, in] nearest to float32 `weight`, for these scales."""
+        return (weight / scales[:, None]).round_().clamp_(-self.steps, self.steps).to(torch.int8)
+
+    def floats(self, integers: Tensor, scales: Tensor) -> Tensor:
+        """The float32 weight [out, in] that integers and scales stand for."""
+        return integers.to(torch.float32) * scales[:, None]
+
+
+WeightFormat = Blocks | Rows | StaticRows | None
 """How a linear layer's weight is stored; None is the graph's float type."""
 
 

@@ -29,6 +29,12 @@ _QUESTIONS = (
     ("图里有几个方块？都是什么颜色的？", "图里有八个方块，有红色的、绿色的和灰色的。"),
     ("What does the sign say, and how many are there?", 'It says "OPEN 24". There are 3 of them.'),
 )
+_WORDS = (
+    ("Hi! What can you do?", "I can look at a picture and say what is in it, where it is, and what is written on it."),
+    ("Translate into English: 桌子上有一本书和两支笔。", "There are a book and two pens on the table."),
+    ("用一句话说明什么是标定。", "标定就是用样本来确定量化的比例。"),
+    ("Count from 1 to 12.", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12."),
+)
 _RANDOM_PICTURES = 8
 
 
@@ -39,7 +45,8 @@ def read_samples(source: Path | None, builder: CaseBuilder) -> list[Case]:
         QwenVLError: there is nothing at `source`, no readable picture in the folder, or a line is malformed.
     """
     if source is None:
-        return _ask_all(_builtin_pictures(), builder)
+        words = [builder.case(f"words {i}", (Text(prompt),), (), answer) for i, (prompt, answer) in enumerate(_WORDS)]
+        return [*_ask_all(_builtin_pictures(), builder), *words]
     if source.is_dir():
         return _ask_all(_pictures_of(source), builder)
     if not source.is_file():

@@ -46,7 +46,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Precision:
-    """What weights are stored as ("fp32", "fp16", "bf16", "int8", "int4"), and what computes with them.
+    """What weights are stored as ("fp32", "fp16", "bf16", "int8", "int4", "w8a8"), and what computes with them.
 
     compute: float type of the "vision" and the "decoder" graph; the KV cache has the decoder's. block_size: inputs that
     share a scale (0 without integers). method: where the decoder's integers come from. kept: patterns of layers that

@@ -1,4 +1,4 @@
-"""The program `qwenvl`: export, verify, chat, plan.
+"""The program `qwenvl`: export, build, verify, chat, plan.
 
 Exit codes: 0 success, 1 a bundle that fails verification, 2 an error (one line on stderr), 130 interrupted.
 """
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         title="commands", required=True, metavar="COMMAND", parser_class=_InterleavedParser
     )
     _add_export(commands)
+    _add_build(commands)
     _add_verify(commands)
     _add_chat(commands)
     _add_plan(commands)
@@ -69,9 +70,11 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is there")
     parser.add_argument(
-        "--precision", default="fp32", metavar="P", help="fp32, fp16, bf16, int8 or int4 (default fp32)"
+        "--precision", default="fp32", metavar="P", help="fp32, fp16, bf16, int8, int4 or w8a8 (default fp32)"
     )
-    parser.add_argument("--vision-precision", metavar="P", help="fp32, fp16, bf16 or int8 (default: the target's)")
+    parser.add_argument(
+        "--vision-precision", metavar="P", help="fp32, fp16, bf16, int8 or w8a8 (default: the target's)"
+    )
     parser.add_argument("--target", default="cpu", metavar="T", help="where it will run: cpu (default) or gpu")
     parser.add_argument(
         "--block-size", type=int, default=32, metavar="N", help="weights that share a scale: 32, 64, 128"
@@ -92,6 +95,18 @@ def _add_export(commands: Any) -> None:
     )
     parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
     parser.set_defaults(run=_export)
+
+
+def _add_build(commands: Any) -> None:
+    parser = commands.add_parser("build", help="make TensorRT plans of a bundle for a GPU")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--target", default="local", metavar="T", help="local (default), sm_75 .. sm_121, orin, h100")
+    parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens (default 2048)")
+    parser.add_argument("--max-batch", type=int, default=1, metavar="N", help="conversations at once (default 1)")
+    parser.add_argument("--max-images", type=int, default=1, metavar="N", help="pictures encoded at once (default 1)")
+    parser.add_argument("--chunk", type=int, metavar="N", help="tokens of a prompt computed at once (default 256)")
+    parser.add_argument("--force", action="store_true", help="replace the target's plan if it is there")
+    parser.set_defaults(run=_build)
 
 
 def _add_verify(commands: Any) -> None:
@@ -159,18 +174,37 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _build(arguments: argparse.Namespace) -> int:
+    from qwenvl_edge.bundle import Bundle
+
+    builder = _export_package("tensorrt.build", extra="tensorrt")
+    bundle = Bundle.open(arguments.bundle)
+    limits = builder.choose_limits(
+        bundle,
+        max_context=arguments.max_context,
+        max_batch=arguments.max_batch,
+        max_images=arguments.max_images,
+        chunk=arguments.chunk,
+    )
+    with ProgressBar(sys.stderr) as progress:
+        plan = builder.build(bundle, arguments.target, limits, force=arguments.force, progress=progress)
+    sizes = ", ".join(f"{name} {info.size / 1e6:,.1f} MB" for name, info in plan.manifest.files.items())
+    say(f"{plan.path} is written: {sizes}")
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     report = _export_package("verify").verify(arguments.bundle, arguments.checkpoint)
     say(report.table())
     return 0 if report.passed else 1
 
 
-def _export_package(module: str) -> Any:
+def _export_package(module: str, extra: str = "export") -> Any:
     try:
         return importlib.import_module(f"qwenvl_edge_export.{module}")
     except ModuleNotFoundError as error:
         raise QwenVLError(
-            f"this command needs {error.name}, which is not installed; run: pip install 'qwenvl-edge[export]'"
+            f"this command needs {error.name}, which is not installed; run: pip install 'qwenvl-edge[{extra}]'"
         ) from error
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not (NANO / "config.json").is_file(), reason="mo
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("precisions")
     samples = write(folder / "samples", 32)
-    made = {name: export(NANO, folder / name, precision=ExportPrecision.choose(name)) for name in ("fp16", "int8")}
+    made = {name: export(NANO, folder / name, precision=ExportPrecision.choose(name)) for name in ("fp16", "int8", "w8a8")}
     int4 = ExportPrecision.choose("int4")
     made["rounded"] = export(NANO, folder / "rounded", precision=int4, allow_loss=True)
     made["calibrated"] = export(NANO, folder / "calibrated", precision=int4, calibration=samples)
@@ -31,7 +31,7 @@ def divergence(bundle):
     return np.mean([row["kl"] for row in bundle.manifest.parity["stages"] if "kl" in row])
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "calibrated"])
+@pytest.mark.parametrize("name", ["fp16", "int8", "w8a8", "calibrated"])
 def test_losses_are_within_the_limits(bundles, name):
     assert bundles[name].manifest.parity["passed"]
 
@@ -40,7 +40,7 @@ def test_calibration_loses_less_than_rounding(bundles):
     assert divergence(bundles["calibrated"]) < divergence(bundles["rounded"])
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "rounded", "calibrated"])
+@pytest.mark.parametrize("name", ["fp16", "int8", "w8a8", "rounded", "calibrated"])
 def test_every_precision_answers(bundles, name):
     engine = QwenVLEngine(bundles[name], threads=1, max_context=1024)
     reply = engine.chat("What colour is the car?", images=[NANO / "demo.png"], do_sample=False)

@@ -125,7 +125,7 @@ def test_nan_in_a_layer_names_the_tensor(tmp_path):
 
 
 def test_nothing_to_calibrate(checkpoint, tmp_path):
-    with pytest.raises(QwenVLError, match="nothing to calibrate at fp32; choose --precision int4 or int8"):
+    with pytest.raises(QwenVLError, match="nothing to calibrate at fp32; choose --precision int4, int8 or w8a8"):
         export(checkpoint, tmp_path / "bundle", calibration=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -182,7 +182,7 @@ def test_layers_compute_as_the_model_does(checkpoint, tmp_path):
     """Unquantized, the spooled activations are those of the reference model."""
     path = Checkpoint.open(checkpoint)
     cases = read_samples(None, builder_of(checkpoint))[:3]
-    floats = ExportPrecision.choose("int8", keep=["*"]).decoder
+    floats = ExportPrecision.choose("int8", keep=["*"])
     run = calibrate.Calibration(path, floats, cases, tmp_path / "work", lambda *_: None)
     run.run()
     model = load_model(path)

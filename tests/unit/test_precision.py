@@ -4,7 +4,7 @@ import pytest
 
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge_export.precision import HEAD, PRECISIONS, ExportPrecision
-from qwenvl_edge_export.quantize import Blocks, Rows
+from qwenvl_edge_export.quantize import Blocks, Rows, StaticRows
 
 LAYER = "transformer.h.0.mlp.w1.weight"
 PICTURE = "transformer.visual.transformer.resblocks.0.mlp.c_fc.weight"
@@ -20,6 +20,8 @@ PICTURE = "transformer.visual.transformer.resblocks.0.mlp.c_fc.weight"
         ("int8", "gpu", ("fp16", "fp16"), ("fp16", "int8"), "float16"),
         ("int4", "cpu", ("fp32", "int8"), ("fp32", "int4"), "float16"),
         ("int4", "gpu", ("fp16", "fp16"), ("fp16", "int4"), "float16"),
+        ("w8a8", "cpu", ("fp32", "w8a8"), ("fp32", "w8a8"), "float16"),
+        ("w8a8", "gpu", ("fp16", "w8a8"), ("fp16", "w8a8"), "float16"),
     ],
 )
 def test_defaults_of_the_targets(precision, target, vision, decoder, embedding):
@@ -37,6 +39,12 @@ def test_formats_of_layers():
     assert chosen.decoder.format(HEAD) == Blocks(8, 64)
     assert ExportPrecision.choose("int4", head="int4").decoder.format(HEAD) == Blocks(4, 32)
     assert ExportPrecision.choose("int4", head="fp32").decoder.format(HEAD) is None
+    static = ExportPrecision.choose("w8a8", head="int8", keep=["*.h.0.*"])
+    assert static.vision.format(PICTURE) == StaticRows()
+    assert static.decoder.format(LAYER) is None
+    assert static.decoder.format(LAYER.replace("h.0", "h.1")) == StaticRows()
+    assert static.decoder.format(HEAD) == Blocks(8, 32)
+    assert ExportPrecision.choose("w8a8").decoder.format(HEAD) == StaticRows()
     for name in PRECISIONS[:3]:
         assert ExportPrecision.choose(name).decoder.format(LAYER) is None
 
@@ -48,6 +56,8 @@ def test_the_manifest_says_what_was_chosen():
         "a, b",
     )
     assert found.compute == {"vision": "fp32", "decoder": "fp32"}
+    static = ExportPrecision.choose("w8a8").describe("smoothquant")
+    assert (static.vision, static.lm_head, static.block_size, static.method) == ("w8a8", "w8a8", 0, "smoothquant")
     plain = ExportPrecision.choose("fp16").describe("rtn")
     assert (plain.block_size, plain.method) == (0, "")
 
@@ -55,10 +65,11 @@ def test_the_manifest_says_what_was_chosen():
 @pytest.mark.parametrize(
     ("arguments", "options", "match"),
     [
-        (("int3",), {}, 'precision "int3" is not one of fp32, fp16, bf16, int8, int4'),
+        (("int3",), {}, 'precision "int3" is not one of fp32, fp16, bf16, int8, int4, w8a8'),
         (("int4",), {"vision": "int4"}, 'vision precision "int4"'),
         (("int4",), {"block": 48}, 'block size "48" is not one of 32, 64, 128'),
         (("int4",), {"target": "tpu"}, 'target "tpu" is not one of cpu, gpu'),
+        (("int4",), {"head": "w8a8"}, 'precision of lm_head "w8a8" is not one of fp32, fp16, bf16, int8, int4'),
         (("fp32",), {"head": "int8"}, 'precision of lm_head "int8" is not one of fp32'),
     ],
 )

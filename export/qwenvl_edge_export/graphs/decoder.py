@@ -29,7 +29,7 @@ def build_decoder(
 ) -> ir.Model:
     """The decoder graph in `dialect` ("standard" or "onnxruntime"), over the tensors of `weights`.
 
-    `given` yields linear weights that are quantized already.
+    `given` yields linear weights that are quantized already, and the scales of inputs where those are fixed.
     """
     g = GraphBuilder("decoder", weights, OPSETS[dialect], precision.dtype)
     hidden, vocab = config.hidden_size, config.vocab_size

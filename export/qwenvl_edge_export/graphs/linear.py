@@ -12,7 +12,17 @@ from torch import Tensor
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES, Matrix, float_pieces, tensor_bytes
 from qwenvl_edge_export.precision import GraphPrecision
-from qwenvl_edge_export.quantize import Blocks, Given, Rows, check_finite, nothing_given, row_pieces
+from qwenvl_edge_export.quantize import (
+    Blocks,
+    Given,
+    InputScales,
+    Integers,
+    Rows,
+    StaticRows,
+    check_finite,
+    nothing_given,
+    row_pieces,
+)
 
 _INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: without it decoding is 4 (int4) to 90 times (int8) slower
 
@@ -25,6 +35,9 @@ class Linear:
         of that Gemm, over the same bytes.
     Rows: the activations are quantized at run time, one scale a call: DynamicQuantizeLinear, MatMulInteger and the two
         scales, which ONNX Runtime fuses. Unsigned on both sides: signed weights saturate on processors without VNNI.
+    StaticRows: QuantizeLinear and DequantizeLinear around that Gemm, signed and symmetric, the form that TensorRT makes
+        INT8 kernels of: one scale for the activations, one an output row for the weights. The activations are divided
+        by their smoothing factors first, an operator that TensorRT fuses. Activations without given scales stay floats.
     """
 
     def __init__(self, g: GraphBuilder, precision: GraphPrecision, *, standard: bool, given: Given = nothing_given):
@@ -33,6 +46,7 @@ class Linear:
         self.precision = precision
         self.standard = standard
         self._quantized: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._rounded: dict[str, ir.Value] = {}
 
     def __call__(self, x: ir.Value, matrix: Matrix, bias: ir.Value | None = None) -> ir.Value:
         """Apply one layer to rows [M, in]."""
@@ -42,6 +56,8 @@ class Linear:
             return self.g.op("Gemm", x, self.g.table(tensor), bias, transB=1)
         if isinstance(weights, Rows):
             return self._rows(x, matrix, weights, bias)
+        if isinstance(weights, StaticRows):
+            return self._static_rows(x, matrix, weights, bias)
         weights.check(matrix.name, matrix.shape)
         return self._blocks(x, matrix, weights, bias)
 
@@ -98,6 +114,31 @@ class Linear:
             self._quantized[x.name] = (quantized, scale, zero)
         return self._quantized[x.name]
 
+    def _static_rows(self, x: ir.Value, matrix: Matrix, rows: StaticRows, bias: ir.Value | None) -> ir.Value:
+        g, (outputs, _) = self.g, matrix.shape
+        given = self._given(matrix.name)
+        factors = given.factors if isinstance(given, InputScales) else None
+        source = _StaticSource(matrix, rows, factors, TORCH_DTYPES[g.dtype])
+        name = f"{matrix.name}.int8"
+        packed = g.table(g.weights.planned(name, matrix.shape, ir.DataType.INT8, source.integers))
+        scales = g.table(g.weights.planned(f"{name}.scales", (outputs,), g.dtype, source.scales))
+        weight = g.op("DequantizeLinear", packed, scales, axis=0)
+        if isinstance(given, InputScales):
+            x = self._round(x, matrix.name, given)
+        return g.op("Gemm", x, weight, bias, transB=1)
+
+    def _round(self, x: ir.Value, name: str, given: InputScales) -> ir.Value:
+        """x as its integers stand for it, divided by the factors; layers that read the same rows share it."""
+        g = self.g
+        assert x.name is not None  # the builder names every value
+        if x.name not in self._rounded:
+            inverse = g.weights.computed(f"{name}.smoothing", given.factors.shape, lambda: 1 / given.factors, g.dtype)
+            scale = g.table(g.weights.computed(f"{name}.input_scale", (), lambda: torch.tensor(given.scale), g.dtype))
+            zero = _filled(g, "zero.static", (), ir.DataType.INT8, 0)
+            integers = g.op("QuantizeLinear", g.op("Mul", x, g.table(inverse)), scale, zero)
+            self._rounded[x.name] = g.op("DequantizeLinear", integers, scale, zero)
+        return self._rounded[x.name]
+
 
 class _BlockSource:
     """One matrix in blocks, some rows at a time: first its integers, then its scales, which are kept in between.
@@ -114,7 +155,7 @@ class _BlockSource:
 
     def packed(self) -> Iterator[memoryview]:
         """Bytes of the integers [out, in]."""
-        if (given := self.given(self.matrix.name)) is not None:
+        if isinstance(given := self.given(self.matrix.name), Integers):
             self._kept = [given.scales]
             yield tensor_bytes(self.blocks.pack(given.values))
             return
@@ -154,6 +195,32 @@ class _RowSource:
         """Bytes of the scales [out]."""
         while self._kept:
             yield tensor_bytes(self._kept.pop(0))
+
+
+class _StaticSource:
+    """One smoothed matrix with a scale a row, some rows at a time: its integers, then its scales, kept in between."""
+
+    def __init__(self, matrix: Matrix, rows: StaticRows, factors: Tensor | None, dtype: torch.dtype):
+        self.matrix = matrix
+        self.rows = rows
+        self.factors = factors
+        self.dtype = dtype
+        self._kept: list[Tensor] = []
+
+    def integers(self) -> Iterator[memoryview]:
+        """Bytes of the integers [out, in]."""
+        for piece in row_pieces(self.matrix.read()):
+            smoothed = piece if self.factors is None else piece * self.factors
+            scales = self.rows.scales(smoothed)
+            check_finite(self.matrix.name, scales)
+            scales = scales.clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype).to(torch.float32)
+            self._kept.append(scales)
+            yield tensor_bytes(self.rows.integers(smoothed, scales))
+
+    def scales(self) -> Iterator[memoryview]:
+        """Bytes of the scales [out]."""
+        while self._kept:
+            yield from float_pieces(self.matrix.name, self._kept.pop(0), self.dtype)
 
 
 def _as_bytes(tensor: ir.ExternalTensor, shape: tuple[int, ...]) -> ir.ExternalTensor:

@@ -22,26 +22,32 @@ from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import Matrix, WeightFile
 from qwenvl_edge_export.modeling import VISION_EPS, resize_positions
 from qwenvl_edge_export.precision import FP32, GraphPrecision
+from qwenvl_edge_export.quantize import Given, nothing_given
 
 OPSET = 23
 _VISUAL = "transformer.visual"
 _POOL = f"{_VISUAL}.attn_pool"
 
 
-def build_vision(checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision = FP32) -> ir.Model:
-    """The picture side of `checkpoint` as one graph, over the tensors of `weights`; pictures and features float32."""
-    return _Vision(checkpoint, weights, precision).build()
+def build_vision(
+    checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision = FP32, given: Given = nothing_given
+) -> ir.Model:
+    """The picture side of `checkpoint` as one graph, over the tensors of `weights`; pictures and features float32.
+
+    `given` yields the scales of linear layers' inputs where these are quantized with fixed ones.
+    """
+    return _Vision(checkpoint, weights, precision, given).build()
 
 
 class _Vision:
     """Like the decoder, everything but attention works on rows [M, width] with M = N * P."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision):
+    def __init__(self, checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision, given: Given):
         self.checkpoint = checkpoint
         self.config = checkpoint.config.vision
         self.weights = weights
         self.g = GraphBuilder("vision", weights, OPSET, precision.dtype)
-        self.linear = Linear(self.g, precision, standard=True)
+        self.linear = Linear(self.g, precision, standard=True, given=given)
         self.patches = self.config.grid**2
 
     def build(self) -> ir.Model:

@@ -1,0 +1,45 @@
+"""What flows between the decoder's layers during calibration: all samples' rows, in one file for each boundary."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+class Spool:
+    """Files in `folder`, each with the rows [T, width] float32 of samples that have `lengths` tokens."""
+
+    def __init__(self, folder: Path, lengths: Sequence[int], width: int):
+        self._folder = folder
+        self._lengths = lengths
+        self._shape = (sum(lengths), width)
+
+    def path(self, layer: int) -> Path:
+        """The file of what goes into decoder layer `layer`."""
+        return self._folder / f"activations-{layer}.f32"
+
+    def read(self, layer: int) -> Iterator[Tensor]:
+        """Each sample's rows [T, width], in memory."""
+        for rows in self._split(np.memmap(self.path(layer), np.float32, "r", shape=self._shape)):
+            yield torch.from_numpy(np.array(rows))
+
+    @contextlib.contextmanager
+    def written(self, layer: int) -> Iterator[Iterator[Tensor]]:
+        """Each sample's rows [T, width], to be filled; the file is there when the context is left without an error."""
+        partial = self.path(layer).with_suffix(".partial")
+        target = np.memmap(partial, np.float32, "w+", shape=self._shape)
+        yield (torch.from_numpy(rows) for rows in self._split(target))
+        target.flush()
+        partial.rename(self.path(layer))
+
+    def _split(self, rows: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+        start = 0
+        for length in self._lengths:
+            yield rows[start : start + length]
+            start += length
