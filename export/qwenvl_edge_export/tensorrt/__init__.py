@@ -1,0 +1,1 @@
+"""Bundles to TensorRT plans: targets, lowering of the graphs, optimisation profiles, the build. Needs no PyTorch."""

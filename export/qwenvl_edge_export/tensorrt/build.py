@@ -1,0 +1,209 @@
+"""`qwenvl build`: a bundle's graphs -> plans/<target>/, whole or not there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qwenvl_edge.backends.plans import (
+    DECODER_PLAN,
+    FORMAT,
+    PLANS_FOLDER,
+    TENSORRT,
+    TENSORRT_RTX,
+    VISION_PLAN,
+    Builder,
+    Plan,
+    PlanLimits,
+    PlanManifest,
+    bundle_digest,
+    platform_name,
+)
+from qwenvl_edge.backends.tensorrt_library import installed_libraries
+from qwenvl_edge.bundle import Bundle, FileInfo, sha256
+from qwenvl_edge.errors import BundleError
+from qwenvl_edge_export.staging import clean_up, staged_folder
+from qwenvl_edge_export.tensorrt.lowering import Lowering
+from qwenvl_edge_export.tensorrt.memory import check_resources
+from qwenvl_edge_export.tensorrt.network import Network
+from qwenvl_edge_export.tensorrt.profiles import (
+    Shapes,
+    choose_limits,
+    decoder_profiles,
+    decoder_shapes,
+    vision_shapes,
+)
+from qwenvl_edge_export.tensorrt.progress import STEPS, Progress, interruptible, monitor
+from qwenvl_edge_export.tensorrt.targets import Target, check_precision, choose, local_gpu
+
+__all__ = ["build", "choose_limits"]
+
+STANDARD = "standard"
+
+
+def build(
+    bundle: Bundle, target: str, limits: PlanLimits, *, force: bool = False, progress: Progress | None = None
+) -> Plan:
+    """Build the plan `target` of `bundle`.
+
+    Args:
+        bundle: its graphs are parsed and its weights read where they lie.
+        target: "local", "sm_86" or the like, or a name such as "orin" (targets.NAMES).
+        limits: what the engines must take (profiles.choose_limits).
+        force: replace a plan of that name; the old one goes when the new one is whole.
+        progress: called with (steps done, steps in total, what is being done).
+
+    Returns:
+        The plan, opened.
+
+    Raises:
+        BackendError: no TensorRT here builds for the target, it lacks a precision, memory or disk do not suffice, or
+            TensorRT refuses a graph; its own lines are in the message.
+        BundleError: the plan exists and `force` is not set, or it cannot be written.
+    """
+    chosen = choose(target, installed_libraries(), local_gpu())
+    precision = bundle.manifest.precision
+    check_precision(chosen, [precision.decoder, precision.lm_head, precision.vision, *precision.compute.values()])
+    place = (bundle.path / PLANS_FOLDER / chosen.name).absolute()
+    if place.exists() and not force:
+        raise BundleError(f'"{place}" exists already; replace it with --force.')
+    check_resources(bundle, chosen, bundle.path)
+    place.parent.mkdir(exist_ok=True)
+    clean_up(place)
+    with staged_folder(place, replace=force) as folder:
+        _PlanBuild(bundle, chosen, limits, folder, progress).run().write(folder)
+    return Plan.open(bundle, chosen.name)
+
+
+class _PlanBuild:
+    """One build into `folder`."""
+
+    def __init__(self, bundle: Bundle, target: Target, limits: PlanLimits, folder: Path, progress: Progress | None):
+        self.bundle = bundle
+        self.target = target
+        self.limits = limits
+        self.folder = folder
+        self._progress = progress
+        self._finished = 0
+        # Kernel timings outlast the plans, so that the next build need not measure again.
+        self._timing = bundle.path / PLANS_FOLDER / f"{target.name}.timing"
+
+    def run(self) -> PlanManifest:
+        manifest, library = self.bundle.manifest, self.target.library
+        files = {VISION_PLAN: self._vision(), DECODER_PLAN: self._decoder()}
+        return PlanManifest(
+            format=FORMAT,
+            target=self.target.name,
+            builder=Builder(library.api, library.version, platform_name()),
+            compute_capabilities=(self.target.capability,),
+            dialect=STANDARD,
+            plugin="",
+            precision={"vision": manifest.precision.vision, "decoder": manifest.precision.decoder},
+            limits=self.limits,
+            profiles=decoder_profiles(self.limits),
+            bundle_digest=bundle_digest(manifest),
+            files=files,
+        )
+
+    def _vision(self) -> FileInfo:
+        name = self.bundle.manifest.graphs.vision
+        with tempfile.TemporaryDirectory(dir=self.folder) as work:
+            lowering = Lowering(self.bundle, name, Path(work))
+            network = Network(self.target.library, lowering.vision(), Path(work) / name)
+            return self._engine(network, vision_shapes(lowering.graph, self.limits), VISION_PLAN)
+
+    def _decoder(self) -> FileInfo:
+        name = self.bundle.manifest.graphs.decoder[STANDARD]
+        with tempfile.TemporaryDirectory(dir=self.folder) as work:
+            lowering = Lowering(self.bundle, name, Path(work))
+            network = Network(self.target.library, lowering.decoder(self.limits.max_context), Path(work) / name)
+            network.check_native(self.bundle.manifest.model.num_layers)
+            return self._engine(network, decoder_shapes(lowering.graph, self.limits), DECODER_PLAN)
+
+    def _engine(self, network: Network, profiles: list[Shapes], name: str) -> FileInfo:
+        library = self.target.library
+        config = self._config(network, profiles)
+        report = self._reporter(name)
+        config.progress_monitor = monitor(library, report)
+        library.log.lines.clear()
+        with interruptible(config.progress_monitor):
+            written = write_engine(network, config, self.folder / name)
+        if not written:
+            raise library.failed(f"build {name} for sm_{self.target.capability}")
+        report(STEPS)
+        self._keep_timings(config)
+        self._finished += STEPS
+        path = self.folder / name
+        return FileInfo(path.stat().st_size, sha256(path))
+
+    def _config(self, network: Network, profiles: list[Shapes]) -> Any:
+        trt, api = self.target.library.module, self.target.library.api
+        config = network.builder.create_builder_config()
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for by name
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        for shapes in profiles:
+            profile = network.builder.create_optimization_profile()
+            for tensor, (least, tuned, most) in shapes.items():
+                profile.set_shape(tensor, least, tuned, most)
+            config.add_optimization_profile(profile)
+        if api == TENSORRT_RTX:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{self.target.capability}"), 0)
+        elif api == TENSORRT:  # TensorRT-RTX times nothing while it builds
+            old = self._timing.read_bytes() if self._timing.is_file() else b""
+            config.set_timing_cache(config.create_timing_cache(old), False)
+        return config
+
+    def _keep_timings(self, config: Any) -> None:
+        if self.target.library.api == TENSORRT:
+            new = self._timing.with_suffix(".timing.new")
+            new.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            new.replace(self._timing)
+
+    def _reporter(self, name: str) -> Callable[[int], None]:
+        def report(done: int) -> None:
+            if self._progress is not None:
+                self._progress(self._finished + done, 2 * STEPS, f"building {name}")
+
+        return report
+
+
+def write_engine(network: Network, config: Any, path: Path) -> bool:
+    """Build the engine and write it to `path`, as it is made where this TensorRT can (10.13 on); False if it failed.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
+    trt, builder = network.library.module, network.builder
+    if not hasattr(builder, "build_serialized_network_to_stream"):
+        plan = builder.build_serialized_network(network.network, config)
+        if plan is not None:
+            path.write_bytes(memoryview(plan))
+        return plan is not None
+    writer = _writer(trt, path)
+    with writer.file:
+        built = bool(builder.build_serialized_network_to_stream(network.network, config, writer))
+    if writer.error is not None:
+        raise writer.error
+    return built
+
+
+def _writer(trt: Any, path: Path) -> Any:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc,name-defined,unused-ignore]
+        """Takes an engine piece by piece; an error of the disk must not pass through TensorRT's frames."""
+
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.file = path.open("wb")
+            self.error: OSError | None = None
+
+        def write(self, data: Any) -> int:
+            try:
+                return self.file.write(data)
+            except OSError as error:
+                self.error = error
+                return 0
+
+    return Writer()

@@ -1,0 +1,159 @@
+"""models/nano becomes TensorRT engines in every precision, on a machine without a GPU (TensorRT-RTX)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX comes for Linux on x86-64 only")
+pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+
+from dialects import RUNNABLE
+
+from qwenvl_edge import cli
+from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.plans import TENSORRT_RTX, Plan
+from qwenvl_edge.backends.tensorrt_library import installed_libraries
+from qwenvl_edge.bundle import Bundle
+from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.tensorrt.lowering import Lowering
+from qwenvl_edge_export.tensorrt.network import ATTENTION, CACHE_UPDATE, ROTARY, Network
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
+CAPACITY = 256
+# Every precision of the exporter, and every processor that TensorRT-RTX builds for.
+BUILDS = {
+    "fp32": ("sm_86", "fp32", "cpu"),
+    "fp16": ("sm_75", "fp16", "gpu"),
+    "bf16": ("sm_80", "bf16", "gpu"),
+    "int8": ("sm_89", "int8", "gpu"),
+    "int4": ("sm_120", "int4", "gpu"),
+    "int8 of a CPU": ("sm_121", "int8", "cpu"),  # its vision quantizes activations at run time
+}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tensorrt")
+
+    def bundle(name):
+        _, precision, target = BUILDS[name]
+        place = folder / name
+        chosen = ExportPrecision.choose(precision, target=target)
+        return Bundle.open(place) if place.exists() else export(NANO, place, precision=chosen, check=False)
+
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def library():
+    return next(each for each in installed_libraries() if each.api == TENSORRT_RTX)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_engines_are_built(bundles, capsys, name):
+    target, precision, _ = BUILDS[name]
+    bundle = bundles(name)
+    command = ["build", str(bundle.path), "--target", target, "--max-context", str(CAPACITY), "--chunk", "64"]
+    assert cli.main(command) == 0
+    assert "is written: vision.plan" in capsys.readouterr().out
+    plan = Plan.open(bundle, target)
+    plan.check_files()
+    assert plan.manifest.compute_capabilities == (int(target[3:]),)
+    assert plan.manifest.precision["decoder"] == precision
+    assert plan.manifest.limits.max_context == CAPACITY
+    # Weights are in the plans once, in the bits that they have in the bundle.
+    weights = bundle.manifest.files["decoder.data"].size
+    assert weights * 0.8 < plan.manifest.files["decoder.plan"].size < weights + 20e6
+    assert sorted(path.name for path in (bundle.path / "plans").iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_native_layers_are_used(bundles, library, tmp_path, name):
+    lowering = Lowering(bundles(name), "decoder.onnx", tmp_path)
+    network = Network(library, lowering.decoder(CAPACITY), tmp_path / "decoder.onnx")
+    layers = bundles(name).manifest.model.num_layers
+    found = network.native_layers()
+    assert (found[CACHE_UPDATE], found[ROTARY], found[ATTENTION]) == (2 * layers, 2 * layers, layers)
+    network.check_native(layers)
+    quantized = BUILDS[name][1] in ("int4", "int8")
+    assert found["DEQUANTIZE"] == (5 * layers + 1 if quantized else 0)
+    for key in keys_of_attention(network.network):
+        assert key.startswith("present.")
+
+
+def keys_of_attention(network):
+    for i in range(network.num_layers):
+        if (layer := network.get_layer(i)).type.name == ATTENTION:
+            yield layer.get_input(1).name
+
+
+def run(lowering, folder, model, inputs):
+    """Run a lowered graph with ONNX Runtime, which takes no links that leave the folder."""
+    for path in folder.iterdir():
+        if path.is_symlink():
+            target = path.resolve()
+            path.unlink()
+            shutil.copyfile(target, path)
+    (folder / "model.onnx").write_bytes(model)
+    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)[0]
+
+
+def plain(bundle, name, inputs):
+    return ort.InferenceSession(bundle.file(name), providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+
+
+def pictures(bundle):
+    size = bundle.manifest.model.image_size
+    return {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)}
+
+
+def distance(a, b):
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+@pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the standard decoder needs ONNX Runtime 1.25")
+@pytest.mark.parametrize(("name", "limit"), [("fp32", 1e-5), ("fp16", 1e-2), ("int8", 1e-2), ("int4", 1e-2)])
+def test_lowering_keeps_the_decoder(bundles, tmp_path, name, limit):
+    bundle = bundles(name)
+    model = bundle.manifest.model
+    random = np.random.default_rng(0)
+    cache_type = np.float32 if bundle.manifest.precision.compute["decoder"] == "fp32" else np.float16
+    angles = np.outer(np.arange(CAPACITY), 1e4 ** -(np.arange(0, model.head_dim, 2) / model.head_dim))
+    inputs = {
+        "inputs_embeds": random.standard_normal((1, 5, model.hidden_size)).astype(np.float32) * 0.05,
+        "position_ids": np.arange(7, 12)[None],
+        "write_indices": np.array([7]),
+        "rope_cos": np.cos(angles).astype(np.float32),
+        "rope_sin": np.sin(angles).astype(np.float32),
+        "logits_indices": np.array([[0, 4]]),
+    }
+    shape = (1, model.num_heads, CAPACITY, model.head_dim)
+    for i in range(model.num_layers):
+        for part in ("key", "value"):
+            inputs[f"past_key_values.{i}.{part}"] = random.standard_normal(shape).astype(cache_type)
+    lowering = Lowering(bundle, "decoder.onnx", tmp_path)
+    lowered = run(lowering, tmp_path, lowering.decoder(CAPACITY), inputs)
+    assert distance(lowered, plain(bundle, "decoder.onnx", inputs)) < limit
+
+
+@pytest.mark.parametrize(("name", "limit"), [("fp32", 1e-5), ("fp16", 2e-2)])
+def test_lowering_keeps_vision(bundles, tmp_path, name, limit):
+    bundle = bundles(name)
+    lowering = Lowering(bundle, "vision.onnx", tmp_path)
+    lowered = run(lowering, tmp_path, lowering.vision(), pictures(bundle))
+    assert distance(lowered, plain(bundle, "vision.onnx", pictures(bundle))) < limit
+
+
+def test_weights_alone_in_integers_lose_less_than_activations_too(bundles, tmp_path):
+    bundle = bundles("int8 of a CPU")
+    reference = plain(bundles("fp32"), "vision.onnx", pictures(bundle))
+    lowering = Lowering(bundle, "vision.onnx", tmp_path)
+    lowered = run(lowering, tmp_path, lowering.vision(), pictures(bundle))
+    assert distance(lowered, reference) < distance(plain(bundle, "vision.onnx", pictures(bundle)), reference)
