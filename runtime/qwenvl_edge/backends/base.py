@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,26 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a backend takes at most, None where only the model limits it.
+
+    max_context: capacity of a cache. max_batch: rows of a cache.
+    """
+
+    max_context: int | None = None
+    max_batch: int | None = None
+
+
 class Backend(ABC):
-    """Runs a bundle's two graphs. B batch, T tokens of this call, K rows that need logits, V vocabulary."""
+    """Runs a bundle's two graphs. B batch, T tokens of this call, K rows that need logits, V vocabulary.
+
+    description: what runs them and where, for people.
+    """
 
     model: ModelInfo
+    description: str = ""
+    limits: Limits = Limits()
 
     @abstractmethod
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
@@ -45,6 +62,13 @@ class Backend(ABC):
         Raises:
             BackendError: the caches do not fit together, or `source` holds fewer tokens.
         """
+
+    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
+        """Some rows of a cache as a cache of their own at the same memory; None from a backend that has no such thing.
+
+        Its length is the cache's at this moment and its own from then on.
+        """
+        return None
 
     @abstractmethod
     def decode(

@@ -1,0 +1,118 @@
+"""Plans for the stand-in, and its installation: a bundle's plan folder as `qwenvl build` lays it out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import onnxruntime as ort
+
+from qwenvl_edge.backends.plans import (
+    DECODER_PLAN,
+    FORMAT,
+    PLANS_FOLDER,
+    VISION_PLAN,
+    Builder,
+    PlanLimits,
+    PlanManifest,
+    Profile,
+    bundle_digest,
+    platform_name,
+)
+from qwenvl_edge.bundle import Bundle, FileInfo, sha256
+from standin import cuda_runtime, tensorrt_api
+from standin.machine import Machine
+
+VERSION = "10.3.0.30"
+LIMITS = PlanLimits(max_context=512, max_batch=3, max_images=2, chunk=64)
+SCRATCH_BYTES = 4096
+
+
+def write_plan(
+    bundle: Bundle, target: str = "local", *, limits=LIMITS, capability=87, version=VERSION, plugin=""
+) -> Path:
+    """Write plans/<target> of a bundle and return the folder."""
+    folder = bundle.path / PLANS_FOLDER / target
+    folder.mkdir(parents=True)
+    chunk, step = limits.chunk, min(limits.chunk, 16)
+    profiles = {
+        "decode": Profile(0, (1, 1, 1), (1, 1, 1)),
+        "prefill": Profile(1, (1, chunk, chunk), (1, 1, step)),
+        "verify": Profile(2, (1, step // 2, step), (1, step // 2, step)),
+    }
+    _write_engine(folder / VISION_PLAN, bundle, bundle.manifest.graphs.vision, capability, [], {"N": limits.max_images})
+    _write_engine(
+        folder / DECODER_PLAN,
+        bundle,
+        bundle.manifest.graphs.decoder["standard"],
+        capability,
+        [(profile.tokens[2], profile.rows[2]) for profile in profiles.values()],
+        {"B": limits.max_batch},
+        {"C": limits.max_context},
+    )
+    manifest = PlanManifest(
+        format=FORMAT,
+        target=target,
+        builder=Builder("tensorrt", version, platform_name()),
+        compute_capabilities=(capability,),
+        dialect="standard",
+        plugin=plugin,
+        precision={"vision": "fp32", "decoder": "fp32"},
+        limits=limits,
+        profiles=profiles,
+        bundle_digest=bundle_digest(bundle.manifest),
+        files={p.name: FileInfo(p.stat().st_size, sha256(p)) for p in sorted(folder.iterdir())},
+    )
+    manifest.write(folder)
+    return folder
+
+
+def change_manifest(folder: Path, **changes) -> None:
+    """Change fields of a plan.json."""
+    manifest = PlanManifest.from_json((folder / "plan.json").read_text())
+    dataclasses.replace(manifest, **changes).write(folder)
+
+
+def install(monkeypatch, machine: Machine, *, version: str = VERSION) -> ModuleType:
+    """Let `import tensorrt` and `from cuda.bindings import runtime` find the stand-in; return the former."""
+    packages = [ModuleType("cuda"), ModuleType("cuda.bindings"), cuda_runtime.make_module(machine)]
+    packages[0].bindings, packages[1].runtime = packages[1:]
+    tensorrt = tensorrt_api.make_module(machine, version=version)
+    for module in (*packages, tensorrt):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    return tensorrt
+
+
+def _write_engine(path, bundle, graph, capability, calls, most, fixed=None) -> None:
+    """calls: most tokens and rows of each profile, none for the vision engine; most: the largest other sizes."""
+    source = bundle.file(graph)
+    session = ort.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+    fixed = fixed or {}
+    profiles = []
+    for tokens, rows in calls or [(1, 1)]:
+        largest = {"T": tokens, "K": rows, **most, **fixed}
+        profiles.append(
+            {
+                node.name: [_shape(node, dict.fromkeys(largest, 1) | fixed), *[_shape(node, largest)] * 2]
+                for node in session.get_inputs()
+            }
+        )
+    presents = [node.name for node in session.get_outputs() if node.name.startswith("present.")]
+    plan = {
+        "onnx": str(source),
+        "dimensions": fixed,
+        "profiles": profiles,
+        "aliases": {name: name.replace("present.", "past_key_values.") for name in presents},
+        "compute_capability": capability,
+        "scratch_bytes": SCRATCH_BYTES,
+    }
+    path.write_bytes(tensorrt_api.MAGIC + json.dumps(plan).encode())
+
+
+def _shape(node, sizes: dict[str, int]) -> list[int]:
+    return [sizes.get(size, size) for size in node.shape]
