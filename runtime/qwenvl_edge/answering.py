@@ -28,7 +28,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass
-class _Work:
+class Work:
     """A request under way and what it cost so far; `run` is there once the prompt is computed."""
 
     request: Request
@@ -53,6 +53,8 @@ class Answerer:
 
     Args:
         stop: id sequences that end an answer.
+
+    turns: whoever computes holds the turn.
     """
 
     def __init__(
@@ -70,47 +72,52 @@ class Answerer:
         self._decoder = decoder
         self._stop = stop
         self._lookup = Lookup()
-        self._turns = Turns()
+        self.turns = Turns()
+
+    def work(self, request: Request, control: Control) -> Work:
+        """Take a request on; nothing is computed yet."""
+        return Work(request, control, self._writer(request))
 
     def answer(self, request: Request, control: Control) -> Generator[str, None, Reply]:
         """Compute an answer, yielding its text as it comes."""
-        work = _Work(request, control, self._writer(request))
-        with self._turns.take(lambda: control.reason is not None) as granted:
+        work = self.work(request, control)
+        with self.turns.take(lambda: control.reason is not None) as granted:
             run = self._start(work, self._lookup) if granted else None
             if run is not None:
                 yield run.piece
                 while not work.ended:
                     yield run.step(self._decoder)
-            yield _finish(work)
-        return self._reply(work)
+            yield finish(work)
+        return self.reply(work)
 
     def answer_many(self, requests: Sequence[tuple[Request, Control]], *, max_batch: int) -> list[Reply]:
         """Compute several answers, up to `max_batch` of them together; replies come in the order of the requests."""
-        works = [_Work(request, control, self._writer(request)) for request, control in requests]
-        with self._turns.take(lambda: all(work.control.reason is not None for work in works)) as granted:
+        works = [self.work(request, control) for request, control in requests]
+        with self.turns.take(lambda: all(work.control.reason is not None for work in works)) as granted:
             for batch in self._batches(works, max_batch) if granted else ():
                 self._answer_batch(batch)
         for work in works:
-            _finish(work)
-        return [self._reply(work) for work in works]
+            finish(work)
+        return [self.reply(work) for work in works]
 
     def forget(self) -> None:
         """Drop computed prefixes and features, when it is this caller's turn."""
-        with self._turns.take():
+        with self.turns.take():
             self._decoder.forget()
             self._features.forget()
+            self._lookup.forget()
 
-    def _batches(self, works: Sequence[_Work], max_batch: int) -> Iterator[list[_Work]]:
+    def _batches(self, works: Sequence[Work], max_batch: int) -> Iterator[list[Work]]:
         """Split into batches whose prompts have the same dynamic-NTK factor."""
 
-        def alpha(work: _Work) -> float:
+        def alpha(work: Work) -> float:
             return self._decoder.alpha_for(len(work.request.prompt.ids))
 
         for _, group in itertools.groupby(sorted(works, key=alpha), key=alpha):
             members = list(group)
             yield from (members[start : start + max_batch] for start in range(0, len(members), max_batch))
 
-    def _answer_batch(self, works: Sequence[_Work]) -> None:
+    def _answer_batch(self, works: Sequence[Work]) -> None:
         lengths = [(len(work.request.prompt.ids), work.request.options.max_new_tokens) for work in works]
         decoder = self._decoder.batch(lengths)
         for row, work in enumerate(works):
@@ -129,16 +136,24 @@ class Answerer:
                     decoder.end(row)
                     del active[row]
 
-    def _start(self, work: _Work, lookup: Lookup | None) -> Generation | None:
+    def _start(self, work: Work, lookup: Lookup | None) -> Generation | None:
         """Compute the prompt and take the first token; return the generation, None if the answer must end before."""
+        for _ in self.starting(work, lookup):
+            pass
+        return work.run
+
+    def starting(self, work: Work, lookup: Lookup | None) -> Iterator[None]:
+        """Compute the prompt and take the first token, with a pause behind each picture and chunk.
+
+        `work.run` is there at the end, unless the answer must end before. No other prompt may begin meanwhile.
+        """
         request = work.request
-        logits = self._prefill(work)
+        logits = yield from self._prefill(work)
         if logits is not None:
             work.run = Generation(self._decoder.sequence, lookup, work.writer, request.options, request.matcher, logits)
             work.ttft_s = time.perf_counter() - request.started
-        return work.run
 
-    def _prefill(self, work: _Work) -> FloatArray | None:
+    def _prefill(self, work: Work) -> Generator[None, None, FloatArray | None]:
         """Encode pictures and compute the prompt; return the logits after it, or None if the answer must end."""
         clock = time.perf_counter()
         prompt, control = work.request.prompt, work.control
@@ -153,12 +168,17 @@ class Answerer:
             if picture.digest not in found:
                 found[picture.digest], encoded = self._features.get(picture)
                 work.images_encoded += encoded
+            work.image_s += time.perf_counter() - clock
+            yield
+            clock = time.perf_counter()
         self._decoder.load(prompt, {i: found[prompt.pictures[i].digest] for i in wanted})
-        work.image_s = time.perf_counter() - clock
         logits = None
         while logits is None and control.reason is None:
             logits = self._decoder.prefill()
-        work.prefill_s = time.perf_counter() - clock - work.image_s
+            work.prefill_s += time.perf_counter() - clock
+            if logits is None:
+                yield
+            clock = time.perf_counter()
         work.prefill_tokens = self._decoder.computed - work.reused_tokens
         return logits
 
@@ -175,7 +195,8 @@ class Answerer:
             lead=request.lead,
         )
 
-    def _reply(self, work: _Work) -> Reply:
+    def reply(self, work: Work) -> Reply:
+        """Return what became of a finished work; its matcher is given back."""
         request, run = work.request, work.run
         stats = Stats(
             image_ms=work.image_s * 1e3,
@@ -199,7 +220,7 @@ class Answerer:
         return make_reply(self._family, request, work.writer, reason, stats)
 
 
-def _finish(work: _Work) -> str:
+def finish(work: Work) -> str:
     """End the answer's text, whatever ended the answer; return the rest of it."""
     closing = work.run.close() if work.run else ""
     return closing + work.writer.finish()

@@ -42,6 +42,7 @@ class BatchDecoder:
         self._write = np.zeros(rows, np.int64)
         self._computed = [0] * rows
         self._wanted = np.zeros((rows, 1), np.int64)
+        self._first_rows: dict[int, KVCache] = {}
 
     def put(self, row: int, cache: KVCache, sequence: Sequence) -> None:
         """Copy a prefilled cache of batch 1 into a row; `sequence` is what it holds and what will be appended."""
@@ -55,17 +56,43 @@ class BatchDecoder:
         return sequence is not None and self._computed[row] == len(sequence)
 
     def end(self, row: int) -> None:
-        """Compute nothing of use for this row any more; it stays where it is until the batch ends."""
+        """Free a row: it is computed for nothing, as its first token, as long as rows behind it go on."""
         self._sequences[row] = None
+        self._write[row] = 0
+
+    def move(self, row: int, target: int) -> bool:
+        """Let a row go on as the free row `target`; return False, and do nothing, if the backend cannot."""
+        source = self._backend.rows(self._cache, row, 1)
+        if source is None:
+            return False
+        self._backend.copy_cache(source, self._cache, self._computed[row], row=target)
+        self._computed[target] = self._computed[row]
+        self._sequences[target] = self._sequences[row]
+        self.end(row)
+        return True
 
     def step(self) -> FloatArray:
-        """Compute the next appended token of each row; return the logits [rows, V] after them."""
+        """Compute the next appended token of each row; return the logits [R, V] after them, R behind the last row."""
         for row, sequence in enumerate(self._sequences):
             if sequence is not None:
                 self._write[row] = self._computed[row]
                 self._tokens[row] = sequence.tokens[self._computed[row]]
                 self._computed[row] += 1
+        cache = self._rows_in_use()
+        tokens, write = self._tokens[: cache.batch, None], self._write[: cache.batch]
         logits = self._backend.decode(
-            self._cache, self._embedding[self._tokens[:, None]], self._write[:, None].copy(), self._write, self._wanted
+            cache, self._embedding[tokens], write[:, None].copy(), write, self._wanted[: cache.batch]
         )
+        self._cache.length = cache.length
         return logits[:, 0, : self._decodable]
+
+    def _rows_in_use(self) -> KVCache:
+        """The cache up to the last row that goes on, or all of it."""
+        count = 1 + max((row for row, sequence in enumerate(self._sequences) if sequence is not None), default=0)
+        if count == self._cache.batch:
+            return self._cache
+        if count not in self._first_rows:
+            self._first_rows[count] = self._backend.rows(self._cache, 0, count) or self._cache
+        cache = self._first_rows[count]
+        cache.length = self._cache.length
+        return cache

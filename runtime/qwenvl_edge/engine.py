@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qwenvl_edge.answering import Answerer
 from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.batching import Batcher
 from qwenvl_edge.bundle import Bundle
-from qwenvl_edge.control import CancelToken, Control
 from qwenvl_edge.conversation import Message
 from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.errors import BackendError, ContextError, PromptError, QwenVLError
@@ -171,8 +171,18 @@ class QwenVLEngine:
             words, images = arguments.pop("message"), arguments.pop("images", ())
             history, system = arguments.pop("history", ()), arguments.pop("system", None)
             request = self._requests.chat(words, images, history, system, cast("Overrides", {**overrides, **arguments}))
-            requests.append((request, _control(request)))
+            requests.append((request, request.control()))
         return self._answerer.answer_many(requests, max_batch=_check_positive("max_batch", max_batch))
+
+    def batcher(self, *, rows: int = 16) -> Batcher:
+        """Return a Batcher on this engine: for many callers, whose answers are decoded together as they come and go.
+
+        While it is at work, the engine's other calls wait. `close` it, or use it in a `with` block.
+
+        Args:
+            rows: the most answers at once; memory for their KV caches, of `max_context` tokens each, is reserved.
+        """
+        return Batcher(self._requests, self._answerer, self._decoder, rows=_check_positive("rows", rows))
 
     def ground(self, image: Any, phrase: str, **overrides: Unpack[Overrides]) -> Reply:
         """Find what `phrase` names ("the red mug") in a picture: `reply.boxes`.
@@ -207,7 +217,7 @@ class QwenVLEngine:
         self._answerer.forget()
 
     def _stream(self, request: Request) -> Stream:
-        return Stream(lambda cancelled: self._answerer.answer(request, _control(request, cancelled)))
+        return Stream(lambda cancelled: self._answerer.answer(request, request.control(cancelled)))
 
     def _open_tokenizer(self) -> Tokenizer:
         path = self.bundle.file(self.bundle.manifest.tokenizer)
@@ -216,12 +226,6 @@ class QwenVLEngine:
 
     def _load(self, source: Any, name: str) -> Picture:
         return load_picture(source, channel_order=self._channel_order, name=name)
-
-
-def _control(request: Request, *tokens: CancelToken) -> Control:
-    options = request.options
-    own = () if options.cancel is None else (options.cancel,)
-    return Control(*tokens, *own, started=request.started, deadline_ms=options.deadline_ms)
 
 
 def _check_capacity(wanted: int | None, maximum: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.bundle import GenerationDefaults
+from qwenvl_edge.control import CancelToken, Control
 from qwenvl_edge.conversation import Loader, Message, Part, Region, Text, Turn, parse_history, parse_message
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families import QwenVL
@@ -38,6 +39,11 @@ class Request:
     is_chat: bool
     started: float
     matcher: Matcher | None
+
+    def control(self, *tokens: CancelToken) -> Control:
+        """What may end the answer early: its own options and `tokens`."""
+        own = () if self.options.cancel is None else (self.options.cancel,)
+        return Control(*tokens, *own, started=self.started, deadline_ms=self.options.deadline_ms)
 
 
 class RequestBuilder:

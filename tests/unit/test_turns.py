@@ -93,7 +93,7 @@ def test_a_queued_call_can_be_cancelled(tmp_path):
         next(stream)
         thread = threading.Thread(target=lambda: replies.append(qwen.chat("queued", cancel=token)))
         thread.start()
-        waiting(qwen._answerer._turns, 1)
+        waiting(qwen._answerer.turns, 1)
         token.cancel()
         thread.join()
     assert (replies[0].finish_reason, replies[0].text) == ("cancelled", "")

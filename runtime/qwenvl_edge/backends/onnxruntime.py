@@ -14,6 +14,7 @@ cache's capacity instead of the tokens in use.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,12 +111,22 @@ class OnnxRuntimeBackend(Backend):
                 f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({size_gb:,.1f} GB); "
                 "open a smaller one."
             ) from None
+        return KVCache(model, batch=batch, capacity=capacity, buffers=self._bind(arrays))
+
+    def rows(self, cache: KVCache, start: int, count: int) -> KVCache:
+        """See Backend.rows."""
+        arrays = {name: array[start : start + count] for name, array in cache.buffers.arrays.items()}
+        view = copy.copy(cache)
+        view.batch, view.buffers = count, self._bind(arrays)
+        return view
+
+    def _bind(self, arrays: Mapping[str, FloatArray]) -> _Buffers:
         binding = self._decoder.io_binding()
         for past, array in arrays.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(past.replace("past_key_values", "present"), value)
-        return KVCache(model, batch=batch, capacity=capacity, buffers=_Buffers(arrays, binding))
+        return _Buffers(arrays, binding)
 
     def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
         """See Backend.copy_cache."""

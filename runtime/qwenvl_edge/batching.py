@@ -1,0 +1,273 @@
+"""Continuous batching: an answer joins the running batch once its prompt is computed and leaves it when it ends.
+
+    submit -> queue -> prefill, a chunk at a time -> row of a batch -> reply
+                          |                            |
+                          +---- in turns: one chunk ---+--- one token of every row
+
+Prompts are computed one after another at batch 1 (what they share only once), between the tokens of the answers that
+run, so that a long prompt holds up nobody for longer than a chunk takes. Every answer is the one that the engine would
+give alone; look-up decoding is not used.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from qwenvl_edge.answering import Answerer, Work, finish
+from qwenvl_edge.batch import BatchDecoder
+from qwenvl_edge.conversation import Message
+from qwenvl_edge.decoder import SequenceDecoder
+from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.reply import Reply
+from qwenvl_edge.request import RequestBuilder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qwenvl_edge.options import Overrides
+
+_DONE = object()
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request on its way to a reply."""
+
+    work: Work
+    reply: Future[Reply]
+    on_text: Callable[[str], None] | None
+
+    def say(self, piece: str) -> None:
+        """Pass on a piece of text."""
+        if piece and self.on_text is not None:
+            self.on_text(piece)
+
+
+class _Rows:
+    """The jobs of one running batch, all of one dynamic-NTK factor: row number -> job."""
+
+    def __init__(self, decoder: BatchDecoder, size: int) -> None:
+        self.decoder = decoder
+        self._size = size
+        self._jobs: dict[int, _Job] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def free(self) -> int:
+        """The first free row."""
+        return next(row for row in range(self._size) if row not in self._jobs)
+
+    def put(self, row: int, job: _Job) -> None:
+        """Note whose the row is."""
+        self._jobs[row] = job
+
+    def step(self) -> list[_Job]:
+        """Compute a token of every row; return the jobs that ended, whose rows are free again."""
+        clock = time.perf_counter()
+        logits = self.decoder.step()
+        ended = []
+        for row, job in list(self._jobs.items()):
+            run = job.work.run
+            assert run is not None  # a job without a generation ends before it gets a row
+            if self.decoder.caught_up(row):
+                run.take(logits[row], clock)
+                job.say(run.piece)
+            if job.work.ended:
+                self.decoder.end(row)
+                ended.append(self._jobs.pop(row))
+        return ended
+
+    def close_gaps(self) -> None:
+        """Move the last rows into free ones before them, so that none is computed for nothing."""
+        while self._jobs and (last := max(self._jobs)) >= len(self._jobs):
+            target = self.free()
+            if not self.decoder.move(last, target):
+                return
+            self._jobs[target] = self._jobs.pop(last)
+
+    def fail(self) -> list[_Job]:
+        """Give up; return the jobs that were there."""
+        jobs, self._jobs = list(self._jobs.values()), {}
+        return jobs
+
+
+class Batcher:
+    """Answers many callers at once on one engine; from QwenVLEngine.batcher. Safe to share between threads.
+
+    waiting: requests whose prompt is not begun. running: those begun and not ended, `rows` at most.
+    """
+
+    def __init__(self, requests: RequestBuilder, answerer: Answerer, decoder: SequenceDecoder, *, rows: int) -> None:
+        self.rows = rows
+        self._requests = requests
+        self._answerer = answerer
+        self._decoder = decoder
+        self._batches: dict[float, _Rows] = {}
+        self._waiting: deque[_Job] = deque()
+        self._starting: tuple[_Job, Iterator[None]] | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="qwenvl-batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are not begun."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many are begun and not ended."""
+        return sum(map(len, list(self._batches.values()))) + (self._starting is not None)
+
+    def submit(
+        self,
+        message: Message,
+        *,
+        images: Iterable[Any] = (),
+        history: Iterable[Any] = (),
+        system: str | None = None,
+        on_text: Callable[[str], None] | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Future[Reply]:
+        """Answer a message when its turn comes. Arguments are those of QwenVLEngine.chat; `cancel` ends it early.
+
+        Args:
+            on_text: is called with each piece of text, in another thread; it must not block.
+
+        Returns:
+            The reply to come, or a BackendError.
+
+        Raises:
+            QwenVLError: the batcher is closed, and what chat raises before it computes.
+        """
+        request = self._requests.chat(message, images, history, system, overrides)
+        job = _Job(self._answerer.work(request, request.control()), Future(), on_text)
+        with self._changed:
+            if self._closed:
+                raise QwenVLError("the batcher is closed; make a new one.")
+            self._waiting.append(job)
+            self._changed.notify()
+        return job.reply
+
+    def close(self) -> None:
+        """Take no more requests, finish those that are there, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                with self._answerer.turns.take(self._nothing_left) as granted:
+                    while granted and (self._waiting or self.running):
+                        self._round()
+        except BaseException as error:  # nobody may be left waiting
+            self._fail_all(error)
+            raise
+
+    def _wait(self) -> bool:
+        """Wait for a request; return False once there will be none."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            return bool(self._waiting)
+
+    def _nothing_left(self) -> bool:
+        """Answer the waiting requests that were ended from outside; return whether none is left."""
+        with self._changed:
+            ended = [job for job in self._waiting if job.work.control.reason is not None]
+            for job in ended:
+                self._waiting.remove(job)
+        for job in ended:
+            self._end(job)
+        return not self._waiting
+
+    def _round(self) -> None:
+        """One chunk of the prompt that is being computed, and one token of every answer."""
+        self._nothing_left()
+        if self._starting is None and self._waiting and self.running < self.rows:
+            job = self._waiting.popleft()
+            self._starting = job, self._answerer.starting(job.work, None)
+        if self._starting is not None:
+            self._go_on(*self._starting)
+        for alpha, rows in list(self._batches.items()):
+            if not self._waiting:
+                rows.close_gaps()
+            self._step(alpha, rows)
+
+    def _go_on(self, job: _Job, starting: Iterator[None]) -> None:
+        """Compute the next chunk of a prompt; behind the last one the answer gets a row, unless it has ended."""
+        try:
+            if next(starting, _DONE) is not _DONE:
+                return
+            if job.work.run is not None:
+                job.say(job.work.run.piece)
+            if not job.work.ended:
+                self._join(job)
+        except Exception as error:
+            job.reply.set_exception(error)
+        else:
+            if job.work.ended:
+                self._end(job)
+        self._starting = None
+
+    def _join(self, job: _Job) -> None:
+        length = len(job.work.request.prompt.ids)
+        alpha = self._decoder.alpha_for(length)
+        if alpha not in self._batches:
+            decoder = self._decoder.batch([(length, self._decoder.capacity)] * self.rows)
+            self._batches[alpha] = _Rows(decoder, self.rows)
+        rows = self._batches[alpha]
+        row = rows.free()
+        self._decoder.move_to(rows.decoder, row)
+        rows.put(row, job)
+
+    def _step(self, alpha: float, rows: _Rows) -> None:
+        if not rows:
+            if len(self._batches) > 1:  # keep the memory of one
+                del self._batches[alpha]
+            return
+        try:
+            ended = rows.step()
+        except Exception as error:
+            del self._batches[alpha]
+            for job in rows.fail():
+                job.reply.set_exception(error)
+            return
+        for job in ended:
+            self._end(job)
+
+    def _fail_all(self, error: BaseException) -> None:
+        jobs = [job for rows in self._batches.values() for job in rows.fail()]
+        jobs += [self._starting[0]] if self._starting else []
+        with self._changed:
+            self._closed = True
+            jobs += self._waiting
+        for job in jobs:
+            if not job.reply.done():
+                job.reply.set_exception(error)
+
+    def _end(self, job: _Job) -> None:
+        try:
+            job.say(finish(job.work))
+            job.reply.set_result(self._answerer.reply(job.work))
+        except Exception as error:
+            job.reply.set_exception(error)
