@@ -23,6 +23,7 @@ from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.precision import ExportPrecision
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, CACHE_UPDATE, ROTARY, Network
+from tools.nano.calibration import write
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 CAPACITY = 256
@@ -34,6 +35,7 @@ BUILDS = {
     "int8": ("sm_89", "int8", "gpu"),
     "int4": ("sm_120", "int4", "gpu"),
     "int8 of a CPU": ("sm_121", "int8", "cpu"),  # its vision quantizes activations at run time
+    "w8a8": ("sm_86", "w8a8", "gpu"),
 }
 
 
@@ -44,8 +46,11 @@ def bundles(tmp_path_factory):
     def bundle(name):
         _, precision, target = BUILDS[name]
         place = folder / name
+        if place.exists():
+            return Bundle.open(place)
         chosen = ExportPrecision.choose(precision, target=target)
-        return Bundle.open(place) if place.exists() else export(NANO, place, precision=chosen, check=False)
+        samples = write(folder / "samples", 2) if name == "w8a8" else False
+        return export(NANO, place, precision=chosen, calibration=samples, check=False)
 
     return bundle
 
@@ -81,8 +86,9 @@ def test_native_layers_are_used(bundles, library, tmp_path, name):
     found = network.native_layers()
     assert (found[CACHE_UPDATE], found[ROTARY], found[ATTENTION]) == (2 * layers, 2 * layers, layers)
     network.check_native(layers)
-    quantized = BUILDS[name][1] in ("int4", "int8")
-    assert found["DEQUANTIZE"] == (5 * layers + 1 if quantized else 0)
+    matrices = 0 if BUILDS[name][1].startswith(("fp", "bf")) else 5 * layers + 1
+    assert found["DEQUANTIZE"] == matrices + found["QUANTIZE"]
+    assert (found["QUANTIZE"] > 0) == (name == "w8a8")
     for key in keys_of_attention(network.network):
         assert key.startswith("present.")
 
