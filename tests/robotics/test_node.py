@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scripted import engine
 
+from qwenvl_edge import load_picture
 from qwenvl_edge.control import CancelToken
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
 from qwenvl_edge.robotics.node import Question, Settings, VlmNode
@@ -119,6 +120,13 @@ def test_a_clock_that_is_ahead_counts_as_now(make, clock):
     node, _ = make("fine", max_age_ms=1)
     node.put_frame(frame(), age_s=-5)
     assert node.answer(Question("?")).latency_ms == 0
+
+
+def test_a_question_may_bring_its_picture(make):
+    node, _ = make("red", max_age_ms=1)
+    node.put_frame(frame(1), age_s=9)
+    answer = node.answer(Question("Which colour?"), picture=load_picture(frame(7)))
+    assert answer.reply.pictures[0].pixels[0, 0, 0] == 7 and answer.frame.number == -1
 
 
 def test_no_frame(make):

@@ -14,11 +14,13 @@ from qwenvl_edge.control import CancelToken
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
 from qwenvl_edge.frames import Frame, FrameSource
+from qwenvl_edge.image import Picture
 from qwenvl_edge.reply import Reply
 
 if TYPE_CHECKING:
     from qwenvl_edge.options import Overrides
 
+_NO_CAMERA = -1  # the frame number of a picture that came with its question
 _WAITING = 8  # questions; as with frames, what a robot asked long ago is not worth an answer
 
 
@@ -176,20 +178,27 @@ class VlmNode:
         return self._answer(question, frame, on_piece, cancel)
 
     def answer(
-        self, question: Question, on_piece: Callable[[str], None] | None = None, *, cancel: CancelToken | None = None
+        self,
+        question: Question,
+        on_piece: Callable[[str], None] | None = None,
+        *,
+        picture: Picture | None = None,
+        cancel: CancelToken | None = None,
     ) -> Answer:
-        """Answer a question about the newest frame now, even if that was asked about before.
+        """Answer a question now, about the newest frame (even if that was asked about before) or a picture.
 
         Args:
             question: the words.
             on_piece: called with each piece of the text as it comes.
+            picture: what the question is about, instead of the newest frame.
             cancel: ends the answer early from elsewhere.
 
         Raises:
             FrameError: no frame has come yet, or the newest is older than max_age_ms.
             QwenVLError: what the engine raises.
         """
-        return self._answer(question, self._take(), on_piece, cancel)
+        frame = self._take() if picture is None else Frame(picture, time.monotonic(), _NO_CAMERA)
+        return self._answer(question, frame, on_piece, cancel)
 
     def run(self, on_answer: Callable[[Answer], None], on_error: Callable[[QwenVLError], None]) -> None:
         """Answer until the node is closed; call on_answer and on_error from this thread."""

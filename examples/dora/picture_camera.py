@@ -1,0 +1,31 @@
+"""A camera for trying things out: sends a picture file at every tick, in the form of opencv-video-capture.
+
+With a QUESTION it asks that once, on the output `text`. It ends when anything comes on the input `done`.
+"""
+
+import sys
+
+import numpy as np
+import pyarrow as pa
+from dora import Node
+from PIL import Image
+
+
+def main() -> None:
+    """Send PICTURE (the first argument) until `done`; ask QUESTION (the second one) behind the first frame."""
+    picture, *question = sys.argv[1:]
+    bgr = np.asarray(Image.open(picture).convert("RGB"))[:, :, ::-1]
+    metadata = {"encoding": "bgr8", "width": bgr.shape[1], "height": bgr.shape[0], "primitive": "image"}
+    node = Node()
+    for event in node:
+        if event["type"] == "INPUT" and event["id"] == "done":
+            break
+        if event["type"] == "INPUT":
+            node.send_output("image", pa.array(bgr.ravel()), metadata)
+            if question:
+                node.send_output("text", pa.array(question), {"asked_by": "picture_camera"})
+                question = []
+
+
+if __name__ == "__main__":
+    main()
