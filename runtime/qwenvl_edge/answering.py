@@ -71,7 +71,7 @@ class Answerer:
         self._features = features
         self._decoder = decoder
         self._stop = stop
-        self._lookup = Lookup()
+        self._lookup = Lookup({ids[0] for ids in stop if len(ids) == 1})
         self.turns = Turns()
 
     def work(self, request: Request, control: Control) -> Work:

@@ -43,7 +43,7 @@ def shortest_end(matcher: Any, order: Sequence[int]) -> list[int]:
             break
         paid, _, state, path, tried = heapq.heappop(waiting)
         if not tried:
-            forced = state.compute_ff_tokens()
+            forced: list[int] = state.compute_ff_tokens()
             state.consume_tokens(forced)
             path = path + forced
             if state.is_accepting():

@@ -63,8 +63,8 @@ class SequenceDecoder:
     def begin(self, prompt: Prompt) -> list[int]:
         """Start a sequence behind its longest computed prefix; return the pictures whose features are wanted."""
         self._slot = self._pool.take(content_keys(prompt, self._image_tokens))
-        self.sequence = Sequence(prompt.ids, self.capacity)
         self.reused = self._slot.cache.length
+        self.sequence = Sequence(prompt.ids, self.capacity, reused=self.reused)
         self._spans = []
         return [i for i, start in enumerate(prompt.image_starts) if start + self._image_tokens > self.reused]
 

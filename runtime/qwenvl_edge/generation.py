@@ -51,7 +51,7 @@ class Generation:
         self.finish_reason: FinishReason | None = None
         self.piece = ""
         if self._lookup is not None:
-            self._lookup.start(sequence.tokens)
+            self._lookup.start(sequence.tokens, sequence.reused)
         if not self._take_forced():
             self._take(self._draw(logits))
             self._take_forced()

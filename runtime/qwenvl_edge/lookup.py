@@ -1,4 +1,4 @@
-"""Look-up decoding: what comes next is guessed from what stands in the prompt and the answer already.
+"""Look-up decoding: what comes next is guessed from what stands in the prompt and was said already.
 
 The last tokens are looked for further up in the sequence, and what followed there is proposed; the decoder then
 computes several tokens in one call, and those proposed are kept as long as the sampler draws the same (prompt look-up
@@ -11,7 +11,7 @@ how often guesses of a kind are right, and as many tokens are proposed as make t
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,15 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 MOST = 12
+_MOST_SEEN = 8192  # tokens, beside a long prompt
+_SEEN_AGAIN = 16  # tokens of a prompt that was computed before: they tell which earlier question it is
 _LONGEST = 8  # longer matches are as good as matches of this length
 _FIRST_TRUST = (0.0, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.8, 0.8)
 _TRUST_RATE = 1 / 16
 _COST_RATE = 1 / 8
 _FIRST_COST = 0.1
 _LEAST_COST = 0.01
-_LEAST_GAIN = 1.05
+_LEAST_GAIN = 1.1
 
 
 class Repetition:
@@ -34,15 +36,18 @@ class Repetition:
     length: how many of the last tokens are the same there, _LONGEST at most; 0 if there is no such place.
     """
 
-    def __init__(self, tokens: IntArray) -> None:
-        self._ids: list[int] = tokens.tolist()
-        ids, count = self._ids, len(self._ids)
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self._ids: list[int] = []
         # Where each pair and each triple was followed by something last.
-        self._pairs = dict(zip(itertools.pairwise(ids), range(2, count), strict=False))
-        self._triples = dict(zip(zip(ids, ids[1:], ids[2:], strict=False), range(3, count), strict=False))
+        self._pairs: dict[tuple[int, int], int] = {}
+        self._triples: dict[tuple[int, int, int], int] = {}
         self._next = 0
         self.length = 0
-        self._find()
+        for token in tokens:
+            self.append(token)
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
     @property
     def guess(self) -> int | None:
@@ -71,6 +76,10 @@ class Repetition:
         period = len(ids) - start
         return [ids[start + i % period] for i in range(count)]
 
+    def latest(self, count: int) -> list[int]:
+        """The last `count` tokens."""
+        return self._ids[-count:]
+
     def _find(self) -> None:
         """Look for the last three tokens, else for the last two."""
         ids = self._ids
@@ -83,33 +92,41 @@ class Repetition:
 
 
 class Lookup:
-    """Proposes tokens; what it has learned is kept from one answer to the next."""
+    """Proposes tokens. What was said in earlier answers, and how far guesses can be trusted, is kept for later ones.
 
-    def __init__(self) -> None:
+    A camera's next picture, asked the same, so often gets its answer in a few steps.
+    """
+
+    def __init__(self, ends: Collection[int] = ()) -> None:
+        """ends: ids behind which an answer does not go on."""
+        self._ends = ends
         self._trust = list(_FIRST_TRUST)  # by length of the match: how likely its next token comes again
         self._cost = _FIRST_COST  # of each token more in a step, in steps of one token
         self._step_s = 0.0
-        self._tokens: IntArray = np.empty(0, np.int64)
-        self._seen: Repetition | None = None
+        self._seen = Repetition()
 
-    def start(self, tokens: IntArray) -> None:
-        """Begin an answer behind these tokens, which are read when the first proposal is asked for."""
-        self._tokens, self._seen = tokens, None
+    def start(self, prompt: IntArray, known: int) -> None:
+        """Begin an answer behind a prompt, of which `known` tokens were computed (and so seen) before."""
+        if len(self._seen) + len(prompt) > _MOST_SEEN:
+            self._seen = Repetition(self._seen.latest(_MOST_SEEN // 2))
+        for token in prompt[min(known, max(len(prompt) - _SEEN_AGAIN, 0)) :].tolist():
+            self._seen.append(token)
 
     def append(self, token: int) -> None:
         """Go on with a token of the answer."""
-        if self._seen is None:
-            return
-        if self._seen.length:
-            right = float(self._seen.guess == token)
-            self._trust[self._seen.length] += _TRUST_RATE * (right - self._trust[self._seen.length])
+        if length := self._seen.length:
+            self._trust[length] += _TRUST_RATE * ((self._seen.guess == token) - self._trust[length])
         self._seen.append(token)
 
     def propose(self, limit: int) -> IntArray:
         """Return at most `limit` tokens that may come next; often none."""
-        if self._seen is None:
-            self._seen = Repetition(self._tokens)
-        return np.array(self._seen.continuation(self._best_count(min(limit, MOST))), np.int64)
+        found = self._seen.continuation(min(limit, MOST))
+        length = next((i for i, token in enumerate(found) if token in self._ends), len(found))
+        return np.array(found[: self._best_count(length)], np.int64)
+
+    def forget(self) -> None:
+        """Drop what was said."""
+        self._seen = Repetition()
 
     def report(self, count: int, seconds: float) -> None:
         """Learn how long a step of `count` tokens took."""
@@ -120,10 +137,10 @@ class Lookup:
 
     def _best_count(self, limit: int) -> int:
         """How many tokens to propose so that the expected number taken in a step, over its cost, is largest."""
-        length = self._seen.length if self._seen else 0
+        length = self._seen.length
         best, most = 0, _LEAST_GAIN
         taken = likely = 1.0
-        for count in range(1, limit + 1 if length else 0):
+        for count in range(1, limit + 1):
             likely *= self._trust[min(length + count - 1, _LONGEST)]
             taken += likely
             if taken / (1 + self._cost * count) > most:

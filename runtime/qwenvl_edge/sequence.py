@@ -11,15 +11,16 @@ IntArray = npt.NDArray[np.int64]
 class Sequence:
     """Ids that grow by one a sampled token, up to one more than the cache holds (the last one needs no room there).
 
-    prompt_length: how many of them are the prompt.
+    prompt_length: how many of them are the prompt. reused: how many of these were computed before.
     """
 
-    def __init__(self, prompt: IntArray, capacity: int) -> None:
+    def __init__(self, prompt: IntArray, capacity: int, *, reused: int = 0) -> None:
         self._ids = np.empty(capacity + 1, np.int64)
         self._ids[: len(prompt)] = prompt
         self._length = len(prompt)
         self.capacity = capacity
         self.prompt_length = len(prompt)
+        self.reused = reused
 
     def __len__(self) -> int:
         return self._length

@@ -20,7 +20,7 @@ def places(tokens):
 
 @given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2)))
 def test_the_guess_followed_the_same_tokens_before(prompt, answer):
-    seen, tokens = Repetition(np.array(prompt, np.int64)), list(prompt)
+    seen, tokens = Repetition(prompt), list(prompt)
     for token in [None, *answer]:
         if token is not None:
             seen.append(token)
@@ -39,7 +39,7 @@ def test_the_guess_followed_the_same_tokens_before(prompt, answer):
 
 
 def test_the_latest_place_is_followed_while_it_is_right():
-    seen = Repetition(np.array([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3]))
+    seen = Repetition([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3])
     assert (seen.length, seen.continuation(2)) == (3, [8, 1])
     seen.append(7)
     assert (seen.length, seen.continuation(2)) == (4, [1, 2])
@@ -50,7 +50,7 @@ def test_the_latest_place_is_followed_while_it_is_right():
 
 def lookup_behind(tokens):
     lookup = Lookup()
-    lookup.start(np.array(tokens))
+    lookup.start(np.array(tokens), 0)
     return lookup
 
 
@@ -61,7 +61,7 @@ def test_proposals_grow_while_they_are_right():
             sizes.append(len(lookup.propose(100)))
             lookup.append(token)
     assert sizes[0] < sizes[20] < sizes[-1] == MOST
-    lookup.start(np.array([*range(40), 0, 1, 2]))
+    lookup.start(np.array([*range(40), 0, 1, 2]), 0)
     assert lookup.propose(3).tolist() == [3, 4, 5]
 
 
@@ -99,6 +99,43 @@ def test_one_slow_step_changes_little():
     lookup.report(1, 5.0)
     lookup.report(3, 5.0)
     assert before > 0 and abs(len(lookup.propose(MOST)) - before) < 2
+
+
+def test_what_was_said_is_remembered_up_to_a_limit():
+    lookup = Lookup()
+    for answer in range(400):
+        lookup.start(np.arange(60, 90), 0)
+        for token in range(100 * answer, 100 * answer + 50):
+            lookup.append(token)
+        assert len(lookup._seen) <= 8192 + 50
+    last, first = np.arange(39900, 39908), np.arange(100, 108)
+    lookup.start(last, 0)
+    assert lookup.propose(1).tolist() == [39908]
+    lookup.start(first, 0)
+    assert not len(lookup.propose(1))
+
+
+def test_nothing_is_proposed_behind_the_end_of_an_answer():
+    lookup = Lookup(ends={99})
+    lookup.start(np.array([*range(6), 99, *range(50, 60), 0, 1, 2]), 0)
+    assert lookup.propose(MOST).tolist() == [3, 4, 5]
+    for token in (3, 4, 5):
+        lookup.append(token)
+    assert not len(lookup.propose(MOST))
+
+
+def test_an_answer_given_before_takes_few_steps(tmp_path):
+    answer = "There are three mugs, two of them red, and a plate with 12 apples.<|im_end|>"
+    qwen, _ = engine(tmp_path, answer, "No.<|im_end|>", answer, answer)
+    frames = [np.full((20, 40, 3), shade, np.uint8) for shade in range(4)]
+    first, _, again = (
+        qwen.chat(question, images=[frame], max_new_tokens=500)
+        for question, frame in zip(["What is there?", "Is it dark?", "What is there?"], frames, strict=False)
+    )
+    assert again.raw_text == first.raw_text and again.stats.images_encoded == 1
+    assert again.stats.accepted_tokens > again.stats.new_tokens / 2
+    qwen.forget()
+    assert qwen.chat("What is there?", images=[frames[3]], max_new_tokens=500).stats.accepted_tokens == 0
 
 
 @pytest.mark.parametrize("sampled", [False, True])
