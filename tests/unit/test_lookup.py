@@ -104,7 +104,7 @@ def test_one_slow_step_changes_little():
 def test_what_was_said_is_remembered_up_to_a_limit():
     lookup = Lookup()
     for answer in range(400):
-        lookup.start(np.arange(60, 90), 0)
+        lookup.start(np.arange(30) + 10**6 + 30 * answer, 0)
         for token in range(100 * answer, 100 * answer + 50):
             lookup.append(token)
         assert len(lookup._seen) <= 8192 + 50
