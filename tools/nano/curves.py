@@ -15,8 +15,8 @@ def plot_curves(work: Path, target: Path) -> None:
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     wanted = {
-        "vision": ("kind", "colour", "hundreds", "spelling"),
-        "language": ("words", "digits", "text", "patches seen"),
+        "vision": ("kind", "colour", "hundreds", "tens", "letters"),
+        "language": ("words", "digits", "text", "patches seen", "places seen"),
     }
     for axes, (stage, names) in zip(panels, wanted.items(), strict=True):
         lines = [json.loads(line) for line in (work / f"{stage}.jsonl").read_text().splitlines()]

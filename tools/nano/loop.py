@@ -50,16 +50,26 @@ def mixed_precision() -> Iterator[None]:
         F.scaled_dot_product_attention = attention
 
 
-def rate(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: linear warm-up, constant, and a linear decay to zero over the last quarter."""
-    return min(step / warmup, 1.0, max(steps - step, 0) / (0.25 * steps))
+def rate(step: int, steps: int, decay: float, warmup: int = 50) -> float:
+    """Learning-rate factor: linear warm-up, constant, and a linear decay to zero over the last `decay` of the steps."""
+    return min(step / warmup, 1.0, max(steps - step, 0) / (decay * steps))
 
 
 class Loop:
     """Counts steps, writes a line of JSON every `every` steps and a checkpoint every two minutes."""
 
-    def __init__(self, name: str, folder: Path, module: nn.Module, opts: Optimizers, steps: int, every: int = 25):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        module: nn.Module,
+        opts: Optimizers,
+        steps: int,
+        decay: float = 0.25,
+        every: int = 25,
+    ):
         self.name, self.module, self.opts, self.steps, self.every = name, module, opts, steps, every
+        self.decay = decay
         self.base = [[group["lr"] for group in opt.param_groups] for opt in opts]
         self.path, self.log = folder / f"{name}.pt", folder / f"{name}.jsonl"
         self.step, self.seconds = 0, 0.0
@@ -94,7 +104,7 @@ class Loop:
             nn.utils.clip_grad_norm_(self.module.parameters(), 2.0)
             for opt, base in zip(self.opts, self.base, strict=True):
                 for group, lr in zip(opt.param_groups, base, strict=True):
-                    group["lr"] = lr * rate(self.step + 1, self.steps)
+                    group["lr"] = lr * rate(self.step + 1, self.steps, self.decay)
                 opt.step()
                 opt.zero_grad(set_to_none=True)
             self.step += 1

@@ -145,7 +145,7 @@ def main(folder: Path, steps: int = STEPS, start: Path | None = None) -> None:
     helpers = (model.transformer.visual, module["heads"], module["compare"])
     seeing = [p for m in helpers for p in m.parameters() if p.requires_grad]
     opts.append(torch.optim.AdamW(seeing, lr=VISUAL_RATE, betas=(0.9, 0.97), weight_decay=0.0, fused=True))
-    loop = Loop("language", folder, module, opts, steps)
+    loop = Loop("language", folder, module, opts, steps, decay=0.6)
     sampler = Sampler(folder, Composer(codec, model.config.vision.n_queries))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
