@@ -84,7 +84,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Status:
-    """Counters since the node began, for diagnostics. latency_ms is that of the last answer, error the last one's."""
+    """Counters since the node began, for diagnostics.
+
+    latency_ms is that of the last answer; error says what failed since, "" if nothing did.
+    """
 
     answered: int = 0
     failed: int = 0
@@ -251,6 +254,7 @@ class VlmNode:
         with self._state:
             self._answered += 1
             self._latency_ms = answer.latency_ms
+            self._error = ""
         return answer
 
     def _check_age(self, frame: Frame | None) -> Frame:
@@ -267,10 +271,11 @@ class VlmNode:
     def _reply(
         self, question: Question, frame: Frame, on_piece: Callable[[str], None] | None, cancel: CancelToken | None
     ) -> Reply:
-        engine, overrides = self._engine, self._settings.overrides
+        engine = self._engine
+        overrides: Overrides = {**self._settings.overrides, "cancel": cancel}
         if not engine.can_chat:  # a base model continues the words instead of answering them
-            return engine.complete(question.text, images=[frame.picture], cancel=cancel, **overrides)
-        with engine.stream(question.text, images=[frame.picture], cancel=cancel, **overrides) as stream:
+            return engine.complete(question.text, images=[frame.picture], **overrides)
+        with engine.stream(question.text, images=[frame.picture], **overrides) as stream:
             for piece in stream:
                 if on_piece is not None:
                     on_piece(piece)

@@ -1,0 +1,1 @@
+"""Nothing: the node is qwenvl_edge.robotics.ros2."""

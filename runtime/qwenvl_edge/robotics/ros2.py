@@ -1,0 +1,224 @@
+"""A ROS 2 node: `ros2 run qwenvl_edge_ros vlm --ros-args -p bundle:=/path/to/bundle` (packages in examples/ros2).
+
+Subscribes `image` (sensor_msgs/Image, or CompressedImage with the parameter `compressed`), of which it keeps the
+newest, and `prompt` (std_msgs/String). Publishes for every answer `response` (std_msgs/String) and `detections`
+(vision_msgs/Detection2DArray, stamp and frame of the image that it is about), and `/diagnostics` once a second. The
+action `ask` (qwenvl_edge_interfaces/Ask) answers one question with its text as it comes, and can be cancelled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from qwenvl_edge.control import CancelToken
+from qwenvl_edge.engine import QwenVLEngine
+from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.grounding import Box
+from qwenvl_edge.robotics.command import run_command
+from qwenvl_edge.robotics.images import compressed_to_rgb, raw_to_rgb
+from qwenvl_edge.robotics.node import Answer, Question, Settings, VlmNode
+
+_NAME = "qwenvl"
+_DIAGNOSTICS_S = 1.0
+_ROS = {
+    "diagnostic_msgs.msg": ("DiagnosticArray", "DiagnosticStatus", "KeyValue"),
+    "qwenvl_edge_interfaces.action": ("Ask",),
+    "rclpy.action": ("ActionServer", "CancelResponse"),
+    "rclpy.callback_groups": ("ReentrantCallbackGroup",),
+    "rclpy.executors": ("ExternalShutdownException", "MultiThreadedExecutor"),
+    "rclpy.qos": ("QoSProfile", "ReliabilityPolicy"),
+    "sensor_msgs.msg": ("CompressedImage", "Image"),
+    "std_msgs.msg": ("String",),
+    "vision_msgs.msg": ("Detection2D", "Detection2DArray", "ObjectHypothesisWithPose"),
+}
+# A ROS parameter has a type and always a value: "" and 0 leave the choice to the node.
+_PARAMETERS = {
+    **{"bundle": "", "compressed": False, "threads": 0, "max_context": 0},
+    **{"prompt": "", "max_rate_hz": 0.0, "max_age_ms": 0.0, "max_new_tokens": 0, "deadline_ms": 0.0},
+}
+_SETTINGS = ("prompt", "max_rate_hz", "max_age_ms", "max_new_tokens", "deadline_ms")
+
+
+class RosNode:
+    """Connects a VlmNode with an rclpy node.
+
+    Args:
+        node: the rclpy node, whose callbacks an executor of several threads runs: an action answers in its callback.
+        ros: the modules' names, as import_ros returns them.
+        vlm: what answers; `run` runs it.
+        compressed: whether `image` brings CompressedImage.
+    """
+
+    def __init__(self, node: Any, ros: SimpleNamespace, vlm: VlmNode, *, compressed: bool = False) -> None:
+        self._node = node
+        self._ros = ros
+        self._vlm = vlm
+        self._response = node.create_publisher(ros.String, "response", 10)
+        self._detections = node.create_publisher(ros.Detection2DArray, "detections", 10)
+        self._diagnostics = node.create_publisher(ros.DiagnosticArray, "/diagnostics", 10)
+        kind = ros.CompressedImage if compressed else ros.Image
+        newest = ros.QoSProfile(depth=1, reliability=ros.ReliabilityPolicy.BEST_EFFORT)
+        node.create_subscription(kind, "image", self._take_image, newest)
+        node.create_subscription(ros.String, "prompt", self._take_prompt, 10)
+        node.create_timer(_DIAGNOSTICS_S, self._diagnose)
+        self._action = ros.ActionServer(
+            node,
+            ros.Ask,
+            "ask",
+            execute_callback=self._execute,
+            cancel_callback=lambda goal: ros.CancelResponse.ACCEPT,
+            callback_group=ros.ReentrantCallbackGroup(),
+        )
+
+    def run(self) -> None:
+        """Answer what the topics ask, in this thread, until the VlmNode is closed."""
+        self._vlm.run(self._publish, lambda error: self._node.get_logger().warning(str(error)))
+
+    def _take_image(self, image: Any) -> None:
+        try:
+            if hasattr(image, "encoding"):
+                pixels = raw_to_rgb(image.data, image.encoding, image.width, image.height, row_bytes=image.step)
+            else:
+                pixels = compressed_to_rgb(image.data)
+            self._vlm.put_frame(pixels, age_s=self._age_s(image.header.stamp), header=image.header)
+        except QwenVLError as error:
+            self._node.get_logger().warning(f"image: {error}")
+
+    def _age_s(self, stamp: Any) -> float:
+        """Seconds since a stamp; 0 for one that was not set."""
+        captured = stamp.sec * 10**9 + stamp.nanosec
+        return (self._node.get_clock().now().nanoseconds - captured) / 1e9 if captured else 0.0
+
+    def _take_prompt(self, message: Any) -> None:
+        try:
+            self._vlm.put_question(message.data)
+        except QwenVLError as error:
+            self._node.get_logger().warning(f"prompt: {error}")
+
+    def _publish(self, answer: Answer) -> None:
+        self._response.publish(self._ros.String(data=answer.reply.text))
+        self._detections.publish(self._encode(answer))
+
+    def _execute(self, goal: Any) -> Any:
+        """Answer an action's goal; the text streams as feedback."""
+        result = self._ros.Ask.Result()
+        cancel = CancelToken()
+
+        def take(piece: str) -> None:
+            goal.publish_feedback(self._ros.Ask.Feedback(piece=piece))
+            if goal.is_cancel_requested:
+                cancel.cancel()
+
+        try:
+            answer = self._vlm.answer(Question(goal.request.prompt), take, cancel=cancel)
+        except QwenVLError as error:
+            self._node.get_logger().warning(f"ask: {error}")
+            result.text, result.finish_reason = str(error), "error"
+            goal.abort()
+            return result
+        result.text, result.finish_reason = answer.reply.text, answer.reply.finish_reason
+        result.detections = self._encode(answer)
+        if goal.is_cancel_requested:
+            goal.canceled()
+        else:
+            goal.succeed()
+        return result
+
+    def _encode(self, answer: Answer) -> Any:
+        header = answer.frame.header
+        detections = [self._detection(header, box) for box in answer.reply.boxes]
+        return self._ros.Detection2DArray(header=header, detections=detections)
+
+    def _detection(self, header: Any, box: Box) -> Any:
+        """One box as vision_msgs 4 (Humble and newer) has it; the model gives no score, so it is 1."""
+        ros = self._ros
+        detection = ros.Detection2D(header=header)
+        detection.bbox.center.position.x = (box.x1 + box.x2) / 2
+        detection.bbox.center.position.y = (box.y1 + box.y2) / 2
+        detection.bbox.size_x, detection.bbox.size_y = box.x2 - box.x1, box.y2 - box.y1
+        hypothesis = ros.ObjectHypothesisWithPose()
+        hypothesis.hypothesis.class_id, hypothesis.hypothesis.score = box.label, 1.0
+        detection.results = [hypothesis]
+        return detection
+
+    def _diagnose(self) -> None:
+        ros, status = self._ros, self._vlm.status
+        figures = {
+            "answered": status.answered,
+            "failed": status.failed,
+            "frames dropped": status.frames_dropped,
+            "questions dropped": status.questions_dropped,
+            "latency of the last answer, ms": round(status.latency_ms),
+        }
+        message = ros.DiagnosticStatus(
+            level=ros.DiagnosticStatus.WARN if status.error else ros.DiagnosticStatus.OK,
+            name=f"{self._node.get_name()}: answers",
+            message=status.error or "fine",
+            values=[ros.KeyValue(key=key, value=str(value)) for key, value in figures.items()],
+        )
+        array = ros.DiagnosticArray(status=[message])
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+
+def import_ros() -> SimpleNamespace:
+    """What the node needs of ROS, in one namespace.
+
+    Raises:
+        QwenVLError: a package is missing.
+    """
+    try:
+        rclpy = importlib.import_module("rclpy")
+        names = {name: getattr(importlib.import_module(module), name) for module in _ROS for name in _ROS[module]}
+    except ImportError as error:
+        raise QwenVLError(
+            f"this node needs ROS 2, where {error.name} was not found; source its setup.bash, install "
+            "ros-$ROS_DISTRO-vision-msgs and build the packages of examples/ros2 with colcon."
+        ) from None
+    return SimpleNamespace(rclpy=rclpy, **names)
+
+
+def read_parameters(node: Any) -> dict[str, Any]:
+    """Declare the node's parameters and return those that were given a value."""
+    given = {name: node.declare_parameter(name, default).value for name, default in _PARAMETERS.items()}
+    return {name: value for name, value in given.items() if value}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the node until ROS shuts down; return the exit code."""
+    return run_command("qwenvl_edge.robotics.ros2", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    ros = import_ros()
+    ros.rclpy.init(args=argv)
+    node = ros.rclpy.create_node(_NAME)
+    try:
+        given = read_parameters(node)
+        if "bundle" not in given:
+            raise QwenVLError("the parameter `bundle` is missing; add: --ros-args -p bundle:=/path/to/bundle")
+        engine = QwenVLEngine(Path(given["bundle"]), threads=given.get("threads"), max_context=given.get("max_context"))
+        vlm = VlmNode(engine, Settings(**{name: given[name] for name in _SETTINGS if name in given}))
+        connected = RosNode(node, ros, vlm, compressed=given.get("compressed", False))
+        worker = threading.Thread(target=connected.run)
+        worker.start()
+        try:
+            ros.rclpy.spin(node, executor=ros.MultiThreadedExecutor())
+        except ros.ExternalShutdownException:
+            pass  # Ctrl+C, or a launch file that ends
+        finally:
+            vlm.close()
+            worker.join()
+    finally:
+        node.destroy_node()
+        ros.rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
