@@ -19,7 +19,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 MOST = 12
-_MOST_SEEN = 8192  # tokens, beside a long prompt
+_MOST_SEEN = 16384  # tokens; then all is forgotten, since keeping a part would hold up one answer in many
 _SEEN_AGAIN = 16  # tokens of a prompt that was computed before: they tell which earlier question it is
 _LONGEST = 8  # longer matches are as good as matches of this length
 _FIRST_TRUST = (0.0, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.8, 0.8)
@@ -76,10 +76,6 @@ class Repetition:
         period = len(ids) - start
         return [ids[start + i % period] for i in range(count)]
 
-    def latest(self, count: int) -> list[int]:
-        """The last `count` tokens."""
-        return self._ids[-count:]
-
     def _find(self) -> None:
         """Look for the last three tokens, else for the last two."""
         ids = self._ids
@@ -107,9 +103,10 @@ class Lookup:
 
     def start(self, prompt: IntArray, known: int) -> None:
         """Begin an answer behind a prompt, of which `known` tokens were computed (and so seen) before."""
-        if len(self._seen) + len(prompt) > _MOST_SEEN:
-            self._seen = Repetition(self._seen.latest(_MOST_SEEN // 2))
-        for token in prompt[min(known, max(len(prompt) - _SEEN_AGAIN, 0)) :].tolist():
+        if len(self._seen) > _MOST_SEEN:
+            self.forget()
+        fresh = min(known, max(len(prompt) - _SEEN_AGAIN, 0)) if len(self._seen) else 0
+        for token in prompt[fresh:].tolist():
             self._seen.append(token)
 
     def append(self, token: int) -> None:

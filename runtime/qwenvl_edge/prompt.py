@@ -7,6 +7,7 @@ tokens. An assistant's earlier answers keep their grounding markup, which the mo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from qwenvl_edge.image import Picture
 
 if TYPE_CHECKING:
     from qwenvl_edge.tokenizer import Tokenizer
+
+_KEPT_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class PromptBuilder:
 
     def __init__(self, family: QwenVL, tokenizer: Tokenizer) -> None:
         self._family = family
-        self._tokenizer = tokenizer
+        # What is said in a conversation comes again with every question. The lists are never changed in place.
+        self._encoded = functools.lru_cache(maxsize=_KEPT_TEXTS)(tokenizer.encode)
         self._newline = self._encode("\n")
 
     def chat(self, message: Sequence[Part], *, history: Sequence[Turn] = (), system: str, window: int) -> Prompt:
@@ -96,7 +100,7 @@ class PromptBuilder:
             content + _Chunk([self._family.turn_end])
         )
 
-    def _content(self, parts: Sequence[Part], allowed: Sequence[str]) -> _Chunk:
+    def _content(self, parts: Sequence[Part], allowed: tuple[str, ...]) -> _Chunk:
         """Encode parts; words that touch are encoded together, as the published code encodes the joined string."""
         ids: list[int] = []
         pictures: list[Picture] = []
@@ -123,8 +127,8 @@ class PromptBuilder:
         tokens = self._family.special_tokens
         return [tokens[f"<{name}>"], *self._encode(text), tokens[f"</{name}>"]]
 
-    def _encode(self, text: str, allowed: Sequence[str] = ()) -> list[int]:
-        return self._tokenizer.encode(text, allowed_special=allowed)
+    def _encode(self, text: str, allowed: tuple[str, ...] = ()) -> list[int]:
+        return self._encoded(text, allowed_special=allowed)
 
     def _prompt(self, chunk: _Chunk, turns: int) -> Prompt:
         ids = np.asarray(chunk.ids, dtype=np.int64)
