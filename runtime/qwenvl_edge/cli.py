@@ -14,6 +14,7 @@ from typing import Any
 
 from qwenvl_edge import __version__
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.server.command import add_serve
 from qwenvl_edge.terminal import ProgressBar, say
 
 
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_chat(commands)
     _add_plan(commands)
+    add_serve(commands)
     return parser
 
 

@@ -1,0 +1,57 @@
+"""Errors as the protocol's clients know them: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from qwenvl_edge.errors import BackendError, ContextError, QwenVLError
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+
+class ApiError(Exception):
+    """A request that gets an error for an answer: HTTP status, one sentence, and which part of the request it is."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def response(self) -> JSONResponse:
+        """The HTTP response."""
+        return JSONResponse(self.body, self.status, headers=self.headers)
+
+
+def overloaded(retry_after_s: int) -> ApiError:
+    """Too many requests wait already."""
+    return ApiError(
+        429,
+        f"the server is busy and its queue is full; try again in {retry_after_s} s.",
+        kind="rate_limit_error",
+        code="queue_full",
+        headers={"Retry-After": str(retry_after_s)},
+    )
+
+
+def from_engine(error: BaseException) -> ApiError:
+    """What the engine's errors are to a client: its own fault, but for a backend that failed."""
+    if isinstance(error, ContextError):
+        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+    if isinstance(error, QwenVLError) and not isinstance(error, BackendError):
+        return ApiError(400, str(error))
+    # The words of other errors may hold paths or worse: they go to the log only.
+    return ApiError(500, "the server failed to compute the answer; its log says why.", kind=SERVER)

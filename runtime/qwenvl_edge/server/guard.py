@@ -1,0 +1,104 @@
+"""In front of every route: who may ask, in which words the answer is logged and counted.
+
+Without a key only this machine can connect, but a web page in its browser could too: by sending requests to
+127.0.0.1 itself, or by a name of its own that it points there (DNS rebinding). So the Host header must name a loopback
+address then, and a request of another page's (its Origin is not this host) is refused in any case.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qwenvl_edge.server.errors import SERVER, ApiError
+from qwenvl_edge.server.logs import LOGGER, log
+from qwenvl_edge.server.metrics import Metrics
+from qwenvl_edge.server.settings import Settings
+
+_OPEN = frozenset({"/", "/healthz", "/readyz", "/static/app.js", "/static/style.css", "/favicon.ico"})
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """ASGI middleware: checks, request id, security headers, log line, count of responses."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: frozenset[str]) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, begun = time.perf_counter(), 500, False
+        request_id = scope.setdefault("state", {})["request_id"] = f"req-{secrets.token_hex(8)}"
+
+        async def answer(message: Message) -> None:
+            nonlocal status, begun
+            if message["type"] == "http.response.start":
+                status, begun = message["status"], True
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope["path"], Headers(scope=scope))
+            await (self._app if refusal is None else refusal.response())(scope, receive, answer)
+        except Exception:
+            LOGGER.exception("failed", extra={"fields": {"id": request_id}})
+            if begun:
+                raise
+            error = ApiError(500, "the server failed; its log says why.", kind=SERVER)
+            await error.response()(scope, receive, answer)
+        finally:
+            route = scope["path"] if scope["path"] in self._routes else "other"
+            self._metrics.responses.labels(route, str(status)).inc()
+            milliseconds = round((time.perf_counter() - started) * 1e3, 1)
+            log("request", id=request_id, method=scope["method"], route=route, status=status, ms=milliseconds)
+
+    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+        host = headers.get("host", "").lower()
+        key = self._settings.api_key
+        if key is None and _name(host) not in _LOOPBACK_NAMES:
+            return ApiError(403, "this server answers to localhost only.", code="host_not_allowed")
+        origin = headers.get("origin")
+        if origin is not None and origin.lower().partition("://")[2] != host:
+            return ApiError(403, "requests of other web pages are refused.", code="origin_not_allowed")
+        if key is not None and path not in _OPEN and not _same(headers.get("authorization", ""), f"Bearer {key}"):
+            return ApiError(
+                401,
+                "the API key is missing or wrong; send it as `Authorization: Bearer KEY`.",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return None
+
+
+def _name(host: str) -> str | None:
+    """A Host header without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _same(given: str, expected: str) -> bool:
+    """Compare in a time that tells nothing of where they differ."""
+    return hmac.compare_digest(given.encode(), expected.encode())
