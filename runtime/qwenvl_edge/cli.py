@@ -130,6 +130,8 @@ def _add_chat(commands: Any) -> None:
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
+    parser.add_argument("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cuda or cpu")
     parser.set_defaults(run=_chat)
 
 
@@ -216,7 +218,15 @@ def _chat(arguments: argparse.Namespace) -> int:
 
     if arguments.save is not None and arguments.prompt is None:
         raise QwenVLError("--save goes with a PROMPT; in a conversation type /save FILE.")
-    engine = QwenVLEngine(arguments.bundle, threads=arguments.threads, max_context=arguments.max_context)
+    engine = QwenVLEngine(
+        arguments.bundle,
+        threads=arguments.threads,
+        max_context=arguments.max_context,
+        backend=arguments.backend,
+        device=arguments.device,
+    )
+    if arguments.prompt is None or (arguments.backend, arguments.device) != ("auto", "auto"):
+        say(f"qwenvl: {engine.describe()}", to=sys.stderr)
     console = Console(engine, system=arguments.system, overrides=_overrides(arguments))
     for path in arguments.image:
         console.add_picture(str(path))

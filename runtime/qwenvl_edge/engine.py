@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qwenvl_edge.answering import Answerer
 from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.selection import Request as BackendRequest
+from qwenvl_edge.backends.selection import Selection, select_backend
 from qwenvl_edge.batching import Batcher
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.conversation import Message
 from qwenvl_edge.decoder import SequenceDecoder
-from qwenvl_edge.errors import BackendError, ContextError, PromptError, QwenVLError
+from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.features import FeatureCache
 from qwenvl_edge.image import ChannelOrder, Picture, load_picture
@@ -35,8 +37,11 @@ class QwenVLEngine:
     Args:
         bundle: the folder that `qwenvl export` wrote, or an opened Bundle.
         threads: CPU threads for the graphs; None leaves the choice to the backend.
-        max_context: capacity of the KV cache in tokens, prompt and answer; None takes the model's maximum.
-        backend: "auto" or "onnxruntime", or an opened Backend.
+        max_context: capacity of the KV cache in tokens, prompt and answer; None takes the model's maximum, or the
+            plan's.
+        backend: "tensorrt" (a plan that `qwenvl build` made), "onnxruntime", or an opened Backend; "auto" takes the
+            first that can run here: a plan, ONNX Runtime on a GPU, ONNX Runtime on the CPU. `describe` says which.
+        device: "cuda" or "cpu" to allow only that; "auto" allows both.
         channel_order: the channel order of picture arrays, "rgb" or "bgr".
         prefill_chunk: tokens of a prompt that are computed at once; bounds what a cancellation waits for.
         cache_memory_mb: memory for KV caches of recent conversations, whose computed prefixes are continued; at least
@@ -56,6 +61,7 @@ class QwenVLEngine:
         threads: int | None = None,
         max_context: int | None = None,
         backend: Backend | str = "auto",
+        device: str = "auto",
         channel_order: ChannelOrder = "rgb",
         prefill_chunk: int = 128,
         cache_memory_mb: int = 512,
@@ -63,7 +69,15 @@ class QwenVLEngine:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
         model = manifest.model
-        self.max_context = _check_capacity(max_context, model.max_position_embeddings)
+        _check_capacity(max_context, model.max_position_embeddings)
+        chunk = _check_positive("prefill_chunk", prefill_chunk)
+        if isinstance(backend, Backend):
+            self._selection = Selection(backend)
+        else:
+            self._selection = select_backend(BackendRequest(self.bundle, threads, max_context, chunk), backend, device)
+        opened = self._selection.backend
+        most = opened.limits.max_context or model.max_position_embeddings
+        self.max_context = _check_capacity(max_context, most, opened.description)
         self._family = create_family(
             manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens
         )
@@ -73,22 +87,21 @@ class QwenVLEngine:
             self._family, self._tokenizer, self._load, defaults=manifest.generation, max_context=self.max_context
         )
         stop = self._family.stop_sequences(manifest.generation.chat_format, self._tokenizer.encode)
-        chunk = min(_check_positive("prefill_chunk", prefill_chunk), self.max_context)
-        if isinstance(backend, Backend):
-            opened = backend
-        else:
-            opened = _open_backend(backend, self.bundle, threads, self.max_context, chunk)
         self._decoder = SequenceDecoder(
             opened,
             self.bundle.embedding,
             capacity=self.max_context,
             decodable=self._family.decodable,
             image_tokens=model.image_tokens,
-            chunk=chunk,
+            chunk=min(chunk, self.max_context),
             memory_bytes=_check_positive("cache_memory_mb", cache_memory_mb) << 20,
         )
         features = FeatureCache(opened, self._family.preprocessing(model.image_size), _KEPT_FEATURES)
         self._answerer = Answerer(self._family, self._tokenizer, features, self._decoder, stop=stop)
+
+    def describe(self) -> str:
+        """What runs the bundle and where, and why nothing faster does."""
+        return self._selection.describe()
 
     @property
     def can_chat(self) -> bool:
@@ -172,7 +185,7 @@ class QwenVLEngine:
             history, system = arguments.pop("history", ()), arguments.pop("system", None)
             request = self._requests.chat(words, images, history, system, cast("Overrides", {**overrides, **arguments}))
             requests.append((request, request.control()))
-        return self._answerer.answer_many(requests, max_batch=_check_positive("max_batch", max_batch))
+        return self._answerer.answer_many(requests, max_batch=self._rows("max_batch", max_batch))
 
     def batcher(self, *, rows: int = 16) -> Batcher:
         """Return a Batcher on this engine: for many callers, whose answers are decoded together as they come and go.
@@ -182,7 +195,7 @@ class QwenVLEngine:
         Args:
             rows: the most answers at once; memory for their KV caches, of `max_context` tokens each, is reserved.
         """
-        return Batcher(self._requests, self._answerer, self._decoder, rows=_check_positive("rows", rows))
+        return Batcher(self._requests, self._answerer, self._decoder, rows=self._rows("rows", rows))
 
     def ground(self, image: Any, phrase: str, **overrides: Unpack[Overrides]) -> Reply:
         """Find what `phrase` names ("the red mug") in a picture: `reply.boxes`.
@@ -219,6 +232,10 @@ class QwenVLEngine:
     def _stream(self, request: Request) -> Stream:
         return Stream(lambda cancelled: self._answerer.answer(request, request.control(cancelled)))
 
+    def _rows(self, name: str, wanted: int) -> int:
+        """Rows of a batch, as many as the backend takes."""
+        return min(_check_positive(name, wanted), self._selection.backend.limits.max_batch or wanted)
+
     def _open_tokenizer(self) -> Tokenizer:
         path = self.bundle.file(self.bundle.manifest.tokenizer)
         self._family.check_vocabulary(path, self.bundle.manifest.model.vocab_size)
@@ -228,11 +245,11 @@ class QwenVLEngine:
         return load_picture(source, channel_order=self._channel_order, name=name)
 
 
-def _check_capacity(wanted: int | None, maximum: int) -> int:
+def _check_capacity(wanted: int | None, maximum: int, whose: str = "the model") -> int:
     if wanted is None:
         return maximum
     if not 1 <= wanted <= maximum:
-        raise ContextError(f"max_context is {wanted:,}; the model takes 1 to {maximum:,} tokens.")
+        raise ContextError(f"max_context is {wanted:,}; {whose} takes 1 to {maximum:,} tokens.")
     return wanted
 
 
@@ -240,13 +257,3 @@ def _check_positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise QwenVLError(f"{name} is {value!r}; give a whole number of at least 1.")
     return value
-
-
-def _open_backend(name: str, bundle: Bundle, threads: int | None, max_context: int, chunk: int) -> Backend:
-    if name not in ("auto", "onnxruntime"):
-        raise BackendError(f"the backend {name!r} is unknown; this version has 'onnxruntime'.")
-    from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-    from qwenvl_edge.memory import check_fits, plan_memory
-
-    check_fits(plan_memory(bundle, max_context=max_context, chunk=chunk))
-    return OnnxRuntimeBackend(bundle, threads=threads)

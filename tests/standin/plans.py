@@ -18,11 +18,11 @@ from qwenvl_edge.backends.plans import (
     Builder,
     PlanLimits,
     PlanManifest,
-    Profile,
     bundle_digest,
     platform_name,
 )
 from qwenvl_edge.bundle import Bundle, FileInfo, sha256
+from qwenvl_edge_export.tensorrt.profiles import decoder_profiles
 from standin import cuda_runtime, tensorrt_api
 from standin.machine import Machine
 
@@ -37,12 +37,7 @@ def write_plan(
     """Write plans/<target> of a bundle and return the folder."""
     folder = bundle.path / PLANS_FOLDER / target
     folder.mkdir(parents=True)
-    chunk, step = limits.chunk, min(limits.chunk, 16)
-    profiles = {
-        "decode": Profile(0, (1, 1, 1), (1, 1, 1)),
-        "prefill": Profile(1, (1, chunk, chunk), (1, 1, step)),
-        "verify": Profile(2, (1, step // 2, step), (1, step // 2, step)),
-    }
+    profiles = decoder_profiles(limits)
     _write_engine(folder / VISION_PLAN, bundle, bundle.manifest.graphs.vision, capability, [], {"N": limits.max_images})
     _write_engine(
         folder / DECODER_PLAN,

@@ -90,7 +90,8 @@ def test_prefill_steps_and_verification(backend, reference):
         found += [decode(side, cache, embeds(1, seed=seed)) for seed in range(1, 5)]
         found.append(decode(side, cache, embeds(7, seed=5), wanted=range(7)))
         found.append(decode(side, cache, embeds(1, seed=6), write=22))  # back to an earlier place
-        assert cache.length == 23
+        found += [decode(side, cache, embeds(tokens, seed=tokens)) for tokens in (2, 1, 2, 1)]
+        assert cache.length == 29
         logits.append(np.concatenate(found, axis=1))
     assert_same(*logits)
 

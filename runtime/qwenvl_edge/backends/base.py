@@ -34,7 +34,7 @@ class Backend(ABC):
     """
 
     model: ModelInfo
-    description: str = ""
+    description: str = "a backend of the caller's"
     limits: Limits = Limits()
 
     @abstractmethod

@@ -52,8 +52,9 @@ class CacheMemory:
         try:
             self._caches = [DeviceMemory(cuda, size) for size in sizes]
         except BackendError as error:
+            size = f"{sum(sizes) / 1e9:,.1f} GB"
             raise BackendError(
-                f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({sum(sizes) / 1e9:,.1f} GB): {error}"
+                f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({size}): {error}"
             ) from None
         self._tables = RopeTables(cuda, stream, (capacity, head_dim // 2))
         self._place(0, batch)

@@ -77,6 +77,7 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(f"threads is {threads}; it must be at least 1.")
         self.model: ModelInfo = bundle.manifest.model
         self.dialect = dialect
+        self.description = f"ONNX Runtime {ort.__version__} on the CPU"
         compute = bundle.manifest.precision.compute
         if "bf16" in compute.values():
             raise BackendError(
@@ -92,7 +93,7 @@ class OnnxRuntimeBackend(Backend):
         try:
             features: FloatArray = self._vision.run(["image_features"], {"pixel_values": pixel_values})[0]
         except Exception as error:
-            raise _failed("encode the pictures", error) from None
+            raise failed("encode the pictures", error) from None
         check_finite(features, "image features")
         return features
 
@@ -173,7 +174,7 @@ class OnnxRuntimeBackend(Backend):
         try:
             self._decoder.run_with_iobinding(binding)
         except Exception as error:
-            raise _failed("decode", error) from None
+            raise failed("decode", error) from None
         logits: FloatArray = binding.get_outputs()[-1].numpy()
         try:
             check_finite(logits, "logits")
@@ -233,7 +234,7 @@ def _session(bundle: Bundle, name: str, threads: int | None, precision: str) -> 
     try:
         return ort.InferenceSession(str(path), options, providers=_PROVIDERS)
     except Exception as error:
-        raise _failed(f'load "{path}"', error) from None
+        raise failed(f'load "{path}"', error) from None
 
 
 def _default_threads() -> int:
@@ -245,6 +246,7 @@ def _default_threads() -> int:
     return allowed if allowed and allowed < (os.cpu_count() or allowed) else 0
 
 
-def _failed(what: str, error: Exception) -> BackendError:
+def failed(what: str, error: Exception) -> BackendError:
+    """The error to raise where ONNX Runtime failed: what was tried, and its own words."""
     reason = " ".join(str(error).split())[:300]
     return BackendError(f"ONNX Runtime {ort.__version__} could not {what}: {reason}")

@@ -26,8 +26,6 @@ from qwenvl_edge.bundle import ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
 
-_DECODE = "decode"
-
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 
@@ -168,13 +166,13 @@ class PlanDecoder:
         return whole
 
     def _run(self, cache: KVCache, inputs: Inputs, profile: str) -> FloatArray:
-        batch, rows = inputs["logits_indices"].shape
+        (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
         if not rows:  # the plan has no profile without logits
             inputs = {**inputs, "logits_indices": np.zeros((batch, 1), np.int64)}
         buffers: CacheBuffers = cache.buffers
         buffers.memory.use_tables(cache)
         addresses, used = self._inputs.write(inputs)
-        if profile != _DECODE:
+        if tokens > 1 or rows > 1:
             if profile not in self._shared:
                 self._shared[profile] = self._context(profile)
             self._call(self._shared[profile], buffers.memory, inputs, addresses, used).enqueue()

@@ -1,0 +1,254 @@
+"""ONNX Runtime on a GPU: caches, inputs and logits in memory that cuda-python holds, bound by address.
+
+The graphs run on a stream of ours, so that copies and kernels need no waiting in between; a call waits once, for its
+logits. Decoding one token a row is captured by ONNX Runtime as a CUDA graph, one a cache, where it finds that the graph
+allows it: it refuses graphs with copies between CPU and GPU inside, and then every call is launched kernel by kernel.
+
+GroupQueryAttention computes in fp16 or bf16 on GPUs, so the bundle must have been exported for one.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from qwenvl_edge.backends.base import (
+    Backend,
+    FloatArray,
+    IntArray,
+    check_copy,
+    check_finite,
+    check_pixels,
+    check_tokens,
+)
+from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, CacheMemory, CacheTensor
+from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, Staging, Stream
+from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, failed
+from qwenvl_edge.bundle import Bundle, ModelInfo
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.kv_cache import KVCache
+
+Inputs = Mapping[str, npt.NDArray[Any]]
+_PROVIDER = "CUDAExecutionProvider"
+_FLOATS = {"fp16": 10, "bf16": 16}  # ONNX's numbers of the types; NumPy has no bfloat16
+_NOT_CAPTURED = "-1"  # the gpu_graph_id of a call that ONNX Runtime shall neither capture nor replay
+
+
+@dataclass
+class _Buffers:
+    """One cache: its memory, its binding, and what decodes a token into it, captured under the number `graph`."""
+
+    memory: CacheMemory
+    binding: Any
+    step: _Exchange
+    graph: int
+
+
+class OnnxRuntimeCudaBackend(Backend):
+    """Runs a bundle with ONNX Runtime's CUDA provider.
+
+    Raises:
+        BackendError: as check_cuda, or ONNX Runtime cannot load the bundle or start on the GPU.
+    """
+
+    def __init__(self, bundle: Bundle):
+        check_cuda(bundle)
+        manifest = bundle.manifest
+        self.model: ModelInfo = manifest.model
+        self._cuda = Cuda.open()
+        self._stream = Stream(self._cuda)
+        self._float = _FLOATS[manifest.precision.compute["decoder"]]
+        self._vision = self._session(bundle, manifest.graphs.vision)
+        decoder = manifest.graphs.decoder[ONNXRUNTIME]
+        try:
+            self._decoder = self._session(bundle, decoder, capture=True)
+            self.captures = True
+        except BackendError:
+            self._decoder = self._session(bundle, decoder)
+            self.captures = False
+        self._large = _Exchange(self._cuda, self._stream)
+        self._graphs = itertools.count(1)
+        names = [f"{PAST}{i}.{part}" for i in range(self.model.num_layers) for part in ("key", "value")]
+        self._tensors = [CacheTensor(name, self.model.num_kv_heads, (self.model.head_dim,), 2) for name in names]
+        how = "a CUDA graph a token" if self.captures else "without CUDA graphs, which ONNX Runtime refuses here"
+        self.description = (
+            f"ONNX Runtime {ort.__version__} on {self._cuda.name} (sm_{self._cuda.compute_capability}), {how}"
+        )
+
+    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
+        """See Backend.encode_images."""
+        check_pixels(self.model, pixel_values)
+        shape = (len(pixel_values), self.model.image_tokens, self.model.hidden_size)
+        binding = self._vision.io_binding()
+        features = self._large.run(
+            self._vision, binding, {"pixel_values": np.ascontiguousarray(pixel_values)}, "image_features", shape
+        )
+        check_finite(features, "image features")
+        return features
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """See Backend.new_cache. 2 * layers * batch * heads * capacity * head_dim numbers of 2 bytes on the GPU."""
+        if batch < 1 or capacity < 1:
+            raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
+        head_dim = self.model.head_dim
+        memory = CacheMemory(self._cuda, self._stream, self._tensors, batch=batch, capacity=capacity, head_dim=head_dim)
+        return KVCache(self.model, batch=batch, capacity=capacity, buffers=self._bind(memory))
+
+    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
+        """See Backend.rows."""
+        memory = cache.buffers.memory.rows(start, count)
+        if memory is None:
+            return None
+        view = copy.copy(cache)
+        view.batch, view.buffers = count, self._bind(memory)
+        return view
+
+    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
+        """See Backend.copy_cache."""
+        check_copy(source, target, tokens, row)
+        target.buffers.memory.copy_row(source.buffers.memory, tokens, row)
+        self._stream.synchronize()
+        target.length = max(target.length, tokens)
+
+    def decode(
+        self,
+        cache: KVCache,
+        inputs_embeds: FloatArray,
+        position_ids: IntArray,
+        write_indices: IntArray,
+        logits_indices: IntArray,
+    ) -> FloatArray:
+        """See Backend.decode."""
+        inputs: Inputs = {
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+            "write_indices": write_indices,
+            "logits_indices": logits_indices,
+        }
+        check_tokens(self.model, cache, **inputs)
+        tokens, rows = inputs_embeds.shape[1], logits_indices.shape[1]
+        if tokens > 1 and cache.batch > 1 and write_indices.any():
+            raise BackendError(
+                f"ONNX Runtime's attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
+                f"{cache.batch}; prefill the whole batch at once, or one row at a time."
+            )
+        buffers: _Buffers = cache.buffers
+        buffers.memory.use_tables(cache)
+        is_step = tokens == rows == 1
+        exchange = buffers.step if is_step else self._large
+        if not rows:  # one row for nothing rather than an output without memory
+            inputs = {**inputs, "logits_indices": np.zeros((cache.batch, 1), np.int64)}
+        shape = (cache.batch, max(rows, 1), self.model.vocab_size)
+        graph = str(buffers.graph) if is_step else _NOT_CAPTURED
+        logits = exchange.run(self._decoder, buffers.binding, inputs, "logits", shape, graph if self.captures else None)
+        logits = logits[:, :rows]
+        try:
+            check_finite(logits, "logits")
+        except BackendError:
+            buffers.memory.clear()
+            cache.length = 0
+            raise
+        cache.length = int(np.max(write_indices)) + tokens
+        return logits
+
+    def _bind(self, memory: CacheMemory) -> _Buffers:
+        binding = self._decoder.io_binding()
+        for name, shape in memory.shapes.items():
+            dtype = self._float if name.startswith(PAST) else np.float32
+            binding.bind_input(name, "cuda", 0, dtype, shape, memory.addresses[name])
+            if name.startswith(PAST):
+                present = name.replace(PAST, PRESENT)
+                binding.bind_output(present, "cuda", 0, dtype, shape, memory.addresses[present])
+        return _Buffers(memory, binding, _Exchange(self._cuda, self._stream), next(self._graphs))
+
+    def _session(self, bundle: Bundle, name: str, *, capture: bool = False) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        provider = {"device_id": "0", "user_compute_stream": str(self._stream.handle)}
+        if capture:
+            provider["enable_cuda_graph"] = "1"
+        path = bundle.file(name)
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[(_PROVIDER, provider)])
+        except Exception as error:
+            raise failed(f'load "{path}" on the GPU', error) from None
+        if _PROVIDER not in session.get_providers():  # it falls back to the CPU without an error
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} could not start on the GPU; check that the CUDA and cuDNN that it "
+                "was built for are installed."
+            )
+        return session
+
+
+class _Exchange:
+    """Pinned staging for one kind of call, which grows with the largest one: inputs up, a run, one output down."""
+
+    def __init__(self, cuda: Cuda, stream: Stream):
+        self._cuda = cuda
+        self._stream = stream
+        self._inputs = self._output = Staging(cuda, 0)
+
+    def run(
+        self,
+        session: ort.InferenceSession,
+        binding: Any,
+        inputs: Inputs,
+        output: str,
+        shape: tuple[int, ...],
+        graph: str | None = None,
+    ) -> FloatArray:
+        """Run on arrays; the float32 output of `shape`. graph: ONNX Runtime's gpu_graph_id.
+
+        Raises:
+            BackendError: ONNX Runtime or CUDA failed.
+        """
+        self._reserve(inputs, shape)
+        addresses, used = self._inputs.write(inputs)
+        for name, array in inputs.items():
+            binding.bind_input(name, "cuda", 0, array.dtype.type, array.shape, addresses[name])
+        binding.bind_output(output, "cuda", 0, np.float32, shape, self._output.address)
+        options = ort.RunOptions()
+        if graph is not None:
+            options.add_run_config_entry("gpu_graph_id", graph)
+        self._inputs.upload(self._stream, used)
+        try:
+            session.run_with_iobinding(binding, options)
+        except Exception as error:
+            raise failed(f"compute the {output.replace('_', ' ')}", error) from None
+        self._output.download(self._stream, 4 * math.prod(shape))
+        self._stream.synchronize()
+        return self._output.read(shape)
+
+    def _reserve(self, inputs: Inputs, shape: tuple[int, ...]) -> None:
+        if (needed := sum(array.nbytes + ALIGNMENT for array in inputs.values())) > len(self._inputs.host):
+            self._inputs = Staging(self._cuda, needed)
+        if (needed := 4 * math.prod(shape)) > len(self._output.host):
+            self._output = Staging(self._cuda, needed)
+
+
+def check_cuda(bundle: Bundle) -> None:
+    """Check that ONNX Runtime can run the bundle on a GPU here, before anything is loaded.
+
+    Raises:
+        BackendError: it was built without CUDA, there is no GPU, or the bundle computes in float32.
+    """
+    if _PROVIDER not in ort.get_available_providers():
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} is installed without CUDA; for a GPU run: "
+            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+        )
+    compute = bundle.manifest.precision.compute["decoder"]
+    if compute not in _FLOATS:
+        raise BackendError(
+            f"the bundle's decoder computes in {compute}, but ONNX Runtime's attention takes fp16 or bf16 on a GPU; "
+            "export it with --target gpu or --precision fp16"
+        )
+    Cuda.open()

@@ -1,0 +1,127 @@
+"""Which backend runs a bundle here: a TensorRT plan, then ONNX Runtime on a GPU, then ONNX Runtime on the CPU.
+
+What cannot run on this machine is passed over, and the selection says why. What could run and turns out broken is an
+error: it is never replaced in silence by something slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.errors import BackendError
+
+TENSORRT, ONNXRUNTIME = "tensorrt", "onnxruntime"
+BACKENDS = ("auto", TENSORRT, ONNXRUNTIME)
+DEVICES = ("auto", "cuda", "cpu")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend is opened for. max_context, chunk: tokens of a conversation (None: all it takes), of a call."""
+
+    bundle: Bundle
+    threads: int | None
+    max_context: int | None
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """An opened backend, and why those that would have come before it were passed over."""
+
+    backend: Backend
+    passed_over: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """What runs, where, and why, in a line."""
+        reasons = "; ".join(self.passed_over)
+        return self.backend.description + (f" (because {reasons})" if reasons else "")
+
+
+def select_backend(request: Request, backend: str, device: str) -> Selection:
+    """Open the first backend that can run here, of those that `backend` and `device` allow.
+
+    Args:
+        request: for what.
+        backend: "auto", "tensorrt" or "onnxruntime".
+        device: "auto", "cuda" or "cpu".
+
+    Raises:
+        BackendError: a name is unknown, none of them can run here, or the one that can fails to load.
+        BundleError: a plan beside the bundle is damaged.
+    """
+    for what, given, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
+        if given not in known:
+            raise BackendError(f"the {what} {given!r} is unknown; this version has {', '.join(map(repr, known))}.")
+    candidates = [
+        prepare
+        for (name, place), prepare in _CANDIDATES.items()
+        if backend in ("auto", name) and device in ("auto", place)
+    ]
+    if not candidates:
+        raise BackendError(f'"{backend}" runs on GPUs only; leave the device at "auto".')
+    reasons: list[str] = []
+    for prepare in candidates:
+        try:
+            open_it = prepare(request)
+        except BackendError as error:
+            reasons.append(str(error).rstrip("."))
+            continue
+        return Selection(open_it(), tuple(reasons))
+    raise BackendError(f"{'; '.join(reasons)}.")
+
+
+def _tensorrt(request: Request) -> Callable[[], Backend]:
+    from qwenvl_edge.backends.plans import Plan, choose_plan, plan_targets
+
+    bundle = request.bundle
+    if not plan_targets(bundle.path):
+        raise BackendError(f"the bundle has no TensorRT plan (`qwenvl build {bundle.path}` makes one)")
+    from qwenvl_edge.backends.cuda_device import Cuda
+    from qwenvl_edge.backends.tensorrt import TensorRTBackend
+    from qwenvl_edge.backends.tensorrt_library import Library, installed_libraries
+
+    libraries = installed_libraries()
+    if not libraries:
+        raise BackendError("TensorRT is not installed, which the bundle's plans need")
+    cuda = Cuda.open()
+
+    def choose() -> tuple[Plan, Library]:
+        for library in libraries[:-1]:
+            try:
+                return choose_plan(bundle, library.machine(cuda.compute_capability)), library
+            except BackendError:
+                continue
+        return choose_plan(bundle, libraries[-1].machine(cuda.compute_capability)), libraries[-1]
+
+    plan, library = choose()
+    return lambda: TensorRTBackend(bundle, plan, library, cuda)
+
+
+def _cuda(request: Request) -> Callable[[], Backend]:
+    from qwenvl_edge.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend, check_cuda
+
+    check_cuda(request.bundle)
+    return lambda: OnnxRuntimeCudaBackend(request.bundle)
+
+
+def _cpu(request: Request) -> Callable[[], Backend]:
+    from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+    from qwenvl_edge.memory import check_fits, plan_memory
+
+    def open_it() -> Backend:
+        context = request.max_context or request.bundle.manifest.model.max_position_embeddings
+        check_fits(plan_memory(request.bundle, max_context=context, chunk=min(request.chunk, context)))
+        return OnnxRuntimeBackend(request.bundle, threads=request.threads)
+
+    return open_it
+
+
+_CANDIDATES: dict[tuple[str, str], Callable[[Request], Callable[[], Backend]]] = {
+    (TENSORRT, "cuda"): _tensorrt,
+    (ONNXRUNTIME, "cuda"): _cuda,
+    (ONNXRUNTIME, "cpu"): _cpu,
+}
