@@ -1,19 +1,29 @@
 """Conversation: what reuse, look-up decoding, constraints and batches save, and that nothing grows.
 
-    python benchmarks/conversation.py out/nano [--repeats 20] [--requests 1000] [--json FILE] [--plot FILE]
+    python benchmarks/conversation.py out/nano [--repeats 20] [--requests 1000] [--frame 640x480] [--json FILE]
 
-Greedy answers about one picture. Pairs that are compared (cold and warm, with and without) alternate; ratios are
-medians over pairs. Times to the first token include decoding and preprocessing the picture.
+Greedy answers, unless said otherwise, about frames as a camera's driver delivers them: arrays, no file to decode. Times
+to the first token include everything from the call on. Pairs that are compared (cold and warm, with and without)
+alternate; ratios are medians over pairs. A bundle of random weights in the proportions of the published model, with its
+vocabulary, shows what a model does whose pictures cost more than its steps:
+
+    python -m tools.synthetic_checkpoint out/small-checkpoint --preset small --format safetensors \\
+        --tokenizer .cache/qwen.tiktoken
+    qwenvl export out/small-checkpoint out/small --precision int8
+    python benchmarks/conversation.py out/small --repeats 5 --requests 20
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from common import arguments, conditions, finish, spread
 from PIL import Image
 
@@ -22,50 +32,62 @@ from qwenvl_edge.families import create_family
 
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
 QUESTIONS = ("Describe the picture.", "How many objects are there?", "What does the sign say?", "Is there a red mug?")
+READ = "OCR with grounding:"
 SCHEMA = {
     "type": "object",
     "properties": {name: {"type": "string", "maxLength": 12} for name in ("thing", "colour", "place", "text")},
     "required": ["thing", "colour", "place", "text"],
     "additionalProperties": False,
 }
+ANY_WORDS = "(?s).{1,400}"  # forces nothing, and allows what the free answer says
 TOKENS = 32
 BATCHES = (1, 2, 4, 8)
 Samples = dict[str, list[float]]
+Frame = npt.NDArray[np.uint8]
 
 
 class Bench:
-    """An engine and a source of pictures that it has never seen."""
+    """An engine and a source of frames that it has never seen."""
 
-    def __init__(self, bundle: str, threads: int | None) -> None:
+    def __init__(self, bundle: str, threads: int | None, size: tuple[int, int]) -> None:
         self.engine = QwenVLEngine(bundle, threads=threads)
-        self.threads = threads
         model = self.engine.bundle.manifest.model
         family = create_family("qwen_vl", image_start_id=model.image_start_id, image_tokens=model.image_tokens)
         # Answers of one length: the ids that end an answer are not drawn.
         self.endless = {"banned_ids": [family.turn_end, family.turn_start, family.end_of_text]}
-        self._picture = Image.open(PICTURE).convert("RGB")
-        self._count = 0
+        self._scene = np.asarray(Image.open(PICTURE).convert("RGB").resize(size))
+        self._count = itertools.count()
+        self._random = np.random.default_rng(0)
 
-    def picture(self) -> Image.Image:
-        """The demo picture with one pixel changed."""
-        self._count += 1
-        self._picture.putpixel((0, 0), (self._count % 256, self._count // 256 % 256, 0))
-        return self._picture.copy()
+    def frame(self) -> Frame:
+        """The next frame of a camera that looks at the demo picture: one pixel is another one."""
+        frame = self._scene.copy()
+        number = next(self._count)
+        frame[0, 0] = number % 256, number // 256 % 256, 0
+        return frame
 
-    def ask(self, question: str, **options: Any) -> Reply:
+    def elsewhere(self) -> Frame:
+        """A frame of a camera that looks at another part of the picture every time."""
+        height, width = self._scene.shape[:2]
+        top, left = self._random.integers(height // 2), self._random.integers(width // 2)
+        return self._scene[top : top + height // 2, left : left + width // 2].copy()
+
+    def ask(self, question: str, *frames: Frame, **options: Any) -> Reply:
         """A greedy answer of at most TOKENS tokens."""
-        return self.engine.chat(question, **{"do_sample": False, "max_new_tokens": TOKENS, **options})
+        return self.engine.chat(question, images=frames, **{"do_sample": False, "max_new_tokens": TOKENS, **options})
 
 
 def reuse(bench: Bench, samples: Samples) -> None:
-    """A new picture, a second question about it, ten turns, and a fork of the conversation."""
+    """A new frame, a second question about it, ten turns, and a fork of the conversation."""
     bench.engine.forget()
-    picture = bench.picture()
-    first = bench.ask(QUESTIONS[0], images=[picture])
+    frame = bench.frame()
+    first = bench.ask(QUESTIONS[0], frame)
     samples["cold picture"].append(first.stats.ttft_ms)
-    samples["same picture again"].append(bench.ask(QUESTIONS[1], images=[picture]).stats.ttft_ms)
-    history = bench.ask(QUESTIONS[0], images=[picture]).history
-    branch = history
+    second = bench.ask(QUESTIONS[1], history=first.history)
+    samples["second question"].append(second.stats.ttft_ms)
+    samples["second question, computed tokens"].append(second.stats.prefill_tokens)
+    samples["same picture again"].append(bench.ask(QUESTIONS[1], frame.copy()).stats.ttft_ms)
+    history = branch = bench.ask(QUESTIONS[0], frame).history
     for turn in range(2, 11):
         reply = bench.ask(QUESTIONS[turn % len(QUESTIONS)], history=history, max_new_tokens=8)
         branch = history if turn == 6 else branch
@@ -76,40 +98,54 @@ def reuse(bench: Bench, samples: Samples) -> None:
 
 
 def lookup(bench: Bench, samples: Samples) -> None:
-    """Tokens a second with look-up decoding over those without, on a repeated answer and on free ones."""
-    picture = bench.picture()
-    described = bench.ask(QUESTIONS[0], images=[picture])
-    endless = {**bench.endless, "max_new_tokens": 4 * TOKENS}
-    cases: dict[str, tuple[str, dict[str, Any]]] = {
-        "repeating": (QUESTIONS[0], {"history": described.history * 3}),  # asked and answered three times before
-        # Not allowed to end, a model goes on with boxes.
-        "endless": (QUESTIONS[0], {"images": [picture], **endless}),
-        "ocr": ("OCR with grounding:", {"images": [picture]}),
-        "free": (QUESTIONS[0], {"images": [picture]}),
-    }
-    for name, (message, case) in cases.items():
-        speeds = []
-        for on in (True, False):
-            bench.ask(message, **{**case, "max_new_tokens": 1})  # the prompt is computed before either is timed
-            speeds.append(bench.ask(message, **{**case, "lookup": on}).stats.tokens_per_s)
-        if all(speeds):
-            samples[f"look-up, {name}"].append(speeds[0] / speeds[1])
+    """Tokens a second with look-up decoding over those without, on the same prompt, computed before."""
+
+    def compare(name: str, question: str, frame: Frame, *, forget: bool, **options: Any) -> None:
+        speeds = {}
+        rounds = len(samples[f"look-up, {name}"])
+        for on in (True, False) if rounds % 2 else (False, True):
+            if forget:
+                bench.engine.forget()
+            bench.ask(question, frame, lookup=False, **{**options, "max_new_tokens": 1})
+            speeds[on] = bench.ask(question, frame, lookup=on, **options).stats.tokens_per_s
+        if all(speeds.values()):
+            samples[f"look-up, {name}"].append(speeds[True] / speeds[False])
+
+    # A robot's standing question: the answer to the frame before is the answer again.
+    for name, question in {"words again": QUESTIONS[0], "text and boxes again": READ}.items():
+        bench.ask(question, bench.frame())
+        compare(name, question, bench.frame(), forget=False)
+    # Not allowed to end, a model goes on with boxes that resemble each other.
+    compare("list of boxes", READ, bench.frame(), forget=True, **{**bench.endless, "max_new_tokens": 4 * TOKENS})
+    compare("new text and boxes", READ, bench.elsewhere(), forget=True)
+    compare("new words", QUESTIONS[0], bench.elsewhere(), forget=True)
 
 
 def constrained(bench: Bench, samples: Samples) -> None:
-    """Milliseconds a token of an answer with a JSON Schema and of a free one, each token computed by itself."""
-    picture = bench.picture()
-    free = bench.ask(QUESTIONS[0], images=[picture], lookup=False, **bench.endless)
-    held = bench.ask(QUESTIONS[0], images=[picture], lookup=False, constraint=Constraint.json(SCHEMA))
-    samples["free token"].extend(free.stats.token_ms)
-    samples["constrained token"].extend(held.stats.token_ms)
-    samples["constrained / free"].append(float(np.median(held.stats.token_ms) / np.median(free.stats.token_ms)))
+    """Milliseconds a token of constrained answers over those of free ones; look-up decoding is off."""
+    frame = bench.frame()
+
+    def token_ms(name: str, **options: Any) -> float:
+        stats = bench.ask(QUESTIONS[0], frame, lookup=False, **options).stats
+        samples[f"{name}, ms a token"].append(stats.decode_ms / max(stats.new_tokens - 1, 1))
+        return samples[f"{name}, ms a token"][-1]
+
+    token_ms("first answer")  # computes the prompt
+    drawn = {"do_sample": True, "top_p": 0.3, "seed": 1}
+    cases: dict[str, tuple[dict[str, Any], Constraint]] = {
+        "every token masked": (drawn, Constraint.regex(ANY_WORDS)),
+        "likeliest token allowed": ({}, Constraint.regex(ANY_WORDS)),
+        "JSON Schema": ({}, Constraint.json(SCHEMA)),
+    }
+    for name, (options, constraint) in cases.items():
+        free = token_ms("free", **options)
+        samples[f"{name} / free"].append(token_ms(name, constraint=constraint, **options) / free)
 
 
 def batches(bench: Bench, samples: Samples) -> None:
     """Tokens a second of all rows together, after their first ones."""
     for size in BATCHES:
-        messages = [{"message": QUESTIONS[0], "images": [bench.picture()]} for _ in range(size)]
+        messages = [{"message": QUESTIONS[0], "images": [bench.frame()]} for _ in range(size)]
         options = {"do_sample": False, "max_new_tokens": TOKENS, **bench.endless}
         stats = [reply.stats for reply in bench.engine.chat_many(messages, max_batch=size, **options)]
         samples[f"batch {size}, tokens/s"].append(size * (TOKENS - 1) / stats[0].decode_ms * 1e3)
@@ -125,8 +161,8 @@ def growth_mb(bench: Bench, requests: int) -> float:
     """Resident memory after so many requests over that after a fifth of them."""
     settled = 0.0
     for number in range(requests):
-        image = {"images": [bench.picture()]} if number % 3 else {}
-        bench.ask(QUESTIONS[number % len(QUESTIONS)], **image, max_new_tokens=4)
+        frames = [bench.frame()] if number % 3 else []
+        bench.ask(QUESTIONS[number % len(QUESTIONS)], *frames, max_new_tokens=4)
         if number == requests // 5:
             gc.collect()
             settled = resident_mb()
@@ -141,8 +177,8 @@ def plot(path: Path, samples: Samples) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    names = ["cold picture", "same picture again", "tenth turn", "fork after five turns"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 3.8), layout="constrained")
+    names = ["cold picture", "second question", "same picture again", "tenth turn", "fork after five turns"]
     left.boxplot([samples[name] for name in names], tick_labels=[name.replace(" ", "\n", 1) for name in names])
     left.set_ylabel("time to first token, ms")
     left.set_ylim(bottom=0)
@@ -164,6 +200,28 @@ def table(samples: Samples) -> None:
         print(f"{name:<30}{p50:>10.2f}{p90:>10.2f}{p99:>10.2f}{p99 - p50:>10.2f}{len(values):>6}")
 
 
+def summary(samples: Samples) -> dict[str, float]:
+    """The headline figures."""
+
+    def middle(name: str) -> float:
+        return float(np.median(samples[name]))
+
+    def to_cold(name: str) -> float:
+        return float(np.median([a / b for a, b in zip(samples[name], samples["cold picture"], strict=True)]))
+
+    return {
+        "second_question_ttft_ratio": to_cold("second question"),
+        "same_picture_again_ttft_ratio": to_cold("same picture again"),
+        "tenth_turn_ttft_ratio": to_cold("tenth turn"),
+        "lookup_speedup_repeating": middle("look-up, text and boxes again"),
+        "lookup_speedup_free": middle("look-up, new words"),
+        "constrained_overhead": middle("every token masked / free") - 1,
+        "schema_ms_a_token_ratio": middle("JSON Schema / free"),
+        "batch4_speedup": middle("batch 4, tokens/s") / middle("batch 1, tokens/s"),
+        "soak_growth_mb": middle("growth, MB"),
+    }
+
+
 def main() -> None:
     """Measure, print a table, write what was asked for."""
     parser = arguments(__doc__)
@@ -171,42 +229,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--requests", type=int, default=1000, help="requests over which memory is watched")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--frame", default="640x480", help="width and height of the camera's frames")
     options = parser.parse_args()
     before = conditions()
-    bench = Bench(options.bundle, options.threads)
-    samples: Samples = {}
+    width, height = map(int, options.frame.split("x"))
+    bench = Bench(options.bundle, options.threads, (width, height))
+    samples: Samples = defaultdict(list)
     cases: tuple[Callable[[Bench, Samples], None], ...] = (reuse, lookup, constrained, batches)
     for round_ in range(options.repeats + 1):
-        if round_ <= 1:
-            samples = _Lists()  # the first round warms up
+        if round_ == 1:
+            samples.clear()  # the first round warms up
         for case in cases:
             case(bench, samples)
+    samples["growth, MB"].append(growth_mb(bench, options.requests))
     table(samples)
-
-    def ratio(name: str) -> float:
-        return float(np.median([a / b for a, b in zip(samples[name], samples["cold picture"], strict=True)]))
-
-    one = float(np.median(samples["batch 1, tokens/s"]))
-    headline = {
-        "second_question_ttft_ratio": ratio("same picture again"),
-        "tenth_turn_ttft_ratio": ratio("tenth turn"),
-        "lookup_speedup_repeating": float(np.median(samples["look-up, repeating"])),
-        "lookup_speedup_free": float(np.median(samples["look-up, free"])),
-        "constrained_overhead": float(np.median(samples["constrained / free"])) - 1,
-        "batch4_speedup": float(np.median(samples["batch 4, tokens/s"])) / one,
-        "soak_growth_mb": growth_mb(bench, options.requests),
-    }
+    headline = summary(samples)
     if options.plot:
         plot(options.plot, samples)
-    details = {"threads": options.threads, "cases": {name: spread(values) for name, values in samples.items()}}
+    details = {"threads": options.threads, "frame": options.frame, "bundle": Path(options.bundle).name}
+    details["cases"] = {name: spread(values) for name, values in samples.items()}
     finish(options, before, headline, details)
-
-
-class _Lists(dict[str, list[float]]):
-    """Lists that are there when they are first asked for."""
-
-    def __missing__(self, name: str) -> list[float]:
-        return self.setdefault(name, [])
 
 
 if __name__ == "__main__":
