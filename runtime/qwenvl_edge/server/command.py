@@ -13,6 +13,8 @@ from qwenvl_edge.server.settings import Limits, Settings, read_api_key
 from qwenvl_edge.terminal import say
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from qwenvl_edge.engine import QwenVLEngine
 
 _LIMITS = {
@@ -93,21 +95,10 @@ def serve(engine: QwenVLEngine, settings: Settings) -> None:
     """
     import uvicorn
 
-    from qwenvl_edge.server.app import Server
     from qwenvl_edge.server.logs import configure
 
     configure()
-    config = uvicorn.Config(
-        Server(engine, settings).app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.limits.drain_seconds),
-        limit_concurrency=None,
-        h11_max_incomplete_event_size=1 << 16,
-    )
+    config = uvicorn_config(engine, settings)
     try:
         listening = config.bind_socket()
     except SystemExit:
@@ -115,3 +106,20 @@ def serve(engine: QwenVLEngine, settings: Settings) -> None:
     host, port = listening.getsockname()[:2]
     say(f"qwenvl: http://{f'[{host}]' if ':' in host else host}:{port}/", to=sys.stderr)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def uvicorn_config(engine: QwenVLEngine, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves one engine."""
+    import uvicorn
+
+    from qwenvl_edge.server.app import Server
+
+    return uvicorn.Config(
+        Server(engine, settings).app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.limits.drain_seconds),
+    )
