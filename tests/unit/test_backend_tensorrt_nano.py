@@ -1,0 +1,83 @@
+"""models/nano through the TensorRT driver on the stand-in: the answers of ONNX Runtime, token for token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dialects import RUNNABLE
+from standin import plans
+from standin.machine import Machine
+
+from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.plans import PlanLimits
+
+pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")
+NANO = Path(__file__).parents[2] / "models" / "nano"
+PICTURE = NANO / "demo.png"
+LIMITS = PlanLimits(max_context=1024, max_batch=4, max_images=1, chunk=96)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    bundle = exporter.export(NANO, tmp_path_factory.mktemp("nano") / "bundle", check=False)
+    plans.write_plan(bundle, limits=LIMITS)
+    return bundle
+
+
+@pytest.fixture
+def engines(bundle, monkeypatch):
+    """The same bundle twice: on the stand-in, and on ONNX Runtime's CPU with its own dialect."""
+    plans.install(monkeypatch, Machine())
+    return QwenVLEngine(bundle, backend="tensorrt"), QwenVLEngine(
+        bundle, backend="onnxruntime", device="cpu", threads=1, max_context=LIMITS.max_context
+    )
+
+
+def same(*replies):
+    """Check that all replies are equal; return one of them."""
+    first, *others = [(r.raw_text, r.finish_reason, r.stats.new_tokens, r.boxes) for r in replies]
+    assert all(other == first for other in others)
+    return replies[0]
+
+
+def test_a_conversation_about_pictures(engines):
+    found = [engine.chat("What is in the picture?", images=[PICTURE], do_sample=False) for engine in engines]
+    assert len(same(*found).text) > 20
+    for question in ("Where is the red mug?", "What does the sign say?", "汽车是什么颜色的?"):
+        found = [
+            engine.chat(question, history=reply.history, do_sample=False)
+            for engine, reply in zip(engines, found, strict=True)
+        ]
+        same(*found)
+    assert found[0].stats.reused_tokens == found[1].stats.reused_tokens > 0
+
+
+def test_sampled_answers_and_grounding(engines):
+    same(*(e.chat("Describe it.", images=[PICTURE], do_sample=True, top_p=0.9, seed=7) for e in engines))
+    assert same(*(e.ground(PICTURE, "the red mug") for e in engines)).boxes
+
+
+def test_a_batch(engines):
+    questions = ["Where is the red mug?", "What colour is the car?", "How many cars?", "What does it say?", "Why?"]
+    items = [{"message": question, "images": [PICTURE]} for question in questions]
+    for pair in zip(*(engine.chat_many(items, do_sample=False, max_new_tokens=24) for engine in engines), strict=True):
+        same(*pair)
+
+
+def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monkeypatch):
+    """Dynamic NTK changes the rotary tables at 2,048 tokens; the driver has to bring the new ones, and the old again."""
+    folder = bundle.path / "plans" / "long"
+    if not folder.exists():
+        plans.write_plan(bundle, "long", limits=PlanLimits(2304, 1, 1, 256))
+    plans.change_manifest(bundle.path / "plans" / "local", compute_capabilities=(86,))  # leaves the long one
+    plans.install(monkeypatch, Machine())
+    options = {"do_sample": False, "max_new_tokens": 8}
+    engines = [
+        QwenVLEngine(bundle, backend="tensorrt"),
+        QwenVLEngine(bundle, backend="onnxruntime", device="cpu", threads=1, max_context=2304),
+    ]
+    for words in ("red " * 2150, "What is this?", "red " * 2150):
+        same(*(engine.chat(words, images=[PICTURE], **options) for engine in engines))
