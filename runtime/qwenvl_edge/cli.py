@@ -107,6 +107,7 @@ def _add_build(commands: Any) -> None:
     parser.add_argument("--max-batch", type=int, default=1, metavar="N", help="conversations at once (default 1)")
     parser.add_argument("--max-images", type=int, default=1, metavar="N", help="pictures encoded at once (default 1)")
     parser.add_argument("--chunk", type=int, metavar="N", help="tokens of a prompt computed at once (default 256)")
+    parser.add_argument("--plugin", type=Path, metavar="FILE", help="the KV-cache plugin, for TensorRT before 10.15")
     parser.add_argument("--force", action="store_true", help="replace the target's plan if it is there")
     parser.set_defaults(run=_build)
 
@@ -191,7 +192,14 @@ def _build(arguments: argparse.Namespace) -> int:
         chunk=arguments.chunk,
     )
     with ProgressBar(sys.stderr) as progress:
-        plan = builder.build(bundle, arguments.target, limits, force=arguments.force, progress=progress)
+        plan = builder.build(
+            bundle,
+            arguments.target,
+            limits,
+            plugin=arguments.plugin,
+            force=arguments.force,
+            progress=progress,
+        )
     sizes = ", ".join(f"{name} {info.size / 1e6:,.1f} MB" for name, info in plan.manifest.files.items())
     say(f"{plan.path} is written: {sizes}")
     return 0

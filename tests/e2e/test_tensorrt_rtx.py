@@ -23,6 +23,7 @@ from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.precision import ExportPrecision
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, CACHE_UPDATE, ROTARY, Network
+from qwenvl_edge_export.tensorrt.plugin import PluginLowering
 from tools.nano.calibration import write
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
@@ -91,6 +92,14 @@ def test_native_layers_are_used(bundles, library, tmp_path, name):
     assert (found["QUANTIZE"] > 0) == (name == "w8a8")
     for key in keys_of_attention(network.network):
         assert key.startswith("present.")
+
+
+def test_vision_for_older_parsers_is_built(bundles, library, tmp_path):
+    """The form of TensorRT 10.3; its decoder has the plugin's op, at which TensorRT-RTX's parser aborts."""
+    lowering = PluginLowering(bundles("fp16"), "vision.onnx", tmp_path)
+    network = Network(library, lowering.vision(), tmp_path / "vision.onnx")
+    found = network.native_layers()
+    assert (found[ATTENTION], found["SOFTMAX"]) == (0, 6)  # five blocks and the resampler
 
 
 def keys_of_attention(network):

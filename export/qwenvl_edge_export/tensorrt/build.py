@@ -20,6 +20,7 @@ from qwenvl_edge.backends.plans import (
     PlanManifest,
     bundle_digest,
     platform_name,
+    plugin_file,
 )
 from qwenvl_edge.backends.tensorrt_library import installed_libraries
 from qwenvl_edge.bundle import Bundle, FileInfo, sha256
@@ -28,6 +29,7 @@ from qwenvl_edge_export.staging import clean_up, staged_folder
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.memory import check_resources
 from qwenvl_edge_export.tensorrt.network import Network
+from qwenvl_edge_export.tensorrt.plugin import PluginLowering, install_plugin, needs_plugin
 from qwenvl_edge_export.tensorrt.profiles import (
     Shapes,
     choose_limits,
@@ -40,11 +42,17 @@ from qwenvl_edge_export.tensorrt.targets import Target, check_precision, choose,
 
 __all__ = ["build", "choose_limits"]
 
-STANDARD = "standard"
+STANDARD, PLUGIN = "standard", "plugin"
 
 
 def build(
-    bundle: Bundle, target: str, limits: PlanLimits, *, force: bool = False, progress: Progress | None = None
+    bundle: Bundle,
+    target: str,
+    limits: PlanLimits,
+    *,
+    plugin: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> Plan:
     """Build the plan `target` of `bundle`.
 
@@ -52,6 +60,7 @@ def build(
         bundle: its graphs are parsed and its weights read where they lie.
         target: "local", "sm_86" or the like, or a name such as "orin" (targets.NAMES).
         limits: what the engines must take (profiles.choose_limits).
+        plugin: the library of KVCacheAttention, which TensorRT before 10.15 needs; it is copied beside the engines.
         force: replace a plan of that name; the old one goes when the new one is whole.
         progress: called with (steps done, steps in total, what is being done).
 
@@ -73,33 +82,47 @@ def build(
     place.parent.mkdir(exist_ok=True)
     clean_up(place)
     with staged_folder(place, replace=force) as folder:
-        _PlanBuild(bundle, chosen, limits, folder, progress).run().write(folder)
+        _PlanBuild(bundle, chosen, limits, plugin, folder, progress).run().write(folder)
     return Plan.open(bundle, chosen.name)
 
 
 class _PlanBuild:
     """One build into `folder`."""
 
-    def __init__(self, bundle: Bundle, target: Target, limits: PlanLimits, folder: Path, progress: Progress | None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        target: Target,
+        limits: PlanLimits,
+        plugin: Path | None,
+        folder: Path,
+        progress: Progress | None,
+    ):
         self.bundle = bundle
         self.target = target
         self.limits = limits
         self.folder = folder
         self._progress = progress
         self._finished = 0
+        old = needs_plugin(target.library)
+        self._plugin = install_plugin(target.library, bundle, plugin, folder) if old else ""
+        self._lowering = PluginLowering if old else Lowering
         # Kernel timings outlast the plans, so that the next build need not measure again.
         self._timing = bundle.path / PLANS_FOLDER / f"{target.name}.timing"
 
     def run(self) -> PlanManifest:
         manifest, library = self.bundle.manifest, self.target.library
         files = {VISION_PLAN: self._vision(), DECODER_PLAN: self._decoder()}
+        if self._plugin:
+            name = plugin_file(self._plugin)
+            files[name] = self._describe(name)
         return PlanManifest(
             format=FORMAT,
             target=self.target.name,
             builder=Builder(library.api, library.version, platform_name()),
             compute_capabilities=(self.target.capability,),
-            dialect=STANDARD,
-            plugin="",
+            dialect=PLUGIN if self._plugin else STANDARD,
+            plugin=self._plugin,
             precision={"vision": manifest.precision.vision, "decoder": manifest.precision.decoder},
             limits=self.limits,
             profiles=decoder_profiles(self.limits),
@@ -110,16 +133,17 @@ class _PlanBuild:
     def _vision(self) -> FileInfo:
         name = self.bundle.manifest.graphs.vision
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
-            lowering = Lowering(self.bundle, name, Path(work))
+            lowering = self._lowering(self.bundle, name, Path(work))
             network = Network(self.target.library, lowering.vision(), Path(work) / name)
             return self._engine(network, vision_shapes(lowering.graph, self.limits), VISION_PLAN)
 
     def _decoder(self) -> FileInfo:
         name = self.bundle.manifest.graphs.decoder[STANDARD]
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
-            lowering = Lowering(self.bundle, name, Path(work))
+            lowering = self._lowering(self.bundle, name, Path(work))
             network = Network(self.target.library, lowering.decoder(self.limits.max_context), Path(work) / name)
-            network.check_native(self.bundle.manifest.model.num_layers)
+            if not self._plugin:
+                network.check_native(self.bundle.manifest.model.num_layers)
             return self._engine(network, decoder_shapes(lowering.graph, self.limits), DECODER_PLAN)
 
     def _engine(self, network: Network, profiles: list[Shapes], name: str) -> FileInfo:
@@ -135,6 +159,9 @@ class _PlanBuild:
         report(STEPS)
         self._keep_timings(config)
         self._finished += STEPS
+        return self._describe(name)
+
+    def _describe(self, name: str) -> FileInfo:
         path = self.folder / name
         return FileInfo(path.stat().st_size, sha256(path))
 
@@ -143,6 +170,8 @@ class _PlanBuild:
         config = network.builder.create_builder_config()
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for by name
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if self._plugin:  # it updates the caches in place
+            config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         for shapes in profiles:
             profile = network.builder.create_optimization_profile()
             for tensor, (least, tuned, most) in shapes.items():

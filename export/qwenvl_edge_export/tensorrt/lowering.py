@@ -103,7 +103,7 @@ class Lowering:
             quantized, weight, _, zero = node.inputs
             assert quantized is not None and quantized.producer() is not None
             x = quantized.producer().inputs[0]  # type: ignore[union-attr]
-            sums = _only_user(_only_user(node))
+            sums = only_user(only_user(node))
             scales = sums.inputs[1].producer()  # type: ignore[union-attr]
             assert x is not None and sums.op_type == "Mul" and scales is not None
             x, scale, end = self._in_compute_type(x, scales.inputs[1], sums)
@@ -195,6 +195,7 @@ class Lowering:
         return value
 
 
-def _only_user(node: ir.Node) -> ir.Node:
+def only_user(node: ir.Node) -> ir.Node:
+    """The one node that reads the first output of `node`."""
     ((user, _),) = node.outputs[0].uses()
     return user

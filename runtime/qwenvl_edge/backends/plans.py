@@ -3,6 +3,7 @@
     <bundle>/plans/<target>/plan.json      the manifest below
                             vision.plan    serialized engine of vision.onnx
                             decoder.plan   serialized engine of one decoder dialect
+                            *.so           the plugin, where the "plugin" dialect needs it
     <bundle>/plans/<target>.timing         TensorRT's timing cache: speeds up the next build, and may be missing
 
 A plan folder is whole or not there. bundle.json does not list it: a plan is a cache, which can be built again.
@@ -20,6 +21,9 @@ plan.json:
                   "verify": {"index": 2, "tokens": [1, 8, 16], "rows": [1, 8, 16]}},
      "bundle_digest": "64 hexadecimal digits",
      "files": {"vision.plan": {"size": .., "sha256": ".."}, "decoder.plan": {..}}}
+
+"dialect" is "standard" (TensorRT's own cache layers) or "plugin"; then "plugin" is "<file> <version>", the file lies in
+the folder and is listed under "files".
 
 The engines have the tensors of the graph contract, with these narrower shapes (N pictures, B rows, T tokens, K logits):
   - C is `limits.max_context` in the rotary tables and in every cache: TensorRT's cache update wants a fixed capacity.
@@ -84,7 +88,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class PlanManifest:
-    """plan.json. compute_capabilities are 10 * major + minor; plugin is "<file> <version>", or empty without one."""
+    """plan.json. compute_capabilities are 10 * major + minor; plugin is empty without one."""
 
     format: int
     target: str
@@ -257,9 +261,15 @@ def bundle_digest(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps({n: f.sha256 for n, f in sorted(manifest.files.items())}).encode()).hexdigest()
 
 
+def plugin_file(plugin: str) -> str:
+    """The file name in a manifest's entry "<file> <version>"."""
+    return plugin.rpartition(" ")[0]
+
+
 def _check(manifest: PlanManifest) -> None:
-    if set(manifest.files) != {VISION_PLAN, DECODER_PLAN}:
-        raise BundleError(f'{PLAN_NAME}: "files" must list {VISION_PLAN} and {DECODER_PLAN} and nothing else.')
+    needed = [VISION_PLAN, DECODER_PLAN, *([plugin_file(manifest.plugin)] if manifest.plugin else [])]
+    if set(manifest.files) != set(needed) or any(Path(name).name != name for name in needed):
+        raise BundleError(f'{PLAN_NAME}: "files" must list {" and ".join(needed)} in this folder and nothing else.')
     if set(manifest.profiles) != set(PROFILES):
         raise BundleError(f'{PLAN_NAME}: "profiles" must be {", ".join(PROFILES)}.')
     if manifest.builder.api not in (TENSORRT, TENSORRT_RTX):

@@ -1,0 +1,239 @@
+"""The graphs for TensorRT before 10.15: the same numbers from opset 20 and the plugin's op, given by its definition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from dialects import RUNNABLE
+from random_checkpoint import config_dict
+
+pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+
+from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.plans import DECODER_PLAN, TENSORRT, TENSORRT_RTX, VISION_PLAN, Plan, PlanLimits
+from qwenvl_edge.backends.tensorrt_library import Library
+from qwenvl_edge.errors import BackendError, BundleError
+from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.tensorrt import build as build_module
+from qwenvl_edge_export.tensorrt.plugin import DOMAIN, PluginLowering, install_plugin, needs_plugin
+
+CAPACITY = 48
+# Those of TensorRT 10.1's table of supported operators that are used here.
+OPERATORS = set(
+    "Add Cast Concat ConstantOfShape Conv DequantizeLinear Div Expand GatherND Gelu Gemm LayerNormalization Log MatMul "
+    "Max Mul Reshape ReduceMean Shape Sigmoid Softmax Split Sqrt Transpose Unsqueeze KVCacheAttention".split()
+)
+# docs/plugin.md in ONNX's text form, in float32.
+DEFINITION = """
+<opset_import: ["": 24], domain: "{domain}">
+KVCacheAttention <num_heads, num_kv_heads, head_dim, int8_cache, plugin_version>
+    (qkv, past_key, past_value, rope_cos, rope_sin, position_ids, write_indices, logn) => (out, key, value)
+{{
+    q, k, v = Split <axis = 2, num_outputs = 3> (qkv)
+    q_turned = RotaryEmbedding <num_heads = {heads}> (q, rope_cos, rope_sin, position_ids)
+    k_turned = RotaryEmbedding <num_heads = {heads}> (k, rope_cos, rope_sin, position_ids)
+    two = Constant <value_ints = [2]> ()
+    factor = Unsqueeze (logn, two)
+    q_scaled = Mul (q_turned, factor)
+    shape = Constant <value_ints = [0, 0, {heads}, {dim}]> ()
+    q_split = Reshape (q_scaled, shape)
+    k_split = Reshape (k_turned, shape)
+    v_split = Reshape (v, shape)
+    q_heads = Transpose <perm = [0, 2, 1, 3]> (q_split)
+    k_heads = Transpose <perm = [0, 2, 1, 3]> (k_split)
+    v_heads = Transpose <perm = [0, 2, 1, 3]> (v_split)
+    key = TensorScatter <axis = 2> (past_key, k_heads, write_indices)
+    value = TensorScatter <axis = 2> (past_value, v_heads, write_indices)
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    tokens_1 = Shape <start = 1, end = 2> (qkv)
+    tokens = Squeeze (tokens_1)
+    capacity_1 = Shape <start = 2, end = 3> (past_key)
+    capacity = Squeeze (capacity_1)
+    steps = Range (zero, tokens, one)
+    places = Range (zero, capacity, one)
+    axes_1 = Constant <value_ints = [1]> ()
+    column = Unsqueeze (steps, axes_1)
+    axes_3 = Constant <value_ints = [1, 2, 3]> ()
+    start = Unsqueeze (write_indices, axes_3)
+    last = Add (start, column)
+    seen = LessOrEqual (places, last)
+    attended = Attention (q_heads, key, value, seen)
+    joined = Transpose <perm = [0, 2, 1, 3]> (attended)
+    flat = Constant <value_ints = [0, 0, -1]> ()
+    out = Reshape (joined, flat)
+}}
+"""
+
+
+def library(version="10.3.0.26", api=TENSORRT):
+    return Library(api, SimpleNamespace(__version__=version), SimpleNamespace(lines=[]))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["log-n", "no log-n"])
+def bundle(request, tmp_path_factory):
+    from random_checkpoint import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("plugin")
+    path = write_checkpoint(folder / "checkpoint", raw=config_dict(use_logn_attn=request.param), seed=5)
+    return export(path, folder / "bundle", check=False)
+
+
+def lowered(bundle, name, folder):
+    lowering = PluginLowering(bundle, name, folder)
+    model = onnx.load_model_from_string(lowering.decoder(CAPACITY) if name == "decoder.onnx" else lowering.vision())
+    assert {node.op_type for node in model.graph.node} <= OPERATORS
+    onnx.load_external_data_for_model(model, str(bundle.path))
+    return model
+
+
+def session(model):
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the standard decoder needs ONNX Runtime 1.25")
+def test_the_decoder_is_the_same(bundle, tmp_path):
+    model, dims = lowered(bundle, "decoder.onnx", tmp_path), bundle.manifest.model
+    assert {opset.domain: opset.version for opset in model.opset_import} == {"": 20, DOMAIN: 1}
+    text = DEFINITION.format(domain=DOMAIN, heads=dims.num_heads, dim=dims.head_dim)
+    model.functions.append(onnx.parser.parse_function(text))
+    model.opset_import[0].version = 24  # the definition's, for ONNX Runtime
+    random = np.random.default_rng(0)
+    start = np.array([7, 23])
+    angles = np.outer(np.arange(CAPACITY), 1e4 ** -(np.arange(0, dims.head_dim, 2) / dims.head_dim))
+    inputs = {
+        "inputs_embeds": random.standard_normal((2, 5, dims.hidden_size)).astype(np.float32),
+        "position_ids": start[:, None] + np.arange(5),
+        "write_indices": start,
+        "rope_cos": np.cos(angles).astype(np.float32),
+        "rope_sin": np.sin(angles).astype(np.float32),
+        "logits_indices": np.array([[0, 4], [1, 2]]),
+    }
+    shape = (2, dims.num_heads, CAPACITY, dims.head_dim)
+    for i in range(dims.num_layers):
+        for part in ("key", "value"):
+            inputs[f"past_key_values.{i}.{part}"] = random.standard_normal(shape).astype(np.float32)
+    expected = ort.InferenceSession(bundle.file("decoder.onnx"), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session(model).get_outputs()] == [each.name for each in expected.get_outputs()]
+    for ours, theirs in zip(session(model).run(None, inputs), expected.run(None, inputs), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_vision_is_the_same(bundle, tmp_path):
+    model, size = lowered(bundle, "vision.onnx", tmp_path), bundle.manifest.model.image_size
+    onnx.checker.check_model(model, full_check=True)
+    pictures = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)}
+    expected = ort.InferenceSession(bundle.file("vision.onnx"), providers=["CPUExecutionProvider"]).run(None, pictures)
+    ours = session(model).run(None, pictures)
+    np.testing.assert_allclose(ours[0], expected[0], atol=2e-5 * np.abs(expected[0]).max())
+
+
+@pytest.mark.parametrize(
+    ("installed", "needed"),
+    [
+        (library("10.3.0.26"), True),
+        (library("10.14.1.48"), True),
+        (library("10.15.1"), False),
+        (library("11.4.0.106"), False),
+        (library("1.7.1.116", TENSORRT_RTX), False),
+    ],
+)
+def test_who_needs_the_plugin(installed, needed):
+    assert needs_plugin(installed) == needed
+
+
+@pytest.fixture(scope="module")
+def fp16(tmp_path_factory):
+    """A bundle with heads that the plugin has kernels for, in blocks of four bits beside float16."""
+    from random_checkpoint import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("fp16")
+    changes = {"hidden_size": 256, "kv_channels": 64}
+    path = write_checkpoint(folder / "checkpoint", raw=config_dict({"output_dim": 256}, **changes), seed=5)
+    return export(path, folder / "bundle", precision=ExportPrecision.choose("int4", target="gpu"), check=False)
+
+
+def test_blocks_raise_the_opset(fp16, tmp_path):
+    model = onnx.load_model_from_string(PluginLowering(fp16, "decoder.onnx", tmp_path).decoder(CAPACITY))
+    assert model.opset_import[0].version == 21
+    assert {node.op_type for node in model.graph.node} <= OPERATORS
+
+
+def test_a_missing_plugin(fp16, tmp_path):
+    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0\.26 has no cache layers .* --plugin FILE .*jetson\.md"):
+        install_plugin(library(), fp16, None, tmp_path)
+    with pytest.raises(BackendError, match=r"cannot read the plugin .*nothing\.so"):
+        install_plugin(library(), fp16, tmp_path / "nothing.so", tmp_path)
+
+
+def test_a_model_that_the_plugin_has_no_kernels_for(bundle, tmp_path):
+    with pytest.raises(BackendError, match=r"this decoder is fp32 with heads of 32; export it with --target gpu"):
+        install_plugin(library(), bundle, tmp_path / "plugin.so", tmp_path)
+
+
+class Recorder:
+    """Stands in for TensorRT 10.3: notes the plugins that are loaded and the settings of every build."""
+
+    def __init__(self):
+        self.loaded, self.previews = [], []
+        self.BuilderFlag = SimpleNamespace(TF32="tf32")
+        self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+        self.PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
+        self.__version__ = "10.3.0.26"
+        self.IProgressMonitor = object
+
+    def get_plugin_registry(self):
+        return SimpleNamespace(load_library=lambda path: self.loaded.append(path) or "handle")
+
+    def create_builder_config(self):
+        return SimpleNamespace(
+            clear_flag=lambda flag: None,
+            set_preview_feature=lambda feature, on: self.previews.append((feature, on)),
+            add_optimization_profile=lambda profile: None,
+            create_timing_cache=lambda data: data,
+            set_timing_cache=lambda cache, force: None,
+            get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"timings"),
+        )
+
+    def create_optimization_profile(self):
+        return SimpleNamespace(set_shape=lambda *_: None)
+
+
+def test_a_plan_with_the_plugin(fp16, tmp_path, monkeypatch):
+    recorder, models = Recorder(), {}
+    installed = Library(TENSORRT, recorder, SimpleNamespace(lines=[]))
+
+    def network(library, model, path):
+        assert recorder.loaded  # the parser looks the op up
+        models[path.name] = onnx.load_model_from_string(model)
+        return SimpleNamespace(builder=recorder)
+
+    def engine(network, config, path):
+        path.write_bytes(path.name.encode())
+        return True
+
+    monkeypatch.setattr(build_module, "installed_libraries", lambda: [installed])
+    monkeypatch.setattr(build_module, "local_gpu", lambda: 87)
+    monkeypatch.setattr(build_module, "Network", network)
+    monkeypatch.setattr(build_module, "write_engine", engine)
+    plugin = tmp_path / "libqwenvl_tensorrt_plugin.so"
+    plugin.write_bytes(b"a library")
+    plan = build_module.build(fp16, "orin", PlanLimits(CAPACITY, 1, 1, 16), plugin=plugin)
+    assert plan == Plan.open(fp16, "orin")
+    assert (plan.manifest.dialect, plan.manifest.plugin) == ("plugin", "libqwenvl_tensorrt_plugin.so 1")
+    assert set(plan.manifest.files) == {VISION_PLAN, DECODER_PLAN, plugin.name}
+    assert recorder.previews == [("aliased", True)] * 2
+    assert Path(recorder.loaded[0]).name == plugin.name
+    assert sum(node.op_type == "KVCacheAttention" for node in models["decoder.onnx"].graph.node) == 2
+    assert models["vision.onnx"].opset_import[0].version == 20
+    raw = json.loads((plan.path / "plan.json").read_text())
+    (plan.path / "plan.json").write_text(json.dumps(raw | {"plugin": "../evil.so 1"}))
+    with pytest.raises(BundleError, match=r"must list vision.plan and decoder.plan and \.\./evil.so in"):
+        Plan.open(fp16, "orin")
