@@ -68,7 +68,7 @@ def test_a_batch(engines):
 
 
 def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monkeypatch):
-    """Dynamic NTK changes the rotary tables at 2,048 tokens; the driver has to bring the new ones, and the old again."""
+    """Dynamic NTK changes the rotary tables at 2,048 tokens; the driver has to bring the new ones, then the old."""
     folder = bundle.path / "plans" / "long"
     if not folder.exists():
         plans.write_plan(bundle, "long", limits=PlanLimits(2304, 1, 1, 256))

@@ -1,0 +1,122 @@
+"""The driver of ONNX Runtime's CUDA provider, on the stand-in; tests/gpu runs the real one."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+from standin import onnxruntime_cuda, plans
+from standin.machine import Machine
+
+from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from qwenvl_edge.errors import BackendError
+
+HIDDEN, SIZE = 256, 56
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_checkpoint, tmp_path_factory):
+    """In fp16, which is what attention takes on a GPU; ONNX Runtime's CPU computes it too."""
+    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    precision = exporter.ExportPrecision.choose("fp16")
+    folder = tmp_path_factory.mktemp("fp16") / "bundle"
+    return exporter.export(tiny_checkpoint, folder, precision=precision, check=False)
+
+
+@pytest.fixture(scope="module")
+def reference(bundle):
+    return OnnxRuntimeBackend(bundle, threads=1)
+
+
+@pytest.fixture
+def open_backend(bundle, monkeypatch):
+    def open_it(**options):
+        machine = Machine()
+        plans.install(monkeypatch, machine)
+        onnxruntime_cuda.install(monkeypatch, machine, **options)
+        return OnnxRuntimeCudaBackend(bundle), machine
+
+    return open_it
+
+
+def decode(backend, cache, tokens, write=None, wanted=None, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(cache.batch, tokens, HIDDEN)).astype(np.float32)
+    places = np.broadcast_to(np.array(cache.length if write is None else write), (cache.batch,)).astype(np.int64)
+    indices = np.tile(np.array([tokens - 1] if wanted is None else wanted, np.int64), (cache.batch, 1))
+    return backend.decode(cache, rows, places[:, None] + np.arange(tokens), places, indices)
+
+
+@pytest.mark.parametrize("refuses_capture", [False, True])
+def test_calls_of_every_kind(open_backend, reference, refuses_capture):
+    backend, _ = open_backend(refuses_capture=refuses_capture)
+    assert ("CUDA graph a token" in backend.description) != refuses_capture
+    logits = []
+    for side in (backend, reference):
+        one, batch = side.new_cache(1, 48), side.new_cache(3, 40)
+        found = [decode(side, one, 9), decode(side, one, 1), decode(side, one, 1, seed=1)]
+        assert decode(side, one, 4, wanted=[]).shape[1] == 0
+        found += [decode(side, one, 5, wanted=range(5)), decode(side, one, 1, write=12, seed=2)]
+        for row, tokens in enumerate((3, 13, 8)):
+            side.copy_cache(one, batch, tokens, row=row)
+        steps = [decode(side, batch, 1, write=[3 + i, 13 + i, 8 + i], seed=i) for i in range(4)]
+        found += [row[None] for step in steps for row in step]
+        last = side.rows(batch, 1, 2)
+        found += [row[None] for row in decode(side, last, 1, write=[17, 12], seed=9)]
+        logits.append(np.concatenate(found, axis=1))
+    np.testing.assert_allclose(*logits, rtol=0, atol=0.01)
+
+
+def test_pictures(open_backend, reference):
+    pixels = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
+    backend, _ = open_backend()
+    np.testing.assert_allclose(backend.encode_images(pixels), reference.encode_images(pixels), rtol=0, atol=0.01)
+
+
+def test_a_token_reserves_nothing_and_waits_once(open_backend):
+    backend, machine = open_backend()
+    cache = backend.new_cache(1, 32)
+    for _ in range(2):
+        decode(backend, cache, 1)
+    machine.counts.clear()
+    for _ in range(4):
+        decode(backend, cache, 1)
+    assert machine.counts == {"enqueues": 4, "copies": 8, "synchronizations": 4}
+
+
+def test_after_nan(open_backend, reference):
+    backend, _ = open_backend()
+    cache = backend.new_cache(1, 32)
+    broken, zeros = np.full((1, 1, HIDDEN), np.nan, np.float32), np.zeros((1, 1), np.int64)
+    with pytest.raises(BackendError, match="the logits hold NaN"):
+        backend.decode(cache, broken, zeros, zeros[0], zeros)
+    expected = decode(reference, reference.new_cache(1, 32), 3)
+    np.testing.assert_allclose(decode(backend, cache, 3), expected, rtol=0, atol=0.01)
+
+
+def test_several_tokens_of_a_batch_behind_a_prefix(open_backend):
+    backend, _ = open_backend()
+    cache = backend.new_cache(2, 16)
+    decode(backend, cache, 3)
+    with pytest.raises(BackendError, match="takes 2 tokens behind a non-empty cache at batch 1 only, not 2"):
+        decode(backend, cache, 2)
+
+
+def test_the_engine_takes_it_before_the_cpu(open_backend, bundle):
+    open_backend()
+    engine = QwenVLEngine(bundle, max_context=64)
+    assert engine.describe() == (
+        f"ONNX Runtime {onnxruntime.__version__} on Stand-in (sm_87), a CUDA graph a token (because the bundle has no "
+        f"TensorRT plan (`qwenvl build {bundle.path}` makes one))"
+    )
+    options = {"do_sample": False, "max_new_tokens": 4}
+    on_cpu = QwenVLEngine(bundle, device="cpu", max_context=64, threads=1)
+    assert engine.chat("Hi", **options).raw_text == on_cpu.chat("Hi", **options).raw_text
+
+
+def test_a_provider_that_does_not_start(open_backend, bundle, monkeypatch):
+    open_backend()
+    monkeypatch.setattr(onnxruntime_cuda.InferenceSession, "get_providers", lambda _: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match="could not start on the GPU; check that the CUDA and cuDNN"):
+        OnnxRuntimeCudaBackend(bundle)
