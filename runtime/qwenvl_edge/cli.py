@@ -1,6 +1,7 @@
 """The program `qwenvl`: export, build, verify, chat, plan.
 
-Exit codes: 0 success, 1 a bundle that fails verification, 2 an error (one line on stderr), 130 interrupted.
+Exit codes: 0 success, 1 a bundle that fails verification or does not fit a board, 2 an error (one line on stderr),
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -141,17 +142,30 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
     parser.add_argument("--max-batch", type=int, default=1, metavar="B", help="conversations at once")
+    parser.add_argument("--target", metavar="BOARD", help='say whether it fits there; "all" compares all known boards')
     parser.set_defaults(run=_plan)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from qwenvl_edge.boards import BOARDS, find_board, plan_for, table
     from qwenvl_edge.bundle import Bundle
     from qwenvl_edge.memory import plan_memory
 
     bundle = Bundle.open(arguments.bundle)
-    context = arguments.max_context or bundle.manifest.model.max_position_embeddings
-    say(plan_memory(bundle, max_context=context, max_batch=arguments.max_batch).table())
-    return 0
+    limits = {
+        "max_context": arguments.max_context or bundle.manifest.model.max_position_embeddings,
+        "max_batch": arguments.max_batch,
+    }
+    if arguments.target is None:
+        say(plan_memory(bundle, **limits).table())
+        return 0
+    if arguments.target == "all":
+        say(table([plan_for(bundle, board, **limits) for board in BOARDS.values()]))
+        return 0
+    fit = plan_for(bundle, find_board(arguments.target), **limits)
+    say(fit.plan.table())
+    say(fit.describe())
+    return 0 if fit.fits else 1
 
 
 def _export(arguments: argparse.Namespace) -> int:
