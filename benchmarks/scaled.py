@@ -1,0 +1,235 @@
+"""`latency.py --model 1b`: int4 and int8 bundles next to PyTorch eager on the same random weights of a preset's size.
+
+Everyone gets one picture, a prompt of PROMPT embeddings and STEPS further tokens, in turns; ratios are of one turn each.
+PyTorch runs in float32 and in bfloat16, and each stage is compared with whichever is faster there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from common import conditions, finish, ratio, spread
+
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.bundle import Bundle
+from qwenvl_edge_export.checkpoint import Checkpoint, load_model
+from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.precision import ExportPrecision
+from tools.synthetic_checkpoint import write
+
+FloatArray = npt.NDArray[np.float32]
+PRECISIONS = ("int4", "int8")
+PROMPT, STEPS = 288, 8  # a picture's 256 positions and a short question; tokens timed a turn
+STAGES = ("vision", "prefill", "decode")
+READ_BYTES = 1 << 29
+_FIRST_TOKEN = """
+import time, sys
+import numpy as np
+from qwenvl_edge import QwenVLEngine
+threads = int(sys.argv[2]) or None
+engine = QwenVLEngine(sys.argv[1], max_context=512, threads=threads)
+engine.chat("What is it?", images=[np.zeros((448, 448, 3), np.uint8)], do_sample=False, max_new_tokens=1)
+"""
+
+
+class Subject(Protocol):
+    """Something that encodes a picture, then prefills a prompt, then decodes tokens behind it."""
+
+    def vision(self, pixels: FloatArray) -> None:
+        """One picture [1, 3, S, S]."""
+
+    def prefill(self, embeds: FloatArray) -> None:
+        """A prompt [1, T, H] into an empty cache."""
+
+    def decode(self, embed: FloatArray) -> None:
+        """One token [1, 1, H] behind it."""
+
+
+class Runtime:
+    """A bundle in ONNX Runtime, prefilled in one call."""
+
+    def __init__(self, bundle: Bundle, threads: int | None):
+        self.backend = OnnxRuntimeBackend(bundle, threads=threads)
+        self.cache = self.backend.new_cache(1, PROMPT + STEPS)
+
+    def vision(self, pixels: FloatArray) -> None:
+        """See Subject."""
+        self.backend.encode_images(pixels)
+
+    def prefill(self, embeds: FloatArray) -> None:
+        """See Subject."""
+        self.cache.reset(embeds.shape[1])
+        self._decode(embeds, 0)
+
+    def decode(self, embed: FloatArray) -> None:
+        """See Subject."""
+        self._decode(embed, self.cache.length)
+
+    def _decode(self, embeds: FloatArray, start: int) -> None:
+        tokens = embeds.shape[1]
+        positions = np.arange(start, start + tokens)[None]
+        self.backend.decode(self.cache, embeds, positions, np.array([start]), np.array([[tokens - 1]]))
+
+
+class Eager:
+    """PyTorch on the checkpoint, with a growing cache."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
+        self.model = load_model(checkpoint, dtype)
+        self.dtype = dtype
+
+    @torch.inference_mode()
+    def vision(self, pixels: FloatArray) -> None:
+        """See Subject."""
+        self.model.encode_images(torch.from_numpy(pixels).to(self.dtype))
+
+    @torch.inference_mode()
+    def prefill(self, embeds: FloatArray) -> None:
+        """See Subject."""
+        self.cache = self.model.decode(torch.from_numpy(embeds).to(self.dtype), last=1)[1]
+
+    @torch.inference_mode()
+    def decode(self, embed: FloatArray) -> None:
+        """See Subject."""
+        self.cache = self.model.decode(torch.from_numpy(embed).to(self.dtype), self.cache, alpha=1.0)[1]
+
+
+def prepare(folder: Path, preset: str) -> tuple[Checkpoint, dict[str, Bundle]]:
+    """The checkpoint and its bundles in `folder`, made where they are not there yet."""
+    source = folder / f"checkpoint-{preset}"
+    if not (source / "model.safetensors.index.json").exists():
+        write(source, preset, pickled=False)
+    bundles = {}
+    for name in PRECISIONS:
+        path = folder / f"{preset}-{name}"
+        made = path.exists() or export(source, path, precision=ExportPrecision.choose(name), check=False)
+        bundles[name] = Bundle.open(path) if made is True else made
+    return Checkpoint.open(source), bundles
+
+
+def read_gb_s(buffer: torch.Tensor) -> float:
+    """Gigabytes a second at which this machine reads memory, by a sum over a buffer larger than its caches."""
+    started = time.perf_counter()
+    buffer.sum()
+    return buffer.nbytes / (time.perf_counter() - started) / 1e9
+
+
+def turn(subject: Subject, samples: dict[str, FloatArray], timings: dict[str, list[float]]) -> None:
+    """One picture, one prompt, some tokens: milliseconds, of a token the median."""
+
+    def timed(call: Callable[[FloatArray], None], value: FloatArray) -> float:
+        started = time.perf_counter()
+        call(value)
+        return (time.perf_counter() - started) * 1e3
+
+    timings["vision"].append(timed(subject.vision, samples["pixels"]))
+    timings["prefill"].append(timed(subject.prefill, samples["prompt"]))
+    timings["decode"].append(float(np.median([timed(subject.decode, samples["token"]) for _ in range(STEPS)])))
+
+
+def first_token_s(bundle: Bundle, threads: int | None) -> float:
+    """Seconds from the start of a process to the first token about a picture, with the files in the page cache."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _FIRST_TOKEN, str(bundle.path), str(threads or 0)], check=True)
+    return time.perf_counter() - started
+
+
+def measure(
+    checkpoint: Checkpoint, bundles: dict[str, Bundle], threads: int | None, repeats: int
+) -> tuple[dict[str, dict[str, list[float]]], list[float]]:
+    """Milliseconds of every subject and stage, a value a turn, and read bandwidths, GB/s. The first turn is warm-up."""
+    subjects: dict[str, Subject] = {name: Runtime(bundle, threads) for name, bundle in bundles.items()}
+    subjects |= {"torch-fp32": Eager(checkpoint, torch.float32), "torch-bf16": Eager(checkpoint, torch.bfloat16)}
+    gc.collect()
+    config, random = checkpoint.config, np.random.default_rng(0)
+    side = config.vision.image_size
+    samples: dict[str, FloatArray] = {
+        name: random.normal(size=shape).astype(np.float32)
+        for name, shape in (
+            ("pixels", (1, 3, side, side)),
+            ("prompt", (1, PROMPT, config.hidden_size)),
+            ("token", (1, 1, config.hidden_size)),
+        )
+    }
+    buffer = torch.ones(READ_BYTES // 4)
+    timings: dict[str, dict[str, list[float]]] = {}
+    bandwidth: list[float] = []
+    for number in range(repeats + 1):
+        if number < 2:
+            timings = {name: {stage: [] for stage in STAGES} for name in subjects}
+            bandwidth.clear()
+        for name, subject in subjects.items():
+            bandwidth.append(read_gb_s(buffer))
+            turn(subject, samples, timings[name])
+        print(f"turn {number} of {repeats}", file=sys.stderr)
+    return timings, bandwidth
+
+
+def decode_bytes(bundle: Bundle) -> int:
+    """What a token reads: every weight of the decoder, and the cache of the prompt."""
+    model = bundle.manifest.model
+    cache = 2 * 4 * model.num_layers * model.num_kv_heads * model.head_dim * PROMPT
+    return bundle.manifest.files["decoder.data"].size + cache
+
+
+def compare(
+    timings: dict[str, dict[str, list[float]]], bandwidth: list[float], bundles: dict[str, Bundle]
+) -> dict[str, Any]:
+    """Ratios to the faster PyTorch of each stage, and the shares of the bandwidth."""
+    ratios: dict[str, Any] = {"faster": {}}
+    for stage in STAGES:
+        eager = min(("torch-fp32", "torch-bf16"), key=lambda name: np.median(timings[name][stage]))
+        ratios["faster"][stage] = eager
+        for name in bundles:
+            ratios[f"{stage}_{name}"] = ratio(timings[name][stage], timings[eager][stage])
+    best = max(bandwidth)
+    for name, bundle in bundles.items():
+        shares = [decode_bytes(bundle) / ms / 1e6 / best for ms in timings[name]["decode"]]
+        ratios[f"bandwidth_share_{name}"] = spread(shares)
+    return ratios
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print a table, write what was asked for."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    before = conditions()
+    checkpoint, bundles = prepare(options.folder, options.model)
+    starts = {name: first_token_s(bundle, options.threads) for name, bundle in bundles.items()}
+    timings, bandwidth = measure(checkpoint, bundles, options.threads, options.repeats)
+    print(f"{'median (quartiles), ms':<24}" + "".join(f"{name:>34}" for name in timings))
+    for stage in STAGES:
+        cells = [spread(each[stage]) for each in timings.values()]
+        print(
+            f"{stage:<24}" + "".join(f"{c['median']:.1f} ({c['q25']:.1f} .. {c['q75']:.1f})".rjust(34) for c in cells)
+        )
+    ratios = compare(timings, bandwidth, bundles)
+    print(json.dumps({key: value.get("median", value) for key, value in ratios.items()}))
+    headline = {
+        "decode_int4_vs_torch": ratios["decode_int4"]["median"],
+        "decode_int8_vs_torch": ratios["decode_int8"]["median"],
+        "prefill_vs_torch": ratios["prefill_int8"]["median"],
+        "vision_vs_torch": ratios["vision_int8"]["median"],
+        "decode_bandwidth_share": ratios["bandwidth_share_int4"]["median"],
+    }
+    details = {
+        "model": options.model,
+        "prompt_tokens": PROMPT,
+        "threads": options.threads,
+        "read_gb_s": max(bandwidth),
+        "start_to_first_token_s": starts,
+        "ratios": ratios,
+        "milliseconds": {name: {s: spread(each[s]) for s in STAGES} for name, each in timings.items()},
+    }
+    finish(options, before, headline, details)
