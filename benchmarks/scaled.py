@@ -1,6 +1,6 @@
 """`latency.py --model 1b`: int4 and int8 bundles next to PyTorch eager on the same random weights of a preset's size.
 
-Everyone gets one picture, a prompt of PROMPT embeddings and STEPS further tokens, in turns; ratios are of one turn each.
+Each gets one picture, a prompt of PROMPT embeddings and STEPS further tokens, in turns; ratios are of one turn each.
 PyTorch runs in float32 and in bfloat16, and each stage is compared with whichever is faster there.
 """
 
