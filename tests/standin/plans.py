@@ -20,6 +20,7 @@ from qwenvl_edge.backends.plans import (
     PlanManifest,
     bundle_digest,
     platform_name,
+    plugin_file,
 )
 from qwenvl_edge.bundle import Bundle, FileInfo, sha256
 from qwenvl_edge_export.tensorrt.profiles import decoder_profiles
@@ -48,12 +49,14 @@ def write_plan(
         {"B": limits.max_batch},
         {"C": limits.max_context},
     )
+    if plugin:
+        (folder / plugin_file(plugin)).write_bytes(b"a library")
     manifest = PlanManifest(
         format=FORMAT,
         target=target,
         builder=Builder("tensorrt", version, platform_name()),
         compute_capabilities=(capability,),
-        dialect="standard",
+        dialect="plugin" if plugin else "standard",
         plugin=plugin,
         precision={"vision": "fp32", "decoder": "fp32"},
         limits=limits,

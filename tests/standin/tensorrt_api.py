@@ -58,6 +58,8 @@ class IPluginRegistry:
         self.loaded: list[str] = []
 
     def load_library(self, plugin_path):
+        if plugin_path in self.loaded:
+            return None
         self.loaded.append(plugin_path)
         return object()
 

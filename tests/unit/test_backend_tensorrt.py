@@ -284,7 +284,7 @@ def rewrite(bundle, name, data: bytes):
     """Replace a plan file, with its hash in the manifest."""
     folder = bundle.path / "plans" / "local"
     (folder / name).write_bytes(data)
-    files = {p.name: FileInfo(p.stat().st_size, sha256(p)) for p in folder.glob("*.plan")}
+    files = {p.name: FileInfo(p.stat().st_size, sha256(p)) for p in folder.iterdir() if p.suffix != ".json"}
     plans.change_manifest(folder, files=files)
 
 
@@ -331,15 +331,18 @@ def test_the_engine_of_something_else(own_bundle, open_backend):
         open_backend(own_bundle)
 
 
-def test_the_plugin_is_loaded_first(own_bundle, open_backend):
-    folder = own_bundle.path / "plans" / "local"
-    plans.change_manifest(folder, plugin="libkvcache.so 1.0")
-    with pytest.raises(BackendError, match=r"the plan needs the plugin libkvcache.so 1.0, but there is no"):
-        open_backend(own_bundle)
-    (folder / "libkvcache.so").touch()
-    open_backend(own_bundle)
-    registry = installed_libraries()[0].module.get_plugin_registry()
-    assert registry.loaded == [str(folder / "libkvcache.so")]
+def test_the_plugin_is_registered_once_before_the_engines_are_loaded(tiny_bundle, tmp_path, open_backend):
+    shutil.copytree(tiny_bundle.path, tmp_path / "own")
+    bundle = Bundle.open(tmp_path / "own")
+    folder = plans.write_plan(bundle, plugin="libkvcache.so 1")
+    edit_engine(bundle, "decoder.plan", aliases={})  # a plugin's aliases are not TensorRT's
+    backend, _ = open_backend(bundle)
+    library = installed_libraries()[0]
+    assert library.module.get_plugin_registry().loaded == [str(folder / "libkvcache.so")]
+    again = TensorRTBackend(bundle, Plan.open(bundle, "local"), library, Cuda.open())
+    assert again.description == backend.description
+    with pytest.raises(BackendError, match=r'the plan needs the plugin ".*liblost.so", which is not there'):
+        library.load_plugin("liblost.so 1", folder)
 
 
 def test_limits_are_the_plans(backend):

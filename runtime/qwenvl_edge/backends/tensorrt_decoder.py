@@ -26,6 +26,7 @@ from qwenvl_edge.bundle import ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
 
+STANDARD = "standard"  # the dialect of TensorRT's own cache layers
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 
@@ -208,6 +209,7 @@ class PlanDecoder:
         floats = dict.fromkeys(["inputs_embeds", *ROPE_TABLES, "logits"], "FLOAT")
         indices = dict.fromkeys(["position_ids", "write_indices", "logits_indices"], "INT64")
         self._engine.check_tensors(floats | indices | presents)
-        self._engine.check_in_place(zip(past, presents, strict=True))
+        if self._plan.manifest.dialect == STANDARD:  # a plugin's aliases are its own affair
+            self._engine.check_in_place(zip(past, presents, strict=True))
         if len(past) < 2 * self._model.num_layers:
             raise BackendError(f'"{self._engine.path}" has the caches of other layers than the bundle.')

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.plans import TENSORRT, TENSORRT_RTX, Builder, Machine, platform_name
+from qwenvl_edge.backends.plans import TENSORRT, TENSORRT_RTX, Builder, Machine, platform_name, plugin_file
 from qwenvl_edge.errors import BackendError
 
 _NAMES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
 _MODULES = {TENSORRT: ("tensorrt",), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-_PACKAGE = Path(__file__).parents[1]
 _LOG_LINES = 6
+_registered: set[tuple[str, str]] = set()  # as TensorRT keeps plugins: for the process, each name once
 _WARNING = 2  # ILogger.Severity counts down: INTERNAL_ERROR 0, ERROR 1, WARNING 2, INFO 3, VERBOSE 4
 
 
@@ -50,19 +50,19 @@ class Library:
         return BackendError(f"{self.name} could not {what}: {lines or 'it gave no reason'}.")
 
     def load_plugin(self, plugin: str, folder: Path) -> None:
-        """Register a plugin library, "<file> <version>" as a plan names it, from `folder` or from this package.
+        """Register a plugin library for this process, once: "<file> <version>" as a plan names it, from its folder.
 
         Raises:
             BackendError: it is missing, or is no plugin library for this TensorRT.
         """
-        name = plugin.split(maxsplit=1)[0]
-        places = [place / name for place in (folder, _PACKAGE)]
-        path = next((path for path in places if path.is_file()), None)
-        if path is None:
-            found = " or ".join(f'"{place}"' for place in places)
-            raise BackendError(f"the plan needs the plugin {plugin}, but there is no {found}; see docs/jetson.md.")
+        if (entry := (self.name, plugin)) in _registered:
+            return
+        path = folder / plugin_file(plugin)
+        if not path.is_file():
+            raise BackendError(f'the plan needs the plugin "{path}", which is not there; build the plan again.')
         if self.module.get_plugin_registry().load_library(str(path)) is None:
             raise self.failed(f'load the plugin "{path}"')
+        _registered.add(entry)
 
 
 def installed_libraries() -> list[Library]:
