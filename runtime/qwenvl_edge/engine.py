@@ -17,7 +17,8 @@ from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.features import FeatureCache
-from qwenvl_edge.image import ChannelOrder, Picture, load_picture
+from qwenvl_edge.image import ChannelOrder
+from qwenvl_edge.pictures import PictureLoader
 from qwenvl_edge.reply import Reply
 from qwenvl_edge.request import Request, RequestBuilder
 from qwenvl_edge.stream import Stream
@@ -82,9 +83,9 @@ class QwenVLEngine:
             manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens
         )
         self._tokenizer = self._open_tokenizer()
-        self._channel_order = channel_order
+        loader = PictureLoader(channel_order)
         self._requests = RequestBuilder(
-            self._family, self._tokenizer, self._load, defaults=manifest.generation, max_context=self.max_context
+            self._family, self._tokenizer, loader.load, defaults=manifest.generation, max_context=self.max_context
         )
         stop = self._family.stop_sequences(manifest.generation.chat_format, self._tokenizer.encode)
         self._decoder = SequenceDecoder(
@@ -240,9 +241,6 @@ class QwenVLEngine:
         path = self.bundle.file(self.bundle.manifest.tokenizer)
         self._family.check_vocabulary(path, self.bundle.manifest.model.vocab_size)
         return Tokenizer(path, self._family.special_tokens)
-
-    def _load(self, source: Any, name: str) -> Picture:
-        return load_picture(source, channel_order=self._channel_order, name=name)
 
 
 def _check_capacity(wanted: int | None, maximum: int, whose: str = "the model") -> int:

@@ -6,6 +6,7 @@ channel dropped (not composited), no EXIF rotation, 16-bit grayscale clipped at 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -30,11 +31,17 @@ _PROGRAMS = ("EPS", "WMF")  # Pillow hands these to an interpreter outside the p
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, read-only; `digest` identifies it, `name` says whence."""
+    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, read-only; `name` says whence."""
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
-    digest: str
     name: str
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Identifies the picture: SHA-256 of shape, dtype and pixels, computed when first asked for."""
+        digest = hashlib.sha256(repr((self.pixels.shape, str(self.pixels.dtype))).encode())
+        digest.update(self.pixels.data)
+        return digest.hexdigest()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -113,9 +120,7 @@ def pixel_values(
 def freeze(pixels: npt.NDArray[np.uint8], name: str) -> Picture:
     """Return RGB pixels [H, W, 3], which are the caller's to give away, as a Picture."""
     pixels.flags.writeable = False
-    digest = hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode())
-    digest.update(pixels.data)
-    return Picture(pixels, digest.hexdigest(), name)
+    return Picture(pixels, name)
 
 
 def _check_size(width: int, height: int, name: str) -> None:
