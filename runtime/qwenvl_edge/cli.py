@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl_edge import __version__
+from qwenvl_edge.doctor import add_doctor
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.server.command import add_serve
 from qwenvl_edge.terminal import ProgressBar, say
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_plan(commands)
     add_serve(commands)
+    add_doctor(commands)
     return parser
 
 
@@ -117,6 +119,9 @@ def _add_verify(commands: Any) -> None:
     parser = commands.add_parser("verify", help="compare a bundle with its checkpoint (needs PyTorch)")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="CHECKPOINT")
+    parser.add_argument(
+        "--backend", default="onnxruntime", metavar="B", help="onnxruntime (default), or tensorrt: this machine's plan"
+    )
     parser.set_defaults(run=_verify)
 
 
@@ -220,7 +225,9 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    report = _export_package("verify").verify(arguments.bundle, arguments.checkpoint)
+    report = _export_package("verify").verify(
+        arguments.bundle, arguments.checkpoint, backend=arguments.backend
+    )
     say(report.table())
     return 0 if report.passed else 1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.bundle import Bundle
-from qwenvl_edge.errors import BackendError
+from qwenvl_edge.errors import BackendError, QwenVLError
 
 TENSORRT, ONNXRUNTIME = "tensorrt", "onnxruntime"
 BACKENDS = ("auto", TENSORRT, ONNXRUNTIME)
@@ -72,6 +72,19 @@ def select_backend(request: Request, backend: str, device: str) -> Selection:
             continue
         return Selection(open_it(), tuple(reasons))
     raise BackendError(f"{'; '.join(reasons)}.")
+
+
+def survey(request: Request) -> list[tuple[str, str | None]]:
+    """Every backend in the order of preference, with why it cannot run here (None: it can); none is opened."""
+    found: list[tuple[str, str | None]] = []
+    for (name, place), prepare in _CANDIDATES.items():
+        try:
+            prepare(request)
+        except QwenVLError as error:
+            found.append((f"{name}, {place}", str(error)))
+        else:
+            found.append((f"{name}, {place}", None))
+    return found
 
 
 def _tensorrt(request: Request) -> Callable[[], Backend]:
