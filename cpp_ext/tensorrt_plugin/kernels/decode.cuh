@@ -1,0 +1,231 @@
+// Attention of few query rows: bound by reading the cache once, so plain arithmetic and many loads in flight.
+//
+// Flash decoding (Dao et al., 2023): blocks share out the keys, each with a softmax of its own; combine_partials joins
+// them. Within a block every group of lanes has keys of its own, so that the loop needs no barrier.
+#pragma once
+
+#include "cache_vector.cuh"
+#include "partials.cuh"
+#include "rotary.cuh"
+
+namespace qwenvl {
+
+constexpr int kDecodeThreads = 128;
+constexpr int kDecodeWarps = kDecodeThreads / kWarp;
+constexpr int kDecodeUnroll = 4;  // keys, and values, that a lane has in flight
+
+template <int D, int Rows>
+struct DecodeShared {
+    float query[Rows][D];
+    float out[kDecodeWarps][Rows][D];
+    float maximum[kDecodeWarps][Rows], sum[kDecodeWarps][Rows];
+};
+
+// What one group of lanes knows of its keys: a lane holds Size of the D elements of `out`.
+template <int Rows, int Size>
+struct DecodeState {
+    float maximum[Rows], sum[Rows], out[Rows][Size];
+
+    __device__ __forceinline__ DecodeState() {
+#pragma unroll
+        for (int r = 0; r < Rows; ++r) {
+            maximum[r] = -kInfinity, sum[r] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < Size; ++i) out[r][i] = 0.0f;
+        }
+    }
+
+    __device__ __forceinline__ void rescale(int r, float new_maximum) {
+        const float factor = exp2f(maximum[r] - finite_max(new_maximum));
+        maximum[r] = new_maximum;
+        sum[r] *= factor;
+#pragma unroll
+        for (int i = 0; i < Size; ++i) out[r][i] *= factor;
+    }
+};
+
+// Queries, rotated, rounded as the op's definition says, times softmax scale and log2 e.
+template <typename Float, int D, int Rows>
+__device__ __forceinline__ void load_queries(const Arguments& args, const QueryRows& rows, float (&query)[Rows][D]) {
+    const float scale = rsqrtf(static_cast<float>(D)) * kLog2E;
+    for (int i = static_cast<int>(threadIdx.x); i < Rows * (D / 8); i += kDecodeThreads) {
+        const int r = i / (D / 8), d = i % (D / 8) * 4;
+        const HalfQuads x = r < rows.count() ? rotated_query<D, Float>(args, rows, r, d) : HalfQuads{};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            query[r][d + j] = to_float(from_float<Float>(x.low[j])) * scale;
+            query[r][d + j + D / 2] = to_float(from_float<Float>(x.high[j])) * scale;
+        }
+    }
+}
+
+// One head's cache as a lane sees it: vectors of Size elements from element d on.
+template <typename Cache, int D>
+struct LaneCache {
+    using Vector = CacheVector<Cache, D>;
+    static constexpr int kLanes = Vector::kLanes;  // lanes of a group; those beyond D idle along
+    static constexpr int kGroups = kDecodeThreads / kLanes;
+
+    const Cache *key, *value;
+    const float *key_scale = nullptr, *value_scale = nullptr;  // set with an int8 cache only
+    int d;
+
+    __device__ __forceinline__ LaneCache(const Arguments& args, const QueryRows& rows)
+        : d(static_cast<int>(threadIdx.x) % kLanes * Vector::kSize) {
+        const std::int64_t head = cache_index(args.sizes, rows.batch, rows.kv_head);
+        key = static_cast<const Cache*>(args.key) + head * D + d;
+        value = static_cast<const Cache*>(args.value) + head * D + d;
+        if constexpr (sizeof(Cache) == 1) key_scale = args.key_scale + head, value_scale = args.value_scale + head;
+    }
+    __device__ __forceinline__ bool active() const { return d < D; }
+    __device__ __forceinline__ float scale_at(const float* scale, int position, bool valid) const {
+        if constexpr (sizeof(Cache) == 1) return valid ? scale[position] : 0.0f;
+        return 1.0f;
+    }
+};
+
+// scores[r][u] = query row r times the key at position + u * kGroups; -inf where that is not below limit[r].
+template <typename Cache, int D, int Rows, int Size = CacheVector<Cache, D>::kSize>
+__device__ __forceinline__ void decode_scores(const LaneCache<Cache, D>& cache,
+                                              const CacheVector<Cache, D> (&keys)[kDecodeUnroll],
+                                              const float (&query)[Rows][Size], int position, const int (&limit)[Rows],
+                                              float (&scores)[Rows][kDecodeUnroll]) {
+#pragma unroll
+    for (int u = 0; u < kDecodeUnroll; ++u) {
+        const int c = position + u * cache.kGroups;
+        const float key_scale = cache.scale_at(cache.key_scale, c, c < limit[Rows - 1]);
+        float x[Size];
+        keys[u].widen(x);
+#pragma unroll
+        for (int r = 0; r < Rows; ++r) {
+            float dot = 0.0f;
+#pragma unroll
+            for (int i = 0; i < Size; ++i) dot += query[r][i] * x[i];
+            dot = lanes_sum<LaneCache<Cache, D>::kLanes>(dot) * key_scale;
+            scores[r][u] = c < limit[r] ? dot : -kInfinity;
+        }
+    }
+}
+
+// The same keys' values join the state.
+template <typename Cache, int D, int Rows, int Size = CacheVector<Cache, D>::kSize>
+__device__ __forceinline__ void decode_add(const LaneCache<Cache, D>& cache,
+                                           const CacheVector<Cache, D> (&values)[kDecodeUnroll], int position, int end,
+                                           float (&scores)[Rows][kDecodeUnroll], DecodeState<Rows, Size>& state) {
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+        float maximum = state.maximum[r];
+#pragma unroll
+        for (int u = 0; u < kDecodeUnroll; ++u) maximum = fmaxf(maximum, scores[r][u]);
+        state.rescale(r, maximum);
+#pragma unroll
+        for (int u = 0; u < kDecodeUnroll; ++u) {
+            scores[r][u] = exp2f(scores[r][u] - finite_max(maximum));
+            state.sum[r] += scores[r][u];
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < kDecodeUnroll; ++u) {
+        const int c = position + u * cache.kGroups;
+        const float value_scale = cache.scale_at(cache.value_scale, c, c < end);
+        float x[Size];
+        values[u].widen(x);
+#pragma unroll
+        for (int r = 0; r < Rows; ++r) {
+            const float weight = scores[r][u] * value_scale;
+#pragma unroll
+            for (int i = 0; i < Size; ++i) state.out[r][i] += weight * x[i];
+        }
+    }
+}
+
+// The states of a warp's lane groups become one, which its first group leaves in shared memory.
+template <typename Cache, int D, int Rows, int Size = CacheVector<Cache, D>::kSize>
+__device__ __forceinline__ void share_warp_state(const LaneCache<Cache, D>& cache, DecodeState<Rows, Size>& state,
+                                                 DecodeShared<D, Rows>& shared) {
+    constexpr int kLanes = LaneCache<Cache, D>::kLanes;
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    const bool writes = threadIdx.x % kWarp < kLanes && cache.active();
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+        state.rescale(r, lanes_max<kWarp / kLanes, kLanes>(state.maximum[r]));
+        const float sum = lanes_sum<kWarp / kLanes, kLanes>(state.sum[r]);
+        if (threadIdx.x % kWarp == 0) shared.maximum[warp][r] = state.maximum[r], shared.sum[warp][r] = sum;
+#pragma unroll
+        for (int i = 0; i < Size; ++i) {
+            const float out = lanes_sum<kWarp / kLanes, kLanes>(state.out[r][i]);
+            if (writes) shared.out[warp][r][cache.d + i] = out;
+        }
+    }
+}
+
+// The warps' states become the block's: the result, or one of `splits` partial ones.
+template <typename Float, int D, int Rows>
+__device__ __forceinline__ void store_decoded(const Arguments& args, const QueryRows& rows, int split, int splits,
+                                              const DecodeShared<D, Rows>& shared) {
+    for (int i = static_cast<int>(threadIdx.x); i < Rows * D; i += kDecodeThreads) {
+        const int r = i / D, d = i % D;
+        if (r >= rows.count()) break;
+        float maximum = -kInfinity, sum = 0.0f, out = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kDecodeWarps; ++w) maximum = fmaxf(maximum, shared.maximum[w][r]);
+#pragma unroll
+        for (int w = 0; w < kDecodeWarps; ++w) {
+            const float weight = exp2f(shared.maximum[w][r] - finite_max(maximum));
+            sum += weight * shared.sum[w][r];
+            out += weight * shared.out[w][r][d];
+        }
+        if (splits == 1) {
+            static_cast<Float*>(args.out)[rows.out_offset(r) + d] = from_float<Float>(sum > 0.0f ? out / sum : 0.0f);
+        } else {
+            const Partials<D> partials(args, splits);
+            partials.out_of(rows.index(r), split)[d] = out;
+            if (d == 0) partials.max_sum_of(rows.index(r), split) = make_float2(maximum, sum);
+        }
+    }
+}
+
+// Grid: [splits, KVH, B] blocks. A key/value head has at most `Rows` query rows.
+template <typename Float, typename Cache, int D, int Rows>
+__global__ void __launch_bounds__(kDecodeThreads) decode_attention(const Arguments args, const int splits) {
+    using Lane = LaneCache<Cache, D>;
+    constexpr int kSize = Lane::Vector::kSize;
+    auto& shared = *reinterpret_cast<DecodeShared<D, Rows>*>(dynamic_shared());
+    const QueryRows rows{args.sizes, static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y)};
+    const int first = first_position(args.sizes, args.write_indices[rows.batch]);
+    const KeySplit pieces(used_keys(args.sizes, first), splits);
+    const int split = static_cast<int>(blockIdx.x), end = pieces.end(split);
+    load_queries<Float, D, Rows>(args, rows, shared.query);
+    __syncthreads();
+    wait_for_previous_kernel();
+    if (splits > 1 && pieces.begin(split) >= end) return;
+
+    const Lane cache(args, rows);
+    float query[Rows][kSize];
+    int limit[Rows];
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+        limit[r] = r < rows.count() ? smaller(end, first + rows.token(r) + 1) : end;
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) query[r][i] = cache.active() ? shared.query[r][cache.d + i] : 0.0f;
+    }
+    DecodeState<Rows, kSize> state;
+    const int group = static_cast<int>(threadIdx.x) / Lane::kLanes;
+    for (int base = pieces.begin(split); base < end; base += kDecodeUnroll * Lane::kGroups) {
+        typename Lane::Vector keys[kDecodeUnroll], values[kDecodeUnroll];
+#pragma unroll
+        for (int u = 0; u < kDecodeUnroll; ++u) {
+            const std::int64_t c = base + group + u * Lane::kGroups;
+            keys[u].load(cache.key + c * D, c < end && cache.active());
+            values[u].load(cache.value + c * D, c < end && cache.active());
+        }
+        float scores[Rows][kDecodeUnroll];
+        decode_scores(cache, keys, query, base + group, limit, scores);
+        decode_add(cache, values, base + group, end, scores, state);
+    }
+    share_warp_state(cache, state, shared);
+    __syncthreads();
+    store_decoded<Float>(args, rows, split, splits, shared);
+}
+
+}  // namespace qwenvl

@@ -1,0 +1,70 @@
+// The op as a TensorRT plugin. docs/plugin.md defines its tensors and attributes.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <array>
+#include <cstdint>
+
+namespace qwenvl {
+
+constexpr char kPluginName[] = "KVCacheAttention";
+constexpr char kPluginVersion[] = "1";
+constexpr char kPluginNamespace[] = "";  // where TensorRT's ONNX parser looks for an op that it does not know
+
+// What the ONNX node's attributes say.
+struct Attributes {
+    std::int32_t num_heads, num_kv_heads, head_dim, int8_cache;
+};
+
+class KVCacheAttention final : public nvinfer1::IPluginV3,
+                               public nvinfer1::IPluginV3OneCore,
+                               public nvinfer1::IPluginV3OneBuildV2,
+                               public nvinfer1::IPluginV3OneRuntime {
+public:
+    explicit KVCacheAttention(const Attributes& attributes);
+
+    // IPluginV3
+    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+    nvinfer1::IPluginV3* clone() noexcept override;
+
+    // IPluginV3OneCore
+    char const* getPluginName() const noexcept override { return kPluginName; }
+    char const* getPluginVersion() const noexcept override { return kPluginVersion; }
+    char const* getPluginNamespace() const noexcept override { return kPluginNamespace; }
+
+    // IPluginV3OneBuildV2
+    std::int32_t getNbOutputs() const noexcept override;
+    std::int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, std::int32_t nbOutputs,
+                                    nvinfer1::DataType const* inputTypes,
+                                    std::int32_t nbInputs) const noexcept override;
+    std::int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, std::int32_t nbInputs,
+                                 nvinfer1::DimsExprs const* shapeInputs, std::int32_t nbShapeInputs,
+                                 nvinfer1::DimsExprs* outputs, std::int32_t nbOutputs,
+                                 nvinfer1::IExprBuilder& builder) noexcept override;
+    bool supportsFormatCombination(std::int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut,
+                                   std::int32_t nbInputs, std::int32_t nbOutputs) noexcept override;
+    std::int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, std::int32_t nbInputs,
+                                 nvinfer1::DynamicPluginTensorDesc const* out,
+                                 std::int32_t nbOutputs) noexcept override;
+    std::size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, std::int32_t nbInputs,
+                                 nvinfer1::DynamicPluginTensorDesc const* outputs,
+                                 std::int32_t nbOutputs) const noexcept override;
+    std::int32_t getAliasedInput(std::int32_t outputIndex) noexcept override;
+
+    // IPluginV3OneRuntime
+    std::int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, std::int32_t nbInputs,
+                               nvinfer1::PluginTensorDesc const* out, std::int32_t nbOutputs) noexcept override;
+    std::int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
+                         void const* const* inputs, void* const* outputs, void* workspace,
+                         cudaStream_t stream) noexcept override;
+    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
+
+private:
+    Attributes attributes_;
+    std::array<nvinfer1::PluginField, 4> fields_;
+    nvinfer1::PluginFieldCollection collection_;
+};
+
+}  // namespace qwenvl

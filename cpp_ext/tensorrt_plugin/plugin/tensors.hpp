@@ -1,0 +1,50 @@
+// The op's tensors by number.
+#pragma once
+
+namespace qwenvl {
+
+enum Input : int {
+    kQkv,
+    kPastKey,
+    kPastValue,
+    kRopeCos,
+    kRopeSin,
+    kPositionIds,
+    kWriteIndices,
+    kLognScale,
+    kFloatCacheInputs,
+    kKeyScale = kFloatCacheInputs,
+    kValueScale,
+    kInt8CacheInputs,
+};
+
+enum Output : int {
+    kOut,
+    kPresentKey,
+    kPresentValue,
+    kFloatCacheOutputs,
+    kPresentKeyScale = kFloatCacheOutputs,
+    kPresentValueScale,
+    kInt8CacheOutputs,
+};
+
+constexpr int input_count(bool int8_cache) { return int8_cache ? kInt8CacheInputs : kFloatCacheInputs; }
+constexpr int output_count(bool int8_cache) { return int8_cache ? kInt8CacheOutputs : kFloatCacheOutputs; }
+
+// The input whose memory an output is, or -1.
+constexpr int aliased_input(int output) {
+    switch (output) {
+        case kPresentKey:
+            return kPastKey;
+        case kPresentValue:
+            return kPastValue;
+        case kPresentKeyScale:
+            return kKeyScale;
+        case kPresentValueScale:
+            return kValueScale;
+        default:
+            return -1;
+    }
+}
+
+}  // namespace qwenvl
