@@ -19,8 +19,9 @@ import torch
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend, can_run
+from qwenvl_edge.backends.selection import ONNXRUNTIME, TENSORRT, Request, select_backend
 from qwenvl_edge.bundle import Bundle
-from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge.errors import BackendError, CheckpointError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.kv_cache import KVCache
 from qwenvl_edge_export.checkpoint import Checkpoint
@@ -38,28 +39,33 @@ GREEDY_TOKENS = 16
 """How many tokens the bundle answers by itself."""
 
 
-def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path) -> Report:
+def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path, *, backend: str = ONNXRUNTIME) -> Report:
     """Check the SHA-256 of every file of `bundle` and compare it with the `checkpoint` it was made from.
+
+    Args:
+        bundle: the bundle.
+        checkpoint: its checkpoint.
+        backend: "onnxruntime" compares the graphs on the CPU, in each dialect; "tensorrt" the plan for this machine.
 
     Raises:
         BundleError: the bundle is missing or damaged.
         CheckpointError: the checkpoint is not whole, or has other dimensions than the bundle.
-        BackendError: the bundle's graphs cannot be run, or yield NaN or infinity.
+        BackendError: the bundle's graphs, or its plan, cannot be run here, or yield NaN or infinity.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     bundle.check_files()
-    return compare(bundle, checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint))
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    return compare(bundle, checkpoint, backend=backend)
 
 
-def compare(bundle: Bundle, checkpoint: Checkpoint) -> Report:
+def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIME) -> Report:
     """Like verify, for a bundle whose files are known to be whole."""
     _check_same_model(bundle, checkpoint)
     precision = bundle.manifest.precision
-    if "bf16" in precision.compute.values():
+    if backend == ONNXRUNTIME and "bf16" in precision.compute.values():
         return Report((), ("bfloat16 graphs, which ONNX Runtime cannot compute on a CPU",))
+    sides = _sides(bundle, backend)
     model = streamed_model(checkpoint)
-    dialects = bundle.manifest.graphs.decoder
-    sides = {name: _Side(bundle, OnnxRuntimeBackend(bundle, dialect=name)) for name in dialects if can_run(name)}
     limits = LIMITS[_weaker(precision.vision, precision.decoder)]
     rows: list[Row] = []
     for case in builtin_cases(bundle):
@@ -74,8 +80,20 @@ def compare(bundle: Bundle, checkpoint: Checkpoint) -> Report:
         for (name, rows_found), chosen in zip(logits.items(), wanted[1:], strict=True):
             greedy = agreement(own[name], chosen[-len(own[name]) - 1 : -1, : first.decodable])
             rows.append(logits_row(name, case.name, rows_found, wanted[0], limits, greedy))
+    dialects = bundle.manifest.graphs.decoder if backend == ONNXRUNTIME else ()
     skipped = (f'"{name}", which needs a newer ONNX Runtime' for name in dialects if name not in sides)
     return Report(tuple(rows), tuple(skipped))
+
+
+def _sides(bundle: Bundle, backend: str) -> dict[str, _Side]:
+    """What is compared, by the name that the report gives it."""
+    if backend == ONNXRUNTIME:
+        dialects = bundle.manifest.graphs.decoder
+        return {name: _Side(bundle, OnnxRuntimeBackend(bundle, dialect=name)) for name in dialects if can_run(name)}
+    if backend != TENSORRT:
+        raise BackendError(f'the backend "{backend}" cannot be verified; give {ONNXRUNTIME} or {TENSORRT}.')
+    request = Request(bundle, threads=None, max_context=None, chunk=1)
+    return {TENSORRT: _Side(bundle, select_backend(request, TENSORRT, "auto").backend)}
 
 
 def _weaker(*precisions: str) -> str:

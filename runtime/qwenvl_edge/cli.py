@@ -225,9 +225,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    report = _export_package("verify").verify(
-        arguments.bundle, arguments.checkpoint, backend=arguments.backend
-    )
+    report = _export_package("verify").verify(arguments.bundle, arguments.checkpoint, backend=arguments.backend)
     say(report.table())
     return 0 if report.passed else 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -17,6 +18,7 @@ from qwenvl_edge.backends.plans import Plan
 from qwenvl_edge.backends.tensorrt import TensorRTBackend
 from qwenvl_edge.backends.tensorrt_library import installed_libraries
 from qwenvl_edge.bundle import Bundle, FileInfo, sha256
+from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError
 
 pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")
@@ -347,3 +349,16 @@ def test_the_plugin_is_registered_once_before_the_engines_are_loaded(tiny_bundle
 
 def test_limits_are_the_plans(backend):
     assert (backend.limits.max_context, backend.limits.max_batch) == (plans.LIMITS.max_context, plans.LIMITS.max_batch)
+
+
+def test_a_plan_is_verified_like_a_bundle(own_bundle, tiny_checkpoint, monkeypatch, capsys):
+    plans.install(monkeypatch, Machine())
+    shutil.rmtree(own_bundle.path / "plans")
+    plans.write_plan(own_bundle, limits=dataclasses.replace(plans.LIMITS, max_context=1024))
+    verify = ["verify", str(own_bundle.path), "--checkpoint", str(tiny_checkpoint)]
+    assert main([*verify, "--backend", "tensorrt"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("logits")} == {"tensorrt"}
+    assert all(line.endswith("ok") for line in lines[1:])
+    assert main([*verify, "--backend", "torch"]) == 2
+    assert 'the backend "torch" cannot be verified' in capsys.readouterr().err
