@@ -65,9 +65,9 @@ def report(findings: Sequence[Finding]) -> str:
     marks = {"good": " ", "note": " ", "slow": "!", "bad": "x"}
     lines = []
     for finding in findings:
-        lines.append(f"{marks[finding.grade]} {finding.subject:<14}{finding.found}")
+        lines.append(f"{marks[finding.grade]} {finding.subject:<19}{finding.found}")
         if finding.fix:
-            lines.append(f"{'':<16}-> {finding.fix}")
+            lines.append(f"{'':<21}-> {finding.fix}")
     return "\n".join(lines)
 
 
@@ -154,7 +154,7 @@ def _power(root: Path) -> Iterator[Finding]:
     names = dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", _read(root / "etc/nvpmodel.conf")))
     if state is None or not names:
         return
-    current = names.get(str(int(state[1])), state[1])
+    current = names.get(str(int(state.group(1))), state.group(1))
     best, name = max(names.items(), key=lambda item: _watts(item[1]))
     slow = _watts(current) < _watts(name)
     yield Finding(

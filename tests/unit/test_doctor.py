@@ -141,7 +141,7 @@ def test_nothing_runs_a_bundle(tiny_bundle, tmp_path, monkeypatch):
 
 def test_every_fix_has_its_line(machine):
     text = report(list(machine(ORIN).values()))
-    assert "! power mode    15W\n                -> sudo nvpmodel -m 2   # MAXN_SUPER" in text
+    assert "! power mode         15W\n                     -> sudo nvpmodel -m 2   # MAXN_SUPER" in text
 
 
 def test_the_program(tiny_bundle, capsys):
@@ -154,4 +154,4 @@ def test_the_program(tiny_bundle, capsys):
 def test_something_bad_is_an_exit_code(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda bundle: [doctor.Finding("JetPack", "5", "bad", "flash")])
     assert cli.main(["doctor"]) == 1
-    assert capsys.readouterr().out == "x JetPack       5\n                -> flash\n"
+    assert capsys.readouterr().out == "x JetPack            5\n                     -> flash\n"
