@@ -220,13 +220,12 @@ class Batcher:
                 return
             if job.work.run is not None:
                 job.say(job.work.run.piece)
-            if not job.work.ended:
+            if job.work.ended:
+                self._end(job)
+            else:
                 self._join(job)
         except Exception as error:
             job.reply.set_exception(error)
-        else:
-            if job.work.ended:
-                self._end(job)
         self._starting = None
 
     def _join(self, job: _Job) -> None:
@@ -268,6 +267,8 @@ class Batcher:
     def _end(self, job: _Job) -> None:
         try:
             job.say(finish(job.work))
-            job.reply.set_result(self._answerer.reply(job.work))
+            reply = self._answerer.reply(job.work)
         except Exception as error:
             job.reply.set_exception(error)
+        else:
+            job.reply.set_result(reply)

@@ -40,6 +40,19 @@ def endless(engine):
     return {str(id_): -100 for id_ in (tokens.turn_end, tokens.turn_start, tokens.end_of_text)}
 
 
+@pytest.fixture
+def slow(engine, monkeypatch):
+    """Every token takes a while, so that a long answer cannot end before it is looked at."""
+    backend = engine._decoder._backend
+    plain = backend.decode
+
+    def decode(*arguments):
+        time.sleep(0.02)
+        return plain(*arguments)
+
+    monkeypatch.setattr(backend, "decode", decode)
+
+
 @contextlib.contextmanager
 def serving(engine, *, limits=None, **settings):
     """Run a server in a thread; yields its address."""

@@ -108,7 +108,7 @@ def test_the_options_of_an_answer(client, engine, endless):
     assert system.choices[0].message.content == expected.text
 
 
-def test_leaving_a_stream_frees_the_row(client, http, endless):
+def test_leaving_a_stream_frees_the_row(client, http, endless, slow):
     before = metric(http, 'qwenvl_answers_total{reason="cancelled"}')
     stream = client.chat.completions.create(**ask(max_tokens=1024, logit_bias=endless), stream=True)
     next(stream)
@@ -117,7 +117,7 @@ def test_leaving_a_stream_frees_the_row(client, http, endless):
     assert metric(http, 'qwenvl_answers_total{reason="cancelled"}') == before + 1
 
 
-def test_cancelling_a_call_frees_the_row(address, http, endless):
+def test_cancelling_a_call_frees_the_row(address, http, endless, slow):
     before = metric(http, 'qwenvl_answers_total{reason="cancelled"}')
 
     async def call():

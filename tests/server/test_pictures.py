@@ -1,0 +1,253 @@
+"""Where pictures may come from: nothing that the operator did not list."""
+
+import http.server
+import io
+import os
+import socket
+import struct
+import threading
+import zlib
+from typing import ClassVar
+
+import pytest
+from conftest import PICTURE, ask, data_uri, post, serving
+from PIL import Image
+
+from qwenvl_edge.server.errors import ApiError
+from qwenvl_edge.server.fetch import Fetcher
+from qwenvl_edge.server.settings import Limits, Settings
+from qwenvl_edge.server.sources import PictureSource
+
+PNG = PICTURE.read_bytes()
+
+
+def load(url, *, attachments=None, limits=None, **settings):
+    return PictureSource(Settings(limits=Limits(**(limits or {})), **settings)).load(
+        url, attachments or {}, "picture 1"
+    )
+
+
+def refused(match, url, **options):
+    with pytest.raises(ApiError, match=match) as error:
+        load(url, **options)
+    assert error.value.status == 400
+
+
+def encoded(image, kind="PNG"):
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def test_data_uris_and_attachments():
+    assert load(data_uri()).size == Image.open(PICTURE).size
+    assert load("attachment:photo", attachments={"photo": PNG}).digest == load(data_uri()).digest
+    refused("part that the request does not have", "attachment:other", attachments={"photo": PNG})
+    refused("without a comma", "data:image/png;base64")
+    refused("not valid base64", "data:image/png;base64,@@@")
+    refused("no picture in one of the formats", "data:text/plain,hello")
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/a.png", "/etc/passwd", "gopher:x", "javascript:1", "C:\\a.png", ""])
+def test_other_kinds_of_urls_are_refused(url):
+    refused("unknown kind", url)
+
+
+def test_size_is_looked_at_before_anything_is_decoded():
+    small = encoded(Image.new("1", (1, 1)))
+    for side in (5001, 100_000, 2**31 - 1):
+        head = b"IHDR" + struct.pack(">II", side, side) + small[24:29]
+        claimed = small[:12] + head + struct.pack(">I", zlib.crc32(head)) + small[33:]
+        refused("more than 25,000,000 pixels", "attachment:a", attachments={"a": claimed})
+
+
+def test_rare_formats_are_not_decoded():
+    refused("no picture in one of", "attachment:a", attachments={"a": encoded(Image.new("RGB", (8, 8)), "ICO")})
+
+
+# file: URLs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    (allowed / "a b.png").write_bytes(PNG)
+    (tmp_path / "secret.png").write_bytes(PNG)
+    (tmp_path / "allowed-too").mkdir()
+    (tmp_path / "allowed-too" / "c.png").write_bytes(PNG)
+    return allowed
+
+
+def test_files_of_listed_folders_are_read(folder):
+    (folder / "inner").symlink_to(folder / "a b.png")
+    for name in ("a%20b.png", "inner", "../allowed/inner"):
+        assert load(f"file://{folder}/{name}", picture_folders=(folder,)).size
+
+
+def test_nothing_outside_them(folder):
+    (folder / "out").symlink_to(folder.parent / "secret.png")
+    (folder / "up").symlink_to(folder.parent)
+    (folder / "loop").symlink_to(folder / "loop")
+    names = ["../secret.png", "%2e%2e/secret.png", "..%2fsecret.png", "out", "up/secret.png", "../allowed-too/c.png"]
+    names += ["loop", "missing.png", "a%00b", "x" * 5000, ""]
+    messages = set()
+    for name in names:
+        with pytest.raises(ApiError) as error:
+            load(f"file://{folder}/{name}", picture_folders=(folder,))
+        messages.add(str(error.value))
+    assert len(messages) == 1  # nobody learns what is there
+    refused("may not be read", f"file://{folder}/a%20b.png")
+    refused("may not be read", f"file://elsewhere{folder}/a%20b.png", picture_folders=(folder,))
+    refused("may not be read", "file:///etc/passwd", picture_folders=(folder,))
+
+
+def test_pipes_and_large_files_are_refused(folder):
+    os.mkfifo(folder / "pipe")
+    refused("may not be read", f"file://{folder}/pipe", picture_folders=(folder,))
+    refused(
+        "more than 1,000 bytes", f"file://{folder}/a%20b.png", picture_folders=(folder,), limits={"body_bytes": 1000}
+    )
+
+
+# http: URLs
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """Pictures, redirects and endless bodies."""
+
+    asked: ClassVar = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        if self.path == "/a.png":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(PNG)))
+            self.end_headers()
+            self.wfile.write(PNG)
+        elif self.path == "/endless":
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(bytes(65536))
+            except OSError:
+                pass
+        else:
+            self.send_response(302)
+            self.send_header("Location", "/a.png")
+            self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def host():
+    """ "127.0.0.1:port" of a server of pictures."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        Host.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def fetch(url, *hosts, limit=1 << 20, **options):
+    return Fetcher(hosts, limit=limit, **options).fetch(url)
+
+
+def test_a_listed_address_is_fetched_from(host):
+    assert fetch(f"http://{host}/a.png", host) == PNG
+
+
+@pytest.mark.parametrize("hosts", [(), ("127.0.0.1",), ("example.com",), ("127.0.0.1:1",)])
+def test_hosts_that_are_not_listed_are_not_asked(host, hosts):
+    with pytest.raises(ApiError, match="not fetched from this host"):
+        fetch(f"http://{host}/a.png", *hosts)
+    assert Host.asked == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://allowed.example@127.0.0.1/",
+        "http://allowed.example.evil.com/",
+        "http://[::1]/",
+        "http://allowed.example:8080/",
+    ],
+)
+def test_look_alikes_are_not_listed(url):
+    with pytest.raises(ApiError, match="not fetched from this host"):
+        fetch(url, "allowed.example")
+
+
+@pytest.mark.parametrize("url", ["http://[::1/", "http://a:x/", "http://a:99999/"])
+def test_malformed_urls(url):
+    with pytest.raises(ApiError, match="malformed"):
+        fetch(url, "a")
+
+
+def test_redirects_are_not_followed(host):
+    with pytest.raises(ApiError, match="answered 302; redirects are not followed"):
+        fetch(f"http://{host}/redirect", host)
+    assert Host.asked == ["/redirect"]
+
+
+def test_a_body_without_end_is_cut_off(host):
+    with pytest.raises(ApiError, match="more than 1,048,576 bytes"):
+        fetch(f"http://{host}/endless", host)
+
+
+def resolving(monkeypatch, *answers):
+    """Let names resolve to these addresses, a list for each look-up; returns the names looked up."""
+    asked, left = [], list(answers)
+
+    def getaddrinfo(name, port, *_, **__):
+        asked.append(name)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in left.pop(0)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+PRIVATE = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"]
+PRIVATE += ["::1", "fe80::1%eth0", "fd00::1", "::ffff:10.0.0.1", "2002:7f00:1::"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_names_with_private_addresses_are_refused(monkeypatch, address):
+    resolving(monkeypatch, ["93.184.216.34", address])
+    with pytest.raises(ApiError, match="private address"):
+        fetch("http://camera.example/a.png", "camera.example")
+
+
+def test_a_name_that_changes_its_address_gains_nothing(monkeypatch):
+    asked = resolving(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
+    connected = []
+
+    def connect(address, timeout):
+        connected.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(ApiError, match="cannot be fetched"):
+        fetch("http://camera.example/a.png", "camera.example")
+    assert asked == ["camera.example"] and connected == [("93.184.216.34", 80)]
+
+
+def test_end_to_end(engine, host, folder):
+    import httpx
+
+    with (
+        serving(engine, url_hosts=(host,), picture_folders=(folder,)) as address,
+        httpx.Client(base_url=address) as client,
+    ):
+        question = "Where is the red mug?"
+        answers = [
+            post(client, ask(question, url=url)).json()["choices"][0]["message"]["qwenvl"]["boxes"]
+            for url in (f"http://{host}/a.png", f"file://{folder}/a%20b.png", data_uri())
+        ]
+        assert answers[0] == answers[1] == answers[2] != []
+        for url in (f"http://{host}/redirect", "http://localhost/", "file:///etc/passwd"):
+            response = post(client, ask(url=url))
+            assert response.status_code == 400 and response.json()["error"]["param"] == "messages"
