@@ -8,7 +8,7 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 
-.PHONY: setup demo test fuzz lint format bench soak nano clean
+.PHONY: setup demo test fuzz lint format bench soak nano docs wheel wheel-test arm64-test clean
 
 setup: $(READY)
 
@@ -62,6 +62,26 @@ soak: $(READY)
 nano: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[nano]'
 	$(BIN)/python -m tools.nano.make $(NANO) models/nano
+
+# The pages of docs/ as out/docs/index.html; a warning is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# dist/: source package, wheel for this machine, bill of materials.
+wheel: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[package]'
+	PYTHON=$(BIN)/python packaging/wheel.sh
+
+# The wheel in an empty environment, asked about a picture.
+wheel-test: wheel
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	packaging/wheel_test.sh $(BUNDLE) $(PICTURE)
+
+# Builds, installs and asks the source package in an emulated arm64 Debian: root, debootstrap, half an hour.
+arm64-test: $(READY)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	PYTHON=$(BIN)/python packaging/arm64_test.sh $(BUNDLE) $(PICTURE)
 
 clean:
 	rm -rf build out $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
