@@ -175,7 +175,7 @@ class QwenVLEngine:
             Replies in the order of the messages.
 
         Raises:
-            What chat raises; nothing is computed unless every message can be answered.
+            QwenVLError: what chat raises; nothing is computed unless every message can be answered.
         """
         requests = []
         for number, message in enumerate(messages):
