@@ -361,4 +361,4 @@ def test_a_plan_is_verified_like_a_bundle(own_bundle, tiny_checkpoint, monkeypat
     assert {line.split()[1] for line in lines if line.startswith("logits")} == {"tensorrt"}
     assert any(line.endswith("ok") for line in lines) and not any(line.endswith("FAILED") for line in lines)
     assert main([*verify, "--backend", "torch"]) == 2
-    assert 'the backend "torch" cannot be verified' in capsys.readouterr().err
+    assert '"torch"' in capsys.readouterr().err
