@@ -146,6 +146,12 @@ def test_too_little_memory(bundle, rtx, monkeypatch):
         memory.check_resources(bundle, target, bundle.path)
     monkeypatch.setattr(memory, "available_bytes", lambda: None)  # where the system does not tell
     memory.check_resources(bundle, target, bundle.path)
+
+
+def test_the_estimate_follows_the_weights(bundle, rtx):
+    target = Target("sm_86", 86, rtx)
+    largest = max(bundle.manifest.files[name].size for name in ("vision.data", "decoder.data"))
+    assert memory.build_bytes(bundle, target) - (300 << 20) == pytest.approx(1.5 * largest, rel=0.1)  # fp32
     assert memory.build_bytes(bundle, Target("local", 87, tensorrt())) > memory.build_bytes(bundle, target)
 
 
@@ -169,6 +175,12 @@ def test_a_failed_build_leaves_what_was_there(bundle, monkeypatch):
         Path("sm_86"),
         Path("sm_86/plan.json"),
     ]
+
+
+def test_plans_that_cannot_be_written(bundle):
+    (bundle.path / "plans").write_text("in the way")
+    with pytest.raises(BundleError, match="cannot write .*plans/sm_86.*: File exists; nothing was left behind"):
+        build(bundle, "sm_86", LIMITS)
 
 
 def test_ctrl_c_ends_the_build(bundle):
@@ -214,7 +226,9 @@ def test_a_full_disk(rtx):
 
 
 class OlderModule:
-    """TensorRT-RTX with the face of TensorRT 10.3: engines come in one piece, and for its own GPU only."""
+    """TensorRT-RTX with the face of TensorRT: engines come in one piece, and for its own GPU only."""
+
+    __version__ = "10.15.1.29"
 
     def __init__(self, module):
         self._module = module

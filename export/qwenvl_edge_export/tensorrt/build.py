@@ -79,7 +79,6 @@ def build(
     if place.exists() and not force:
         raise BundleError(f'"{place}" exists already; replace it with --force.')
     check_resources(bundle, chosen, bundle.path)
-    place.parent.mkdir(exist_ok=True)
     clean_up(place)
     with staged_folder(place, replace=force) as folder:
         _PlanBuild(bundle, chosen, limits, plugin, folder, progress).run().write(folder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import onnx_ir as ir
+
 from qwenvl_edge.backends.plans import TENSORRT_RTX
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BackendError
@@ -12,16 +14,18 @@ from qwenvl_edge.memory import available_bytes
 from qwenvl_edge_export.tensorrt.targets import Target
 
 _PROCESS_BYTES = 300 << 20  # Python, onnx and TensorRT's own libraries and kernels
-# Anonymous memory of a build in copies of the weights; those themselves are mapped and not counted. 1.9 was measured
-# with TensorRT-RTX 1.7. TensorRT times kernels on the device besides, and keeps the plan in memory before 10.13.
-_COPIES = {TENSORRT_RTX: 2.0}
+_FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Anonymous memory in copies of the weights as floats of the graph's type, in which integers are unpacked too; the
+# bundle's own are mapped and not counted. 1.2 to 1.5 were measured with TensorRT-RTX 1.7. TensorRT times kernels
+# besides; that it takes twice as much is a guess.
+_COPIES = {TENSORRT_RTX: 1.5}
 _OTHER_COPIES = 3.0
 
 
 def build_bytes(bundle: Bundle, target: Target) -> int:
     """Peak of a build's anonymous memory: one engine is built after the other, so the larger one's."""
     copies = _COPIES.get(target.library.api, _OTHER_COPIES)
-    return _PROCESS_BYTES + round(copies * max(_weights(bundle).values()))
+    return _PROCESS_BYTES + round(copies * max(_float_bytes(bundle).values()))
 
 
 def check_resources(bundle: Bundle, target: Target, folder: Path) -> None:
@@ -30,16 +34,16 @@ def check_resources(bundle: Bundle, target: Target, folder: Path) -> None:
     Raises:
         BackendError: one of them does not suffice; gives the figures.
     """
-    weights = _weights(bundle)
     needed, free = build_bytes(bundle, target), available_bytes()
     if free is not None and needed > free:
         raise BackendError(
-            f"building takes about {needed / 1e9:.2f} GB of memory (weights of the larger graph: "
-            f"{max(weights.values()) / 1e9:.2f} GB), but {free / 1e9:.2f} GB are free; end other programs, "
-            "add swap, or export the bundle in a smaller precision."
+            f"building takes about {needed / 1e9:.2f} GB of memory (the larger graph's weights as floats: "
+            f"{max(_float_bytes(bundle).values()) / 1e9:.2f} GB), but {free / 1e9:.2f} GB are free; end other "
+            "programs, add swap, or build on another machine where the target allows it."
         )
     # Both plans, and for a time the signed copy of one graph's integers.
-    needed, free = sum(weights.values()) + max(weights.values()), shutil.disk_usage(folder).free
+    stored = [info.size for name, info in bundle.manifest.files.items() if name in ("vision.data", "decoder.data")]
+    needed, free = sum(stored) + max(stored), shutil.disk_usage(folder).free
     if needed > free:
         raise BackendError(
             f'building takes about {needed / 1e9:.2f} GB of disk, but "{folder}" has {free / 1e9:.2f} GB free; '
@@ -47,6 +51,16 @@ def check_resources(bundle: Bundle, target: Target, folder: Path) -> None:
         )
 
 
-def _weights(bundle: Bundle) -> dict[str, int]:
-    files = bundle.manifest.files
-    return {name: files[name].size for name in ("vision.data", "decoder.data") if name in files}
+def _float_bytes(bundle: Bundle) -> dict[str, int]:
+    """Size of each graph's weights, if all were floats of the type that it computes in."""
+    manifest = bundle.manifest
+    names = {"vision": manifest.graphs.vision, "decoder": manifest.graphs.decoder["standard"]}
+    return {
+        graph: _FLOAT_BYTES[manifest.precision.compute[graph]] * _count(bundle.file(name))
+        for graph, name in names.items()
+    }
+
+
+def _count(path: Path) -> int:
+    tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
+    return sum(tensor.size for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
