@@ -1,14 +1,16 @@
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
-#include <thread>
 
 #include "qwenvl/bindings.hpp"
 #include "qwenvl/incremental_decoder.hpp"
+#include "qwenvl/normal_form.hpp"
+#include "qwenvl/parallel.hpp"
+#include "qwenvl/python_ints.hpp"
 #include "qwenvl/tokenizer.hpp"
 
 namespace py = pybind11;
@@ -18,6 +20,8 @@ namespace {
 
 // None: every special token; a list: only those, possibly none.
 using Allowed = std::optional<std::vector<std::string>>;
+
+constexpr std::int64_t kLargestId = 0x7FFFFFFF;  // arrays of ids are int32
 
 class AllowedMatcher {
 public:
@@ -71,9 +75,9 @@ std::unique_ptr<PyTokenizer> make_tokenizer(const py::buffer& file,
                                  static_cast<std::size_t>(info.size * info.itemsize));
     std::vector<SpecialToken> tokens;
     for (const auto& [text, id] : special) {
-        if (id < 0 || id >= static_cast<std::int64_t>(kNoToken)) {
+        if (id < 0 || id > kLargestId) {
             throw py::value_error("special token " + text + " has id " + std::to_string(id) +
-                                  "; use ids from 0 to 2**32-2");
+                                  "; use ids from 0 to 2**31-1");
         }
         tokens.push_back({text, static_cast<TokenId>(id)});
     }
@@ -85,37 +89,60 @@ std::unique_ptr<PyTokenizer> make_tokenizer(const py::buffer& file,
     return std::make_unique<PyTokenizer>(std::move(tokenizer));
 }
 
-py::list encode(PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
+std::vector<TokenId> encode_text(const PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
     const AllowedMatcher matcher(*tokenizer, allowed);
     const std::string_view utf8 = utf8_of(text);
+    const py::gil_scoped_release release;
     std::vector<TokenId> ids;
-    {
-        py::gil_scoped_release release;
-        tokenizer->encode(utf8, *matcher, ids);
-    }
-    return tokenizer.to_list(ids);
+    ids.reserve(utf8.size() / 4 + 16);  // about what English takes
+    tokenizer->encode(utf8, *matcher, ids);
+    return ids;
 }
 
-py::list encode_batch(PyTokenizer& tokenizer, const std::vector<py::str>& texts, const Allowed& allowed, int threads) {
+std::vector<std::vector<TokenId>> encode_texts(const PyTokenizer& tokenizer, const std::vector<py::str>& texts,
+                                               const Allowed& allowed, int threads) {
     const AllowedMatcher matcher(*tokenizer, allowed);
     std::vector<std::string_view> utf8;
     for (const py::str& text : texts) utf8.push_back(utf8_of(text));
+    const py::gil_scoped_release release;
     std::vector<std::vector<TokenId>> ids(texts.size());
-    {
-        py::gil_scoped_release release;
-        std::atomic<std::size_t> next{0};
-        const auto work = [&] {
-            for (std::size_t i = next++; i < utf8.size(); i = next++) tokenizer->encode(utf8[i], *matcher, ids[i]);
-        };
-        std::vector<std::thread> helpers;
-        const std::size_t wanted = std::min(static_cast<std::size_t>(std::max(threads, 1)), texts.size());
-        for (std::size_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
-        work();
-        for (std::thread& helper : helpers) helper.join();
-    }
+    parallel_for(ids.size(), static_cast<std::size_t>(std::max(threads, 1)), [&](std::size_t i) {
+        ids[i].reserve(utf8[i].size() / 4 + 16);
+        tokenizer->encode(utf8[i], *matcher, ids[i]);
+    });
+    return ids;
+}
+
+py::list encode(PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
+    return tokenizer.to_list(encode_text(tokenizer, text, allowed));
+}
+
+py::array_t<std::int32_t> encode_array(const PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
+    const std::vector<TokenId> ids = encode_text(tokenizer, text, allowed);
+    py::array_t<std::int32_t> array(static_cast<py::ssize_t>(ids.size()));
+    std::copy(ids.begin(), ids.end(), array.mutable_data());
+    return array;
+}
+
+py::list encode_batch(PyTokenizer& tokenizer, const std::vector<py::str>& texts, const Allowed& allowed, int threads) {
+    const std::vector<std::vector<TokenId>> ids = encode_texts(tokenizer, texts, allowed, threads);
     py::list result(ids.size());
     for (std::size_t i = 0; i < ids.size(); ++i) result[i] = tokenizer.to_list(ids[i]);
     return result;
+}
+
+py::tuple encode_batch_array(const PyTokenizer& tokenizer, const std::vector<py::str>& texts, const Allowed& allowed,
+                             int threads) {
+    const std::vector<std::vector<TokenId>> ids = encode_texts(tokenizer, texts, allowed, threads);
+    py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(ids.size() + 1));
+    std::int64_t total = offsets.mutable_data()[0] = 0;
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+        offsets.mutable_data()[i + 1] = total += static_cast<std::int64_t>(ids[i].size());
+    }
+    py::array_t<std::int32_t> all(total);
+    std::int32_t* out = all.mutable_data();
+    for (const std::vector<TokenId>& each : ids) out = std::copy(each.begin(), each.end(), out);
+    return py::make_tuple(all, offsets);
 }
 
 std::size_t count(const PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
@@ -137,17 +164,47 @@ py::str truncate(const PyTokenizer& tokenizer, const py::str& text, std::int64_t
     return size == utf8.size() ? text : to_str(utf8.substr(0, size));
 }
 
-std::string decode_bytes(const PyTokenizer& tokenizer, const py::handle& ids) {
+// False, with nothing of use in `out`, where the ids are not a list or tuple of small ints.
+bool append_small_ids(const Tokenizer& tokenizer, PyObject* ids, ByteBuffer& out) {
+    if (!PyList_CheckExact(ids) && !PyTuple_CheckExact(ids)) return false;
+    PyObject** const items = PySequence_Fast_ITEMS(ids);
+    const Py_ssize_t size = PySequence_Fast_GET_SIZE(ids);
+    for (Py_ssize_t i = 0; i < size; ++i) {
+        const std::int64_t id = small_int(items[i]);
+        if (id < 0) return false;
+        tokenizer.append_bytes(id, out);
+    }
+    return true;
+}
+
+ByteBuffer decode_ids(const PyTokenizer& tokenizer, const py::handle& ids) {
+    constexpr std::size_t likely_bytes = 5;  // of a token, enough for most texts
+    const Py_ssize_t count = std::max<Py_ssize_t>(PyObject_LengthHint(ids.ptr(), 0), 0);
+    PyErr_Clear();
+    ByteBuffer fast(static_cast<std::size_t>(count) * likely_bytes);
+    if (append_small_ids(*tokenizer, ids.ptr(), fast)) return fast;
     std::vector<std::int64_t> values;
     read_ids(ids, values);
-    return tokenizer->decode(values);
+    ByteBuffer out(values.size() * likely_bytes);
+    for (const std::int64_t id : values) tokenizer->append_bytes(id, out);
+    return out;
 }
 
 py::str decode(const PyTokenizer& tokenizer, const py::handle& ids, const std::string& errors) {
-    const std::string bytes = decode_bytes(tokenizer, ids);
-    PyObject* text = PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), errors.c_str());
-    if (text == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::str>(text);
+    return decode_utf8_text(decode_ids(tokenizer, ids).view(), errors.c_str());
+}
+
+py::bytes decode_bytes(const PyTokenizer& tokenizer, const py::handle& ids) {
+    const ByteBuffer bytes = decode_ids(tokenizer, ids);
+    return py::bytes(bytes.view().data(), bytes.view().size());
+}
+
+// All of Latin-1 is in normal form C.
+bool text_is_surely_normal(const py::str& text) {
+    if (PyUnicode_READY(text.ptr()) != 0) throw py::error_already_set();
+    if (PyUnicode_KIND(text.ptr()) == PyUnicode_1BYTE_KIND) return true;
+    return PyUnicode_KIND(text.ptr()) == PyUnicode_2BYTE_KIND &&
+           surely_normal(PyUnicode_2BYTE_DATA(text.ptr()), static_cast<std::size_t>(PyUnicode_GET_LENGTH(text.ptr())));
 }
 
 void bind_incremental_decoder(py::module_& module) {
@@ -170,16 +227,16 @@ void bind_tokenizer(py::module_& module) {
     py::class_<PyTokenizer>(module, "Tokenizer")
         .def(py::init(&make_tokenizer), py::arg("vocabulary"), py::arg("special_tokens"))
         .def("encode", &encode, py::arg("text"), py::arg("allowed"))
+        .def("encode_array", &encode_array, py::arg("text"), py::arg("allowed"))
         .def("encode_batch", &encode_batch, py::arg("texts"), py::arg("allowed"), py::arg("threads"))
+        .def("encode_batch_array", &encode_batch_array, py::arg("texts"), py::arg("allowed"), py::arg("threads"))
         .def("count", &count, py::arg("text"), py::arg("allowed"))
         .def("truncate", &truncate, py::arg("text"), py::arg("limit"), py::arg("allowed"))
         .def("decode", &decode, py::arg("ids"), py::arg("errors"))
-        .def(
-            "decode_bytes",
-            [](const PyTokenizer& self, const py::handle& ids) { return py::bytes(decode_bytes(self, ids)); },
-            py::arg("ids"))
+        .def("decode_bytes", &decode_bytes, py::arg("ids"))
         .def_property_readonly("rank_count", [](const PyTokenizer& self) { return self->vocabulary().size(); });
     bind_incremental_decoder(module);
+    module.def("surely_normal", &text_is_surely_normal, py::arg("text"));
 }
 
 }  // namespace qwenvl

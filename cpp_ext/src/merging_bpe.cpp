@@ -3,52 +3,58 @@
 #include <algorithm>
 #include <functional>
 
+#include "qwenvl/unicode.hpp"
+
 namespace qwenvl {
 namespace {
 
 // Above this length the O(n^2) scan for the lowest rank loses to a heap.
 constexpr std::size_t kHeapFrom = 96;
 
-// A part of the piece: where it starts, and the rank of its concatenation with the next part.
+// A part of the piece: where it starts, the rank of its concatenation with the next part, its own when it is merged.
 struct Part {
     std::uint32_t start;
-    TokenId pair_rank;
+    TokenId pair_rank, rank;
 };
 
 class Merger {
 public:
-    Merger(const Vocabulary& vocabulary, std::string_view piece) : vocabulary_(vocabulary), piece_(piece) {}
+    Merger(const Vocabulary& vocabulary, std::string_view piece, std::size_t readable)
+        : vocabulary_(vocabulary), piece_(piece), readable_(readable) {}
 
     TokenId rank(std::size_t first, std::size_t last) const {
-        if (last - first > vocabulary_.longest_token()) return kNoToken;
-        return vocabulary_.find(piece_.substr(first, last - first));
+        const std::string_view bytes = piece_.substr(first, last - first);
+        if (bytes.size() > WordTable::kLongest) return vocabulary_.find(bytes);
+        return vocabulary_.words().find_unlikely(WordTable::key_of(bytes.data(), bytes.size(), readable_ - first));
     }
 
 protected:
     const Vocabulary& vocabulary_;
     std::string_view piece_;
+    std::size_t readable_;
 };
 
 class ShortMerger : Merger {
 public:
     using Merger::Merger;
 
-    void run(std::vector<Part>& parts, std::vector<TokenId>& ids) {
-        const std::size_t size = piece_.size();
-        parts.clear();
-        for (std::uint32_t i = 0; i < size; ++i) parts.push_back({i, i + 2 <= size ? rank(i, i + 2) : kNoToken});
-        parts.push_back({static_cast<std::uint32_t>(size), kNoToken});
+    // `parts`: those that merging begins with, and one more that starts at the end of the piece.
+    void run(std::vector<Part>& parts, std::vector<TokenId>& ids) const {
+        for (std::size_t i = 0; i < parts.size(); ++i) update(parts, i);
         while (true) {
             std::size_t best = 0;
             for (std::size_t i = 1; i + 1 < parts.size(); ++i) {
                 if (parts[i].pair_rank < parts[best].pair_rank) best = i;
             }
             if (parts[best].pair_rank == kNoToken) break;
+            parts[best].rank = parts[best].pair_rank;
             parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(best) + 1);
             update(parts, best);
             if (best > 0) update(parts, best - 1);
         }
-        for (std::size_t i = 0; i + 1 < parts.size(); ++i) ids.push_back(rank(parts[i].start, parts[i + 1].start));
+        for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
+            ids.push_back(parts[i].rank != kNoToken ? parts[i].rank : rank(parts[i].start, parts[i + 1].start));
+        }
     }
 
 private:
@@ -106,13 +112,33 @@ private:
 
 }  // namespace
 
-void merge_piece(const Vocabulary& vocabulary, std::string_view piece, std::vector<TokenId>& ids) {
-    if (piece.size() < kHeapFrom) {
-        thread_local std::vector<Part> parts;
-        ShortMerger(vocabulary, piece).run(parts, ids);
-    } else {
-        HeapMerger(vocabulary, piece).run(ids);
+void merge_piece(const Vocabulary& vocabulary, std::string_view piece, std::size_t readable,
+                 std::vector<TokenId>& ids) {
+    if (piece.size() >= kHeapFrom) return HeapMerger(vocabulary, piece, readable).run(ids);
+    thread_local std::vector<Part> parts;
+    parts.clear();
+    for (std::uint32_t i = 0; i <= piece.size(); ++i) parts.push_back({i, kNoToken, kNoToken});
+    ShortMerger(vocabulary, piece, readable).run(parts, ids);
+}
+
+bool merge_characters(const Vocabulary& vocabulary, const BorderFilter& borders, std::string_view part,
+                      std::size_t readable, std::vector<TokenId>& ids) {
+    thread_local std::vector<Part> parts;
+    parts.clear();
+    const auto* text = reinterpret_cast<const unsigned char*>(part.data());
+    CodePoint before{};
+    for (std::uint32_t at = 0; at < part.size(); at += before.length) {
+        const CodePoint after = decode_utf8(text + at);
+        if (at > 0 && borders.may_merge_part(before.value, after.value)) return false;
+        parts.push_back({at, kNoToken, kNoToken});
+        before = after;
     }
+    parts.push_back({static_cast<std::uint32_t>(part.size()), kNoToken, kNoToken});
+    const std::size_t count = ids.size();
+    ShortMerger(vocabulary, part, readable).run(parts, ids);
+    if (std::find(ids.begin() + static_cast<std::ptrdiff_t>(count), ids.end(), kNoToken) == ids.end()) return true;
+    ids.resize(count);  // a character that is no token
+    return false;
 }
 
 }  // namespace qwenvl

@@ -1,116 +1,103 @@
 #include "qwenvl/tokenizer.hpp"
 
-#include <atomic>
-#include <cstring>
 #include <stdexcept>
 
 #include "qwenvl/merging_bpe.hpp"
-#include "qwenvl/pretokenizer.hpp"
 #include "qwenvl/unicode.hpp"
 
 namespace qwenvl {
 namespace {
 
-std::atomic<std::uint64_t> serials{0};
+// Up to here the few characters of a part are merged faster than the general way looks for the longest tokens.
+constexpr std::size_t kFewBytes = 64;
 
 }  // namespace
-template <typename Use>
-void Tokenizer::for_each_piece(std::string_view text, const SpecialMatcher& allowed, Use use) const {
-    std::vector<TokenId> ids;
-    PieceCache& cache = PieceCache::of_thread(serial_);
-    for (std::size_t start = 0; start < text.size();) {
-        const auto [plain_end, special] = allowed.find(text, start);
-        const std::string_view plain = text.substr(start, plain_end - start);
-        for (std::size_t at = 0; at < plain.size();) {
-            const std::size_t end = next_piece_end(plain, at);
-            ids.clear();
-            encode_piece(plain, at, end, cache, ids);
-            if (!use(ids)) return;
-            at = end;
-        }
-        if (special == nullptr) return;
-        ids.assign(1, special->id);
-        if (!use(ids)) return;
-        start = plain_end + special->text.size();
-    }
-}
 
 Tokenizer::Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken> special_tokens)
     : vocabulary_(vocabulary_file),
       linear_(LinearBpe::make(vocabulary_)),
-      serial_(++serials),
       special_tokens_(std::move(special_tokens), vocabulary_.size()) {}
 
-void Tokenizer::split_piece(std::string_view piece, std::vector<TokenId>& ids) const {
-    if (linear_) {
-        linear_->encode(piece, ids);
-    } else {
-        merge_piece(vocabulary_, piece, ids);
+template <typename Use>
+void Tokenizer::encode_while(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids,
+                             Use use) const {
+    const WorkspacePool::Lease workspace(workspaces_);
+    Pretokenizer::Ends ends;
+    for (std::size_t start = 0; start < text.size();) {
+        const auto [plain_end, special] = allowed.find(text, start);
+        const std::string_view plain = text.substr(start, plain_end - start);
+        Pretokenizer pretokenizer(plain, linear_ ? &linear_->borders() : nullptr);
+        for (std::size_t at = 0; at < plain.size(); at = pretokenizer.position()) {
+            const std::size_t count = pretokenizer.next(ends);
+            for (std::size_t i = 0, from = at; i < count; from = ends[i++]) {
+                encode_part(plain.substr(from, ends[i] - from), plain.size() - from, *workspace, ids);
+            }
+            if (!use()) return;
+        }
+        if (special == nullptr) return;
+        ids.push_back(special->id);
+        if (!use()) return;
+        start = plain_end + special->text.size();
     }
 }
 
-inline void Tokenizer::encode_piece(std::string_view text, std::size_t start, std::size_t end, PieceCache& cache,
-                                    std::vector<TokenId>& ids) const {
-    const std::string_view piece = text.substr(start, end - start);
-    if (piece.size() > WordTable::kLongest) {
-        const bool look_up = !linear_ && piece.size() <= vocabulary_.longest_token();  // linear_ finds it by itself
-        const TokenId whole = look_up ? vocabulary_.find(piece) : kNoToken;
-        if (whole == kNoToken) return split_piece(piece, ids);
+void Tokenizer::split_part(std::string_view part, std::size_t readable, Workspace& workspace,
+                           std::vector<TokenId>& ids) const {
+    if (linear_ && part.size() <= kFewBytes && static_cast<unsigned char>(part[0]) >= 0xE0) {
+        if (merge_characters(vocabulary_, linear_->borders(), part, readable, ids)) return;
+    }
+    if (linear_ && part.size() > WordTable::kLongest) {
+        linear_->encode(part, workspace.open, ids);
+    } else {
+        merge_piece(vocabulary_, part, readable, ids);
+    }
+}
+
+inline void Tokenizer::encode_part(std::string_view part, std::size_t readable, Workspace& workspace,
+                                   std::vector<TokenId>& ids) const {
+    if (part.size() > WordTable::kLongest) {
+        const bool look_up = !linear_ && part.size() <= vocabulary_.longest_token();  // linear_ finds it by itself
+        const TokenId whole = look_up ? vocabulary_.find(part) : kNoToken;
+        if (whole == kNoToken) return split_part(part, readable, workspace, ids);
         ids.push_back(whole);
         return;
     }
-    const WordTable::Key key = WordTable::key_of(piece.data(), piece.size(), text.size() - start);
+    const WordTable::Key key = WordTable::key_of(part.data(), part.size(), readable);
     if (const TokenId whole = vocabulary_.words().find(key); whole != kNoToken) {
         ids.push_back(whole);
         return;
     }
-    PieceCache::Entry& entry = cache.entry(key);
+    PieceCache::Entry& entry = workspace.cache.entry(key);
     if (PieceCache::holds(entry, key)) {
         ids.insert(ids.end(), entry.ids.begin(), entry.ids.begin() + entry.count);
         return;
     }
     const std::size_t before = ids.size();
-    split_piece(piece, ids);
+    split_part(part, readable, workspace, ids);
     PieceCache::store(entry, key, ids.data() + before, ids.size() - before);
 }
 
 void Tokenizer::encode(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids) const {
-    PieceCache& cache = PieceCache::of_thread(serial_);
-    for (std::size_t start = 0; start < text.size();) {
-        const auto [plain_end, special] = allowed.find(text, start);
-        const std::string_view plain = text.substr(start, plain_end - start);
-        for (std::size_t at = 0; at < plain.size();) {
-            const std::size_t end = next_piece_end(plain, at);
-            encode_piece(plain, at, end, cache, ids);
-            at = end;
-        }
-        if (special == nullptr) break;
-        ids.push_back(special->id);
-        start = plain_end + special->text.size();
-    }
+    encode_while(text, allowed, ids, [] { return true; });
 }
 
 std::size_t Tokenizer::count(std::string_view text, const SpecialMatcher& allowed) const {
+    std::vector<TokenId> ids;
     std::size_t total = 0;
-    for_each_piece(text, allowed, [&](const std::vector<TokenId>& ids) {
+    encode_while(text, allowed, ids, [&] {
         total += ids.size();
+        ids.clear();
         return true;
     });
     return total;
 }
 
 std::size_t Tokenizer::truncate(std::string_view text, const SpecialMatcher& allowed, std::size_t limit) const {
+    std::vector<TokenId> ids;
+    encode_while(text, allowed, ids, [&] { return ids.size() <= limit; });
+    if (ids.size() <= limit) return text.size();
     std::vector<std::size_t> ends{0};  // byte where each of the first `limit` tokens ends
-    bool whole = true;
-    for_each_piece(text, allowed, [&](const std::vector<TokenId>& ids) {
-        for (TokenId id : ids) {
-            whole = ends.size() <= limit;
-            if (!whole) return false;
-            ends.push_back(ends.back() + token_bytes(id).size());
-        }
-        return true;
-    });
-    if (whole) return text.size();
+    for (std::size_t i = 0; i < limit; ++i) ends.push_back(ends.back() + token_bytes(ids[i]).size());
     // A shorter text can split differently at its end, so the count of what is left is checked.
     while (ends.size() > 1) {
         const std::size_t end = ends.back();
@@ -130,24 +117,10 @@ std::string_view Tokenizer::special_bytes(std::int64_t id) const {
     return special->text;
 }
 
-std::string Tokenizer::decode(const std::vector<std::int64_t>& ids) const {
-    std::size_t size = 0;
-    for (std::int64_t id : ids) size += token_bytes(id).size();
-    std::string bytes(size + Vocabulary::kPadding, '\0');
-    char* out = bytes.data();
-    for (std::int64_t id : ids) {
-        const std::string_view token = token_bytes(id);
-        // Most tokens are short: a copy of fixed size, whose end the next one overwrites.
-        const bool fixed = token.size() <= Vocabulary::kPadding && static_cast<std::size_t>(id) < vocabulary_.size();
-        if (fixed) {
-            std::memcpy(out, token.data(), Vocabulary::kPadding);
-        } else {
-            std::memcpy(out, token.data(), token.size());
-        }
-        out += token.size();
-    }
-    bytes.resize(size);
-    return bytes;
+std::string Tokenizer::decode(const std::vector<TokenId>& ids) const {
+    ByteBuffer out(ids.size() * 5);
+    for (const TokenId id : ids) append_bytes(id, out);
+    return std::string(out.view());
 }
 
 }  // namespace qwenvl

@@ -1,6 +1,7 @@
 #include "qwenvl/vocabulary.hpp"
 
 #include <array>
+#include <cstring>
 #include <stdexcept>
 
 #include "qwenvl/hash.hpp"
@@ -59,6 +60,7 @@ Vocabulary::Vocabulary(std::string_view file) {
     read(file);
     insert_all();
     require_single_bytes();
+    fill_chunks();
 }
 
 void Vocabulary::read(std::string_view file) {
@@ -115,6 +117,16 @@ TokenId Vocabulary::insert_long(TokenId id) {
     }
     slots_[at] = {tag, id};
     return kNoToken;
+}
+
+void Vocabulary::fill_chunks() {
+    chunks_.resize(size(), Chunk{{}, Chunk::kTooLong});
+    for (TokenId id = 0; id < size(); ++id) {
+        const std::string_view token = bytes(id);
+        if (token.size() > sizeof Chunk::bytes) continue;
+        std::memcpy(chunks_[id].bytes, token.data(), token.size());
+        chunks_[id].size = static_cast<std::uint8_t>(token.size());
+    }
 }
 
 void Vocabulary::require_single_bytes() const {

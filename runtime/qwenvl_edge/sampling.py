@@ -6,6 +6,7 @@ typical. The same seed gives the same tokens on every platform.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,29 @@ Logits = npt.NDArray[Any]
 
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 """What marks two-byte integers as bfloat16, `raw.view(BFLOAT16)`, where ml_dtypes is not installed."""
+
+_POINTER_TYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": BFLOAT16}
+
+
+def logits_at(address: int, dtype: str, length: int) -> Logits:
+    """A row of logits [length] where another library holds it, for the methods of `Sampler`; nothing is copied.
+
+    Args:
+        address: of the first logit, in memory that the CPU reads; it must stay valid as long as the row is used.
+        dtype: "float32", "float16" or "bfloat16".
+        length: number of logits, one behind the other.
+
+    Raises:
+        PromptError: a null address, an empty row, or another dtype.
+    """
+    if dtype not in _POINTER_TYPES:
+        raise PromptError(f"logits of type {dtype!r} cannot be read; give {', '.join(_POINTER_TYPES)}.")
+    _require_whole("the address of the logits", address, 2**64)
+    _require_whole("the number of logits", length, 2**31)
+    if address == 0 or length == 0:
+        raise PromptError(f"{length} logits at address {address} are no row; give where it lies and its length.")
+    kind = _POINTER_TYPES[dtype]
+    return np.frombuffer((ctypes.c_char * (length * kind.itemsize)).from_address(address), kind)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import BackendError, PromptError
-from qwenvl_edge.sampling import BFLOAT16, Sampler, SamplingParams, sample_batch
+from qwenvl_edge.sampling import BFLOAT16, Sampler, SamplingParams, logits_at, sample_batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,3 +154,27 @@ def test_the_core_allocates_nothing_after_the_first_token(tmp_path):
     subprocess.run(["c++", *flags, *map(str, sources)], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_logits_are_read_where_a_pointer_says(dtype):
+    row = row_of(1000)
+    row = to_bfloat16(row) if dtype == "bfloat16" else row.astype(dtype)
+    pointed = logits_at(row.ctypes.data, dtype, len(row))
+    assert np.shares_memory(pointed, row)
+    assert all_results(pointed) == all_results(row)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, "float32", 10), "10 logits at address 0 are no row"),
+        ((4096, "float32", 0), "0 logits at address 4096 are no row"),
+        ((4096, "float64", 10), "logits of type 'float64' cannot be read; give float32, float16, bfloat16"),
+        ((-1, "float32", 10), "the address of the logits is -1"),
+        ((4096, "float32", 2**31), "the number of logits is 2147483648"),
+    ],
+)
+def test_pointers_that_are_no_row_are_refused(arguments, message):
+    with pytest.raises(PromptError, match=message):
+        logits_at(*arguments)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import threading
-from unicodedata import normalize
+from unicodedata import combining, decomposition, normalize
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import TINY, full_vocabulary, golden, peers, special_tokens, vocabulary_file
 
+from qwenvl_edge import _core
 from qwenvl_edge.errors import PromptError
 from qwenvl_edge.tokenizer import Tokenizer
 
@@ -124,6 +127,41 @@ def test_a_batch_is_every_text_on_its_own(tiny: Tokenizer, threads: int | None) 
     assert tiny.encode_batch([], threads=threads) == []
 
 
+def test_arrays_hold_the_same_ids(tiny: Tokenizer) -> None:
+    texts = ["one <|im_end|>", "", "二，三", "four " * 300]
+    for text in texts:
+        array = tiny.encode_array(text, allowed_special="all")
+        assert array.dtype == np.int32 and array.tolist() == tiny.encode(text, allowed_special="all")
+    for threads in (1, 3, None):
+        ids, offsets = tiny.encode_batch_array(iter(texts), allowed_special="all", threads=threads)
+        assert ids.dtype == np.int32 and offsets.dtype == np.int64
+        rows = [ids[start:end].tolist() for start, end in itertools.pairwise(offsets)]
+        assert rows == tiny.encode_batch(texts, allowed_special="all")
+    ids, offsets = tiny.encode_batch_array([])
+    assert ids.tolist() == [] and offsets.tolist() == [0]
+
+
+@pytest.mark.parametrize("encode", ["encode_array", "encode_batch_array"])
+def test_arrays_refuse_what_lists_refuse(tiny: Tokenizer, encode: str) -> None:
+    text = "\ud800" if encode == "encode_array" else ["fine", "\ud800"]
+    with pytest.raises(PromptError, match="lone surrogate"):
+        getattr(tiny, encode)(text)
+
+
+def test_what_is_surely_normal_is_normal_beside_any_text() -> None:
+    """No character of it changes under normalisation, combines with what stands before it, or is reordered."""
+    points = [chr(point) for point in range(0x10000) if not 0xD800 <= point < 0xE000]
+    sure = [char for char in points if _core.surely_normal(char + "\u4e00")]
+    assert len(sure) > 20_000
+    pairs = [decomposition(char).split() for char in points if not decomposition(char).startswith("<")]
+    second = {pair[1] for pair in pairs if len(pair) == 2}
+    for char in sure:
+        assert normalize("NFC", char) == char and combining(char) == 0
+        assert f"{ord(char):04X}" not in second
+    assert not _core.surely_normal("e\u0301") and not _core.surely_normal("か\u3099")
+    assert not _core.surely_normal("\U0001f600"), "characters of four bytes are left to Python"
+
+
 def test_one_tokenizer_serves_many_threads(tiny: Tokenizer) -> None:
     texts = [f"words and {i} numbers, 中文 " * 20 for i in range(40)]
     wanted = [tiny.encode(text) for text in texts]
@@ -176,3 +214,48 @@ def test_decoding_follows_the_error_policy() -> None:
 def test_properties(tiny: Tokenizer) -> None:
     assert tiny.rank_count == 2000
     assert tiny.special_tokens == SPECIALS
+
+
+@given(st.lists(st.integers(0, 151642), max_size=40), st.sampled_from(["replace", "strict", "ignore"]))
+def test_text_is_what_python_makes_of_the_bytes(ids: list[int], errors: str) -> None:
+    """Ids in any order, so mostly torn characters."""
+    tokenizer = peers(full_vocabulary())[0]
+    try:
+        expected = tokenizer.decode_bytes(ids).decode("utf-8", errors)
+    except UnicodeDecodeError:
+        with pytest.raises(UnicodeDecodeError):
+            tokenizer.decode(ids, errors=errors)
+    else:
+        assert tokenizer.decode(ids, errors=errors) == expected
+
+
+@given(st.lists(st.integers(0, 255), max_size=12))
+def test_any_bytes_give_the_text_that_python_gives(values: list[int]) -> None:
+    tokenizer = Tokenizer(vocabulary_file([bytes([value]) for value in range(256)]), {})
+    assert tokenizer.decode(values) == bytes(values).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("text", ["plain", "caf\u00e9", "中文 and words of more than eight letters", "a😀b", ""])
+def test_decoded_text_has_pythons_own_form(tiny: Tokenizer, text: str) -> None:
+    decoded = tiny.decode(tiny.encode(text))
+    assert decoded == text and hash(decoded) == hash(text)
+    assert sys.getsizeof(decoded) == sys.getsizeof("".join(list(text)))
+
+
+class _Index:
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+    def __index__(self) -> int:
+        self.ids.clear()
+        return 97
+
+
+def test_ids_of_other_types_are_read_with_care(tiny: Tokenizer) -> None:
+    ids = tiny.encode("words")
+    assert tiny.decode([np.int64(ids[0]), *ids[1:]]) == "words"
+    assert tiny.decode([True, False]) == tiny.decode([1, 0])
+    changing: list = [1, 2, 3]
+    changing.insert(0, _Index(changing))
+    with pytest.raises(PromptError, match="changed while they were read"):
+        tiny.decode(changing)

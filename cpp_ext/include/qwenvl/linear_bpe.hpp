@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "qwenvl/border_filter.hpp"
 #include "qwenvl/merge_tree.hpp"
 #include "qwenvl/prefix_trie.hpp"
 #include "qwenvl/vocabulary.hpp"
@@ -20,8 +21,13 @@ public:
     // nullptr when the vocabulary has tokens that no merge of two lower ranks makes; merging has to serve it then.
     static std::unique_ptr<LinearBpe> make(const Vocabulary& vocabulary);
 
+    // Places where a token may end; cleared where going on from there has failed. Working memory of `encode`.
+    class OpenPlaces;
+
     // Appends the ids of `piece` (any bytes, not empty).
-    void encode(std::string_view piece, std::vector<TokenId>& ids) const;
+    void encode(std::string_view piece, OpenPlaces& open, std::vector<TokenId>& ids) const;
+
+    const BorderFilter& borders() const { return borders_; }
 
 private:
     explicit LinearBpe(const Vocabulary& vocabulary);
@@ -31,6 +37,28 @@ private:
     const Vocabulary& vocabulary_;
     PrefixTrie trie_;
     MergeTree merges_;
+    BorderFilter borders_;
+};
+
+class LinearBpe::OpenPlaces {
+public:
+    void reset(std::size_t size) {
+        if (size < 64) {
+            small_ = ~std::uint64_t{0};
+            words_ = &small_;
+            return;
+        }
+        many_.assign(size / 64 + 1, ~std::uint64_t{0});
+        words_ = many_.data();
+    }
+
+    bool at(std::size_t place) const { return words_[place / 64] >> (place % 64) & 1; }
+    void close(std::size_t place) { words_[place / 64] &= ~(std::uint64_t{1} << (place % 64)); }
+
+private:
+    std::uint64_t small_ = 0;
+    std::vector<std::uint64_t> many_;
+    std::uint64_t* words_ = nullptr;
 };
 
 }  // namespace qwenvl

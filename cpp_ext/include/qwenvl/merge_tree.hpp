@@ -25,14 +25,10 @@ public:
     explicit MergeTree(std::size_t size);
 
     // Ids must be added in order, from kFirstMerge on.
-    void add(const Vocabulary& vocabulary, TokenId id, Split split);
+    void add(TokenId id, Split split);
 
     // True when encoding the bytes of `left` and `right` together gives [left, right] under the merges added so far.
     bool stays_apart(TokenId left, TokenId right) const;
-
-    // False when no merge at all ends and begins like the two sides of byte `border` of `text`, 0 < border < size: then
-    // any two tokens that meet there stay apart. `text`: valid UTF-8, perhaps cut at both ends.
-    bool may_merge_at(std::string_view text, std::size_t border) const;
 
 private:
     struct Slot {
@@ -45,9 +41,7 @@ private:
 
     std::vector<Split> splits_;  // from kFirstMerge on
     std::vector<Slot> slots_;
-    // One bit a hash: most pairs of tokens have no merge, most pairs of characters no merge between them. Borders
-    // inside characters are few, and their filter stays in the first-level cache.
-    std::vector<std::uint64_t> pairs_, borders_, inner_borders_;
+    std::vector<std::uint64_t> pairs_;  // one bit a hash: most pairs of tokens have no merge
     std::uint64_t mask_;
 };
 

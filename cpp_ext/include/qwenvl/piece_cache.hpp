@@ -1,4 +1,4 @@
-// The encodings of short pieces that are no single token, which real text repeats: names, identifiers, inflections.
+// The encodings of short parts that are no single token, which real text repeats: names, identifiers, inflections.
 #pragma once
 
 #include <array>
@@ -9,7 +9,7 @@
 
 namespace qwenvl {
 
-// Direct-mapped and of fixed size (256 KiB); one for each thread, emptied when another tokenizer uses the thread.
+// Direct-mapped and of fixed size (256 KiB).
 class PieceCache {
 public:
     static constexpr std::size_t kMaxIds = 8;
@@ -20,17 +20,9 @@ public:
         std::array<TokenId, kMaxIds> ids{};
     };
 
-    // The calling thread's cache, for the tokenizer with this serial number.
-    static PieceCache& of_thread(std::uint64_t owner) {
-        thread_local PieceCache cache;
-        if (cache.owner_ != owner) {
-            cache.entries_.assign(kEntries, Entry{});
-            cache.owner_ = owner;
-        }
-        return cache;
-    }
+    PieceCache() : entries_(kEntries) {}
 
-    // Where the piece's encoding is, or may be stored.
+    // Where the part's encoding is, or may be stored.
     Entry& entry(const WordTable::Key& key) { return entries_[key.hash() & (kEntries - 1)]; }
 
     static bool holds(const Entry& entry, const WordTable::Key& key) { return entry.count != 0 && entry.key == key; }
@@ -45,7 +37,6 @@ public:
 private:
     static constexpr std::size_t kEntries = 4096;
 
-    std::uint64_t owner_ = 0;
     std::vector<Entry> entries_;
 };
 

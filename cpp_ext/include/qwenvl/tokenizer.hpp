@@ -6,10 +6,12 @@
 #include <string_view>
 #include <vector>
 
+#include "qwenvl/byte_buffer.hpp"
 #include "qwenvl/linear_bpe.hpp"
-#include "qwenvl/piece_cache.hpp"
+#include "qwenvl/pretokenizer.hpp"
 #include "qwenvl/special_tokens.hpp"
 #include "qwenvl/vocabulary.hpp"
+#include "qwenvl/workspace.hpp"
 
 namespace qwenvl {
 
@@ -34,22 +36,31 @@ public:
         return ordinary ? vocabulary_.bytes(static_cast<TokenId>(id)) : special_bytes(id);
     }
 
-    std::string decode(const std::vector<std::int64_t>& ids) const;
+    // Appends what token_bytes gives.
+    void append_bytes(std::int64_t id, ByteBuffer& out) const {
+        if (static_cast<std::uint64_t>(id) < vocabulary_.size()) {
+            const Vocabulary::Chunk& chunk = vocabulary_.chunk(static_cast<TokenId>(id));
+            if (chunk.size != Vocabulary::Chunk::kTooLong) return out.append_chunk(&chunk, chunk.size);
+        }
+        out.append(token_bytes(id));
+    }
+
+    std::string decode(const std::vector<TokenId>& ids) const;
 
 private:
     std::string_view special_bytes(std::int64_t id) const;
-    void split_piece(std::string_view piece, std::vector<TokenId>& ids) const;
-    void encode_piece(std::string_view text, std::size_t start, std::size_t end, PieceCache& cache,
-                      std::vector<TokenId>& ids) const;
+    void split_part(std::string_view part, std::size_t readable, Workspace& workspace, std::vector<TokenId>& ids) const;
+    void encode_part(std::string_view part, std::size_t readable, Workspace& workspace,
+                     std::vector<TokenId>& ids) const;
 
-    // Calls use(ids) after each piece or special token until it returns false; the ids are the new ones only.
+    // Appends the ids of the text, some at a time, and calls use() after each time until it returns false.
     template <typename Use>
-    void for_each_piece(std::string_view text, const SpecialMatcher& allowed, Use use) const;
+    void encode_while(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids, Use use) const;
 
     Vocabulary vocabulary_;
     std::unique_ptr<LinearBpe> linear_;  // null: the vocabulary needs merging
-    std::uint64_t serial_;               // never used twice, unlike an address
     SpecialTokens special_tokens_;
+    mutable WorkspacePool workspaces_;
 };
 
 }  // namespace qwenvl

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "qwenvl/byte_buffer.hpp"
 #include "qwenvl/word_table.hpp"
 
 namespace qwenvl {
@@ -25,6 +26,15 @@ public:
         return {bytes_.data() + offsets_[id], static_cast<std::size_t>(offsets_[id + 1] - offsets_[id])};
     }
 
+    // Of a token of up to 15 bytes, those and their number, in one place: decoding reads no other memory.
+    struct Chunk {
+        static constexpr std::uint8_t kTooLong = 0xFF;
+
+        char bytes[ByteBuffer::kChunk - 1];
+        std::uint8_t size;
+    };
+    const Chunk& chunk(TokenId id) const { return chunks_[id]; }
+
     // Rank of the token with exactly these bytes, or kNoToken. `readable`: bytes that may be read from their beginning.
     TokenId find(std::string_view bytes) const { return find(bytes, bytes.size()); }
     TokenId find(std::string_view bytes, std::size_t readable) const {
@@ -41,12 +51,14 @@ private:
 
     void read(std::string_view file);
     void insert_all();
+    void fill_chunks();
     TokenId insert_long(TokenId id);
     TokenId find_long(std::string_view bytes) const;
     void require_single_bytes() const;
 
     std::string bytes_;
     std::vector<std::uint32_t> offsets_;
+    std::vector<Chunk> chunks_;
     WordTable words_;
     std::vector<Slot> slots_;  // tokens that are too long for words_
     std::size_t mask_ = 0;

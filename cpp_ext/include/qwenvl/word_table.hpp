@@ -39,10 +39,13 @@ public:
     void reserve(std::size_t short_words, std::size_t long_words) {
         short_.reserve(short_words);
         long_.reserve(long_words);
+        present_.assign(std::size_t{1} << (kPresentBits - 6), 0);
     }
 
     // The token already there with these bytes, or kNoToken when `id` was put in.
     TokenId insert(const Key& key, TokenId id) {
+        const std::uint64_t bit = key.hash() >> (64 - kPresentBits);
+        present_[bit / 64] |= std::uint64_t{1} << (bit % 64);
         if (key.size <= 8) return short_.insert({key.low, id, key.size}, key);
         return long_.insert({key.low, key.high, id, key.size}, key);
     }
@@ -50,7 +53,15 @@ public:
     // Token with exactly these bytes, or kNoToken.
     TokenId find(const Key& key) const { return key.size <= 8 ? short_.find(key) : long_.find(key); }
 
+    // The same, faster where there is none: it reads a bit of a table that stays in the processor's near caches.
+    TokenId find_unlikely(const Key& key) const {
+        const std::uint64_t bit = key.hash() >> (64 - kPresentBits);
+        return present_[bit / 64] >> (bit % 64) & 1 ? find(key) : kNoToken;
+    }
+
 private:
+    static constexpr int kPresentBits = 21;  // 256 KiB
+
     struct ShortSlot {
         std::uint64_t low;
         TokenId id;
@@ -110,6 +121,7 @@ private:
 #endif
     }
 
+    std::vector<std::uint64_t> present_;
     Table<ShortSlot> short_;
     Table<LongSlot> long_;
 };

@@ -1,0 +1,27 @@
+// A quick answer to whether a text is in Unicode's normal form C already, as most text is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace qwenvl {
+
+// True only when normalisation would change nothing: all characters belong to ranges (Latin, kana, ideographs and
+// their punctuation) of which none combines with others or is replaced.
+inline bool surely_normal(const std::uint16_t* text, std::size_t size) {
+    // Sixteen-bit sums throughout, which compilers turn into vectors.
+    std::uint16_t doubtful = 0;
+    const auto within = [](std::uint16_t unit, std::uint16_t first, std::uint16_t last) {
+        return static_cast<std::uint16_t>(unit - first) <= static_cast<std::uint16_t>(last - first);
+    };
+    for (std::size_t i = 0; i < size; ++i) {
+        const std::uint16_t c = text[i];
+        const bool known = within(c, 0, 0x2FF) | within(c, 0x2010, 0x2027) | within(c, 0x3001, 0x3029) |
+                           within(c, 0x3041, 0x3096) | within(c, 0x30A1, 0x30FA) | within(c, 0x4E00, 0x9FFF) |
+                           within(c, 0xFF01, 0xFFBE);
+        doubtful = static_cast<std::uint16_t>(doubtful | (known ? 0 : 1));
+    }
+    return doubtful == 0;
+}
+
+}  // namespace qwenvl
