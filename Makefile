@@ -8,7 +8,7 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 
-.PHONY: setup demo test fuzz lint format bench soak nano docs wheel wheel-test arm64-test clean
+.PHONY: setup demo test plugin gpu-test fuzz lint format bench soak nano docs wheel wheel-test arm64-test clean
 
 setup: $(READY)
 
@@ -27,8 +27,24 @@ demo: $(READY)
 .cache/qwen.tiktoken: | $(READY)
 	$(BIN)/python tools/fetch_vocabulary.py $@
 
-test: $(READY) .cache/qwen.tiktoken
+# Where TensorRT is installed: make plugin TENSORRT_HEADERS=<folder of NvInfer.h>
+TENSORRT_HEADERS ?= .cache/tensorrt
+
+# Without them the plugin's tests are skipped.
+$(TENSORRT_HEADERS)/NvInfer.h: | $(READY)
+	-$(BIN)/python tools/fetch_tensorrt_headers.py $(TENSORRT_HEADERS)
+
+test: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h
 	$(BIN)/python -m pytest
+
+# The TensorRT plugin for every architecture that nvcc knows: minutes.
+plugin: $(TENSORRT_HEADERS)/NvInfer.h
+	cmake -S cpp_ext/tensorrt_plugin -B build/plugin -DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_HEADERS))
+	cmake --build build/plugin --parallel 2
+
+# What only a GPU can show; without one every test is skipped and says why.
+gpu-test: $(READY) $(TENSORRT_HEADERS)/NvInfer.h
+	$(BIN)/python -m pytest tests/gpu -rs
 
 FUZZ_SECONDS ?= 20
 

@@ -213,6 +213,8 @@ def check(call: Call, out: torch.Tensor, caches: dict[str, torch.Tensor]) -> Non
         real = call.real(row)
         error = (out[row, :real].double() - expected[row, :real]).abs().max().item()
         limit = TOLERANCE[call.case.dtype] * expected[row, :real].abs().max().item()
-        assert error <= limit, f"row {row} is off by {error}, more than {limit}"
+        assert error <= limit, f"{call.case}: row {row} is off by {error}, more than {limit}"
     for name, cache in caches.items():
-        torch.testing.assert_close(cache, expected_caches[name], rtol=0, atol=0, equal_nan=True, msg=name)
+        torch.testing.assert_close(
+            cache, expected_caches[name], rtol=0, atol=0, equal_nan=True, msg=f"{call.case}: {name}"
+        )

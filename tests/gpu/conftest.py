@@ -25,7 +25,9 @@ def gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip(f"PyTorch {torch.__version__} sees no CUDA GPU")
     if torch.cuda.get_device_capability() < (8, 0):
-        pytest.skip("the kernels need compute capability 8.0; this GPU has {}.{}".format(*torch.cuda.get_device_capability()))
+        pytest.skip(
+            "the kernels need compute capability 8.0; this GPU has {}.{}".format(*torch.cuda.get_device_capability())
+        )
 
 
 @pytest.fixture(scope="session")

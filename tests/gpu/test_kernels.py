@@ -8,8 +8,21 @@ import pytest
 import torch
 from kv_cache_attention import FLOATS, Case, Library, check, random_call
 
-HEAD_DIMS = (64, 80, 96, 104, 128)
-GROUPS = ((4, 4), (8, 2))
+# (tokens, lengths, heads): few rows, rows around the edges of a tile, many rows of many heads; heads with keys of their
+# own and groups that share them.
+DECODE = [
+    (tokens, lengths, heads)
+    for tokens in (1, 2, 4)
+    for lengths in ((0, 1, 63, 64, 65), (4000, 17, 2048))
+    for heads in ((4, 4), (8, 2))
+]
+PREFILL = [
+    (tokens, lengths, heads)
+    for tokens in (5, 16, 63, 64, 65, 130)
+    for lengths in ((0,), (1, 100, 2000))
+    for heads in ((4, 4), (8, 2))
+]
+WIDE = [(600, (0, 300), (64, 64))]
 
 
 @pytest.fixture(scope="session")
@@ -17,32 +30,14 @@ def kernels(plugin) -> Library:
     return Library(plugin)
 
 
-def each(**options):
-    """Parametrization over every combination of a case's options."""
-    cases = [Case(**dict(zip(options, values, strict=True))) for values in itertools.product(*options.values())]
-    return pytest.mark.parametrize("case", cases, ids=str)
-
-
-COMMON = {"head_dim": HEAD_DIMS, "dtype": FLOATS, "int8": (False, True), "capacity": (4096,)}
-
-
-def sized(tokens, lengths, groups=GROUPS):
-    options = {"tokens": tokens, "lengths": lengths, "heads": (0,), **COMMON}
-    names = list(options)
-    for values in itertools.product(*options.values()):
-        for heads, kv_heads in groups:
-            yield Case(**dict(zip(names, values, strict=True)) | {"heads": heads, "kv_heads": kv_heads})
-
-
-DECODE = list(sized((1, 2, 4), ((0, 1, 63, 64, 65), (4000, 17, 2048))))
-PREFILL = list(sized((5, 16, 63, 64, 65, 130), ((0,), (1, 100, 2000))))
-WIDE = list(sized((600,), ((0, 300),), groups=((64, 64),)))
-
-
-@pytest.mark.parametrize("case", DECODE + PREFILL + WIDE, ids=str)
-def test_kernels_compute_the_definition(kernels, case):
-    call = random_call(case, "cuda")
-    check(call, *kernels(call))
+@pytest.mark.parametrize("calls", [DECODE, PREFILL, WIDE], ids=["decode", "prefill", "wide"])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 104, 128])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_kernels_compute_the_definition(kernels, calls, head_dim, dtype, int8):
+    for tokens, lengths, (heads, kv_heads) in calls:
+        call = random_call(Case(tokens, lengths, heads, kv_heads, head_dim, 4096, dtype, int8), "cuda")
+        check(call, *kernels(call))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
