@@ -87,17 +87,17 @@ docs: $(READY)
 # dist/: source package, wheel for this machine, bill of materials.
 wheel: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[package]'
-	PYTHON=$(BIN)/python packaging/wheel.sh
+	PYTHON=$(BIN)/python release/wheel.sh
 
 # The wheel in an empty environment, asked about a picture.
 wheel-test: wheel
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
-	packaging/wheel_test.sh $(BUNDLE) $(PICTURE)
+	release/wheel_test.sh $(BUNDLE) $(PICTURE)
 
 # Builds, installs and asks the source package in an emulated arm64 Debian: root, debootstrap, half an hour.
 arm64-test: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
-	PYTHON=$(BIN)/python packaging/arm64_test.sh $(BUNDLE) $(PICTURE)
+	PYTHON=$(BIN)/python release/arm64_test.sh $(BUNDLE) $(PICTURE)
 
 clean:
 	rm -rf build out $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

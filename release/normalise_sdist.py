@@ -1,4 +1,4 @@
-"""Rewrites a source package so that its bytes follow from its contents: python packaging/normalise_sdist.py FILE FOLDER."""
+"""Makes the bytes of a source package follow from its contents: python release/normalise_sdist.py FILE FOLDER."""
 
 import gzip
 import os

@@ -9,7 +9,7 @@ work=build/wheel
 rm -rf "$work" && mkdir -p "$work" dist
 
 "$python" -m build --quiet --sdist --outdir "$work" .
-"$python" packaging/normalise_sdist.py "$work"/qwenvl_edge-*.tar.gz dist
+"$python" release/normalise_sdist.py "$work"/qwenvl_edge-*.tar.gz dist
 tar xzf "$(ls -t dist/qwenvl_edge-*.tar.gz | head -1)" -C "$work"
 "$python" -m build --quiet --wheel --outdir "$work" "$work"/qwenvl_edge-*/
 "$python" -m auditwheel repair --wheel-dir dist "$work"/qwenvl_edge-*.whl

@@ -7,8 +7,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$python" -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet "$(ls -t dist/qwenvl_edge-*.whl | head -1)"
-"$python" packaging/answers.py "$bundle" "$picture" > "$work/here.json"
+"$python" release/answers.py "$bundle" "$picture" > "$work/here.json"
 # -I: the package of the wheel, whatever the folder that this runs in holds
-(cd "$work" && venv/bin/python -I "$OLDPWD/packaging/answers.py" "$OLDPWD/$bundle" "$OLDPWD/$picture") > "$work/wheel.json"
+(cd "$work" && venv/bin/python -I "$OLDPWD/release/answers.py" "$OLDPWD/$bundle" "$OLDPWD/$picture") > "$work/wheel.json"
 cat "$work/wheel.json"
 cmp "$work/here.json" "$work/wheel.json" && echo "the wheel answers the same"

@@ -1,4 +1,4 @@
-"""Greedy answers of a bundle as JSON: python packaging/answers.py BUNDLE PICTURE. Equal on every machine, or a bug."""
+"""Greedy answers of a bundle as JSON: python release/answers.py BUNDLE PICTURE. Equal on every machine, or a bug."""
 
 import json
 import sys
