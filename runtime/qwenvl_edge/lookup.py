@@ -11,18 +11,19 @@ how often guesses of a kind are right, and as many tokens are proposed as make t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+_NOTHING = np.empty(0, np.int64)
 
 MOST = 12
 _MOST_SEEN = 16384  # tokens; then all is forgotten, since keeping a part would hold up one answer in many
 _SEEN_AGAIN = 16  # tokens of a prompt that was computed before: they tell which earlier question it is
 _LONGEST = 8  # longer matches are as good as matches of this length
-_FIRST_TRUST = (0.0, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.8, 0.8)
+_FIRST_TRUST = (0.0, 0.0, 0.0, 0.4, 0.6, 0.7, 0.8, 0.8, 0.8)
 _TRUST_RATE = 1 / 16
 _COST_RATE = 1 / 8
 _FIRST_COST = 0.1
@@ -33,58 +34,48 @@ _LEAST_GAIN = 1.1
 class Repetition:
     """Where the end of a sequence stood before, followed at the cost of a few dictionary accesses a token.
 
-    length: how many of the last tokens are the same there, _LONGEST at most; 0 if there is no such place.
+    length: how many of the last tokens are the same there, from 3 to _LONGEST; 0 if there is no such place.
     """
 
-    def __init__(self, tokens: Iterable[int] = ()) -> None:
+    def __init__(self) -> None:
         self._ids: list[int] = []
-        # Where each pair and each triple was followed by something last.
-        self._pairs: dict[tuple[int, int], int] = {}
-        self._triples: dict[tuple[int, int, int], int] = {}
+        self._end = (-1, -1, -1)
+        self._places: dict[tuple[int, int, int], int] = {}  # where three tokens were followed by something last
         self._next = 0
         self.length = 0
-        for token in tokens:
-            self.append(token)
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    @property
-    def guess(self) -> int | None:
-        """The token that came there."""
-        return self._ids[self._next] if self.length else None
+    def foretells(self, token: int) -> bool:
+        """Whether a token came there."""
+        return self.length > 0 and self._ids[self._next] == token
 
     def append(self, token: int) -> None:
         """Go on with a token: at the same place if it came there too, else at the latest one that fits."""
-        ids, end, follows = self._ids, len(self._ids), token == self.guess
-        if end > 1:
-            self._pairs[ids[-2], ids[-1]] = end
-        if end > 2:
-            self._triples[ids[-3], ids[-2], ids[-1]] = end
-        ids.append(token)
+        follows = self.foretells(token)
+        self._places[self._end] = len(self._ids)
+        self._end = (self._end[1], self._end[2], token)
+        self._ids.append(token)
         if follows:
             self._next += 1
             self.length = min(self.length + 1, _LONGEST)
         else:
-            self._find()
+            self._next = self._places.get(self._end, 0)
+            self.length = self._common(self._next) if self._next else 0
 
     def continuation(self, count: int) -> list[int]:
         """The `count` tokens that came there; where they reach the end of the sequence, it is taken to go round."""
-        if not self.length:
-            return []
         ids, start = self._ids, self._next
         period = len(ids) - start
         return [ids[start + i % period] for i in range(count)]
 
-    def _find(self) -> None:
-        """Look for the last three tokens, else for the last two."""
-        ids = self._ids
-        self._next = self._triples.get((ids[-3], ids[-2], ids[-1]), 0) if len(ids) > 2 else 0
-        if not self._next and len(ids) > 1:
-            self._next = self._pairs.get((ids[-2], ids[-1]), 0)
-        self.length = 0
-        while self.length < min(self._next, _LONGEST) and ids[self._next - self.length - 1] == ids[-self.length - 1]:
-            self.length += 1
+    def _common(self, place: int) -> int:
+        """How many tokens before a place are those at the end of the sequence, _LONGEST at most."""
+        ids, length = self._ids, 0
+        while length < min(place, _LONGEST) and ids[place - length - 1] == ids[-length - 1]:
+            length += 1
+        return length
 
 
 class Lookup:
@@ -112,11 +103,13 @@ class Lookup:
     def append(self, token: int) -> None:
         """Go on with a token of the answer."""
         if length := self._seen.length:
-            self._trust[length] += _TRUST_RATE * ((self._seen.guess == token) - self._trust[length])
+            self._trust[length] += _TRUST_RATE * (self._seen.foretells(token) - self._trust[length])
         self._seen.append(token)
 
     def propose(self, limit: int) -> IntArray:
         """Return at most `limit` tokens that may come next; often none."""
+        if not self._seen.length:
+            return _NOTHING
         found = self._seen.continuation(min(limit, MOST))
         length = next((i for i, token in enumerate(found) if token in self._ends), len(found))
         return np.array(found[: self._best_count(length)], np.int64)
