@@ -142,7 +142,8 @@ def test_overload_is_refused_and_ends(engine, endless, slow):
     with serving(engine, limits={"rows": 1, "queue": 1}) as address, httpx.Client(base_url=address) as client:
         long = ask(logit_bias=endless, max_tokens=1024, stream=True)
         with client.stream("POST", "/v1/chat/completions", json=long) as first:
-            next(first.iter_lines())
+            lines = first.iter_lines()  # kept: httpx closes the response with it
+            next(lines)
             with ThreadPoolExecutor(1) as pool:
                 second = pool.submit(
                     httpx.post, f"{address}/v1/chat/completions", json=ask(max_tokens=2), timeout=WAIT_S
@@ -150,7 +151,7 @@ def test_overload_is_refused_and_ends(engine, endless, slow):
                 until(lambda: metric(client, "qwenvl_queue_length") == 1)
                 third = post(client, ask())
                 assert code(third) == (429, "queue_full") and int(third.headers["retry-after"]) >= 1
-                first.close()
+                lines.close()
                 assert second.result(WAIT_S).status_code == 200
         assert post(client, ask(max_tokens=2), timeout=WAIT_S).status_code == 200
 
@@ -160,7 +161,8 @@ def test_clients_that_leave_while_waiting_free_their_place(engine, endless, slow
         with client.stream(
             "POST", "/v1/chat/completions", json=ask(logit_bias=endless, max_tokens=1024, stream=True)
         ) as first:
-            next(first.iter_lines())
+            lines = first.iter_lines()  # kept: httpx closes the response with it
+            next(lines)
             with pytest.raises(httpx.ReadTimeout):
                 post(client, ask(), timeout=0.2)
             until(lambda: metric(client, "qwenvl_queue_length") == 0)

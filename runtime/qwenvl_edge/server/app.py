@@ -51,7 +51,7 @@ class Server:
         self._service: Service | None = None
         api = FastAPI(title="Qwen-VL Edge", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan)
         self._add_routes(api)
-        openapi.describe(api)
+        openapi.describe(api, settings.model_name)
         api.add_exception_handler(ApiError, _api_error)
         api.add_exception_handler(HTTPException, _http_error)
         routes = frozenset(getattr(route, "path", "") for route in api.routes)

@@ -149,14 +149,15 @@ CHAT: dict[str, Any] = {
 }
 
 
-def describe(api: FastAPI) -> None:
-    """Add the schemas that the routes refer to and the key to what FastAPI makes of the routes."""
+def describe(api: FastAPI, model_name: str) -> None:
+    """Add the schemas that the routes refer to, the model's name and the key to what FastAPI makes of the routes."""
     plain = api.openapi
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
             document = plain()
             request = ChatRequest.model_json_schema(ref_template=_PREFIX + "{model}")
+            request["properties"]["model"] = {"const": model_name}
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas |= {**request.pop("$defs"), "ChatRequest": request, "Error": _ERROR}
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
