@@ -21,9 +21,11 @@ from qwenvl_edge.backends.tensorrt_library import installed_libraries
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.tensorrt.build import write_engine
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, CACHE_UPDATE, ROTARY, Network
 from qwenvl_edge_export.tensorrt.plugin import PluginLowering
+from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_shapes, vision_shapes
 from tools.nano.calibration import write
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
@@ -90,8 +92,30 @@ def test_native_layers_are_used(bundles, library, tmp_path, name):
     matrices = 0 if BUILDS[name][1].startswith(("fp", "bf")) else 5 * layers + 1
     assert found["DEQUANTIZE"] == matrices + found["QUANTIZE"]
     assert (found["QUANTIZE"] > 0) == (name == "w8a8")
-    for key in keys_of_attention(network.network):
-        assert key.startswith("present.")
+    for layer in layers_of(network.network, ATTENTION):
+        assert layer.get_input(1).name.startswith("present.")
+
+
+@pytest.mark.parametrize("graph", ["decoder", "vision"])
+def test_attention_is_fused(bundles, library, tmp_path, graph):
+    """In float16 the engine is built without leave to take attention apart, so one kernel does it."""
+    bundle, trt = bundles("fp16"), library.module
+    lowering = Lowering(bundle, f"{graph}.onnx", tmp_path)
+    limits = choose_limits(bundle, max_context=CAPACITY, chunk=64)
+    model = lowering.decoder(CAPACITY) if graph == "decoder" else lowering.vision()
+    shapes = (decoder_shapes if graph == "decoder" else vision_shapes)(lowering.graph, limits)[-1]
+    network = Network(library, model, tmp_path / "model.onnx")
+    for layer in layers_of(network.network, ATTENTION):
+        layer.__class__ = trt.IAttentionInputLayer
+        layer.attention.decomposable = False
+    assert is_built(network, shapes, tmp_path)
+
+
+def test_norms_of_vision_are_float32(bundles, library, tmp_path):
+    network = Network(library, Lowering(bundles("fp16"), "vision.onnx", tmp_path).vision(), tmp_path / "vision.onnx")
+    norms = list(layers_of(network.network, "NORMALIZATION"))
+    assert len(norms) == 2 * 5 + 3  # two a block, before and behind the blocks, of the resampler's keys
+    assert {str(layer.get_output(0).dtype) for layer in norms} == {"DataType.FLOAT"}
 
 
 def test_vision_for_older_parsers_is_built(bundles, library, tmp_path):
@@ -100,12 +124,21 @@ def test_vision_for_older_parsers_is_built(bundles, library, tmp_path):
     network = Network(library, lowering.vision(), tmp_path / "vision.onnx")
     found = network.native_layers()
     assert (found[ATTENTION], found["SOFTMAX"]) == (0, 6)  # five blocks and the resampler
+    assert is_built(network, vision_shapes(lowering.graph, choose_limits(bundles("fp16")))[0], tmp_path)
 
 
-def keys_of_attention(network):
-    for i in range(network.num_layers):
-        if (layer := network.get_layer(i)).type.name == ATTENTION:
-            yield layer.get_input(1).name
+def layers_of(network, kind):
+    return [layer for layer in map(network.get_layer, range(network.num_layers)) if layer.type.name == kind]
+
+
+def is_built(network, shapes, folder):
+    config, profile = network.builder.create_builder_config(), network.builder.create_optimization_profile()
+    for name, ranges in shapes.items():
+        profile.set_shape(name, *ranges)
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(network.library.module.ComputeCapability.SM86, 0)
+    return write_engine(network, config, folder / "engine.plan")
 
 
 def run(lowering, folder, model, inputs):
