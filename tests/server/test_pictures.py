@@ -13,6 +13,7 @@ import pytest
 from conftest import PICTURE, ask, data_uri, post, serving
 from PIL import Image
 
+from qwenvl_edge.server import sources
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
 from qwenvl_edge.server.settings import Limits, Settings
@@ -63,6 +64,19 @@ def test_size_is_looked_at_before_anything_is_decoded():
 
 def test_rare_formats_are_not_decoded():
     refused("no picture in one of", "attachment:a", attachments={"a": encoded(Image.new("RGB", (8, 8)), "ICO")})
+
+
+def test_a_picture_that_comes_again_is_not_decoded_again(monkeypatch):
+    monkeypatch.setattr(sources, "_KEPT_BYTES", 3 * 8 * 8 * 2)
+    source = PictureSource(Settings())
+    files = [encoded(Image.new("RGB", (8, 8), (shade, 0, 0))) for shade in range(3)]
+    pictures = [source.load("attachment:a", {"a": data}, "picture 1") for data in files]
+    again = [source.load("attachment:a", {"a": data}, "picture 1") for data in reversed(files)]
+    assert again[0] is pictures[2] and again[1] is pictures[1]
+    assert again[2] is not pictures[0] and again[2].digest == pictures[0].digest
+    large = encoded(Image.new("RGB", (32, 32)))
+    assert source.load("attachment:a", {"a": large}, "picture 1").size == (32, 32)
+    assert source.load("attachment:a", {"a": files[0]}, "picture 1") is again[2]
 
 
 # file: URLs

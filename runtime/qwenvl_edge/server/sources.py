@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 import os
 import stat
+import threading
 import warnings
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
@@ -19,6 +22,7 @@ from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
 from qwenvl_edge.server.settings import Settings
 
+_KEPT_BYTES = 64 << 20
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are decoded; the rest of Pillow's decoders are rarely used, so rarely tried by anyone."""
 
@@ -29,6 +33,7 @@ class PictureSource:
     def __init__(self, settings: Settings) -> None:
         self._limits = settings.limits
         self._folders = [folder.resolve() for folder in settings.picture_folders]
+        self._decoded = _Decoded()
         self._fetcher = Fetcher(settings.url_hosts, limit=settings.limits.body_bytes)
 
     def load(self, url: str, attachments: Mapping[str, bytes], name: str) -> Picture:
@@ -50,8 +55,7 @@ class PictureSource:
                 data = self._read(url, name)
             case _:
                 raise _bad(f"{name} has a URL of an unknown kind; give a data: URI")
-        self._check(data, name)
-        return load_picture(data, name=name)
+        return self._decoded.get(data, lambda: self._decode(data, name))
 
     def _read(self, url: str, name: str) -> bytes:
         """A file inside an allowed folder, symbolic links followed before that is decided."""
@@ -73,7 +77,7 @@ class PictureSource:
             raise _bad(f"{name} has more than {self._limits.body_bytes:,} bytes")
         return data
 
-    def _check(self, data: bytes, name: str) -> None:
+    def _decode(self, data: bytes, name: str) -> Picture:
         """Look at the header before anything is decoded."""
         try:
             with warnings.catch_warnings():
@@ -86,6 +90,32 @@ class PictureSource:
             raise _bad(f"{name} is no picture in one of the formats {', '.join(FORMATS)}") from None
         if width * height > self._limits.picture_pixels:
             raise _bad(f"{name} has more than {self._limits.picture_pixels:,} pixels; scale it down")
+        return load_picture(data, name=name)
+
+
+class _Decoded:
+    """The last used pictures, up to _KEPT_BYTES of pixels: a conversation sends its picture again with every turn."""
+
+    def __init__(self) -> None:
+        self._pictures: OrderedDict[bytes, Picture] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, data: bytes, decode: Callable[[], Picture]) -> Picture:
+        """The picture of an image file's bytes; `decode` makes it where it is not kept."""
+        key = hashlib.sha256(data).digest()
+        with self._lock:
+            if key in self._pictures:
+                self._pictures.move_to_end(key)
+                return self._pictures[key]
+        picture = decode()
+        with self._lock:
+            if key not in self._pictures and picture.pixels.nbytes <= _KEPT_BYTES:
+                self._pictures[key] = picture
+                self._bytes += picture.pixels.nbytes
+                while self._bytes > _KEPT_BYTES:
+                    self._bytes -= self._pictures.popitem(last=False)[1].pixels.nbytes
+        return picture
 
 
 def _data_uri(rest: str, name: str) -> bytes:
