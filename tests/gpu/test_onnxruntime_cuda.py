@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding import assert_close, decode
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -31,19 +32,6 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def backends(bundle):
     return OnnxRuntimeCudaBackend(bundle), OnnxRuntimeBackend(bundle)
-
-
-def decode(backend, cache, tokens, *, write=None, wanted=None, seed=0):
-    hidden = backend.model.hidden_size
-    rows = np.random.default_rng(seed).normal(size=(cache.batch, tokens, hidden)).astype(np.float32)
-    places = np.broadcast_to(np.array(cache.length if write is None else write), (cache.batch,)).astype(np.int64)
-    indices = np.tile(np.array([tokens - 1] if wanted is None else wanted, np.int64), (cache.batch, 1))
-    return backend.decode(cache, rows, places[:, None] + np.arange(tokens), places, indices)
-
-
-def assert_close(found, expected):
-    """Within what fp16 leaves open: 1 % of the largest value."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=0.01 * float(np.abs(expected).max()))
 
 
 def test_features(backends):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
+from decoding import assert_close, decode
 from standin import onnxruntime_cuda, plans
 from standin.machine import Machine
 
@@ -41,13 +42,6 @@ def open_backend(bundle, monkeypatch):
     return open_it
 
 
-def decode(backend, cache, tokens, write=None, wanted=None, seed=0):
-    rows = np.random.default_rng(seed).normal(size=(cache.batch, tokens, HIDDEN)).astype(np.float32)
-    places = np.broadcast_to(np.array(cache.length if write is None else write), (cache.batch,)).astype(np.int64)
-    indices = np.tile(np.array([tokens - 1] if wanted is None else wanted, np.int64), (cache.batch, 1))
-    return backend.decode(cache, rows, places[:, None] + np.arange(tokens), places, indices)
-
-
 @pytest.mark.parametrize("refuses_capture", [False, True])
 def test_calls_of_every_kind(open_backend, reference, refuses_capture):
     backend, _ = open_backend(refuses_capture=refuses_capture)
@@ -65,13 +59,13 @@ def test_calls_of_every_kind(open_backend, reference, refuses_capture):
         last = side.rows(batch, 1, 2)
         found += [row[None] for row in decode(side, last, 1, write=[17, 12], seed=9)]
         logits.append(np.concatenate(found, axis=1))
-    np.testing.assert_allclose(*logits, rtol=0, atol=0.01)
+    assert_close(*logits)
 
 
 def test_pictures(open_backend, reference):
     pixels = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
     backend, _ = open_backend()
-    np.testing.assert_allclose(backend.encode_images(pixels), reference.encode_images(pixels), rtol=0, atol=0.01)
+    assert_close(backend.encode_images(pixels), reference.encode_images(pixels))
 
 
 def test_a_token_reserves_nothing_and_waits_once(open_backend):
@@ -92,7 +86,7 @@ def test_after_nan(open_backend, reference):
     with pytest.raises(BackendError, match="the logits hold NaN"):
         backend.decode(cache, broken, zeros, zeros[0], zeros)
     expected = decode(reference, reference.new_cache(1, 32), 3)
-    np.testing.assert_allclose(decode(backend, cache, 3), expected, rtol=0, atol=0.01)
+    assert_close(decode(backend, cache, 3), expected)
 
 
 def test_several_tokens_of_a_batch_behind_a_prefix(open_backend):

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from decoding import decode
 from dialects import RUNNABLE
 from standin import plans
 from standin.machine import Machine
@@ -64,19 +65,6 @@ def backend(bundle, open_backend):
     return open_backend(bundle)[0]
 
 
-def embeds(tokens, batch=1, seed=0):
-    return np.random.default_rng(seed).normal(size=(batch, tokens, HIDDEN)).astype(np.float32)
-
-
-def decode(backend, cache, rows, write=None, wanted=None):
-    """Decode rows [B, T, H] at `write` (one place for all, or a list); logits of the last token unless `wanted`."""
-    batch, tokens = rows.shape[:2]
-    places = np.broadcast_to(np.array(cache.length if write is None else write), (batch,)).astype(np.int64)
-    wanted = [tokens - 1] if wanted is None else wanted
-    indices = np.broadcast_to(np.array(wanted, np.int64), (batch, len(wanted))).copy()
-    return backend.decode(cache, rows, places[:, None] + np.arange(tokens), places, indices)
-
-
 def assert_same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
@@ -88,11 +76,11 @@ def both(backend, reference, batch=1, capacity=64):
 def test_prefill_steps_and_verification(backend, reference):
     logits = []
     for side, cache in both(backend, reference):
-        found = [decode(side, cache, embeds(20))]
-        found += [decode(side, cache, embeds(1, seed=seed)) for seed in range(1, 5)]
-        found.append(decode(side, cache, embeds(7, seed=5), wanted=range(7)))
-        found.append(decode(side, cache, embeds(1, seed=6), write=22))  # back to an earlier place
-        found += [decode(side, cache, embeds(tokens, seed=tokens)) for tokens in (2, 1, 2, 1)]
+        found = [decode(side, cache, 20)]
+        found += [decode(side, cache, 1, seed=seed) for seed in range(1, 5)]
+        found.append(decode(side, cache, 7, seed=5, wanted=range(7)))
+        found.append(decode(side, cache, 1, seed=6, write=22))  # back to an earlier place
+        found += [decode(side, cache, tokens, seed=tokens) for tokens in (2, 1, 2, 1)]
         assert cache.length == 29
         logits.append(np.concatenate(found, axis=1))
     assert_same(*logits)
@@ -100,14 +88,14 @@ def test_prefill_steps_and_verification(backend, reference):
 
 @pytest.mark.parametrize("wanted", [[], [99], list(range(80, 100)), list(range(100)), [70, 3, 3]])
 def test_calls_larger_than_the_plan_are_made_in_pieces(backend, reference, wanted):
-    assert_same(*(decode(side, cache, embeds(100), wanted=wanted) for side, cache in both(backend, reference, 1, 128)))
+    assert_same(*(decode(side, cache, 100, wanted=wanted) for side, cache in both(backend, reference, 1, 128)))
 
 
 def test_rows_of_different_length(backend, reference):
     logits = []
     for side, cache in both(backend, reference, batch=3):
-        decode(side, cache, embeds(9, 3))
-        steps = [decode(side, cache, embeds(1, 3, seed), write=[2 + seed, 5 + seed, 8 + seed]) for seed in range(4)]
+        decode(side, cache, 9)
+        steps = [decode(side, cache, 1, seed=seed, write=[2 + seed, 5 + seed, 8 + seed]) for seed in range(4)]
         logits.append(np.concatenate(steps, axis=1))
     assert_same(*logits)
 
@@ -117,8 +105,8 @@ def test_caches_in_turns_do_not_disturb_each_other(backend, reference):
     for side in (backend, reference):
         caches = [side.new_cache(1, 32) for _ in range(2)]
         for seed, cache in enumerate(caches):
-            decode(side, cache, embeds(5, seed=seed))
-        logits.append(np.concatenate([decode(side, caches[i % 2], embeds(1, seed=i)) for i in range(8)], axis=1))
+            decode(side, cache, 5, seed=seed)
+        logits.append(np.concatenate([decode(side, caches[i % 2], 1, seed=i) for i in range(8)], axis=1))
     assert_same(*logits)
 
 
@@ -127,7 +115,7 @@ def test_the_tables_follow_the_cache(backend, reference):
     for side, cache in both(backend, reference, capacity=512):
         cache.ntk_alpha = 7.0  # what a longer prompt would have chosen
         cache.rope_cos, cache.rope_sin = cache.rope_cos * 0.5, cache.rope_sin * 0.5
-        logits.append(decode(side, cache, embeds(6)))
+        logits.append(decode(side, cache, 6))
     assert_same(*logits)
 
 
@@ -135,14 +123,14 @@ def test_a_copied_prefix_and_rows_of_a_batch(backend, reference):
     logits = []
     for side in (backend, reference):
         source, batch = side.new_cache(1, 32), side.new_cache(3, 32)
-        decode(side, source, embeds(6))
+        decode(side, source, 6)
         for row, tokens in ((0, 6), (2, 4)):
             side.copy_cache(source, batch, tokens, row=row)
         last = side.rows(batch, 2, 1)
         last.length = 4
-        steps = [decode(side, last, embeds(1, seed=seed)) for seed in range(3)]
+        steps = [decode(side, last, 1, seed=seed) for seed in range(3)]
         first = side.rows(batch, 0, 1)
-        logits.append(np.concatenate([*steps, decode(side, first, embeds(1), write=6)], axis=1))
+        logits.append(np.concatenate([*steps, decode(side, first, 1, write=6)], axis=1))
     assert_same(*logits)
 
 
@@ -154,21 +142,21 @@ def test_pictures_go_through_in_as_many_runs_as_the_plan_needs(backend, referenc
 
 def test_results_are_not_overwritten_by_the_next_call(backend):
     cache = backend.new_cache(1, 32)
-    first = decode(backend, cache, embeds(3))
+    first = decode(backend, cache, 3)
     kept = first.copy()
-    decode(backend, cache, embeds(3, seed=1))
+    decode(backend, cache, 3, seed=1)
     np.testing.assert_array_equal(first, kept)
 
 
 def test_a_token_is_one_launch_and_one_wait(bundle, open_backend):
     backend, machine = open_backend(bundle)
     cache = backend.new_cache(1, 64)
-    decode(backend, cache, embeds(5))
+    decode(backend, cache, 5)
     for _ in range(2):
-        decode(backend, cache, embeds(1))
+        decode(backend, cache, 1)
     machine.counts.clear()
     for _ in range(10):
-        decode(backend, cache, embeds(1))
+        decode(backend, cache, 1)
     assert machine.counts == {"launches": 10, "synchronizations": 10}
 
 
@@ -179,7 +167,7 @@ def test_nothing_is_reserved_after_the_first_conversation(bundle, open_backend):
     def converse():
         backend.encode_images(np.zeros((1, 3, SIZE, SIZE), np.float32))
         for tokens in (40, 1, 1, 7, 1):
-            decode(backend, cache, embeds(tokens), wanted=range(min(tokens, 7)))
+            decode(backend, cache, tokens, wanted=range(min(tokens, 7)))
         cache.truncate(0)
 
     converse()
@@ -195,7 +183,7 @@ def test_memory_goes_back_with_its_cache(bundle, open_backend):
     for _ in range(3):
         cache = backend.new_cache(2, 64)
         for _ in range(3):
-            decode(backend, cache, embeds(1, 2))
+            decode(backend, cache, 1)
         del cache
     assert machine.used_bytes == used
 
@@ -203,10 +191,10 @@ def test_memory_goes_back_with_its_cache(bundle, open_backend):
 def test_a_shared_memory_is_not_copied(bundle, open_backend, reference):
     backend, machine = open_backend(bundle, integrated=True)
     (_, cache), other = both(backend, reference)
-    expected = [decode(*other, embeds(tokens)) for tokens in (5, 1, 1, 1)]
-    found = [decode(backend, cache, embeds(5))]  # brings the rotary tables along
+    expected = [decode(*other, tokens) for tokens in (5, 1, 1, 1)]
+    found = [decode(backend, cache, 5)]  # brings the rotary tables along
     machine.counts.clear()
-    found += [decode(backend, cache, embeds(1)) for _ in range(3)]
+    found += [decode(backend, cache, 1) for _ in range(3)]
     assert machine.counts["copies"] == 0
     assert_same(np.concatenate(found, axis=1), np.concatenate(expected, axis=1))
 
@@ -216,7 +204,7 @@ def test_what_cannot_be_captured_is_enqueued(bundle, open_backend, reference):
     machine.capturable = False
     (_, cache), other = both(backend, reference)
     for _ in range(4):
-        assert_same(decode(backend, cache, embeds(1)), decode(*other, embeds(1)))
+        assert_same(decode(backend, cache, 1), decode(*other, 1))
     assert machine.counts["launches"] == 0
 
 
@@ -226,7 +214,7 @@ def test_a_cache_works_again_after_nan(backend, reference, value):
     with pytest.raises(BackendError, match="the logits hold NaN or infinity"):
         decode(backend, cache, np.full((1, 8, HIDDEN), value, np.float32))
     assert cache.length == 0
-    assert_same(decode(backend, cache, embeds(3)), decode(*other, embeds(3)))
+    assert_same(decode(backend, cache, 3), decode(*other, 3))
     with pytest.raises(BackendError, match="the image features hold NaN or infinity"):
         backend.encode_images(np.full((1, 3, SIZE, SIZE), value, np.float32))
 
@@ -251,7 +239,7 @@ def test_caches_beyond_the_plan(backend, batch, capacity, match):
 
 def test_several_rows_are_not_made_in_pieces(backend):
     with pytest.raises(BackendError, match="70 tokens of 2 rows with 1 logits each fit no profile"):
-        decode(backend, backend.new_cache(2, 128), embeds(70, 2))
+        decode(backend, backend.new_cache(2, 128), 70)
 
 
 def test_no_memory_for_a_cache(bundle, open_backend):
@@ -316,8 +304,8 @@ def test_a_profile_that_the_engine_does_not_have(own_bundle, open_backend):
     plans.change_manifest(folder, profiles=wider)
     backend, _ = open_backend(own_bundle)
     with pytest.raises(BackendError, match=r"could not take inputs_embeds of shape \[1, 100, 256\]: .*satisfyProfile"):
-        decode(backend, backend.new_cache(1, 128), embeds(100))
-    assert decode(backend, backend.new_cache(1, 128), embeds(64)).shape[1] == 1
+        decode(backend, backend.new_cache(1, 128), 100)
+    assert decode(backend, backend.new_cache(1, 128), 64).shape[1] == 1
 
 
 def test_an_engine_that_copies_the_cache(own_bundle, open_backend):

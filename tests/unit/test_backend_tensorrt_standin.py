@@ -13,6 +13,9 @@ from standin import cuda_runtime, plans, tensorrt_api
 from standin.machine import Machine, UndefinedBehaviorError
 
 from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Staging, Stream
+from qwenvl_edge.backends.plans import TENSORRT_RTX
+from qwenvl_edge.backends.tensorrt_engine import Engine
+from qwenvl_edge.backends.tensorrt_library import installed_libraries
 from qwenvl_edge.errors import BackendError
 
 
@@ -254,3 +257,11 @@ def test_a_graph_belongs_to_the_context_as_it_was(context, cuda, stream):
     context.set_input_shape("x", (3, 64))
     with pytest.raises(UndefinedBehaviorError, match="changed after its work had been captured"):
         graph.launch()
+
+
+def test_the_real_library_takes_a_mapped_file_and_its_words_reach_the_error(tmp_path):
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    library = next(each for each in installed_libraries() if each.api == TENSORRT_RTX)
+    (tmp_path / "decoder.plan").write_bytes(bytes(4096))
+    with pytest.raises(BackendError, match=r"TensorRT-RTX .* could not load the plan .*decoder.plan\": .*Error Code"):
+        Engine(library, tmp_path / "decoder.plan")

@@ -1,0 +1,42 @@
+"""A backend's decode in a line, for tests that compare backends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.kv_cache import KVCache
+
+
+def embeds(backend: Backend, tokens: int, batch: int = 1, seed: int = 0) -> np.ndarray:
+    """Random embeddings [B, T, H]."""
+    shape = (batch, tokens, backend.model.hidden_size)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def decode(
+    backend: Backend,
+    cache: KVCache,
+    rows: int | np.ndarray,
+    *,
+    write: int | Sequence[int] | None = None,
+    wanted: Sequence[int] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Decode rows [B, T, H], or that many random ones; logits [B, K, V].
+
+    write: the place of the first token, one for all rows or one each; None puts it behind what the cache holds. wanted:
+    which tokens' logits; None takes the last one's.
+    """
+    rows = embeds(backend, rows, cache.batch, seed) if isinstance(rows, int) else rows
+    tokens = rows.shape[1]
+    places = np.broadcast_to(np.array(cache.length if write is None else write), (cache.batch,)).astype(np.int64)
+    indices = np.tile(np.array([tokens - 1] if wanted is None else wanted, np.int64), (cache.batch, 1))
+    return backend.decode(cache, rows, places[:, None] + np.arange(tokens), places, indices)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, share: float = 0.01) -> None:
+    """Check that values differ by no more than a share of the largest one; 1 % is what fp16 leaves open."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=share * float(np.abs(expected).max()))

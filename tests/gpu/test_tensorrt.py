@@ -1,0 +1,111 @@
+"""TensorRT on a real GPU: nano's plan, built here, through the driver that the stand-in tests; against the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from decoding import assert_close, decode
+
+from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.backends.cuda_device import Cuda
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.selection import Request, select_backend
+from qwenvl_edge.backends.tensorrt_library import installed_libraries
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge_export.exporter import ExportPrecision, export
+from qwenvl_edge_export.tensorrt.build import build, choose_limits
+from qwenvl_edge_export.tensorrt.plugin import needs_plugin
+from qwenvl_edge_export.verify import verify
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
+PICTURE = NANO / "demo.png"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, request):
+    """Nano in fp16 with a plan for this GPU."""
+    libraries = installed_libraries()
+    if not libraries:
+        pytest.skip("TensorRT is not installed")
+    try:
+        Cuda.open()
+    except BackendError as error:
+        pytest.skip(str(error))
+    plugin = request.getfixturevalue("plugin") if needs_plugin(libraries[0]) else None
+    folder = tmp_path_factory.mktemp("gpu") / "nano-fp16"
+    bundle = export(NANO, folder, precision=ExportPrecision.choose("fp16", target="gpu"), check=False)
+    limits = choose_limits(bundle, max_context=1024, max_batch=4, max_images=2, chunk=128)
+    try:
+        build(bundle, "local", limits, plugin=plugin)
+    except BackendError as error:
+        if "nothing here builds plans" in str(error):
+            pytest.skip(str(error))
+        raise
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def backends(bundle):
+    request = Request(bundle, threads=None, max_context=None, chunk=128)
+    return select_backend(request, "tensorrt", "cuda").backend, OnnxRuntimeBackend(bundle)
+
+
+def test_features(backends):
+    size = backends[0].model.image_size
+    pixels = np.random.default_rng(0).normal(size=(3, 3, size, size)).astype(np.float32)
+    assert_close(*(backend.encode_images(pixels) for backend in backends))
+
+
+def test_logits_of_every_kind_of_call(backends):
+    logits = []
+    for backend in backends:
+        caches = [backend.new_cache(1, 512) for _ in range(2)]
+        found = [decode(backend, cache, 300, seed=seed) for seed, cache in enumerate(caches)]
+        found += [decode(backend, caches[i % 2], 1, seed=i) for i in range(12)]  # plain, captured, replayed
+        found += [decode(backend, cache, 9, wanted=range(9), seed=9) for cache in caches]
+        found += [decode(backend, caches[0], 1, write=303 + i, seed=20 + i) for i in range(3)]
+        logits.append(np.concatenate(found, axis=1))
+    assert_close(*logits)
+
+
+def test_rows_of_different_length(backends):
+    logits = []
+    for backend in backends:
+        one, batch = backend.new_cache(1, 128), backend.new_cache(3, 128)
+        decode(backend, one, 64)
+        for row, tokens in enumerate((10, 64, 33)):
+            backend.copy_cache(one, batch, tokens, row=row)
+        steps = [decode(backend, batch, 1, write=[10 + i, 64 + i, 33 + i], seed=i) for i in range(6)]
+        logits.append(np.concatenate(steps, axis=1))
+    assert_close(*logits)
+
+
+def test_against_pytorch(bundle):
+    report = verify(bundle, NANO, backend="tensorrt")
+    assert report.passed, report.table()
+
+
+def test_the_demo_picture(bundle):
+    engine = QwenVLEngine(bundle, backend="tensorrt")
+    (box,) = engine.chat("Where is the red mug?", images=[PICTURE]).boxes
+    assert box.label == "the red mug"
+    assert engine.chat("汽车是什么颜色的?", images=[PICTURE]).text == "蓝色。"
+
+
+def test_memory_goes_back(backends):
+    cuda = pytest.importorskip("cuda.bindings.runtime")
+    backend = backends[0]
+
+    def use() -> int:
+        for _ in range(4):
+            decode(backend, backend.new_cache(4, 64), 1)
+        return int(cuda.cudaMemGetInfo()[1])
+
+    use()
+    free = use()
+    for _ in range(20):
+        use()
+    assert cuda.cudaMemGetInfo()[1] > free - (64 << 20), f"process {os.getpid()} leaks memory of the GPU"
