@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from conftest import PICTURE, WAIT_S, ask, data_uri, metric, until
+from served import PICTURE, WAIT_S, ask, data_uri, metric, until
 
 openai = pytest.importorskip("openai")
 

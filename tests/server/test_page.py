@@ -2,7 +2,7 @@
 
 import chromium
 import pytest
-from conftest import PICTURE, serving
+from served import PICTURE, serving
 
 from qwenvl_edge.image import load_picture
 

@@ -10,8 +10,8 @@ import zlib
 from typing import ClassVar
 
 import pytest
-from conftest import PICTURE, ask, data_uri, post, serving
 from PIL import Image
+from served import PICTURE, ask, data_uri, post, serving
 
 from qwenvl_edge.server import sources
 from qwenvl_edge.server.errors import ApiError

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import PICTURE, WAIT_S, ask, data_uri, metric, post, serving, until
+from served import PICTURE, WAIT_S, ask, data_uri, metric, post, serving, until
 
 from qwenvl_edge import BackendError, QwenVLError
 from qwenvl_edge.cli import main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from qwenvl_edge.engine import QwenVLEngine
 
+_SPARE_CONNECTIONS = 256  # idle ones, and those that only look; more get a bare 503 before anything is read
 _LIMITS = {
     "rows": "answers at once",
     "queue": "requests that wait beyond those; more get 429",
@@ -97,15 +99,15 @@ def serve(engine: QwenVLEngine, settings: Settings) -> None:
 
     from qwenvl_edge.server.logs import configure
 
-    configure()
-    config = uvicorn_config(engine, settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listening = config.bind_socket()
-    except SystemExit:
-        raise QwenVLError(f"cannot listen on {settings.host}:{settings.port}; is another server there?") from None
+        listening = socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise QwenVLError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.") from None
+    configure()
     host, port = listening.getsockname()[:2]
     say(f"qwenvl: http://{f'[{host}]' if ':' in host else host}:{port}/", to=sys.stderr)
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(uvicorn_config(engine, settings)).run(sockets=[listening])
 
 
 def uvicorn_config(engine: QwenVLEngine, settings: Settings) -> uvicorn.Config:
@@ -122,4 +124,5 @@ def uvicorn_config(engine: QwenVLEngine, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.limits.drain_seconds),
+        limit_concurrency=_SPARE_CONNECTIONS + 2 * (settings.limits.rows + settings.limits.queue),
     )
