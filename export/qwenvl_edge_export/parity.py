@@ -45,6 +45,8 @@ class Row:
 
     max_abs and its limit are absolute; cosine is the worst vector's. kl and top1 (ties count as agreement) are of
     logits only. agreed, of greedy answers only: how many tokens were equal before the first other one, of `tokens`.
+    iou: of the box that the graph answers with and the reference's. Neither of the last two has a limit: where two
+    tokens are about as likely, any rounding decides.
     """
 
     stage: str
@@ -58,6 +60,7 @@ class Row:
     top1: float | None = None
     agreed: int | None = None
     tokens: int | None = None
+    iou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,15 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every comparison is within its limits."""
+        """Whether every comparison is within its limits; true where nothing could be compared (see `status`)."""
         return all(row.passed for row in self.rows)
+
+    @property
+    def status(self) -> str:
+        """ "passed", "failed", or "not run here" where nothing could be compared."""
+        if not self.rows:
+            return "not run here"
+        return "passed" if self.passed else "failed"
 
     @property
     def failures(self) -> str:
@@ -84,23 +94,25 @@ class Report:
 
     def table(self) -> str:
         """The report as a table for a terminal."""
-        lines = [("stage", "graph", "prompt", "max |diff|", "limit", "cosine", "KL", "top-1", "greedy", "")]
+        lines = [("stage", "graph", "prompt", "max |diff|", "limit", "cosine", "KL", "top-1", "greedy", "box IoU", "")]
         for row in self.rows:
             kl = "" if row.kl is None else f"{row.kl:.2e}"
             top1 = "" if row.top1 is None else f"{row.top1:.1%}"
             greedy = "" if row.agreed is None else f"{row.agreed}/{row.tokens}"
-            numbers = (f"{row.max_abs:.2e}", f"{row.limit:.2e}", f"{row.cosine:.7f}", kl, top1, greedy)
+            iou = "" if row.iou is None else f"{row.iou:.2f}"
+            numbers = (f"{row.max_abs:.2e}", f"{row.limit:.2e}", f"{row.cosine:.7f}", kl, top1, greedy, iou)
             lines.append((row.stage, row.graph, row.case, *numbers, "ok" if row.passed else "FAILED"))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
         notes = [f"not compared: {what}" for what in self.skipped]
-        return "\n".join(["  ".join(line).rstrip() for line in padded] + notes)
+        return "\n".join(["  ".join(line).rstrip() for line in padded] + [*notes, self.status])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, for the manifest."""
         rows = map(dataclasses.asdict, self.rows)
         stages = [{key: value for key, value in row.items() if value is not None} for row in rows]
-        return {"passed": self.passed, "skipped": list(self.skipped), "stages": stages}
+        passed = self.passed if self.rows else None
+        return {"passed": passed, "status": self.status, "skipped": list(self.skipped), "stages": stages}
 
 
 def features_row(graph: str, case: str, found: FloatArray, wanted: FloatArray, limits: Limits) -> Row:
@@ -120,6 +132,16 @@ def logits_row(
     passed = max_abs <= limit and cosine >= limits.min_cosine and kl <= limits.max_kl and top1 >= limits.min_top1
     agreed, tokens = greedy or (None, None)
     return Row("logits", graph, case, max_abs, limit, cosine, passed, kl, top1, agreed, tokens)
+
+
+def overlap(a: tuple[int, int, int, int] | None, b: tuple[int, int, int, int] | None) -> float | None:
+    """Intersection over union of two boxes (x1, y1, x2, y2); 0 where only one is a box, None where neither is."""
+    if a is None or b is None:
+        return None if a is b else 0.0
+    sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
+    shared = float(np.prod(np.maximum(sides, 0)))
+    areas = sum(max(box[2] - box[0], 0) * max(box[3] - box[1], 0) for box in (a, b))
+    return shared / (areas - shared) if areas > shared else float(a == b)
 
 
 def divergence(found: FloatArray, wanted: FloatArray) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,16 +28,17 @@ from qwenvl_edge.kv_cache import KVCache
 from qwenvl_edge_export.checkpoint import Checkpoint
 from qwenvl_edge_export.metadata import model_info
 from qwenvl_edge_export.modeling import QwenVL, ntk_alpha
-from qwenvl_edge_export.parity import LIMITS, FloatArray, Report, Row, agreement, features_row, logits_row
-from qwenvl_edge_export.prompts import Case, builtin_cases
+from qwenvl_edge_export.parity import LIMITS, FloatArray, Report, Row, agreement, features_row, logits_row, overlap
+from qwenvl_edge_export.prompts import Case, builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.streaming import streamed_model
+from qwenvl_edge_export.widened import HOW_IT_RAN, NO_BFLOAT16, WIDEN_UP_TO_BYTES, weight_bytes, widened
 
 PROMPT_ROWS = 16
 """How many of a prompt's last positions are compared; the answer's are compared all."""
 SINGLE_STEPS = 2
 """How many of the answer's tokens are decoded one at a time before the rest goes as one chunk."""
-GREEDY_TOKENS = 16
-"""How many tokens the bundle answers by itself."""
+GREEDY_TOKENS = 24
+"""How many tokens the bundle answers by itself: a box has 21 at most, closing tag included."""
 
 
 def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path, *, backend: str = ONNXRUNTIME) -> Report:
@@ -61,39 +63,52 @@ def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path, *, 
 def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIME) -> Report:
     """Like verify, for a bundle whose files are known to be whole."""
     _check_same_model(bundle, checkpoint)
+    if backend == TENSORRT or "bf16" not in bundle.manifest.precision.compute.values():
+        return _compare(bundle, checkpoint, backend)
+    if weight_bytes(bundle) > WIDEN_UP_TO_BYTES:
+        return Report((), (f"anything: {NO_BFLOAT16}, and the bundle is too large to be widened",))
+    with tempfile.TemporaryDirectory(prefix="qwenvl-verify-") as folder:
+        report = _compare(widened(bundle, Path(folder)), checkpoint, backend)
+    return dataclasses.replace(report, skipped=(*report.skipped, f"bfloat16 arithmetic: {NO_BFLOAT16}, {HOW_IT_RAN}"))
+
+
+def _open(bundle: Bundle, backend: str) -> dict[str, Backend]:
+    """What can run here, by name: the plan, or ONNX Runtime in each dialect."""
+    if backend == TENSORRT:
+        return {TENSORRT: select_backend(Request(bundle, None, None, 1), TENSORRT, "auto").backend}
+    if backend != ONNXRUNTIME:
+        raise BackendError(f'a bundle is verified with "{ONNXRUNTIME}" or "{TENSORRT}", not with "{backend}".')
+    return {name: OnnxRuntimeBackend(bundle, dialect=name) for name in bundle.manifest.graphs.decoder if can_run(name)}
+
+
+def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
     precision = bundle.manifest.precision
-    if backend == ONNXRUNTIME and "bf16" in precision.compute.values():
-        return Report((), ("bfloat16 graphs, which ONNX Runtime cannot compute on a CPU",))
-    sides = _sides(bundle, backend)
     model = streamed_model(checkpoint)
-    limits = LIMITS[_weaker(precision.vision, precision.decoder)]
+    sides = {name: _Side(bundle, opened) for name, opened in _open(bundle, backend).items()}
+    builder = case_builder(bundle)
     rows: list[Row] = []
-    for case in builtin_cases(bundle):
+    limits = LIMITS[_weaker(precision.vision, precision.decoder)]
+    for case in (*builtin_cases(builder), builtin_box_case(builder)):
         first = next(iter(sides.values()))
         found = first.backend.encode_images(case.pixels) if len(case.pixels) else first.no_features
-        logits, own = {}, {}
-        for name, side in sides.items():
-            logits[name], own[name] = side.decode(case, found), side.answer(case, found)
-        features, wanted = _reference(model, case, [case.answer.tolist(), *own.values()])
+        own = {name: side.answer(case, found) for name, side in sides.items()}
+        reference = _Reference(model, case, first.answerable)
+        asked = case
+        if not len(case.answer):
+            asked = dataclasses.replace(case, answer=np.array(reference.answer(first, found), np.int64))
+        wanted = reference.logits([asked.answer.tolist(), *own.values()])
         if len(case.pixels):
-            rows.append(features_row("vision", case.name, found, features, LIMITS[precision.vision]))
-        for (name, rows_found), chosen in zip(logits.items(), wanted[1:], strict=True):
-            greedy = agreement(own[name], chosen[-len(own[name]) - 1 : -1, : first.decodable])
-            rows.append(logits_row(name, case.name, rows_found, wanted[0], limits, greedy))
+            rows.append(features_row("vision", case.name, found, reference.features.numpy(), LIMITS[precision.vision]))
+        for (name, side), chosen in zip(sides.items(), wanted[1:], strict=True):
+            greedy = agreement(own[name], chosen[-len(own[name]) - 1 : -1, : first.answerable])
+            row = logits_row(name, case.name, side.decode(asked, found), wanted[0], limits, greedy)
+            if asked is not case:
+                boxes = (builder.box(answer) for answer in (own[name], asked.answer.tolist()))
+                row = dataclasses.replace(row, iou=overlap(*boxes))
+            rows.append(row)
     dialects = bundle.manifest.graphs.decoder if backend == ONNXRUNTIME else ()
     skipped = (f'"{name}", which needs a newer ONNX Runtime' for name in dialects if name not in sides)
     return Report(tuple(rows), tuple(skipped))
-
-
-def _sides(bundle: Bundle, backend: str) -> dict[str, _Side]:
-    """What is compared, by the name that the report gives it."""
-    if backend == ONNXRUNTIME:
-        dialects = bundle.manifest.graphs.decoder
-        return {name: _Side(bundle, OnnxRuntimeBackend(bundle, dialect=name)) for name in dialects if can_run(name)}
-    if backend != TENSORRT:
-        raise BackendError(f'the backend "{backend}" cannot be verified; give {ONNXRUNTIME} or {TENSORRT}.')
-    request = Request(bundle, threads=None, max_context=None, chunk=1)
-    return {TENSORRT: _Side(bundle, select_backend(request, TENSORRT, "auto").backend)}
 
 
 def _weaker(*precisions: str) -> str:
@@ -110,23 +125,48 @@ def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
         )
 
 
-@torch.no_grad()
-def _reference(model: QwenVL, case: Case, answers: Sequence[list[int]]) -> tuple[FloatArray, list[FloatArray]]:
-    """PyTorch's image features [N, Q, H] and for each answer the logits [rows, V], all in one pass without a cache.
+class _Reference:
+    """PyTorch's side of one case, in passes without a cache; image features [N, Q, H] float32."""
 
-    Rows are the prompt's last PROMPT_ROWS positions and the answer's; answers are padded behind, where nothing looks.
-    """
-    config, prompt = model.config, case.prompt.ids.tolist()
-    longest = max(map(len, answers))
-    ids = torch.tensor([[*prompt, *answer, *[0] * (longest - len(answer))] for answer in answers])
-    features = torch.empty(0, config.vision.n_queries, config.hidden_size)
-    if len(case.pixels):
-        features = model.encode_images(torch.from_numpy(case.pixels))
-    alpha = ntk_alpha(len(prompt), config.seq_length) if config.use_dynamic_ntk else 1.0
-    last = min(PROMPT_ROWS, len(prompt))
-    embeds = model.embed(ids, features.repeat(len(answers), 1, 1))
-    logits, _ = model.decode(embeds, alpha=alpha, last=last + longest)
-    return features.numpy(), [rows[: last + len(answer)].numpy() for rows, answer in zip(logits, answers, strict=True)]
+    @torch.no_grad()
+    def __init__(self, model: QwenVL, case: Case, answerable: int):
+        self._model = model
+        self._case = case
+        self._answerable = answerable
+        vision = model.config.vision
+        self.features = torch.empty(0, vision.n_queries, model.config.hidden_size)
+        if len(case.pixels):
+            self.features = model.encode_images(torch.from_numpy(case.pixels))
+
+    @torch.no_grad()
+    def logits(self, answers: Sequence[list[int]]) -> list[FloatArray]:
+        """For each answer the logits [rows, V] of the prompt's last PROMPT_ROWS positions and the answer's.
+
+        All in one pass; answers are padded behind, where nothing looks.
+        """
+        config, prompt = self._model.config, self._case.prompt.ids.tolist()
+        longest = max(map(len, answers))
+        ids = torch.tensor([[*prompt, *answer, *[0] * (longest - len(answer))] for answer in answers])
+        alpha = ntk_alpha(len(prompt), config.seq_length) if config.use_dynamic_ntk else 1.0
+        last = min(PROMPT_ROWS, len(prompt))
+        embeds = self._model.embed(ids, self.features.repeat(len(answers), 1, 1))
+        logits, _ = self._model.decode(embeds, alpha=alpha, last=last + longest)
+        return [rows[: last + len(answer)].numpy() for rows, answer in zip(logits, answers, strict=True)]
+
+    def answer(self, side: _Side, features: FloatArray) -> list[int]:
+        """PyTorch's own greedy answer, GREEDY_TOKENS ids.
+
+        The bundle drafts it and PyTorch corrects it, so that it takes as many passes as there are differences, not
+        tokens (Leviathan et al., arXiv 2211.17192).
+        """
+        tokens: list[int] = []
+        while len(tokens) < GREEDY_TOKENS:
+            draft = side.answer(self._case, features, tokens)
+            (rows,) = self.logits([draft])
+            chosen = rows[-len(draft) - 1 : -1, : self._answerable].argmax(-1).tolist()
+            same, _ = agreement(draft, rows[-len(draft) - 1 : -1, : self._answerable])
+            tokens = chosen[: same + 1]
+        return tokens
 
 
 class _Side:
@@ -139,7 +179,7 @@ class _Side:
         )
         self.bundle = bundle
         self.backend = backend
-        self.decodable = family.decodable
+        self.answerable = family.image_start_id  # ids below may stand in an answer; pictures' spans are behind them
         self.no_features = np.empty((0, model.image_tokens, model.hidden_size), np.float32)
 
     def decode(self, case: Case, features: FloatArray) -> FloatArray:
@@ -155,16 +195,17 @@ class _Side:
             ]
         )
 
-    def answer(self, case: Case, features: FloatArray) -> list[int]:
-        """The graph's own greedy answer: GREEDY_TOKENS ids, whatever they are."""
-        length = len(case.prompt.ids)
-        cache = self._cache(case, length + GREEDY_TOKENS)
-        logits = self._run(cache, self._embed(case, case.prompt.ids, features), 0, length - 1)
-        tokens = [int(logits[-1, : self.decodable].argmax())]
+    def answer(self, case: Case, features: FloatArray, begun: Sequence[int] = ()) -> list[int]:
+        """The graph's own greedy answer, which begins with `begun`: GREEDY_TOKENS ids, whatever they are."""
+        length = len(case.prompt.ids) + len(begun)
+        cache = self._cache(case, len(case.prompt.ids) + GREEDY_TOKENS)
+        ids = np.concatenate([case.prompt.ids, np.array(begun, np.int64)])
+        logits = self._run(cache, self._embed(case, ids, features), 0, length - 1)
+        tokens = [*begun, int(logits[-1, : self.answerable].argmax())]
         while len(tokens) < GREEDY_TOKENS:
             start = cache.length
             logits = self._run(cache, self.bundle.embedding[[tokens[-1:]]], start, start)
-            tokens.append(int(logits[-1, : self.decodable].argmax()))
+            tokens.append(int(logits[-1, : self.answerable].argmax()))
         return tokens
 
     def _embed(self, case: Case, ids: npt.NDArray[np.int64], features: FloatArray) -> FloatArray:

@@ -114,7 +114,7 @@ def test_losses_are_within_the_limits(exports, precision, options):
     parity = bundle.manifest.parity
     assert parity["passed"]
     assert {row["graph"] for row in parity["stages"]} == {"vision", *RUNNABLE}
-    assert all(row["tokens"] == 16 and 0 <= row["agreed"] <= 16 for row in parity["stages"] if "kl" in row)
+    assert all(row["tokens"] == 24 and 0 <= row["agreed"] <= 24 for row in parity["stages"] if "kl" in row)
     assert bundle.manifest.precision == chosen.describe("rtn")
 
 
@@ -147,7 +147,7 @@ def test_bundles_answer(exports, precision):
 def test_half_precision_caches(exports, precision):
     bundle = exports(precision)[0]
     if precision == "bf16":
-        assert bundle.manifest.parity["skipped"] == ["bfloat16 graphs, which ONNX Runtime cannot compute on a CPU"]
+        assert [note.split(":")[0] for note in bundle.manifest.parity["skipped"]] == ["bfloat16 arithmetic"]
         with pytest.raises(BackendError, match="computes bfloat16 on GPUs only"):
             OnnxRuntimeBackend(bundle)
     else:

@@ -6,15 +6,19 @@ import shutil
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from dialects import RUNNABLE
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
-from qwenvl_edge_export.checkpoint import Checkpoint
+from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.prompts import builtin_cases
-from qwenvl_edge_export.verify import compare, verify
+from qwenvl_edge_export.parity import overlap
+from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.prompts import builtin_box_case, builtin_cases, case_builder
+from qwenvl_edge_export.verify import GREEDY_TOKENS, _Reference, _Side, compare, verify
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,11 @@ def test_a_bundle_agrees_with_its_checkpoint(tiny_bundle, tiny_checkpoint):
     assert report.passed
     assert report.failures == ""
     stages = {(row.graph, row.case) for row in report.rows}
-    prompts = {"text", "one picture", "two pictures, history"}
+    prompts = {"text", "one picture", "two pictures, history", "box"}
     assert stages == {(dialect, case) for dialect in RUNNABLE for case in prompts} | {
         ("vision", "one picture"),
         ("vision", "two pictures, history"),
+        ("vision", "box"),
     }
     for row in report.rows:
         assert 0 < row.max_abs < row.limit
@@ -55,9 +60,11 @@ def test_the_report_is_json_and_a_table(exported):
     report = verify(bundle, source)
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     lines = report.table().splitlines()
-    assert len(lines) == len(report.rows) + 1
-    assert lines[0].split() == ["stage", "graph", "prompt", "max", "|diff|", "limit", "cosine", "KL", "top-1", "greedy"]
-    assert all(line.endswith("ok") for line in lines[1:])
+    assert len(lines) == len(report.rows) + 2
+    assert lines[0].split()[:8] == ["stage", "graph", "prompt", "max", "|diff|", "limit", "cosine", "KL"]
+    assert lines[0].split()[8:] == ["top-1", "greedy", "box", "IoU"]
+    assert all(line.endswith("ok") for line in lines[1:-1])
+    assert lines[-1] == report.status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,7 @@ def test_dialects_that_an_old_onnx_runtime_cannot_run_are_left_out_and_named(exp
 
 
 def test_the_builtin_prompts_cover_the_formats(tiny_bundle):
-    text, one, two = builtin_cases(tiny_bundle)
+    text, one, two = builtin_cases(case_builder(tiny_bundle))
     assert [len(case.prompt.pictures) for case in (text, one, two)] == [0, 1, 3]
     assert two.prompt.turns == 1
     start = tiny_bundle.manifest.model.image_start_id
@@ -135,4 +142,72 @@ def test_the_builtin_prompts_cover_the_formats(tiny_bundle):
 
 def test_prompts_above_seq_length_are_part_of_it(exported):
     """The random checkpoints have seq_length 16: dynamic NTK and log-n act on every built-in prompt."""
-    assert all(len(case.prompt.ids) > 16 for case in builtin_cases(exported[1]))
+    assert all(len(case.prompt.ids) > 16 for case in builtin_cases(case_builder(exported[1])))
+
+
+def test_boxes_are_read_from_answers(tiny_bundle):
+    builder = case_builder(tiny_bundle)
+    case = builtin_box_case(builder)
+    assert len(case.pixels) == 1 and not len(case.answer)
+
+    def box(answer):
+        return builder.box(builder.case("", (), (), answer).answer.tolist())
+
+    assert box("(12,30),(480,610)</box> and more") == (12, 30, 480, 610)
+    assert box("(12,30),(480,610)</box><box>(1,2),(3,4)</box>") == (12, 30, 480, 610)
+    assert box("(12,30),(480") is None
+    assert box("nowhere</box>") is None
+    assert builder.box([tiny_bundle.manifest.model.vocab_size - 1]) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((0, 0, 10, 10), (0, 0, 10, 10), 1.0),
+        ((0, 0, 10, 10), (5, 0, 15, 10), 1 / 3),
+        ((0, 0, 10, 10), (20, 20, 30, 30), 0.0),
+        ((10, 10, 0, 0), (10, 10, 0, 0), 1.0),
+        ((0, 0, 10, 10), None, 0.0),
+        (None, None, None),
+    ],
+)
+def test_overlap(a, b, expected):
+    assert overlap(a, b) == overlap(b, a) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_the_drafted_reference_is_pytorchs_own_answer(exported, tmp_path):
+    """Drafted by a bundle that answers otherwise, and corrected until nothing is left to correct."""
+    tensors = random_tensors(config_dict())
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] + 0.02 * torch.randn(tensors["lm_head.weight"].shape)
+    other = write_checkpoint(tmp_path / "other", tensors=tensors)
+    model = load_model(Checkpoint.open(other))
+    side = _Side(exported[1], OnnxRuntimeBackend(exported[1], threads=1))
+    case = builtin_box_case(case_builder(exported[1]))
+    features = side.backend.encode_images(case.pixels)
+    reference = _Reference(model, case, side.answerable)
+    embeds = model.embed(torch.from_numpy(case.prompt.ids)[None], reference.features)
+    expected = model.generate(embeds, GREEDY_TOKENS)
+    assert side.answer(case, features) != expected
+    assert reference.answer(side, features) == expected
+
+
+def test_bfloat16_runs_on_its_stored_values(exported, tmp_path, monkeypatch):
+    source, _ = exported
+    half = ExportPrecision.choose("bf16")
+    bundle = export(source, tmp_path / "bf16", precision=half)
+    report = verify(bundle, source)
+    assert report.status == "passed"
+    assert {row.graph for row in report.rows} == {"vision", *RUNNABLE}
+    assert all(row.max_abs > 1e-4 for row in report.rows)
+    assert "no bfloat16" in report.table()
+    altered = verify(bundle, changed(tmp_path, "transformer.h.1.mlp.w2.weight", slice(None), 3.0))
+    assert altered.status == "failed"
+    monkeypatch.setattr("qwenvl_edge_export.verify.WIDEN_UP_TO_BYTES", 1000)
+    unseen = verify(bundle, source)
+    assert (unseen.status, unseen.to_dict()["passed"]) == ("not run here", None)
+    assert unseen.table().splitlines()[-1] == "not run here"
+
+
+def test_an_unknown_backend(exported):
+    with pytest.raises(BackendError, match='"onnxruntime" or "tensorrt", not with "tpu"'):
+        verify(exported[1], exported[0], backend="tpu")
