@@ -71,7 +71,7 @@ def reference(emulated):
 
 
 def test_interfaces(configured):
-    run("cmake", "--build", configured, "-j", "2", "--target", "plugin_test")
+    run("cmake", "--build", configured, "-j", "2", "--target", "plugin_test", "gpu_test")
     run("ctest", "--test-dir", configured, "--output-on-failure", "--no-tests=error")
 
 

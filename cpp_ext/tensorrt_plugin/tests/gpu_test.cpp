@@ -114,7 +114,7 @@ std::unique_ptr<nvinfer1::IPluginV3> create(const Library& library, const Sizes&
         library.creator->createPlugin("attention", &collection, nvinfer1::TensorRTPhase::kRUNTIME));
 }
 
-// enqueue, captured into a graph as an engine would be, and launched once.
+// enqueue, then the same captured into a graph, as an engine is, and launched.
 void enqueue_in_a_graph(const Library& library, const Sizes& sizes, DataType type, bool int8) {
     const auto plugin = create(library, sizes, int8);
     require(plugin != nullptr, "no plugin was made");
@@ -122,14 +122,19 @@ void enqueue_in_a_graph(const Library& library, const Sizes& sizes, DataType typ
         plugin->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
     HostCall call(sizes, type, int8), expected(sizes, type, int8);
     DeviceCall device(call, library.workspace(sizes.head_dim));
+    const auto enqueue = [&](cudaStream_t stream) {
+        require(runtime.enqueue(call.descriptions.data(), nullptr, device.inputs.data(), device.outputs.data(),
+                                device.workspace, stream) == 0,
+                "enqueue failed");
+    };
     cudaStream_t stream;
     cudaGraph_t graph;
     cudaGraphExec_t executable;
     cuda(cudaStreamCreate(&stream));
+    enqueue(stream);  // loads the kernels, which a capture may not; the same call again writes the same
+    cuda(cudaStreamSynchronize(stream));
     cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    require(runtime.enqueue(call.descriptions.data(), nullptr, device.inputs.data(), device.outputs.data(),
-                            device.workspace, stream) == 0,
-            "enqueue failed");
+    enqueue(stream);
     cuda(cudaStreamEndCapture(stream, &graph));
     cuda(cudaGraphInstantiate(&executable, graph, 0));
     cuda(cudaGraphLaunch(executable, stream));

@@ -48,7 +48,7 @@ Barrier block;
 std::vector<unsigned char> shared;
 ucontext_t scheduler;
 const std::function<void()>* body;
-bool progress;
+bool progress, any_progress;
 
 [[noreturn]] void fail(const char* what) {
     std::fprintf(stderr, "thread %u of block (%u, %u, %u): %s\n", thread_index.x, block_index.x, block_index.y,
@@ -94,17 +94,34 @@ void prepare(int threads, std::size_t shared_bytes) {
     shared.assign(shared_bytes + 64, 0xFF);
 }
 
-void run_block(int threads) {
-    for (int left = threads; left > 0;) {
+// Resumes every thread of a warp, again and again, until all wait for other warps or have ended. Returns how many
+// ended.
+int run_warp(int first, int size) {
+    int ended = 0;
+    do {
         progress = false;
-        for (int i = 0; i < threads; ++i) {
-            const int thread = descending ? threads - 1 - i : i;
+        for (int i = 0; i < size; ++i) {
+            const int thread = first + (descending ? size - 1 - i : i);
             if (fibers[thread].finished) continue;
             thread_index = {static_cast<unsigned>(thread), 0, 0};
             swapcontext(&scheduler, &fibers[thread].context);
-            left -= fibers[thread].finished;
+            ended += fibers[thread].finished;
         }
-        if (!progress) fail("waits for threads that never come");
+        any_progress |= progress;
+    } while (progress);
+    return ended;
+}
+
+// One warp after the other, each as far as it gets: what it needs of another and does not wait for is not there.
+void run_block(int threads) {
+    const int count = static_cast<int>(warps.size());
+    for (int left = threads; left > 0;) {
+        any_progress = false;
+        for (int i = 0; i < count; ++i) {
+            const int warp = descending ? count - 1 - i : i;
+            left -= run_warp(32 * warp, warps[warp].barrier.size);
+        }
+        if (!any_progress) fail("waits for threads that never come");
     }
 }
 

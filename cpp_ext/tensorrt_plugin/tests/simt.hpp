@@ -1,8 +1,9 @@
 // A GPU's threads on a CPU: what kernels/*.cuh use of CUDA, for a C++ compiler.
 //
 // Each thread of a block is a fiber that runs until it has to wait for its warp or its block. Shared memory starts as
-// NaN, asynchronous copies arrive only when waited for, misaligned vectors abort, and fibers of a block can be run in
-// either order, so that a missing barrier or wait shows. Blocks run one after the other. Not for speed.
+// NaN, asynchronous copies arrive only when waited for, misaligned vectors abort, and a warp runs as far as it can
+// before the next one starts, in ascending or descending order, so that a missing barrier or wait shows. Blocks run one
+// after the other. Not for speed.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -28,7 +29,7 @@ struct Index {
 extern Index thread_index, block_index, grid_size;
 unsigned char* shared_memory();
 
-// Runs `kernel` for every thread of every block. Threads start in descending order if `descending` is set.
+// Runs `kernel` for every thread of every block, warps and threads in descending order if `descending` is set.
 void run(dim3 grid, int threads, std::size_t shared_bytes, const std::function<void()>& kernel);
 extern bool descending;
 
