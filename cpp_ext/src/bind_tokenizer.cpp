@@ -168,25 +168,21 @@ py::str truncate(const PyTokenizer& tokenizer, const py::str& text, std::int64_t
 bool append_small_ids(const Tokenizer& tokenizer, PyObject* ids, ByteBuffer& out) {
     if (!PyList_CheckExact(ids) && !PyTuple_CheckExact(ids)) return false;
     PyObject** const items = PySequence_Fast_ITEMS(ids);
-    const Py_ssize_t size = PySequence_Fast_GET_SIZE(ids);
-    for (Py_ssize_t i = 0; i < size; ++i) {
-        const std::int64_t id = small_int(items[i]);
-        if (id < 0) return false;
-        tokenizer.append_bytes(id, out);
-    }
-    return true;
+    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(ids));
+    return tokenizer.append_bytes(count, [items](std::size_t i) { return small_int(items[i]); }, out) == count;
 }
 
 ByteBuffer decode_ids(const PyTokenizer& tokenizer, const py::handle& ids) {
-    constexpr std::size_t likely_bytes = 5;  // of a token, enough for most texts
-    const Py_ssize_t count = std::max<Py_ssize_t>(PyObject_LengthHint(ids.ptr(), 0), 0);
-    PyErr_Clear();
-    ByteBuffer fast(static_cast<std::size_t>(count) * likely_bytes);
+    constexpr std::size_t likely_bytes = 6;  // of a token, enough for most texts
+    const Py_ssize_t hint = PyObject_LengthHint(ids.ptr(), 0);
+    if (hint < 0) PyErr_Clear();
+    ByteBuffer fast(static_cast<std::size_t>(std::max<Py_ssize_t>(hint, 0)) * likely_bytes);
     if (append_small_ids(*tokenizer, ids.ptr(), fast)) return fast;
     std::vector<std::int64_t> values;
     read_ids(ids, values);
     ByteBuffer out(values.size() * likely_bytes);
-    for (const std::int64_t id : values) tokenizer->append_bytes(id, out);
+    const std::size_t done = tokenizer->append_bytes(values.size(), [&](std::size_t i) { return values[i]; }, out);
+    if (done < values.size()) tokenizer->token_bytes(values[done]);  // throws: it has none
     return out;
 }
 

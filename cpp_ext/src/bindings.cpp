@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <optional>
 
 #include "qwenvl/instruction_set.hpp"
@@ -43,6 +44,10 @@ std::optional<py::str> text_of_utf8(std::string_view bytes) {
     bool good = false;
     switch (PyUnicode_KIND(text.ptr())) {
         case PyUnicode_1BYTE_KIND:
+            if (largest < 0x80) {
+                std::memcpy(PyUnicode_1BYTE_DATA(text.ptr()), bytes.data(), bytes.size());
+                return text;
+            }
             good = transcode_utf8(bytes, PyUnicode_1BYTE_DATA(text.ptr()));
             break;
         case PyUnicode_2BYTE_KIND:

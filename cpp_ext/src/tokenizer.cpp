@@ -117,9 +117,9 @@ std::string_view Tokenizer::special_bytes(std::int64_t id) const {
     return special->text;
 }
 
-std::string Tokenizer::decode(const std::vector<TokenId>& ids) const {
-    ByteBuffer out(ids.size() * 5);
-    for (const TokenId id : ids) append_bytes(id, out);
+std::string Tokenizer::decode(const std::vector<std::int64_t>& ids) const {
+    ByteBuffer out(ids.size());
+    append_bytes(ids.size(), [&](std::size_t i) { return ids[i]; }, out);
     return std::string(out.view());
 }
 

@@ -10,22 +10,19 @@ namespace qwenvl {
 
 class ByteBuffer {
 public:
-    static constexpr std::size_t kChunk = 16;
-
-    explicit ByteBuffer(std::size_t capacity) : capacity_(capacity + kChunk), data_(new char[capacity_]) {}
+    explicit ByteBuffer(std::size_t capacity) : capacity_(capacity), data_(new char[capacity]) {}
 
     std::string_view view() const { return {data_.get(), size_}; }
 
-    // The first `size` < kChunk bytes of kChunk readable ones: a copy of fixed size, whose end the next one overwrites.
-    void append_chunk(const void* chunk, std::size_t size) {
-        if (capacity_ - size_ < kChunk) grow(kChunk);
-        std::memcpy(data_.get() + size_, chunk, kChunk);
-        size_ += size;
+    // The end, behind which `size` bytes may be written; extend_to takes over what was.
+    char* reserve(std::size_t size) {
+        if (capacity_ - size_ < size) grow(size);
+        return data_.get() + size_;
     }
+    void extend_to(const char* end) { size_ = static_cast<std::size_t>(end - data_.get()); }
 
     void append(std::string_view bytes) {
-        if (capacity_ - size_ < bytes.size()) grow(bytes.size());
-        std::memcpy(data_.get() + size_, bytes.data(), bytes.size());
+        std::memcpy(reserve(bytes.size()), bytes.data(), bytes.size());
         size_ += bytes.size();
     }
 

@@ -1,6 +1,8 @@
 // Text to ids and back: special tokens, split pattern, byte-pair merging. Immutable, safe to share between threads.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -36,16 +38,32 @@ public:
         return ordinary ? vocabulary_.bytes(static_cast<TokenId>(id)) : special_bytes(id);
     }
 
-    // Appends what token_bytes gives.
-    void append_bytes(std::int64_t id, ByteBuffer& out) const {
-        if (static_cast<std::uint64_t>(id) < vocabulary_.size()) {
-            const Vocabulary::Chunk& chunk = vocabulary_.chunk(static_cast<TokenId>(id));
-            if (chunk.size != Vocabulary::Chunk::kTooLong) return out.append_chunk(&chunk, chunk.size);
+    // Appends the bytes of id_at(0) .. id_at(count - 1); stops at a negative one and returns how many were appended.
+    template <typename IdAt>
+    std::size_t append_bytes(std::size_t count, IdAt id_at, ByteBuffer& out) const {
+        constexpr std::size_t many = 64;  // ids between two looks at the room that is left
+        std::size_t i = 0;
+        while (i < count) {
+            const std::size_t stop = std::min(count, i + many);
+            char* end = out.reserve(many * sizeof(Vocabulary::Chunk));
+            std::int64_t id = 0;
+            for (; i < stop; ++i) {
+                id = id_at(i);
+                const Vocabulary::Chunk* chunk = vocabulary_.chunk(id);
+                if (chunk == nullptr) break;
+                std::memcpy(end, chunk, sizeof *chunk);  // of fixed size; the next one overwrites its end
+                end += chunk->size;
+            }
+            out.extend_to(end);
+            if (i == stop) continue;
+            if (id < 0) break;
+            out.append(token_bytes(id));
+            ++i;
         }
-        out.append(token_bytes(id));
+        return i;
     }
 
-    std::string decode(const std::vector<TokenId>& ids) const;
+    std::string decode(const std::vector<std::int64_t>& ids) const;
 
 private:
     std::string_view special_bytes(std::int64_t id) const;

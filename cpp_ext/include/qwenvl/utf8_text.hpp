@@ -1,6 +1,7 @@
 // UTF-8 to code points of 1, 2 or 4 bytes, checked.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -15,11 +16,18 @@ struct Utf8Summary {
 };
 
 inline Utf8Summary summarize_utf8(std::string_view bytes) {
+    constexpr std::size_t block = 128;  // short enough for sums of one byte, which make wide vectors
     Utf8Summary summary{0, 0};
-    for (const char byte : bytes) {
-        const auto value = static_cast<unsigned char>(byte);
-        summary.largest_byte = value > summary.largest_byte ? value : summary.largest_byte;
-        summary.characters += static_cast<signed char>(byte) >= -0x40;  // no continuation byte
+    while (!bytes.empty()) {
+        std::uint8_t largest = 0, characters = 0;
+        for (const char byte : bytes.substr(0, block)) {
+            const auto value = static_cast<std::uint8_t>(byte);
+            largest = value > largest ? value : largest;
+            characters = static_cast<std::uint8_t>(characters + (static_cast<signed char>(byte) >= -0x40 ? 1 : 0));
+        }
+        summary.largest_byte = std::max(summary.largest_byte, largest);
+        summary.characters += characters;  // bytes that continue none
+        bytes.remove_prefix(std::min(block, bytes.size()));
     }
     return summary;
 }
@@ -46,17 +54,31 @@ inline Utf8Sequence utf8_sequence(const unsigned char* text, std::size_t left) {
     return {0, 0};
 }
 
+template <std::size_t size>
+bool all_ascii(const unsigned char* text) {
+    std::uint64_t words[size / 8], any = 0;
+    std::memcpy(words, text, size);
+    for (const std::uint64_t word : words) any |= word;
+    return (any & 0x8080808080808080u) == 0;
+}
+
 // Writes the code points, each of which must fit, to `out`, which has room for all. False where the bytes are no UTF-8.
 template <typename Unit>
 bool transcode_utf8(std::string_view bytes, Unit* out) {
     const auto* text = reinterpret_cast<const unsigned char*>(bytes.data());
     const auto* const end = text + bytes.size();
     while (text < end) {
+        constexpr std::size_t many = 16;
         if (*text < 0x80) {
-            std::uint64_t eight = ~std::uint64_t{0};
-            if (end - text >= 8) std::memcpy(&eight, text, 8);
-            const int count = eight & 0x8080808080808080u ? 1 : 8;
-            for (int i = 0; i < count; ++i) *out++ = *text++;
+            if (static_cast<std::size_t>(end - text) >= many && all_ascii<many>(text)) {
+                Unit wide[many];
+                for (std::size_t i = 0; i < many; ++i) wide[i] = text[i];
+                std::memcpy(out, wide, sizeof wide);
+                text += many;
+                out += many;
+            } else {
+                *out++ = *text++;
+            }
             continue;
         }
         const Utf8Sequence next = utf8_sequence(text, static_cast<std::size_t>(end - text));

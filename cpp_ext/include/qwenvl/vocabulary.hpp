@@ -6,7 +6,6 @@
 #include <string_view>
 #include <vector>
 
-#include "qwenvl/byte_buffer.hpp"
 #include "qwenvl/word_table.hpp"
 
 namespace qwenvl {
@@ -30,10 +29,15 @@ public:
     struct Chunk {
         static constexpr std::uint8_t kTooLong = 0xFF;
 
-        char bytes[ByteBuffer::kChunk - 1];
+        char bytes[15];
         std::uint8_t size;
     };
-    const Chunk& chunk(TokenId id) const { return chunks_[id]; }
+    // nullptr for longer tokens and for ids that are no rank.
+    const Chunk* chunk(std::int64_t id) const {
+        if (static_cast<std::uint64_t>(id) >= chunks_.size()) return nullptr;
+        const Chunk* found = &chunks_[static_cast<std::size_t>(id)];
+        return found->size != Chunk::kTooLong ? found : nullptr;
+    }
 
     // Rank of the token with exactly these bytes, or kNoToken. `readable`: bytes that may be read from their beginning.
     TokenId find(std::string_view bytes) const { return find(bytes, bytes.size()); }
