@@ -67,6 +67,16 @@ def test_a_batch(engines):
         same(*pair)
 
 
+def test_answers_that_come_and_go_together(engines):
+    """Rows end and others take their place: parts of one cache are bound as caches of their own."""
+    questions = ["Where is the red mug?", "Why?", "How many cars?", "What does it say?", "Describe it.", "What is it?"]
+    options = {"images": [PICTURE], "do_sample": False, "max_new_tokens": 24}
+    with engines[0].batcher(rows=16) as batcher:  # the plan takes 4
+        replies = [batcher.submit(question, **options) for question in questions]
+        for question, reply in zip(questions, replies, strict=True):
+            assert reply.result(timeout=60).raw_text == engines[1].chat(question, **options).raw_text
+
+
 def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monkeypatch):
     """Dynamic NTK changes the rotary tables at 2,048 tokens; the driver has to bring the new ones, then the old."""
     folder = bundle.path / "plans" / "long"

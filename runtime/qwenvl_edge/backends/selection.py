@@ -97,10 +97,10 @@ def _tensorrt(request: Request) -> Callable[[], Backend]:
     from qwenvl_edge.backends.tensorrt import TensorRTBackend
     from qwenvl_edge.backends.tensorrt_library import Library, installed_libraries
 
+    cuda = Cuda.open()  # before the libraries, which are large
     libraries = installed_libraries()
     if not libraries:
         raise BackendError("TensorRT is not installed, which the bundle's plans need")
-    cuda = Cuda.open()
 
     def choose() -> tuple[Plan, Library]:
         for library in libraries[:-1]:
