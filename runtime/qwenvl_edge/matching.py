@@ -57,7 +57,8 @@ class Matcher:
             QwenVLError: llguidance gave up, for example because the constraint became too complex.
         """
         if not self._matcher.consume_token(token):
-            raise QwenVLError(f"the constraint could not be followed: {self._matcher.get_error()}; simplify it.")
+            reason = _sentence(self._matcher.get_error())
+            raise QwenVLError(f"the constraint could not be followed: {reason}; simplify it.")
         stopped: bool = self._matcher.is_stopped()
         return stopped
 
