@@ -1,8 +1,7 @@
 # CMAKE_CUDA_ARCHITECTURES, unless it is given: everything from sm_80 on that the compiler knows, and PTX of the newest
 # for what comes later. Must be included before enable_language(CUDA).
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  find_program(nvcc nvcc HINTS ${CUDAToolkit_BIN_DIR} REQUIRED)
-  execute_process(COMMAND ${nvcc} --list-gpu-code OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
   set(wanted 80 87 89 90 100 110 120)
   set(CMAKE_CUDA_ARCHITECTURES "")
   foreach(architecture ${wanted})
