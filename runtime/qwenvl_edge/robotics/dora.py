@@ -1,4 +1,4 @@
-"""A dora node: `python -m qwenvl_edge.robotics.dora BUNDLE`, as the `path` and `args` of a dataflow.
+"""A dora node: `python -m qwenvl_edge.robotics.dora BUNDLE`, in a dataflow by way of examples/dora/vlm.py.
 
 Inputs: `image` as dora's camera nodes send it (a flat uint8 array; metadata `encoding`, `width`, `height`), with
 queue_size 1; `text`, a question about the newest frame, as an array of one string.

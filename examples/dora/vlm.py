@@ -1,0 +1,11 @@
+"""The VLM as a node: `path: vlm.py`, `args: BUNDLE ...`.
+
+A file and not `path: python`, because dora looks programs up with `uv run`, which would first build the project in
+whose folder the dataflow lies.
+"""
+
+import sys
+
+from qwenvl_edge.robotics.dora import main
+
+sys.exit(main())
