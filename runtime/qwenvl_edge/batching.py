@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.answering import Answerer, Work, finish
-from qwenvl_edge.batch import BatchDecoder
+from qwenvl_edge.batch import BatchDecoder, FloatArray
 from qwenvl_edge.conversation import Message
 from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.errors import QwenVLError
@@ -69,21 +69,29 @@ class _Rows:
         """Note whose the row is."""
         self._jobs[row] = job
 
-    def step(self) -> list[_Job]:
-        """Compute a token of every row; return the jobs that ended, whose rows are free again."""
+    def step(self) -> list[tuple[_Job, Exception | None]]:
+        """Compute a token of every row; return the jobs that ended, whose rows are free again, or failed, and why."""
         clock = time.perf_counter()
         logits = self.decoder.step()
         ended = []
         for row, job in list(self._jobs.items()):
-            run = job.work.run
-            assert run is not None  # a job without a generation ends before it gets a row
-            if self.decoder.caught_up(row):
-                run.take(logits[row], clock)
-                job.say(run.piece)
-            if job.work.ended:
+            error = self._take(row, job, logits[row], clock)
+            if error is not None or job.work.ended:
                 self.decoder.end(row)
-                ended.append(self._jobs.pop(row))
+                ended.append((self._jobs.pop(row), error))
         return ended
+
+    def _take(self, row: int, job: _Job, logits: FloatArray, clock: float) -> Exception | None:
+        """Take the next token of a row; return what went wrong, which is no other row's business."""
+        run = job.work.run
+        assert run is not None  # a job without a generation ends before it gets a row
+        try:
+            if self.decoder.caught_up(row):
+                run.take(logits, clock)
+                job.say(run.piece)
+        except Exception as error:
+            return error
+        return None
 
     def close_gaps(self) -> None:
         """Move the last rows into free ones before them, so that none is computed for nothing."""
@@ -144,13 +152,15 @@ class Batcher:
             on_text: is called with each piece of text, in another thread; it must not block.
 
         Returns:
-            The reply to come, or a BackendError.
+            The reply to come, or what went wrong: a BackendError, or what on_text raised. Its own cancel() does
+            nothing.
 
         Raises:
             QwenVLError: the batcher is closed, and what chat raises before it computes.
         """
         request = self._requests.chat(message, images, history, system, overrides)
         job = _Job(self._answerer.work(request, request.control()), Future(), on_text)
+        job.reply.set_running_or_notify_cancel()  # from here on only `cancel` ends it
         with self._changed:
             if self._closed:
                 raise QwenVLError("the batcher is closed; make a new one.")
@@ -251,8 +261,11 @@ class Batcher:
             for job in rows.fail():
                 job.reply.set_exception(error)
             return
-        for job in ended:
-            self._end(job)
+        for job, failure in ended:
+            if failure is None:
+                self._end(job)
+            else:
+                job.reply.set_exception(failure)
 
     def _fail_all(self, error: BaseException) -> None:
         jobs = [job for rows in self._batches.values() for job in rows.fail()]

@@ -157,6 +157,19 @@ def test_a_failed_step_fails_its_answers_only(engines, monkeypatch):
         assert ask(batcher, item(7)).raw_text == expected
 
 
+def test_a_failed_row_fails_alone(engines):
+    def complain(_):
+        raise ValueError("not this")
+
+    with engines[0].batcher(rows=4) as batcher:
+        bad = batcher.submit(**LONG, on_text=complain)
+        futures = [batcher.submit(**item(seed)) for seed in range(4)]
+        assert not futures[0].cancel()
+        assert isinstance(bad.exception(WAIT_S), ValueError)
+        for seed, future in enumerate(futures):
+            assert future.result(WAIT_S).raw_text == engines[1].chat(**item(seed)).raw_text
+
+
 def test_the_engine_answers_others_when_the_batch_is_idle(engines):
     with engines[0].batcher(rows=2) as batcher:
         future = batcher.submit(**item(1))
