@@ -67,7 +67,7 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
 
     Args:
         source: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a Pillow image (its current frame); the bytes of
-            an image file; or a path (`str` or `Path`).
+            an image file; a path (`str` or `Path`); or such an array in CUDA's memory (`__cuda_array_interface__`).
         channel_order: the channel order of arrays, "rgb" or "bgr" (as OpenCV delivers); other sources know their own.
         name: what to call the picture in error messages when the source has no name of its own.
 
@@ -86,6 +86,10 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
         return freeze(_decode(io.BytesIO(source), name), name)
     if isinstance(source, (str, os.PathLike)):
         return _load_path(source)
+    if hasattr(source, "__cuda_array_interface__"):
+        from qwenvl_edge.backends.cuda_frames import frame_array
+
+        return freeze(array_to_rgb(frame_array(source, name), channel_order, name), name)
     raise ImageError(
         f"{name} is of type {type(source).__name__}; give a uint8 array, a Pillow image, the bytes of an "
         "image file or a path."

@@ -28,6 +28,11 @@ class cudaMemcpyKind(IntEnum):
     cudaMemcpyDeviceToDevice = 3
 
 
+class cudaMemoryType(IntEnum):
+    cudaMemoryTypeHost = 1
+    cudaMemoryTypeDevice = 2
+
+
 class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
@@ -43,7 +48,7 @@ class _Handle:
 def make_module(machine: Machine) -> ModuleType:
     """The module for one machine."""
     module = ModuleType("cuda.bindings.runtime")
-    for constant in (cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode):
+    for constant in (cudaError_t, cudaMemcpyKind, cudaMemoryType, cudaStreamCaptureMode):
         setattr(module, constant.__name__, constant)
     module.cudaHostAllocMapped = 2
     module.cudaStreamNonBlocking = 1
@@ -134,6 +139,20 @@ class Runtime:
             return (cudaError_t.cudaErrorInvalidValue,)
         places = (Range(at, (height - 1) * pitch + width) for at, pitch in ((dst, dpitch), (src, spitch)))
         return self._copy(*places, dpitch, spitch, width, height, kind, stream)
+
+    def cudaMemcpy2D(self, dst, dpitch, src, spitch, width, height, kind):
+        source = self._machine.view(Range(src, (height - 1) * spitch + width))
+        target = self._machine.host_bytes(dst, (height - 1) * dpitch + width)
+        _rows(target, dpitch, width, height)[:] = _rows(source, spitch, width, height)
+        return (_OK,)
+
+    def cudaPointerGetAttributes(self, ptr):
+        place = Range(ptr, 1)
+        if not self._machine.is_known(place):
+            return cudaError_t.cudaErrorInvalidValue, None
+        pinned = self._machine.is_pinned(place)
+        kind = cudaMemoryType.cudaMemoryTypeHost if pinned else cudaMemoryType.cudaMemoryTypeDevice
+        return _OK, SimpleNamespace(type=kind, hostPointer=ptr if pinned else None)
 
     def cudaMemsetAsync(self, devPtr, value, count, stream):
         place = Range(devPtr, count)

@@ -35,7 +35,7 @@ def test_every_cuda_function_is_called_like_the_real_one():
     for name in functions:
         ours = [p for p in inspect.signature(getattr(cuda_runtime.Runtime, name)).parameters if p != "self"]
         assert ours == parameters(getattr(real, name).__doc__, name), name
-    for enum in (module.cudaError_t, module.cudaMemcpyKind, module.cudaStreamCaptureMode):
+    for enum in (module.cudaError_t, module.cudaMemcpyKind, module.cudaMemoryType, module.cudaStreamCaptureMode):
         for member in enum:
             assert int(getattr(getattr(real, enum.__name__), member.name)) == member
     for name in ("cudaHostAllocMapped", "cudaStreamNonBlocking"):
