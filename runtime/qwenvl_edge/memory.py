@@ -87,8 +87,17 @@ def check_fits(plan: MemoryPlan) -> None:
 
 def available_bytes() -> int | None:
     """Memory that a new process could take without swapping; None where the system does not tell."""
+    return _meminfo_bytes("MemAvailable")
+
+
+def swap_bytes() -> int:
+    """Swap space that is free; 0 where the system does not tell."""
+    return _meminfo_bytes("SwapFree") or 0
+
+
+def _meminfo_bytes(field: str) -> int | None:
     try:
         fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        return int(fields[field].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None

@@ -87,9 +87,9 @@ def test_a_bundle_that_cannot_fit_is_refused_before_it_is_loaded(tiny_bundle, mo
 def test_free_memory_is_read_from_the_system(tmp_path, monkeypatch):
     file = tmp_path / "meminfo"
     monkeypatch.setattr(memory, "_MEMINFO", file)
-    assert available_bytes() is None
-    file.write_text("MemTotal: 10 kB\nMemAvailable:    7 kB\n")
-    assert available_bytes() == 7 * 1024
+    assert (available_bytes(), memory.swap_bytes()) == (None, 0)
+    file.write_text("MemTotal: 10 kB\nMemAvailable:    7 kB\nSwapFree: 3 kB\n")
+    assert (available_bytes(), memory.swap_bytes()) == (7 * 1024, 3 * 1024)
 
 
 def test_the_program_prints_the_plan(tiny_bundle, capsys):

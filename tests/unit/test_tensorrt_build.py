@@ -142,8 +142,11 @@ def test_nested_phases_fill_the_steps_of_the_outer_one():
 def test_too_little_memory(bundle, rtx, monkeypatch):
     target = Target("sm_86", 86, rtx)
     monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
-    with pytest.raises(BackendError, match=r"building takes about 0\.\d\d GB of memory .* 0\.00 GB are free"):
+    monkeypatch.setattr(memory, "swap_bytes", lambda: 20_000_000)
+    with pytest.raises(BackendError, match=r"takes about 0\.\d\d GB of memory .* 0\.02 GB are free, swap included"):
         memory.check_resources(bundle, target, bundle.path)
+    monkeypatch.setattr(memory, "swap_bytes", lambda: 10**10)
+    memory.check_resources(bundle, target, bundle.path)
     monkeypatch.setattr(memory, "available_bytes", lambda: None)  # where the system does not tell
     memory.check_resources(bundle, target, bundle.path)
 
