@@ -1,25 +1,87 @@
 """What the nano model answers, on scenes that were never trained on, in every precision and in PyTorch.
 
-    python benchmarks/accuracy.py fp32=out/nano [int8=out/nano-int8 ...] [--checkpoint models/nano] [--count 500]
+    python benchmarks/accuracy.py [--precisions fp32 int8 ...] [--count 500] [--processes 2] [--json FILE]
+    python benchmarks/accuracy.py fp32=out/nano [int8=out/nano-int8 ...] [--checkpoint models/nano]
+
+Without bundles, models/nano is exported to out/accuracy/ in every precision that runs on a CPU: "int4" and "w8a8" are
+calibrated on 64 samples of its own kind, "int4-rtn" is rounded to nearest.
 
 Each task is asked `--count` times in English and as often in Chinese about the same scenes. Text answers must be equal
-to the letter; of boxes there must be as many as there are, each at IoU 0.5 or more.
-Chance is one in two for yes_no, side and same, one in two or three for which, and far lower elsewhere.
+to the letter; of boxes there must be as many as there are, each at IoU 0.5 or more. Chance is one in two for yes_no,
+side and same, one in two or three for which, and far lower elsewhere.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scenes and the scoring live in tools/nano
 
+import numpy as np
 from common import arguments, conditions, finish
 
 from qwenvl_edge import QwenVLEngine
 from tools.nano.answerers import EngineAnswerer, TorchAnswerer
 from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, headline
+
+ROOT = Path(__file__).parent.parent
+NANO = ROOT / "models" / "nano"
+PRECISIONS = ("fp32", "int8", "w8a8", "int4", "int4-rtn")
+CALIBRATED = ("int4", "w8a8")
+SAMPLES = 64
+
+
+def export_all(folder: Path, precisions: list[str]) -> dict[str, Path]:
+    """Export the nano model anew, once a precision; a bundle beyond its limits is measured all the same."""
+    from qwenvl_edge_export.exporter import export
+    from qwenvl_edge_export.precision import ExportPrecision
+    from tools.nano.calibration import write
+
+    samples = write(folder / "samples", SAMPLES)
+    for name in precisions:
+        print(f"exporting {name}", file=sys.stderr)
+        chosen = ExportPrecision.choose(name.removesuffix("-rtn"))
+        calibration = samples if name in CALIBRATED else False
+        export(NANO, folder / name, precision=chosen, calibration=calibration, force=True, allow_loss=True)
+    return {name: folder / name for name in precisions}
+
+
+def ask(job: tuple[str, Path, str], count: int, threads: int) -> tuple[str, Results]:
+    """One bundle's answers to one task, in a process of its own."""
+    name, path, task = job
+    engine = QwenVLEngine(path, threads=threads)
+    return name, evaluate(EngineAnswerer(engine), count, (task,), lambda line: print(name, line, file=sys.stderr))
+
+
+def ask_all(bundles: dict[str, Path], count: int, processes: int | None, threads: int) -> dict[str, Results]:
+    """Every bundle's answers to every task, several at a time."""
+    results: dict[str, Results] = {name: {} for name in bundles}
+    jobs = [(name, path, task) for task in TASKS for name, path in bundles.items()]
+    # Spawned, not forked: ONNX Runtime's threads do not survive a fork.
+    with ProcessPoolExecutor(processes or default_processes(), get_context("spawn")) as pool:
+        for name, answered in pool.map(partial(ask, count=count, threads=threads), jobs):
+            results[name] |= answered
+    return results
+
+
+def default_processes() -> int:
+    """One a processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def losses(result: Results, reference: Results) -> dict[str, float]:
+    """Points that each task loses against the reference, both languages together."""
+    right = (
+        {task: np.mean([e["right"] for e in each[task].values()]) for task in TASKS} for each in (reference, result)
+    )
+    before, after = right
+    return {task: float(before[task] - after[task]) * 100 for task in TASKS}
 
 
 def torch_answerer(checkpoint: Path) -> Answerer:
@@ -50,7 +112,6 @@ def plot(path: Path, results: dict[str, Results]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    import numpy as np
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(10, 3.6), layout="constrained")
@@ -68,18 +129,17 @@ def plot(path: Path, results: dict[str, Results]) -> None:
 def main() -> None:
     """Ask everyone, print a table, write what was asked for."""
     parser = arguments(__doc__)
-    parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE", help="a bundle and the name of its column")
+    parser.add_argument("bundles", nargs="*", metavar="NAME=BUNDLE", help="a bundle and the name of its column")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, help="what to export where no bundle is given")
     parser.add_argument("--checkpoint", type=Path, help="also ask PyTorch on this checkpoint")
     parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--processes", type=int, help="how many ask at once (default: one a processor)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     options = parser.parse_args()
     before = conditions()
-    results: dict[str, Results] = {}
-    for given in options.bundles:
-        name, _, path = given.rpartition("=")
-        print(f"--- {name or 'fp32'}: {path}", file=sys.stderr)
-        answer = EngineAnswerer(QwenVLEngine(path, threads=options.threads))
-        results[name or "fp32"] = evaluate(answer, options.count, progress=lambda line: print(line, file=sys.stderr))
+    given = {name or "fp32": Path(path) for name, _, path in (each.rpartition("=") for each in options.bundles)}
+    bundles = given or export_all(ROOT / "out" / "accuracy", options.precisions)
+    results = ask_all(bundles, options.count, options.processes, options.threads)
     if options.checkpoint:
         print("--- PyTorch", file=sys.stderr)
         answer_torch = torch_answerer(options.checkpoint)
@@ -88,7 +148,15 @@ def main() -> None:
     if options.plot:
         plot(options.plot, results)
     figures: dict[str, Any] = {name: headline(result) for name, result in results.items()}
-    finish(options, before, figures, {"count_per_task_and_language": options.count, "tasks": results})
+    details: dict[str, Any] = {"count_per_task_and_language": options.count, "tasks": results}
+    if "fp32" in results:
+        details["points_lost"] = {name: losses(result, results["fp32"]) for name, result in results.items()}
+        for name, lost in details["points_lost"].items():
+            worst = max(lost, key=lost.__getitem__)
+            figures[name]["worst_loss_points"] = lost[worst]
+            mean = np.mean(list(lost.values()))
+            print(f"{name:<10} loses {lost[worst]:.1f} points at most ({worst}), {mean:.1f} on average")
+    finish(options, before, figures, details)
 
 
 if __name__ == "__main__":
