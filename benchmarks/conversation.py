@@ -212,7 +212,8 @@ def summary(samples: Samples) -> dict[str, float]:
         return float(np.median(samples.get(name, [np.nan])))
 
     def to_cold(name: str) -> float:
-        ratios = [a / b for a, b in zip(samples[name], samples["cold picture"], strict=True)]
+        pairs = zip(samples.get(name, []), samples.get("cold picture", []), strict=True)
+        ratios = [a / b for a, b in pairs]
         return float(np.median(ratios or [np.nan]))
 
     headline = {
