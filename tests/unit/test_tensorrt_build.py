@@ -77,6 +77,11 @@ def test_what_nothing_builds_for(rtx, name, gpu, message):
         choose(name, [tensorrt(), rtx], gpu)
 
 
+def test_an_old_tensorrt():
+    with pytest.raises(BackendError, match=r"TensorRT 8\.6\.2 is too old; 10\.3 .* or newer is needed"):
+        choose("local", [tensorrt("8.6.2")], 87)
+
+
 def test_no_tensorrt():
     with pytest.raises(BackendError, match=r"no TensorRT is installed; install .*qwenvl-edge\[tensorrt-rtx\]"):
         choose("sm_86", [], None)

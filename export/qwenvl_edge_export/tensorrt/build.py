@@ -149,9 +149,9 @@ class _PlanBuild:
         library = self.target.library
         config = self._config(network, profiles)
         report = self._reporter(name)
-        config.progress_monitor = monitor(library, report)
+        config.progress_monitor = watch = monitor(library, report)
         library.log.lines.clear()
-        with interruptible(config.progress_monitor):
+        with interruptible(watch):
             written = write_engine(network, config, self.folder / name)
         if not written:
             raise library.failed(f"build {name} for sm_{self.target.capability}")

@@ -18,6 +18,7 @@ from qwenvl_edge.backends.tensorrt_library import Library
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.tensorrt.lowering import Lowering, only_user
+from qwenvl_edge_export.tensorrt.targets import release
 
 DOMAIN = "qwenvl.edge"
 OP = "KVCacheAttention"
@@ -31,7 +32,7 @@ _FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 def needs_plugin(library: Library) -> bool:
     """Whether this TensorRT has no cache layers of its own."""
-    return library.api == TENSORRT and tuple(int(part) for part in library.version.split(".")[:2]) < NATIVE_SINCE
+    return library.api == TENSORRT and release(library) < NATIVE_SINCE
 
 
 def install_plugin(library: Library, bundle: Bundle, source: Path | None, folder: Path) -> str:

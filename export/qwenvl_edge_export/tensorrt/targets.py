@@ -33,6 +33,7 @@ INSTALL = (
     "install TensorRT for RTX with pip install 'qwenvl-edge[tensorrt-rtx]', which builds without a GPU, or use the "
     "tensorrt that JetPack or pip brings"
 )
+OLDEST = (10, 3)  # TensorRT whose plugins may update their inputs
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _FIRST_WITH = {"bf16": 80, "int4": 80}
 
@@ -64,12 +65,19 @@ def choose(name: str, libraries: Sequence[Library], gpu: int | None) -> Target:
         raise BackendError(f"no TensorRT is installed; {INSTALL}.")
     for library in libraries:
         if capability in _can_build(library, gpu):
+            if library.api == TENSORRT and release(library) < OLDEST:
+                raise BackendError(f"{library.name} is too old; 10.3 (JetPack 6.1) or newer is needed.")
             return Target(name.lower(), capability, library)
     able = "; ".join(f"{each.name} builds for {_list(_can_build(each, gpu))}" for each in libraries)
     raise BackendError(
         f'nothing here builds plans for "{name}" (sm_{capability}): {able}; '
         f"run `qwenvl build BUNDLE --target local` on the machine that has that GPU, with tensorrt installed there."
     )
+
+
+def release(library: Library) -> tuple[int, ...]:
+    """Major and minor version."""
+    return tuple(int(part) for part in library.version.split(".")[:2])
 
 
 def check_precision(target: Target, precisions: Sequence[str]) -> None:
