@@ -231,8 +231,8 @@ def test_export_errors(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_verify_prints_the_table(monkeypatch, capsys, passed, code):
-    def verify(bundle, checkpoint):
-        assert (str(bundle), str(checkpoint)) == ("bundle", "checkpoint")
+    def verify(bundle, checkpoint, backend):
+        assert (str(bundle), str(checkpoint), backend) == ("bundle", "checkpoint", "onnxruntime")
         return types.SimpleNamespace(table=lambda: "stage  limit", passed=passed)
 
     package(monkeypatch, "verify", verify=verify)
