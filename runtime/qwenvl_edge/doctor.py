@@ -151,10 +151,13 @@ def _jetson(root: Path) -> Iterator[Finding]:
 def _power(root: Path) -> Iterator[Finding]:
     """The power mode: nvpmodel keeps the number of the one in force and a table of all, the largest last or first."""
     state = re.search(r"pmode:(\d+)", _read(root / "var/lib/nvpmodel/status"))
-    names = dict(re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", _read(root / "etc/nvpmodel.conf")))
+    names: dict[str, str] = dict(
+        re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", _read(root / "etc/nvpmodel.conf"))
+    )
     if state is None or not names:
         return
-    current = names.get(str(int(state.group(1))), state.group(1))
+    number = str(int(state[1]))
+    current = names.get(number, number)
     best, name = max(names.items(), key=lambda item: _watts(item[1]))
     slow = _watts(current) < _watts(name)
     yield Finding(
