@@ -25,7 +25,11 @@ Logits = npt.NDArray[Any]
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 """What marks two-byte integers as bfloat16, `raw.view(BFLOAT16)`, where ml_dtypes is not installed."""
 
-_POINTER_TYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": BFLOAT16}
+_POINTER_TYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": BFLOAT16,
+}
 
 
 def logits_at(address: int, dtype: str, length: int) -> Logits:
@@ -46,7 +50,8 @@ def logits_at(address: int, dtype: str, length: int) -> Logits:
     if address == 0 or length == 0:
         raise PromptError(f"{length} logits at address {address} are no row; give where it lies and its length.")
     kind = _POINTER_TYPES[dtype]
-    return np.frombuffer((ctypes.c_char * (length * kind.itemsize)).from_address(address), kind)
+    memory = (ctypes.c_char * (length * kind.itemsize)).from_address(address)
+    return np.frombuffer(memoryview(memory), dtype=kind)
 
 
 @dataclass(frozen=True)
