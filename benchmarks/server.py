@@ -50,16 +50,18 @@ def served(bundle: str, threads: int | None) -> Iterator[str]:
     command = [sys.executable, "-m", "qwenvl_edge.cli", "serve", bundle, "--port", "0", "--model-name", "m", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         log, address = iter(process.stderr or ()), ""
+        for line in log:
+            found = re.search(r"qwenvl: (http://\S+)/", line)
+            address = found.group(1) if found else address
+            if "startup complete" in line:
+                break
         try:
-            for line in log:
-                found = re.search(r"qwenvl: (http://\S+)/", line)
-                address = found.group(1) if found else address
-                if "startup complete" in line:
-                    break
-            threading.Thread(target=lambda: [None for _ in log], daemon=True).start()  # a full pipe would block it
+            drain = threading.Thread(target=lambda: [None for _ in log])  # a full pipe would block the server
+            drain.start()
             yield address
         finally:
             process.terminate()
+            drain.join()
 
 
 class Load:
@@ -110,7 +112,8 @@ async def throughput(load: Load, clients: int, *, streamed: bool) -> float:
                     pass
                 total += load.endless["max_tokens"]
             else:
-                total += (await load.whole(http, request))[1]
+                _, tokens = await load.whole(http, request)
+                total += tokens
 
     async with httpx.AsyncClient(timeout=600) as http:
         started = time.perf_counter()
