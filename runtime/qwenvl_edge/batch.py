@@ -44,6 +44,11 @@ class BatchDecoder:
         self._wanted = np.zeros((rows, 1), np.int64)
         self._first_rows: dict[int, KVCache] = {}
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit into a row."""
+        return self._cache.capacity
+
     def put(self, row: int, cache: KVCache, sequence: Sequence) -> None:
         """Copy a prefilled cache of batch 1 into a row; `sequence` is what it holds and what will be appended."""
         self._backend.copy_cache(cache, self._cache, cache.length, row=row)
@@ -62,13 +67,24 @@ class BatchDecoder:
 
     def move(self, row: int, target: int) -> bool:
         """Let a row go on as the free row `target`; return False, and do nothing, if the backend cannot."""
-        source = self._backend.rows(self._cache, row, 1)
+        if not self._copy(self, row, target):
+            return False
+        self.end(row)
+        return True
+
+    def take_over(self, other: BatchDecoder) -> None:
+        """Go on with all rows of another batch, at the same places; for backends that can tell rows apart."""
+        for row, sequence in enumerate(other._sequences):
+            if sequence is not None:
+                self._copy(other, row, row)
+
+    def _copy(self, other: BatchDecoder, row: int, target: int) -> bool:
+        source = self._backend.rows(other._cache, row, 1)
         if source is None:
             return False
-        self._backend.copy_cache(source, self._cache, self._computed[row], row=target)
-        self._computed[target] = self._computed[row]
-        self._sequences[target] = self._sequences[row]
-        self.end(row)
+        self._backend.copy_cache(source, self._cache, other._computed[row], row=target)
+        self._computed[target] = other._computed[row]
+        self._sequences[target] = other._sequences[row]
         return True
 
     def step(self) -> FloatArray:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qwenvl_edge.options import Overrides
 
 _DONE = object()
+_LEAST_CAPACITY = 512  # tokens of a row
 
 
 @dataclass(eq=False)
@@ -100,6 +101,11 @@ class _Rows:
             if not self.decoder.move(last, target):
                 return
             self._jobs[target] = self._jobs.pop(last)
+
+    def grow(self, decoder: BatchDecoder) -> None:
+        """Go on in a larger batch."""
+        decoder.take_over(self.decoder)
+        self.decoder = decoder
 
     def fail(self) -> list[_Job]:
         """Give up; return the jobs that were there."""
@@ -241,13 +247,22 @@ class Batcher:
     def _join(self, job: _Job) -> None:
         length = len(job.work.request.prompt.ids)
         alpha = self._decoder.alpha_for(length)
-        if alpha not in self._batches:
-            decoder = self._decoder.batch([(length, self._decoder.capacity)] * self.rows)
-            self._batches[alpha] = _Rows(decoder, self.rows)
-        rows = self._batches[alpha]
+        needed = min(length + job.work.request.options.max_new_tokens, self._decoder.capacity)
+        rows = self._batches.get(alpha)
+        if rows is None:
+            rows = self._batches[alpha] = _Rows(self._reserve(length, needed), self.rows)
+        elif rows.decoder.capacity < needed:
+            rows.grow(self._reserve(length, needed))
         row = rows.free()
         self._decoder.move_to(rows.decoder, row)
         rows.put(row, job)
+
+    def _reserve(self, prompt_length: int, needed: int) -> BatchDecoder:
+        """A batch whose rows hold `needed` tokens, in steps of a factor of two: a page is memory once it is touched."""
+        capacity = _LEAST_CAPACITY if self._decoder.can_grow else self._decoder.capacity
+        while capacity < needed:
+            capacity *= 2
+        return self._decoder.batch([(prompt_length, capacity - prompt_length)] * self.rows)
 
     def _step(self, alpha: float, rows: _Rows) -> None:
         if not rows:

@@ -109,6 +109,11 @@ class SequenceDecoder:
         """The dynamic-NTK factor of a prompt; prompts of one batch must have the same."""
         return self._slot.cache.alpha_for(prompt_length)
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether the rows of a batch can go on in a larger one."""
+        return self._backend.rows(self._slot.cache, 0, 1) is not None
+
     def batch(self, lengths: Iterable[tuple[int, int]]) -> BatchDecoder:
         """Reserve a batch for prompts of some lengths, with the most tokens that each answer may have."""
         rows = list(lengths)

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoint import GENERATION, write_checkpoint
 
-from qwenvl_edge import BackendError, CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
+from qwenvl_edge import (
+    BackendError,
+    CancelToken,
+    Constraint,
+    ContextError,
+    PromptError,
+    QwenVLEngine,
+    QwenVLError,
+    batching,
+)
 
 WAIT_S = 60
 LONG = {"message": "a", "max_new_tokens": 200, "do_sample": False}
@@ -23,6 +32,14 @@ def engines(tmp_path_factory):
     folder = tmp_path_factory.mktemp("batching")
     bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=5, generation=GENERATION), folder / "bundle")
     return QwenVLEngine(bundle, threads=1, prefill_chunk=32), QwenVLEngine(bundle, threads=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_rows():
+    """Rows begin small, so that the batch has to grow while answers run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "_LEAST_CAPACITY", 16)
+        yield
 
 
 def item(seed):
