@@ -50,6 +50,8 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--log-prompts", action="store_true", help="write words and answers to the log")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
+    parser.add_argument("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cuda or cpu")
     for field in dataclasses.fields(Limits):
         option = f"--max-{field.name.replace('_', '-')}"
         text = f"{_LIMITS[field.name]} (default {field.default:g})"
@@ -72,7 +74,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     check_installed()
     from qwenvl_edge.engine import QwenVLEngine
 
-    serve(QwenVLEngine(arguments.bundle, threads=arguments.threads, max_context=arguments.max_context), settings)
+    engine = QwenVLEngine(
+        arguments.bundle,
+        threads=arguments.threads,
+        max_context=arguments.max_context,
+        backend=arguments.backend,
+        device=arguments.device,
+    )
+    serve(engine, settings)
     return 0
 
 
