@@ -121,18 +121,28 @@ def core() -> str:
 
 
 def conversation() -> str:
-    """What reuse, batches and constraints give and cost on the nano model."""
-    found = load("conversation")["headline"]
-    return prose(
-        f"Opening the engine takes {load('latency')['headline']['load_ms']:.0f} ms, its resident peak is",
-        f"{load('latency')['headline']['peak_memory_mb']:.0f} MB. A second question about the same picture has its",
-        f"first token after {found['second_question_ttft_ratio']:.2f} of the first one's time, the tenth turn of a",
-        f"conversation after {found['tenth_turn_ttft_ratio']:.2f}. Four answers decoded together give",
-        f"{found['batch4_speedup']:.1f} times the tokens a second. Look-up decoding makes answers that repeat",
-        f"{found['lookup_speedup_repeating']:.2f} times as fast, others {found['lookup_speedup_free']:.2f} times; a",
-        f"JSON Schema costs {found['constrained_overhead']:.2f} of a nano decode step. Requests in a row grew the",
-        f"memory by {found['soak_growth_mb']:.1f} MB. ({conditions('conversation')}.)",
+    """What reuse, look-up decoding, constraints and batches give and cost, on nano and on random weights."""
+    nano, small = load("conversation"), load("conversation-small")
+    names = {
+        "second_question_ttft_ratio": "second question: time to first token, of the first one's",
+        "tenth_turn_ttft_ratio": "tenth turn: the same",
+        "lookup_speedup_repeating": "look-up decoding, answers that repeat: times as fast",
+        "lookup_speedup_free": "look-up decoding, other answers: times as fast",
+        "constrained_overhead": "every token masked: further time, of a step",
+        "schema_ms_a_token_ratio": "JSON Schema: time a token, of a free answer's",
+        "batch4_speedup": "four answers together: times the tokens a second",
+        "soak_growth_mb": "memory grown over 1,000 requests, MB",
+    }
+    rows = [
+        [name, *[number(found["headline"][key]) if key in found["headline"] else "" for found in (nano, small)]]
+        for key, name in names.items()
+    ]
+    opening = load("latency")["headline"]
+    said = prose(
+        f"Opening the nano engine takes {opening['load_ms']:.0f} ms, its resident peak is",
+        f"{opening['peak_memory_mb']:.0f} MB. ({conditions('conversation')}.)",
     )
+    return f"{table(['', 'nano, fp32', 'random weights, int8'], rows)}\n{said}"
 
 
 def answers() -> str:
