@@ -73,7 +73,7 @@ def test_answers_do_not_depend_on_what_was_asked_before(qwen, sampled):
 def test_streaming_yields_the_same_text(qwen):
     stream = qwen.stream("What is in the picture?", images=[A], **GREEDY)
     pieces = list(stream)
-    assert len(pieces) > 3 and "".join(pieces) == stream.reply.text == ask(qwen, "img1").text
+    assert len(pieces) > 1 and "".join(pieces) == stream.reply.text == ask(qwen, "img1").text
 
 
 def test_a_seed_repeats_an_answer(qwen):

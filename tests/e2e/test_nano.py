@@ -8,7 +8,7 @@ from qwenvl_edge import QwenVLEngine
 from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.verify import verify
 from tools.nano.answerers import EngineAnswerer
-from tools.nano.evaluation import evaluate, iou
+from tools.nano.evaluation import ATTRIBUTES, MULTI_PICTURE, evaluate, headline, iou
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 MUG = (0.06, 0.50, 0.30, 0.86)  # where tools/nano/demo_pictures.py puts it
@@ -49,12 +49,12 @@ def test_a_raw_prompt_is_continued(engine):
     assert iou((box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height), MUG) > 0.5
 
 
-# Far below what benchmarks/results/accuracy.json shows for 500 questions: a broken step falls through, chance does not.
-LEAST = {"ground": 0.5, "colour": 0.7, "count": 0.6, "yes_no": 0.7}
+# The project's floor for the nano model; benchmarks/results/accuracy.json holds the figures of 500 questions a task.
+FLOOR = {"box_acc50": 0.80, "box_miou": 0.65, "attributes": 0.90, "text_exact": 0.75, "multi_picture": 0.80}
+TASKS = ("ground", "read", *ATTRIBUTES, *MULTI_PICTURE)
 
 
-def test_answers_on_unseen_scenes(engine):
-    results = evaluate(EngineAnswerer(engine), 20, tuple(LEAST))
-    for task, least in LEAST.items():
-        right = sum(results[task][language]["right"] for language in ("en", "zh")) / 2
-        assert right >= least, task
+def test_answers_on_unseen_scenes_reach_the_floor(engine):
+    figures = headline(evaluate(EngineAnswerer(engine), 25, TASKS))
+    assert {name: figures[name] for name, least in FLOOR.items() if figures[name] < least} == {}
+    assert abs(figures["chinese_gap_points"]) <= 5

@@ -161,12 +161,13 @@ def test_repeating_answers_take_fewer_steps(tmp_path, sampled):
 
 
 def test_a_conversation_goes_on_behind_rejected_proposals(tmp_path):
-    qwen, backend = engine(tmp_path, LIST, "done<|im_end|>")
+    other = LIST.removesuffix("<|im_end|>") + "<ref>a mug</ref><box>(1,2),(3,9)</box><|im_end|>"
+    qwen, backend = engine(tmp_path, other, "done<|im_end|>")
     first = qwen.chat("hi", max_new_tokens=500)
     stats = qwen.chat("more", history=first.history, max_new_tokens=500).stats
     assert first.stats.accepted_tokens < first.stats.proposed_tokens
     assert stats.reused_tokens == first.stats.prompt_tokens + first.stats.new_tokens - 1
-    assert backend.prompt_ids(1)[: stats.reused_tokens] == [*backend.prompt_ids(0), *ids(LIST)[:-1]]
+    assert backend.prompt_ids(1)[: stats.reused_tokens] == [*backend.prompt_ids(0), *ids(other)[:-1]]
 
 
 def test_text_that_never_repeats_is_hardly_slowed(tmp_path):
