@@ -33,7 +33,7 @@ LIMITS = {
     "fp32": Limits(max_relative=1e-4, tie=1e-4, min_cosine=0.99999, max_kl=1e-5, min_top1=1.0),
     "fp16": Limits(max_relative=1e-2, tie=2e-3, min_cosine=0.9995, max_kl=1e-3, min_top1=0.98),
     "bf16": Limits(max_relative=1e-1, tie=1e-2, min_cosine=0.99, max_kl=2e-2, min_top1=0.95),
-    "w8a8": Limits(max_relative=2e-1, tie=3e-2, min_cosine=0.98, max_kl=5e-2, min_top1=0.95),
+    "w8a8": Limits(max_relative=2e-1, tie=3e-2, min_cosine=0.95, max_kl=5e-2, min_top1=0.95),
     "int8": Limits(max_relative=1e-1, tie=2e-2, min_cosine=0.99, max_kl=2e-2, min_top1=0.95),
     "int4": Limits(max_relative=3e-1, tie=1e-1, min_cosine=0.90, max_kl=1e-1, min_top1=0.85),
 }
