@@ -156,17 +156,27 @@ def answers() -> str:
     return table(["task", "English", "Chinese", "mean IoU"], rows)
 
 
+def promises() -> str:
+    """What the project promises of the nano model, and what it reaches."""
+    found = load("accuracy")["headline"]["fp32"]
+    rows = [[name, f"{floor:g}", f"{goal:g}", f"{found[key]:.3g}"] for key, (name, floor, goal) in PROMISES.items()]
+    return table(["", "floor", "goal", "reached"], rows)
+
+
 def precisions() -> str:
-    """What the project promises of the nano model, and what each precision reaches."""
-    found = load("accuracy")["headline"]
-    rows = [
-        [name, str(floor), str(goal), *[f"{figures[key]:.3g}" for figures in found.values()]]
-        for key, (name, floor, goal) in PROMISES.items()
-    ]
-    return table(["", "floor", "goal", *found], rows)
+    """What each precision answers, on the same questions."""
+    result = load("accuracy-precisions")
+    found = result["headline"]
+    rows = [[name, *[f"{figures[key]:.3g}" for figures in found.values()]] for key, (name, _, _) in PROMISES.items()]
+    count = result["details"]["count_per_task_and_language"]
+    return (
+        f"{table(['', *found], rows)}\n({count} questions a task and language; {conditions('accuracy-precisions')}.)\n"
+    )
 
 
-MAKERS: dict[str, Callable[[], str]] = {f.__name__: f for f in (latency, conversation, core, answers, precisions)}
+MAKERS: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (latency, conversation, core, answers, promises, precisions)
+}
 
 
 def filled(text: str) -> str:

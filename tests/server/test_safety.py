@@ -139,7 +139,10 @@ def test_time_is_limited(engine, endless, slow):
 
 
 def test_overload_is_refused_and_ends(engine, endless, slow):
-    with serving(engine, limits={"rows": 1, "queue": 1}) as address, httpx.Client(base_url=address) as client:
+    with (
+        serving(engine, limits={"rows": 1, "queue": 1}) as address,
+        httpx.Client(base_url=address, timeout=WAIT_S) as client,
+    ):
         long = ask(logit_bias=endless, max_tokens=1024, stream=True)
         with client.stream("POST", "/v1/chat/completions", json=long) as first:
             lines = first.iter_lines()  # kept: httpx closes the response with it
@@ -157,7 +160,10 @@ def test_overload_is_refused_and_ends(engine, endless, slow):
 
 
 def test_clients_that_leave_while_waiting_free_their_place(engine, endless, slow):
-    with serving(engine, limits={"rows": 1, "queue": 2}) as address, httpx.Client(base_url=address) as client:
+    with (
+        serving(engine, limits={"rows": 1, "queue": 2}) as address,
+        httpx.Client(base_url=address, timeout=WAIT_S) as client,
+    ):
         with client.stream(
             "POST", "/v1/chat/completions", json=ask(logit_bias=endless, max_tokens=1024, stream=True)
         ) as first:

@@ -11,10 +11,10 @@ def test_the_readme_holds_the_result_files_figures():
 
 
 def test_an_old_figure_is_replaced():
-    old = "Before.\n<!-- figures: answers -->\n| 1.00 |\n<!-- end -->\nAfter.\n"
+    old = "Before.\n<!-- figures: answers -->\n| 7.77 |\n<!-- end -->\nAfter.\n"
     new = figures.filled(old)
     assert new.startswith("Before.\n") and new.endswith("<!-- end -->\nAfter.\n")
-    assert "| 1.00 |" not in new and "read the sign" in new
+    assert "| 7.77 |" not in new and "read the sign" in new
     assert figures.filled(new) == new
 
 
