@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.gptq_layout import GptqLayer, as_float_weights
 from qwenvl_edge_export.modeling import QwenVL
+from qwenvl_edge_export.parallel import in_order
 from qwenvl_edge_export.quantize import Integers
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -151,14 +152,11 @@ class Checkpoint:
         return (*fixed, *self.weight_files)
 
     def digest(self, on_bytes: Callable[[int], None] = lambda count: None) -> str:
-        """SHA-256 over the names and SHA-256 of the source files; `on_bytes` is told of every piece read."""
+        """SHA-256 over the names and SHA-256 of the source files; `on_bytes` is told of every file read."""
         total = hashlib.sha256()
-        for path in self.source_files:
-            one = hashlib.sha256()
-            for block in _blocks(path):
-                one.update(block)
-                on_bytes(len(block))
-            total.update(f"{path.name} {one.hexdigest()}\n".encode())
+        for path, one in zip(self.source_files, in_order(_file_digest, self.source_files), strict=True):
+            on_bytes(path.stat().st_size)
+            total.update(f"{path.name} {one}\n".encode())
         return total.hexdigest()
 
 
@@ -243,7 +241,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
-            yield block
+            digest.update(block)
+    return digest.hexdigest()

@@ -32,6 +32,7 @@ from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
 from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions, workspace
+from qwenvl_edge_export.parallel import one_thread_an_operator
 from qwenvl_edge_export.precision import FLOATS, STATIC, ExportPrecision
 from qwenvl_edge_export.prompts import CaseBuilder
 from qwenvl_edge_export.quantize import Given, nothing_given
@@ -198,9 +199,10 @@ class _Export:
         self._check_space(needed)
         self._total = needed + sum(path.stat().st_size for path in checkpoint.source_files)
 
-        for weights in (vision_weights, decoder_weights):
-            self.files[weights.location] = weights.write(self.folder, self._counter(f"writing {weights.location}"))
-        self._write_embedding()
+        with one_thread_an_operator():
+            for weights in (vision_weights, decoder_weights):
+                self.files[weights.location] = weights.write(self.folder, self._counter(f"writing {weights.location}"))
+            self._write_embedding()
         shutil.copyfile(checkpoint.path / TOKENIZER_NAME, self.folder / TOKENIZER_NAME)
         self._describe(TOKENIZER_NAME)
         digest = checkpoint.digest(self._counter("hashing the checkpoint"))

@@ -9,7 +9,7 @@ side has one step more than the positive one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from qwenvl_edge.errors import CheckpointError
 
 BLOCK_SIZES = (32, 64, 128)
-_PIECE_ELEMENTS = 1 << 20
+_PIECE_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ class Blocks:
 
     def pack(self, integers: Tensor) -> Tensor:
         """Bytes [out, in * bits / 8]; of two 4-bit integers the first is the low half."""
-        return integers if self.bits == 8 else integers[:, 0::2] | integers[:, 1::2] << 4
+        if self.bits == 8:
+            return integers
+        pairs = integers.view(torch.int16)  # the second integer in the high byte
+        return (pairs | pairs >> 4).to(torch.uint8)
 
     def floats(self, integers: Tensor, scales: Tensor) -> Tensor:
         """The float32 weight [out, in] that integers and scales stand for."""
@@ -96,23 +99,8 @@ def nothing_given(name: str) -> Integers | InputScales | None:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """8-bit integers with one scale an output row; the graph quantizes the activations too, when it runs."""
-
-    zero = 128
-
-    def scales(self, weight: Tensor) -> Tensor:
-        """Scales [out] of float32 `weight` [out, in]; not finite where a row is not."""
-        return Blocks(8, weight.shape[1]).scales(weight)[:, 0]
-
-    def integers(self, weight: Tensor, scales: Tensor) -> Tensor:
-        """Integers uint8 [out, in] nearest to float32 `weight`, for these scales."""
-        return Blocks(8, weight.shape[1]).integers(weight, scales[:, None])
-
-
-@dataclass(frozen=True)
-class StaticRows:
-    """8-bit signed integers with one scale an output row; inputs are integers too where `InputScales` are given."""
+class _SignedRows:
+    """8-bit signed integers, within 127 of zero, with one scale an output row."""
 
     steps = 127
 
@@ -130,6 +118,14 @@ class StaticRows:
         return integers.to(torch.float32) * scales[:, None]
 
 
+class Rows(_SignedRows):
+    """Weights beside which the graph quantizes the activations when it runs, to unsigned bytes."""
+
+
+class StaticRows(_SignedRows):
+    """Weights beside which inputs are signed integers too, where `InputScales` are given."""
+
+
 WeightFormat = Blocks | Rows | StaticRows | None
 """How a linear layer's weight is stored; None is the graph's float type."""
 
@@ -139,11 +135,9 @@ def _blocks(x: Tensor, size: int) -> Tensor:
     return x.view(len(x), -1, size)
 
 
-def row_pieces(weight: Tensor) -> Iterator[Tensor]:
-    """`weight` [out, in] as contiguous float32 pieces of some rows, small enough to stay in a processor's cache."""
-    rows = max(1, _PIECE_ELEMENTS // weight.shape[1])
-    for start in range(0, len(weight), rows):
-        yield weight[start : start + rows].to(torch.float32).contiguous()
+def row_pieces(weight: Tensor) -> Sequence[Tensor]:
+    """`weight` [out, in] as pieces of some rows, small enough to stay in a processor's cache as float32."""
+    return torch.split(weight, max(1, _PIECE_ELEMENTS // weight.shape[1]))
 
 
 def check_finite(name: str, values: Tensor) -> None:

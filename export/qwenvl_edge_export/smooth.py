@@ -84,7 +84,7 @@ def quantize_inputs(inputs: Tensor, given: InputScales) -> Tensor:
 def _column_sizes(weight: Tensor) -> Tensor:
     sizes = torch.zeros(weight.shape[1])
     for piece in row_pieces(weight):
-        sizes = torch.maximum(sizes, piece.abs().amax(dim=0))
+        sizes = torch.maximum(sizes, piece.to(torch.float32).abs().amax(dim=0))
     return sizes
 
 

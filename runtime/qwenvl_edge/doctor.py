@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qwenvl_edge import __version__
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.processor import processor_features
 from qwenvl_edge.terminal import say
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _software(root: Path) -> Iterator[Finding]:
 def _cpu(root: Path) -> Iterator[Finding]:
     text = _read(root / "proc/cpuinfo")
     model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
-    words = set(re.findall(r"\S+", " ".join(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE))))
+    words = processor_features(root)
     have = [name for word, name in _SIMD.items() if word in words]
     count = len(re.findall(r"^processor\s*:", text, re.MULTILINE))
     name = model[1] if model else platform.processor() or "unknown"

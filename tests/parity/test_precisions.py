@@ -9,7 +9,8 @@ import torch
 from dialects import DIALECTS, RUNNABLE
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
-from qwenvl_edge import QwenVLEngine
+from qwenvl_edge import QwenVLEngine, processor
+from qwenvl_edge.backends import onnxruntime as backend_module
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
 from qwenvl_edge_export.checkpoint import Checkpoint, load_model
@@ -181,3 +182,17 @@ def test_values_that_cannot_be_stored_name_the_tensor(tmp_path, precision, value
     with pytest.raises(CheckpointError, match=match):
         export(source, tmp_path / "bundle", precision=ExportPrecision.choose(precision))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_pictures_are_the_same_where_signed_weights_are_made_unsigned(exports, monkeypatch):
+    bundle = exports("int8")[0]
+    size = bundle.manifest.model.image_size
+    pixels = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
+    found = {}
+    for unsigned in (False, True):
+        monkeypatch.setattr(backend_module, "signed_products_saturate", lambda unsigned=unsigned: unsigned)
+        found[unsigned] = OnnxRuntimeBackend(bundle, threads=1).encode_images(pixels)
+    if processor.signed_products_saturate():
+        assert not np.allclose(found[True], found[False], rtol=0, atol=0.01)
+    else:  # the same integers; only the order of float operations differs
+        np.testing.assert_allclose(found[True], found[False], rtol=0, atol=1e-4 * np.abs(found[False]).max())

@@ -45,7 +45,7 @@ def test_the_first_of_two_integers_is_the_low_half():
     integers = torch.arange(16, dtype=torch.uint8).view(1, 16).repeat(1, 2)
     packed = Blocks(4, 32).pack(integers)
     assert packed.shape == (1, 16)
-    assert packed[0, :3].tolist() == [0x10, 0x32, 0x54]
+    assert packed[0, :8].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
     assert Blocks(8, 32).pack(integers) is integers
 
 
@@ -53,8 +53,9 @@ def test_one_scale_a_row(weight):
     rows = Rows()
     scales = rows.scales(weight)
     assert scales.shape == (24,)
-    found = (rows.integers(weight, scales).float() - rows.zero) * scales[:, None]
-    assert ((found - weight).abs() <= scales[:, None] / 2 + 1e-6).all()
+    integers = rows.integers(weight, scales)
+    assert integers.dtype == torch.int8 and (integers.abs().amax(dim=1) == 127).all()
+    assert ((rows.floats(integers, scales) - weight).abs() <= scales[:, None] / 2 + 1e-6).all()
 
 
 @pytest.mark.parametrize(
@@ -70,9 +71,9 @@ def test_a_block_size_that_does_not_divide(inputs, size, advice):
 
 def test_pieces_are_whole_rows(weight, monkeypatch):
     monkeypatch.setattr(quantize, "_PIECE_ELEMENTS", 500)
-    pieces = list(row_pieces(weight.to(torch.bfloat16)))
+    pieces = row_pieces(weight.to(torch.bfloat16))
     assert [len(piece) for piece in pieces] == [3] * 8
-    torch.testing.assert_close(torch.cat(pieces), weight.to(torch.bfloat16).float())
+    torch.testing.assert_close(torch.cat(pieces), weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES, Matrix, float_pieces, tensor_bytes
+from qwenvl_edge_export.parallel import in_order
 from qwenvl_edge_export.precision import GraphPrecision
 from qwenvl_edge_export.quantize import (
     Blocks,
@@ -34,7 +35,8 @@ class Linear:
     Blocks: com.microsoft.MatMulNBits, or where only standard operators are allowed, DequantizeLinear by blocks in front
         of that Gemm, over the same bytes.
     Rows: the activations are quantized at run time, one scale a call: DynamicQuantizeLinear, MatMulInteger and the two
-        scales, which ONNX Runtime fuses. Unsigned on both sides: signed weights saturate on processors without VNNI.
+        scales, which ONNX Runtime fuses. Weights are signed, which VNNI and AMX want; on x86 without them the sums
+        saturate, so there the runtime lets ONNX Runtime make the weights unsigned when it loads them.
     StaticRows: QuantizeLinear and DequantizeLinear around that Gemm, signed and symmetric, the form that TensorRT makes
         INT8 kernels of: one scale for the activations, one an output row for the weights. The activations are divided
         by their smoothing factors first, an operator that TensorRT fuses. Activations without given scales stay floats.
@@ -96,9 +98,10 @@ class Linear:
         g, (outputs, inputs) = self.g, matrix.shape
         source = _RowSource(matrix, rows)
         name = f"{matrix.name}.int8"
-        weight = g.table(g.weights.planned(name, (inputs, outputs), ir.DataType.UINT8, source.integers))
+        weight = g.table(g.weights.planned(name, (inputs, outputs), ir.DataType.INT8, source.integers))
         scale = g.table(g.weights.planned(f"{name}.scales", (outputs,), FLOAT, source.scales))
-        zero = _filled(g, "zero.rows", (), ir.DataType.UINT8, rows.zero)
+        # A zero point of each layer's own: ONNX Runtime cannot make a shared one unsigned.
+        zero = _filled(g, f"{name}.zero", (), ir.DataType.INT8, 0)
         quantized, x_scale, x_zero = self._quantize(x)
         sums = g.op("Cast", g.op("MatMulInteger", quantized, weight, x_zero, zero), to=FLOAT)
         y = g.op("Mul", sums, g.op("Mul", x_scale, scale))
@@ -159,13 +162,16 @@ class _BlockSource:
             self._kept = [given.scales]
             yield tensor_bytes(self.blocks.pack(given.values))
             return
-        for piece in row_pieces(self.matrix.read()):
-            scales = self.blocks.scales(piece)
-            check_finite(self.matrix.name, scales)
-            # Rounded like the stored ones, so that the integers fit them.
-            scales = scales.clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype).to(torch.float32)
+        for packed, scales in in_order(self._rounded, row_pieces(self.matrix.read())):
             self._kept.append(scales)
-            yield tensor_bytes(self.blocks.pack(self.blocks.integers(piece, scales)))
+            yield tensor_bytes(packed)
+
+    def _rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.to(torch.float32)
+        scales = self.blocks.scales(rows)
+        check_finite(self.matrix.name, scales)
+        scales = _as_stored(scales, self.dtype)
+        return self.blocks.pack(self.blocks.integers(rows, scales)), scales
 
     def scales(self) -> Iterator[memoryview]:
         """Bytes of the scales [out, in / size]."""
@@ -183,13 +189,15 @@ class _RowSource:
 
     def integers(self) -> Iterator[memoryview]:
         """Bytes of the integers [in, out]."""
-        pieces = []
-        for piece in row_pieces(self.matrix.read()):
-            scales = self.rows.scales(piece)
-            check_finite(self.matrix.name, scales)
-            self._kept.append(scales)
-            pieces.append(self.rows.integers(piece, scales))
-        yield tensor_bytes(torch.cat(pieces).T)
+        rounded = list(in_order(self._rounded, row_pieces(self.matrix.read())))
+        self._kept = [scales for _, scales in rounded]
+        yield tensor_bytes(torch.cat([integers for integers, _ in rounded]).T)
+
+    def _rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.to(torch.float32)
+        scales = self.rows.scales(rows)
+        check_finite(self.matrix.name, scales)
+        return self.rows.integers(rows, scales), scales
 
     def scales(self) -> Iterator[memoryview]:
         """Bytes of the scales [out]."""
@@ -209,18 +217,27 @@ class _StaticSource:
 
     def integers(self) -> Iterator[memoryview]:
         """Bytes of the integers [out, in]."""
-        for piece in row_pieces(self.matrix.read()):
-            smoothed = piece if self.factors is None else piece * self.factors
-            scales = self.rows.scales(smoothed)
-            check_finite(self.matrix.name, scales)
-            scales = scales.clamp_(min=torch.finfo(self.dtype).tiny).to(self.dtype).to(torch.float32)
+        for integers, scales in in_order(self._rounded, row_pieces(self.matrix.read())):
             self._kept.append(scales)
-            yield tensor_bytes(self.rows.integers(smoothed, scales))
+            yield tensor_bytes(integers)
+
+    def _rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.to(torch.float32)
+        smoothed = rows if self.factors is None else rows * self.factors
+        scales = self.rows.scales(smoothed)
+        check_finite(self.matrix.name, scales)
+        scales = _as_stored(scales, self.dtype)
+        return self.rows.integers(smoothed, scales), scales
 
     def scales(self) -> Iterator[memoryview]:
         """Bytes of the scales [out]."""
         while self._kept:
             yield from float_pieces(self.matrix.name, self._kept.pop(0), self.dtype)
+
+
+def _as_stored(scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales as they can be stored, so that the integers fit them."""
+    return scales.clamp_(min=torch.finfo(dtype).tiny).to(dtype).to(torch.float32)
 
 
 def _as_bytes(tensor: ir.ExternalTensor, shape: tuple[int, ...]) -> ir.ExternalTensor:

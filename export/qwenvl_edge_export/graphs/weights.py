@@ -19,10 +19,11 @@ import torch
 from qwenvl_edge.bundle import FileInfo
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.checkpoint import Checkpoint
+from qwenvl_edge_export.parallel import in_order
 from qwenvl_edge_export.quantize import check_finite
 
 ALIGNMENT_BYTES = 4096
-_PIECE_ELEMENTS = 4 << 20
+_PIECE_ELEMENTS = 1 << 20
 TORCH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,
     ir.DataType.FLOAT16: torch.float16,
@@ -143,22 +144,24 @@ class HashingWriter:
 
 
 def float_pieces(name: str, tensor: torch.Tensor, dtype: torch.dtype = torch.float32) -> Iterator[memoryview]:
-    """The values of `tensor` as little-endian floats, in pieces of at most 16 MiB.
+    """The values of `tensor` as little-endian floats, in pieces of at most 4 MiB.
 
     Raises:
         CheckpointError: a value is NaN or infinite, or too large for `dtype`.
     """
-    flat = tensor.detach().reshape(-1)
-    for start in range(0, len(flat), _PIECE_ELEMENTS):
-        values = flat[start : start + _PIECE_ELEMENTS].to(torch.float32)
+
+    def narrowed(piece: torch.Tensor) -> memoryview:
+        values = piece.to(torch.float32)
         check_finite(name, values)
         narrow = values.to(dtype)
-        if not torch.isfinite(narrow).all():
+        if dtype != torch.float32 and not torch.isfinite(narrow).all():
             raise CheckpointError(
                 f"the tensor {name} holds values beyond {dtype}'s range ({torch.finfo(dtype).max:g}); "
                 "export in bf16 or fp32."
             )
-        yield tensor_bytes(narrow)
+        return tensor_bytes(narrow)
+
+    return in_order(narrowed, torch.split(tensor.detach().reshape(-1), _PIECE_ELEMENTS))
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
