@@ -15,7 +15,7 @@ python -m auditwheel repair --wheel-dir dist built/qwenvl_edge-*.whl
 timed install python -m pip install --quiet --no-compile dist/qwenvl_edge-*.whl
 qwenvl doctor bundle > doctor
 timed answers python -I answers.py bundle picture.png > there.json
-python -m pip install --quiet --no-compile pytest hypothesis tiktoken
+python -m pip install --quiet --no-compile pytest hypothesis tiktoken ml_dtypes
 python -m pip freeze --all > freeze
 python -c "import json, platform; print(json.dumps([platform.machine(), platform.python_version()]))" > python.json
 c++ --version > compiler

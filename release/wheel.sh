@@ -23,5 +23,7 @@ wheel=$(ls -t dist/qwenvl_edge-*.whl | head -1)
 "$work/venv/bin/python" -m pip uninstall --quiet --yes pip setuptools
 "$python" -m cyclonedx_py environment "$work/venv/bin/python" --output-reproducible --gather-license-texts \
     --output-file "${wheel%.whl}.cdx.json"
+"$python" release/complete_bom.py "${wheel%.whl}.cdx.json" \
+    "$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 "$work/venv/bin/qwenvl" doctor > /dev/null
 ls -l dist
