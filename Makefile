@@ -70,6 +70,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/tokenizer.py
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/image.py
+	$(BIN)/python benchmarks/install_size.py
 
 # An hour of sixteen threads asking one engine, every answer checked.
 soak: $(READY)

@@ -66,6 +66,10 @@ def main() -> None:
     for component in bom["components"]:
         component["evidence"] = {"licenses": files_of(installed[component["name"]])}
         if component["name"] == "qwenvl-edge":
+            component["purl"] = f"pkg:pypi/qwenvl-edge@{component['version']}"
+            for reference in component["externalReferences"]:  # the wheel itself, not the folder it was built in
+                if reference["url"].startswith("file:"):
+                    reference["url"] = reference["url"].rpartition("/")[2]
             component["components"] = parts(Path("THIRD_PARTY_LICENSES.md").read_text(encoding="utf-8"))
     content = json.dumps(bom, indent=2) + "\n"
     wrong = JsonStrictValidator(SchemaVersion.V1_6).validate_str(content)

