@@ -8,7 +8,7 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 
-.PHONY: setup demo test plugin gpu-test fuzz lint format bench soak nano docs wheel wheel-test arm64-test clean
+.PHONY: setup demo test plugin gpu-test fuzz lint format bench soak nano docs wheel wheel-test arm64-test pythons-test clean
 
 setup: $(READY)
 
@@ -70,6 +70,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/tokenizer.py
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/image.py
+	$(BIN)/python benchmarks/install_size.py
 
 # An hour of sixteen threads asking one engine, every answer checked.
 soak: $(READY)
@@ -95,10 +96,21 @@ wheel-test: wheel
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
 	release/wheel_test.sh $(BUNDLE) $(PICTURE)
 
+RECORDS := benchmarks/results
+
 # Builds, installs and asks the source package in an emulated arm64 Debian: root, debootstrap, half an hour.
 arm64-test: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[package]'
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
-	PYTHON=$(BIN)/python release/arm64_test.sh $(BUNDLE) $(PICTURE)
+	PYTHON=$(BIN)/python release/arm64_test.sh $(BUNDLE) $(PICTURE) $(RECORDS)/arm64.json
+
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+
+# The same with every Python of PYTHONS, on this machine.
+pythons-test: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[package]'
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	PYTHON=$(BIN)/python release/pythons_test.sh $(BUNDLE) $(PICTURE) $(RECORDS)/pythons.json $(PYTHONS)
 
 clean:
 	rm -rf build out $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

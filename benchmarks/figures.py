@@ -145,6 +145,21 @@ def conversation() -> str:
     return f"{table(['', 'nano, fp32', 'random weights, int8'], rows)}\n{said}"
 
 
+def footprint() -> str:
+    """What installing and importing the package takes."""
+    found = load("install_size")
+    sizes = sorted(found["details"]["installed_mb"].items(), key=lambda item: -item[1])
+    largest = ", ".join(f"{name.partition(' ')[0]} {size:.0f} MB" for name, size in sizes[:3])
+    headline = found["headline"]
+    times = {name: f"{times['median']:.0f} ms" for name, times in found["details"]["import_ms"].items()}
+    return prose(
+        f"`pip install qwenvl-edge` installs {headline['packages']} packages, {headline['installed_mb']:.0f} MB",
+        f"({largest}; its own {headline['own_mb']:.1f} MB). `import qwenvl_edge` takes {times['import qwenvl_edge']},",
+        f"with `QwenVLEngine` {times['import QwenVLEngine']}, of which ONNX Runtime {times['import onnxruntime']}.",
+        f"({conditions('install_size')}.)",
+    )
+
+
 def answers() -> str:
     """What the nano model answers, task by task."""
     tasks = load("accuracy")["details"]["tasks"]["fp32"]
@@ -175,7 +190,7 @@ def precisions() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (latency, conversation, core, answers, promises, precisions)
+    f.__name__: f for f in (latency, conversation, core, footprint, answers, promises, precisions)
 }
 
 

@@ -85,6 +85,7 @@ def main() -> None:
         print(f"{name:<32}{figures['median']:>9.0f} ms ({figures['q25']:.0f} to {figures['q75']:.0f})")
     headline = {
         "installed_mb": sum(sizes.values()),
+        "own_mb": installed_bytes(found[PACKAGE]) / 1e6,
         "packages": len(sizes),
         "import_ms": times["import qwenvl_edge"]["median"],
         "import_engine_ms": times["import QwenVLEngine"]["median"],

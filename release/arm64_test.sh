@@ -1,10 +1,13 @@
 #!/bin/sh
-# Builds the source package in an emulated arm64 Debian, installs the wheel there and compares a bundle's answers with
-# this machine's: release/arm64_test.sh BUNDLE PICTURE. Needs root, debootstrap, qemu-user-static and binfmt-support
-# (Debian's packages). The user land stays in .cache/arm64 and the wheel in dist/; an hour on one core.
+# Builds the wheel in an arm64 Debian, installs it there, compares a bundle's answers with this machine's and runs the
+# native core's tests: release/arm64_test.sh BUNDLE PICTURE [RESULT.json]. Every program of it (Python, g++, the wheel)
+# is arm64 code that QEMU's user mode emulates, about 14 times as slow; the kernel is this machine's. Needs root,
+# debootstrap, qemu-user-static and binfmt-support (Debian's packages). The user land stays in .cache/arm64, the wheel
+# in dist/. About 25 minutes on two cores.
 set -eu
 cd "$(dirname "$0")/.."
-bundle=$1 picture=$2 python=${PYTHON:-.venv/bin/python} root=$PWD/.cache/arm64
+bundle=$1 picture=$2 result=${3:-out/arm64.json} root=$PWD/.cache/arm64
+export PYTHON="${PYTHON:-.venv/bin/python}"
 
 fail() { echo "$1" >&2; exit 2; }
 for program in debootstrap qemu-aarch64-static update-binfmts; do
@@ -21,22 +24,12 @@ if [ ! -e "$root/.ready" ]; then
 fi
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 cp /etc/resolv.conf "$root/etc/"
-mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
-trap 'umount "$root/proc"' EXIT
 
-rm -rf "$root/work" && mkdir "$root/work"
-"$python" -m build --quiet --sdist --outdir "$root/work" .
-cp -r "$bundle" "$root/work/bundle"
-cp "$picture" "$root/work/picture.png"
-cp release/answers.py "$root/work/"
-env -u PIP_FIND_LINKS chroot "$root" sh -eu -c '
-    cd /work
-    python3 -m venv venv
-    venv/bin/python -m pip install --quiet --upgrade pip
-    venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist qwenvl_edge-*.tar.gz
-    venv/bin/python -m pip install --quiet dist/qwenvl_edge-*.whl
-    venv/bin/python answers.py bundle picture.png > arm64.json'
-"$python" release/answers.py "$bundle" "$picture" > "$root/work/here.json"
-cat "$root/work/arm64.json"
+release/try_folder.sh "$root/work" "$bundle" "$picture"
+# ONNX Runtime counts the cores in /sys.
+trap 'umount "$root/proc" "$root/sys"' EXIT
+mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
+mountpoint -q "$root/sys" || mount -t sysfs -o ro sysfs "$root/sys"
+chroot "$root" sh /work/try_wheel.sh /work python3
 mkdir -p dist && cp "$root"/work/dist/*.whl dist/
-cmp "$root/work/here.json" "$root/work/arm64.json" && echo "arm64 answers the same"
+"$PYTHON" release/record.py "$result" "$(qemu-aarch64-static --version | head -1)" "$root/work"

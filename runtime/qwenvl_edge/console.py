@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -92,12 +94,12 @@ class Console:
             if line:
                 self.ask(line)
         elif command == "/image":
-            self.add_picture(argument.strip())
+            self.add_picture(_file(command, argument))
             say(f"{len(self._pictures)} picture(s) wait for your next message")
         elif command == "/save":
             if self._reply is None:
                 raise QwenVLError("there is no answer yet; ask something first.")
-            save_drawing(self._reply, Path(argument.strip()))
+            save_drawing(self._reply, Path(_file(command, argument)))
         elif command == "/reset":
             self._history, self._pictures, self._reply = (), [], None
             say("forgotten")
@@ -107,13 +109,26 @@ class Console:
             raise QwenVLError(f"there is no command {command}; /help lists them.")
 
 
+def _file(command: str, argument: str) -> str:
+    """The file that a command names, as a shell would take it: quotes, escapes, ~. Raises QwenVLError without one."""
+    name = argument.strip()
+    if not name:
+        raise QwenVLError(f"{command} needs a file: {command} FILE.")
+    with contextlib.suppress(ValueError):  # an apostrophe is no quote that was left open
+        words = shlex.split(name)
+        if len(words) == 1:  # several: a name with spaces that nobody quoted
+            (name,) = words
+    return os.path.expanduser(name)  # noqa: PTH111 - Path's fails for an unknown user and changes URLs
+
+
 def save_drawing(reply: Reply, path: Path) -> None:
     """Write the reply's picture with its boxes to `path`, in the format of its suffix. Raises ImageError."""
     picture = reply.draw()
     try:
         picture.save(path)
     except (OSError, ValueError) as error:  # ValueError: a suffix that Pillow does not know
-        raise ImageError(f'cannot write "{path}": {error}.') from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f'cannot write "{path}": {reason}.') from error
     say(f"{path} is written")
 
 

@@ -13,18 +13,14 @@ from qwenvl_edge.grounding import Box, Quad
 
 # Colours apart in hue and lightness (Okabe and Ito's palette, safe for colour-blind readers).
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
-# Pillow's built-in font has ASCII only; other characters come from the first of these that the system has.
+# Pillow's built-in font has ASCII only. The package's has Latin and GB 2312, and whatever it lacks comes from the first
+# of these that the system has.
+_LABEL_FONT = Path(__file__).parent / "fonts" / "labels.ttf"
 _FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/System/Library/Fonts", "C:/Windows/Fonts")
 _FONT_NAMES = (
-    *(
-        "DejaVuSans.ttf",
-        "Arial.ttf",
-        "arial.ttf",
-        "NotoSansCJK-Regular.ttc",
-        "NotoSansSC-Regular.otf",
-        "wqy-zenhei.ttc",
-    ),
-    *("wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "PingFang.ttc", "msyh.ttc", "simsun.ttc"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-zenhei.ttc", "wqy-microhei.ttc"),
+    *("DroidSansFallbackFull.ttf", "PingFang.ttc", "msyh.ttc", "simsun.ttc"),
+    *("DejaVuSans.ttf", "Arial.ttf", "arial.ttf"),
 )
 _NO_CHARACTER = "\uffff"  # drawn as the font's sign for a missing character
 
@@ -86,16 +82,17 @@ def _shorten(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: int) -> s
 def _printable(label: str, size: int) -> tuple[str, _Font]:
     """Return the label and a font that has its characters; where no font has them they are escaped (\\u72d7)."""
     text = "".join(char if char.isprintable() else " " for char in label)
-    for path in (None, *_system_fonts()):
-        font = ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
+    built_in = ImageFont.load_default(size)
+    if text.isascii():
+        return text, built_in
+    for path in (_LABEL_FONT, *_system_fonts()):
+        font = ImageFont.truetype(str(path), size)
         if _covers(font, text):
             return text, font
-    return text.encode("ascii", "backslashreplace").decode(), ImageFont.load_default(size)
+    return text.encode("ascii", "backslashreplace").decode(), built_in
 
 
-def _covers(font: _Font, text: str) -> bool:
-    if text.isascii():
-        return True
+def _covers(font: ImageFont.FreeTypeFont, text: str) -> bool:
     missing = bytes(font.getmask(_NO_CHARACTER))
     return all(char.isascii() or bytes(font.getmask(char)) != missing for char in text)
 

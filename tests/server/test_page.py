@@ -146,6 +146,34 @@ def test_it_fits_a_phone(page, width):
     assert page.run("document.querySelector('#talk').getBoundingClientRect().left") < 20  # below, not beside
 
 
+@pytest.mark.parametrize(("width", "height"), [(1200, 700), (390, 740)])
+def test_the_question_stays_in_sight(page, width, height):
+    page.resize(width, height)
+    open_picture(page)
+    for number in range(8):
+        page.run(f"entry('user', 'Question {number}')")
+        page.run(f"entry('assistant', {'word ' * 60!r})")
+    page.run("entry('user', 'The last one')")
+    seen = "document.querySelector('#question').getBoundingClientRect()"
+    page.until(f"{seen}.top > 0 && {seen}.bottom <= innerHeight")
+    page.until(f"{LAST}.getBoundingClientRect().bottom <= {seen}.top")
+    assert page.run("document.querySelector('#log').lastChild.textContent") == "The last one"
+
+
+def test_a_label_at_the_right_edge_is_whole(page):
+    open_picture(page)
+    box = "{label: 'a rather long label', x1: 620, y1: 100, x2: 640, y2: 120}"
+    left, width = page.run(f"""(() => {{
+        const drawn = [];
+        const context = $('boxes').getContext('2d');
+        context.fillRect = (...rectangle) => drawn.push(rectangle);
+        showBoxes([{box}]);
+        delete context.fillRect;
+        return [drawn[0][0], drawn[0][2]];
+    }})()""")
+    assert width > 20 and left >= 0 and left + width <= 640
+
+
 def test_an_answer_is_words_not_markup(page):
     page.run("entry('assistant', '<img src=x onerror=alert(1)>')")
     assert page.run(f"{LAST}.children.length") == 0

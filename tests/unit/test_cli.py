@@ -119,6 +119,28 @@ def test_a_conversation(scripted, monkeypatch, capsys, tmp_path):
     assert len(backend.prompt_ids(2)) < len(backend.prompt_ids(0))
 
 
+@pytest.mark.parametrize(
+    "typed",
+    ["my picture.png", "'my picture.png'", '"my picture.png"', r"my\ picture.png", "~/my picture.png", "it's.png"],
+)
+def test_files_are_named_as_in_a_shell(scripted, monkeypatch, capsys, tmp_path, typed):
+    scripted()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("my picture.png", "it's.png"):
+        (tmp_path / name).write_bytes(PICTURE.read_bytes())
+    assert converse(monkeypatch, f"/image {typed}") == 0
+    assert "1 picture(s) wait" in capsys.readouterr().out
+
+
+def test_a_command_without_its_file(scripted, monkeypatch, capsys, tmp_path):
+    scripted(BOXED)
+    assert converse(monkeypatch, "/image", f"/image {PICTURE}", "Where?", "/save ", f"/save {tmp_path}/no/x.png") == 0
+    out = capsys.readouterr().out
+    assert "/image needs a file: /image FILE." in out and "/save needs a file: /save FILE." in out
+    assert f'cannot write "{tmp_path}/no/x.png": No such file or directory.' in out
+
+
 def test_the_end_of_input_ends_the_conversation(scripted, monkeypatch):
     scripted()
     assert converse(monkeypatch) == 0

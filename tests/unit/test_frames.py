@@ -2,6 +2,7 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 from scripted import engine
 
 from qwenvl_edge import FrameSource
@@ -106,7 +107,9 @@ def test_a_last_frame_can_be_taken_after_closing():
     assert source.take().number == 0
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((2, 2), np.float32), np.zeros((0, 2, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((2, 2), np.float32), np.zeros((0, 2, 3), np.uint8), Image.new("RGB", (2, 2)), "frame.png"]
+)
 def test_bad_frames_are_refused_where_they_are_put(pixels):
     source = FrameSource()
     with pytest.raises(ImageError, match="frame 0"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from qwenvl_edge import draw
 from qwenvl_edge.draw import draw_shapes
@@ -151,9 +151,25 @@ def test_drawing_marks_the_outline_and_stays_inside(label, corner):
     assert coloured[(y1 + y2) // 2, x1] and coloured[y2, (x1 + x2) // 2]
 
 
+def test_chinese_labels_need_no_font_of_the_system(monkeypatch):
+    monkeypatch.setattr(draw, "_system_fonts", lambda: ())
+    every = bytes(byte for row in range(0xB0, 0xF8) for cell in range(0xA1, 0xFF) for byte in (row, cell))
+    chinese = every.decode("gb2312", "ignore")
+    assert len(chinese) == 6763
+    for label in (chinese, "红色 mug，2 个", "Ça va, Żółć?"):
+        text, font = draw._printable(label, 12)
+        assert text == label and font.path == str(draw._LABEL_FONT)
+    assert draw._printable("red mug", 12)[1].getname() == ImageFont.load_default(12).getname()
+
+    glyphs = {bytes(font.getmask(char)) for char in chinese}
+    assert len(glyphs) > 6700  # a few look alike at 12 pixels
+    drawn = [np.asarray(draw_shapes(Image.new("RGB", (200, 100)), [Box(c, 50, 50, 90, 90, 0)])) for c in "狗猫"]
+    assert (drawn[0] != drawn[1]).sum() > 30
+
+
 def test_labels_without_a_font_are_escaped(monkeypatch):
     monkeypatch.setattr(draw, "_system_fonts", lambda: ())
-    assert draw._printable("狗 dog", 12)[0] == "\\u72d7 dog"
+    assert draw._printable("개 dog", 12)[0] == "\\uac1c dog"
 
 
 def test_long_labels_are_shortened_to_the_picture():

@@ -102,11 +102,13 @@ function showBoxes(boxes) {
 function drawLabel(context, box, colour, unit) {
   if (!box.label) return;
   const height = unit * 12;
+  const width = context.measureText(box.label).width + 6 * unit;
   const top = box.y1 >= height ? box.y1 - height : box.y1;
+  const left = Math.max(0, Math.min(box.x1, context.canvas.width - width));
   context.fillStyle = colour;
-  context.fillRect(box.x1, top, context.measureText(box.label).width + 6 * unit, height);
+  context.fillRect(left, top, width, height);
   context.fillStyle = "#fff";
-  context.fillText(box.label, box.x1 + 3 * unit, top + 9 * unit);
+  context.fillText(box.label, left + 3 * unit, top + 9 * unit);
 }
 
 // The webcam: a first press shows it, a second takes the picture.
