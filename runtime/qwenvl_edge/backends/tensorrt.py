@@ -50,12 +50,11 @@ class TensorRTBackend(Backend):
         self.model: ModelInfo = bundle.manifest.model
         limits = plan.manifest.limits
         self.limits = Limits(max_context=limits.max_context, max_batch=limits.max_batch)
-        precision = plan.manifest.precision
         self.description = (
             f'{library.name} on {cuda.name} (sm_{cuda.compute_capability}), plan "{plan.manifest.target}": vision '
-            f"{precision['vision']}, decoder {precision['decoder']}"
+            f"{plan.manifest.precision['vision']}, decoder {plan.manifest.precision['decoder']}"
         )
-        if precision.get("kv_cache") == INT8_CACHE:
+        if plan.manifest.precision.get("kv_cache") == INT8_CACHE:
             self.description += ", KV cache int8"
         if plan.manifest.plugin:
             library.load_plugin(plan.manifest.plugin, plan.path)
