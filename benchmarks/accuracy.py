@@ -4,7 +4,8 @@
     python benchmarks/accuracy.py fp32=out/nano [int8=out/nano-int8 ...] [--checkpoint models/nano]
 
 Without bundles, models/nano is exported to out/accuracy/ in every precision that runs on a CPU: "int4" and "w8a8" are
-calibrated on 64 samples of its own kind, "int4-rtn" is rounded to nearest.
+calibrated on 64 samples of its own kind, "int4-rtn" is rounded to nearest. "-kv8" stands for an int8 KV cache, which is
+asked in the standard dialect, as TensorRT plans compute it.
 
 Each task is asked `--count` times in English and as often in Chinese about the same scenes. Text answers must be equal
 to the letter; of boxes there must be as many as there are, each at IoU 0.5 or more. Chance is one in two for yes_no,
@@ -27,12 +28,16 @@ import numpy as np
 from common import arguments, conditions, finish
 
 from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
+from qwenvl_edge.bundle import FLOAT_CACHE, Bundle
 from tools.nano.answerers import EngineAnswerer, TorchAnswerer
 from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, headline
 
 ROOT = Path(__file__).parent.parent
 NANO = ROOT / "models" / "nano"
-PRECISIONS = ("fp32", "int8", "w8a8", "int4", "int4-rtn")
+PRECISIONS = ("fp32", "int8", "int8-kv8", "w8a8", "int4", "int4-rtn")
+KV8 = "-kv8"
+MAX_CONTEXT = 1024  # of the standard dialect, whose cost follows it
 CALIBRATED = ("int4", "w8a8")
 SAMPLES = 64
 
@@ -46,17 +51,28 @@ def export_all(folder: Path, precisions: list[str]) -> dict[str, Path]:
     samples = write(folder / "samples", SAMPLES)
     for name in precisions:
         print(f"exporting {name}", file=sys.stderr)
-        chosen = ExportPrecision.choose(name.removesuffix("-rtn"))
+        cache = "int8" if name.endswith(KV8) else "float"
+        chosen = ExportPrecision.choose(name.removesuffix("-rtn").removesuffix(KV8), kv_cache=cache)
         calibration = samples if name in CALIBRATED else False
         export(NANO, folder / name, precision=chosen, calibration=calibration, force=True, allow_loss=True)
     return {name: folder / name for name in precisions}
 
 
+def open_engine(path: Path, threads: int) -> QwenVLEngine:
+    """A bundle's engine; one with an int8 cache runs in the dialect that has it."""
+    bundle = Bundle.open(path)
+    if bundle.manifest.precision.kv_cache == FLOAT_CACHE:
+        return QwenVLEngine(bundle, threads=threads)
+    backend = OnnxRuntimeBackend(bundle, threads=threads, dialect=STANDARD)
+    return QwenVLEngine(bundle, backend=backend, max_context=MAX_CONTEXT)
+
+
 def ask(job: tuple[str, Path, str], count: int, threads: int) -> tuple[str, Results]:
     """One bundle's answers to one task, in a process of its own."""
     name, path, task = job
-    engine = QwenVLEngine(path, threads=threads)
-    return name, evaluate(EngineAnswerer(engine), count, (task,), lambda line: print(name, line, file=sys.stderr))
+    return name, evaluate(
+        EngineAnswerer(open_engine(path, threads)), count, (task,), lambda line: print(name, line, file=sys.stderr)
+    )
 
 
 def ask_all(bundles: dict[str, Path], count: int, processes: int | None, threads: int) -> dict[str, Results]:

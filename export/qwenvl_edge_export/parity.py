@@ -37,6 +37,7 @@ LIMITS = {
     "int8": Limits(max_relative=1e-1, tie=2e-2, min_cosine=0.99, max_kl=2e-2, min_top1=0.95),
     "int4": Limits(max_relative=3e-1, tie=1e-1, min_cosine=0.90, max_kl=1e-1, min_top1=0.85),
 }
+INT8_CACHE_LIMITS = Limits(max_relative=5e-2, tie=1e-2, min_cosine=0.998, max_kl=5e-3, min_top1=0.95)
 
 
 @dataclass(frozen=True)

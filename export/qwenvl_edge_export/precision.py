@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qwenvl_edge.bundle import Precision
+from qwenvl_edge.bundle import FLOAT_CACHE, KV_CACHES, Precision
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge_export.quantize import BLOCK_SIZES, Blocks, Rows, StaticRows, WeightFormat
 
@@ -36,7 +36,7 @@ class GraphPrecision:
     head: the same for lm_head. block: inputs that share a scale.
     activations: beside "int8", activations are integers too, with scales found at run time, and a weight's scales are
     one an output row instead of blocks.
-    keep: patterns of layers that stay in the float type.
+    keep: patterns of layers that stay in the float type. cache: a value of KV_CACHES, for the "standard" dialect.
     """
 
     compute: str
@@ -45,6 +45,7 @@ class GraphPrecision:
     block: int = 32
     activations: bool = False
     keep: tuple[str, ...] = ()
+    cache: str = FLOAT_CACHE
 
     @property
     def dtype(self) -> ir.DataType:
@@ -82,6 +83,7 @@ class ExportPrecision:
         block: int = 32,
         head: str | None = None,
         keep: Sequence[str] = (),
+        kv_cache: str = FLOAT_CACHE,
     ) -> ExportPrecision:
         """The precision that the options ask for; None takes the target's default.
 
@@ -91,6 +93,7 @@ class ExportPrecision:
         _check("precision", precision, PRECISIONS)
         _check("target", target, TARGETS)
         _check("block size", block, BLOCK_SIZES)
+        _check("KV cache", kv_cache, KV_CACHES)
         vision = vision or _VISION_DEFAULTS[target].get(precision, precision)
         _check("vision precision", vision, VISION_PRECISIONS)
         # The head's rows decide between neighbouring tokens: 8 bits where the layers have 4.
@@ -102,7 +105,9 @@ class ExportPrecision:
             vision=GraphPrecision(
                 vision if vision in FLOATS else wide, vision, block=block, activations=vision == "int8", keep=keep
             ),
-            decoder=GraphPrecision(precision if precision in FLOATS else wide, precision, head, block, keep=keep),
+            decoder=GraphPrecision(
+                precision if precision in FLOATS else wide, precision, head, block, keep=keep, cache=kv_cache
+            ),
             embedding=NAMES.get(precision, "float16"),
         )
 
@@ -121,6 +126,7 @@ class ExportPrecision:
             block_size=self.decoder.block if blocks else 0,
             method="" if self.decoder.weights in FLOATS else method,
             kept=", ".join(self.decoder.keep),
+            kv_cache=self.decoder.cache,
         )
 
 

@@ -21,14 +21,25 @@ import torch
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend, can_run
 from qwenvl_edge.backends.selection import ONNXRUNTIME, TENSORRT, Request, select_backend
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle import INT8_CACHE, Bundle, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.kv_cache import KVCache
 from qwenvl_edge_export.checkpoint import Checkpoint
 from qwenvl_edge_export.metadata import model_info
 from qwenvl_edge_export.modeling import QwenVL, ntk_alpha
-from qwenvl_edge_export.parity import LIMITS, FloatArray, Report, Row, agreement, features_row, logits_row, overlap
+from qwenvl_edge_export.parity import (
+    INT8_CACHE_LIMITS,
+    LIMITS,
+    FloatArray,
+    Limits,
+    Report,
+    Row,
+    agreement,
+    features_row,
+    logits_row,
+    overlap,
+)
 from qwenvl_edge_export.prompts import Case, builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.streaming import streamed_model
 from qwenvl_edge_export.widened import HOW_IT_RAN, NO_BFLOAT16, WIDEN_UP_TO_BYTES, weight_bytes, widened
@@ -87,7 +98,6 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
     sides = {name: _Side(bundle, opened) for name, opened in _open(bundle, backend).items()}
     builder = case_builder(bundle)
     rows: list[Row] = []
-    limits = LIMITS[_weaker(precision.vision, precision.decoder)]
     for case in (*builtin_cases(builder), builtin_box_case(builder)):
         first = next(iter(sides.values()))
         found = first.backend.encode_images(case.pixels) if len(case.pixels) else first.no_features
@@ -101,7 +111,7 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
             rows.append(features_row("vision", case.name, found, reference.features.numpy(), LIMITS[precision.vision]))
         for (name, side), chosen in zip(sides.items(), wanted[1:], strict=True):
             greedy = agreement(own[name], chosen[-len(own[name]) - 1 : -1, : first.answerable])
-            row = logits_row(name, case.name, side.decode(asked, found), wanted[0], limits, greedy)
+            row = logits_row(name, case.name, side.decode(asked, found), wanted[0], _limits(precision, name), greedy)
             if asked is not case:
                 boxes = (builder.box(answer) for answer in (own[name], asked.answer.tolist()))
                 row = dataclasses.replace(row, iou=overlap(*boxes))
@@ -111,9 +121,12 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
     return Report(tuple(rows), tuple(skipped))
 
 
-def _weaker(*precisions: str) -> str:
-    """The one of two precisions that may lose more."""
-    return max(precisions, key=lambda name: LIMITS[name].max_relative)
+def _limits(precision: Precision, side: str) -> Limits:
+    """What logits may lose: what the part may that may lose most. ONNX Runtime's own dialect has a float cache."""
+    parts = [LIMITS[precision.vision], LIMITS[precision.decoder]]
+    if side != ONNXRUNTIME and precision.kv_cache == INT8_CACHE:
+        parts.append(INT8_CACHE_LIMITS)
+    return max(parts, key=lambda limits: limits.max_relative)
 
 
 def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:

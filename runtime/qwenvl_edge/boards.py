@@ -134,9 +134,12 @@ def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int =
 
     On a GPU weights lie in memory as they do in the bundle, and CUDA's own share is added.
     """
+    from qwenvl_edge.bundle import FLOAT_CACHE
     from qwenvl_edge.memory import plan_memory
 
-    plan = plan_memory(bundle, max_context=max_context, max_batch=max_batch)
+    # A GPU's cache is the bundle's, a plan with the plugin taken for granted; a CPU's is float.
+    kv_cache = FLOAT_CACHE if board.compute_capability is None else bundle.manifest.precision.kv_cache
+    plan = plan_memory(bundle, max_context=max_context, max_batch=max_batch, kv_cache=kv_cache)
     files = bundle.manifest.files
     decoder = files["decoder.data"].size
     if board.compute_capability is not None:

@@ -22,6 +22,7 @@ FORMAT = 1
 MANIFEST_NAME = "bundle.json"
 HASHED_AT_OPEN_BYTES = 64 * 1024 * 1024
 _COMPUTE = ("fp32", "fp16", "bf16")
+KV_CACHES = FLOAT_CACHE, INT8_CACHE = ("float", "int8")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class ModelInfo:
 class Precision:
     """What weights are stored as ("fp32", "fp16", "bf16", "int8", "int4", "w8a8"), and what computes with them.
 
-    compute: float type of the "vision" and the "decoder" graph; the KV cache has the decoder's. block_size: inputs that
-    share a scale (0 without integers). method: where the decoder's integers come from. kept: patterns of layers that
-    stayed in floats.
+    compute: float type of the "vision" and the "decoder" graph. block_size: inputs that share a scale (0 without
+    integers). method: where the decoder's integers come from. kept: patterns of layers that stayed in floats.
+    kv_cache: "float", which is the decoder's compute type, or "int8" in the "standard" dialect and in plans made of it;
+    the "onnxruntime" dialect's is float. A manifest without it means "float".
     """
 
     vision: str
@@ -60,6 +62,7 @@ class Precision:
     block_size: int
     method: str
     kept: str
+    kv_cache: str = FLOAT_CACHE
 
 
 @dataclass(frozen=True)
@@ -289,6 +292,8 @@ def _check_manifest(manifest: Manifest) -> None:
     compute = manifest.precision.compute
     if set(compute) != {"vision", "decoder"} or not set(compute.values()) <= set(_COMPUTE):
         raise BundleError(f"{MANIFEST_NAME}: precision.compute must give {', '.join(_COMPUTE)} for vision and decoder.")
+    if manifest.precision.kv_cache not in KV_CACHES:
+        raise BundleError(f"{MANIFEST_NAME}: precision.kv_cache must be one of {', '.join(KV_CACHES)}.")
     if embedding.shape != (model.vocab_size, model.hidden_size):
         raise BundleError(f"{MANIFEST_NAME}: embedding.shape is not [model.vocab_size, model.hidden_size].")
     for name in manifest.files:

@@ -88,6 +88,12 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--keep-fp16", action="append", default=[], metavar="PATTERN", help="weights that stay floats; repeatable"
     )
+    parser.add_argument(
+        "--kv-cache",
+        default="float",
+        metavar="C",
+        help="float (default), or int8 for the TensorRT plugin: half the memory",
+    )
     parser.add_argument("--allow-loss", action="store_true", help="keep a bundle that is beyond its precision's limits")
     parser.add_argument(
         "--calibrate",
@@ -182,6 +188,7 @@ def _export(arguments: argparse.Namespace) -> int:
         block=arguments.block_size,
         head=arguments.head_precision,
         keep=arguments.keep_fp16,
+        kv_cache=arguments.kv_cache,
     )
     with ProgressBar(sys.stderr) as progress:
         exporter.export(

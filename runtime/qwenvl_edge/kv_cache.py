@@ -35,9 +35,12 @@ def rope_tables(capacity: int, head_dim: int, base: float, alpha: float) -> tupl
     return np.cos(angles), np.sin(angles)
 
 
-def cache_bytes(model: ModelInfo, capacity: int) -> int:
-    """Memory of one row of float32 keys and values with room for `capacity` tokens."""
-    return 8 * model.num_layers * model.num_kv_heads * model.head_dim * capacity
+def cache_bytes(model: ModelInfo, capacity: int, *, item_bytes: int = 4, scale_bytes: int = 0) -> int:
+    """Memory of one row of keys and values with room for `capacity` tokens.
+
+    item_bytes: of a number (4: float32). scale_bytes: of what lies beside each token of each head (4 beside int8).
+    """
+    return 2 * model.num_layers * model.num_kv_heads * (model.head_dim * item_bytes + scale_bytes) * capacity
 
 
 class KVCache:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl_edge.backends.onnxruntime import cache_item_bytes, weight_bytes
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle import FLOAT_CACHE, INT8_CACHE, Bundle
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import cache_bytes
 
@@ -46,8 +46,12 @@ class MemoryPlan:
         return "\n".join(f"{name:<24}{size / 1e6:>12,.0f} MB" for name, size in parts.items())
 
 
-def plan_memory(bundle: Bundle, *, max_context: int, max_batch: int = 1, chunk: int = 128) -> MemoryPlan:
+def plan_memory(
+    bundle: Bundle, *, max_context: int, max_batch: int = 1, chunk: int = 128, kv_cache: str = FLOAT_CACHE
+) -> MemoryPlan:
     """Plan for `max_batch` conversations of `max_context` tokens each, prefilled `chunk` tokens at a time.
+
+    kv_cache: "float" as ONNX Runtime keeps it, or "int8" as a TensorRT plan of an int8 bundle does.
 
     Raises:
         BackendError: a limit is less than 1, or beyond what the model takes.
@@ -61,9 +65,10 @@ def plan_memory(bundle: Bundle, *, max_context: int, max_batch: int = 1, chunk: 
     tokens = max_batch * min(chunk, max_context)
     scores = 4 * model.num_heads * tokens * max_context
     logits = _LOGITS_ITEM * max_batch * model.vocab_size
+    item = {"item_bytes": 1, "scale_bytes": 4} if kv_cache == INT8_CACHE else {"item_bytes": cache_item_bytes(bundle)}
     return MemoryPlan(
         weights=weight_bytes(bundle),
-        cache=max_batch * cache_bytes(model, max_context) * cache_item_bytes(bundle) // 4,
+        cache=max_batch * cache_bytes(model, max_context, **item),
         workspace=tokens * space.token_bytes + scores + logits,
         picture=space.picture_bytes,
     )

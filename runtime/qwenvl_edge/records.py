@@ -1,4 +1,5 @@
-"""Strict reading of JSON values into frozen dataclasses: every key known, none missing, every type as declared."""
+"""Strict reading of JSON values into frozen dataclasses: every key known, every type as declared, none missing that
+has no default."""
 
 from __future__ import annotations
 
@@ -25,10 +26,10 @@ def read_record(cls: type[Record], raw: Any, where: str, error: type[QwenVLError
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(raw) - set(fields)):
         raise error(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(fields)}.")
-    if missing := [name for name in fields if name not in raw]:
+    if missing := [name for name, field in fields.items() if name not in raw and field.default is dataclasses.MISSING]:
         raise error(f"{where}: missing key {', '.join(missing)}.")
     hints = get_type_hints(cls)
-    return cls(**{name: _read_value(hints[name], raw[name], f"{where}: {name}", error) for name in fields})
+    return cls(**{name: _read_value(hints[name], raw[name], f"{where}: {name}", error) for name in raw})
 
 
 def _read_value(hint: Any, raw: Any, where: str, error: type[QwenVLError]) -> Any:

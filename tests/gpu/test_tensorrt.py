@@ -11,7 +11,7 @@ from decoding import assert_close, decode
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.cuda_device import Cuda
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
 from qwenvl_edge.backends.selection import Request, select_backend
 from qwenvl_edge.backends.tensorrt_library import installed_libraries
 from qwenvl_edge.errors import BackendError
@@ -24,9 +24,9 @@ NANO = Path(__file__).parents[2] / "models" / "nano"
 PICTURE = NANO / "demo.png"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["float", "int8"])
 def bundle(tmp_path_factory, request):
-    """Nano in fp16 with a plan for this GPU."""
+    """Nano in fp16 with a plan for this GPU, with a float and an int8 KV cache."""
     libraries = installed_libraries()
     if not libraries:
         pytest.skip("TensorRT is not installed")
@@ -34,9 +34,13 @@ def bundle(tmp_path_factory, request):
         Cuda.open()
     except BackendError as error:
         pytest.skip(str(error))
-    plugin = request.getfixturevalue("plugin") if needs_plugin(libraries[0]) else None
     folder = tmp_path_factory.mktemp("gpu") / "nano-fp16"
-    bundle = export(NANO, folder, precision=ExportPrecision.choose("fp16", target="gpu"), check=False)
+    precision = ExportPrecision.choose("fp16", target="gpu", kv_cache=request.param)
+    bundle = export(NANO, folder, precision=precision, check=False)
+    try:
+        plugin = request.getfixturevalue("plugin") if needs_plugin(libraries[0], bundle) else None
+    except BackendError as error:  # TensorRT-RTX has no int8 cache
+        pytest.skip(str(error))
     limits = choose_limits(bundle, max_context=1024, max_batch=4, max_images=2, chunk=128)
     try:
         build(bundle, "local", limits, plugin=plugin)
@@ -50,7 +54,8 @@ def bundle(tmp_path_factory, request):
 @pytest.fixture(scope="module")
 def backends(bundle):
     request = Request(bundle, threads=None, max_context=None, chunk=128)
-    return select_backend(request, "tensorrt", "cuda").backend, OnnxRuntimeBackend(bundle)
+    reference = OnnxRuntimeBackend(bundle, dialect=STANDARD)  # which has the cache that the plan has
+    return select_backend(request, "tensorrt", "cuda").backend, reference
 
 
 def test_features(backends):

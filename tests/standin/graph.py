@@ -11,6 +11,7 @@ import onnxruntime as ort
 _DTYPES = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
+    "tensor(int8)": ("INT8", np.int8),
     "tensor(int64)": ("INT64", np.int64),
 }
 

@@ -58,7 +58,7 @@ def write_plan(
         compute_capabilities=(capability,),
         dialect="plugin" if plugin else "standard",
         plugin=plugin,
-        precision={"vision": "fp32", "decoder": "fp32"},
+        precision={"vision": "fp32", "decoder": "fp32", "kv_cache": bundle.manifest.precision.kv_cache},
         limits=limits,
         profiles=profiles,
         bundle_digest=bundle_digest(bundle.manifest),

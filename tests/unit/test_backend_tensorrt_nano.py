@@ -10,12 +10,13 @@ from standin import plans
 from standin.machine import Machine
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
 from qwenvl_edge.backends.plans import PlanLimits
 
 pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")
 NANO = Path(__file__).parents[2] / "models" / "nano"
 PICTURE = NANO / "demo.png"
+QUESTIONS = ["Where is the red mug?", "Why?", "How many cars?", "What does it say?", "Describe it.", "What is it?"]
 LIMITS = PlanLimits(max_context=1024, max_batch=4, max_images=1, chunk=96)
 
 
@@ -69,12 +70,33 @@ def test_a_batch(engines):
 
 def test_answers_that_come_and_go_together(engines):
     """Rows end and others take their place: parts of one cache are bound as caches of their own."""
-    questions = ["Where is the red mug?", "Why?", "How many cars?", "What does it say?", "Describe it.", "What is it?"]
     options = {"images": [PICTURE], "do_sample": False, "max_new_tokens": 24}
     with engines[0].batcher(rows=16) as batcher:  # the plan takes 4
-        replies = [batcher.submit(question, **options) for question in questions]
-        for question, reply in zip(questions, replies, strict=True):
+        replies = [batcher.submit(question, **options) for question in QUESTIONS]
+        for question, reply in zip(QUESTIONS, replies, strict=True):
             assert reply.result(timeout=60).raw_text == engines[1].chat(question, **options).raw_text
+
+
+def test_an_int8_cache_is_carried_with_its_scales(tmp_path, monkeypatch):
+    """Conversations go on in it, batches are copied together, grow and shrink in it."""
+    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    from qwenvl_edge_export.precision import ExportPrecision
+
+    precision = ExportPrecision.choose(kv_cache="int8")
+    bundle = exporter.export(NANO, tmp_path / "bundle", precision=precision, check=False)
+    plans.write_plan(bundle, limits=LIMITS, plugin="libkvcache.so 1")
+    plans.install(monkeypatch, Machine())
+    standard = OnnxRuntimeBackend(bundle, threads=1, dialect=STANDARD)
+    engines = [QwenVLEngine(bundle, backend=b, max_context=LIMITS.max_context) for b in ("tensorrt", standard)]
+    assert engines[0].describe().endswith("decoder fp32, KV cache int8")
+    options = {"images": [PICTURE], "do_sample": False, "max_new_tokens": 24}
+    alone = [same(*(engine.chat(question, **options) for engine in engines)) for question in QUESTIONS]
+    found = [e.chat("Where is it?", history=alone[0].history, do_sample=False) for e in engines]
+    assert same(*found).stats.reused_tokens > 0
+    for engine in engines:
+        with engine.batcher(rows=4) as batcher:
+            replies = [batcher.submit(question, **options) for question in QUESTIONS]
+            assert [r.result(timeout=60).raw_text for r in replies] == [r.raw_text for r in alone]
 
 
 def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monkeypatch):

@@ -99,6 +99,12 @@ def test_what_is_written_is_read(folder):
     np.testing.assert_array_equal(rows[0], np.arange(48).reshape(6, 8)[[5, 0]])
 
 
+def test_a_manifest_from_before_int8_caches(folder):
+    edit(folder, "precision/kv_cache", ...)
+    assert Bundle.open(folder).manifest == MANIFEST
+    assert MANIFEST.precision.kv_cache == "float"
+
+
 def test_manifest_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         MANIFEST.family = "other"  # type: ignore[misc]

@@ -126,6 +126,36 @@ def test_the_reference_agrees_with_the_graph_of_standard_ops(reference, case):
             torch.testing.assert_close(used, wanted, **limits)
 
 
+INT8_WRITES = [
+    Case(1, (77,), int8=True, heads=2, head_dim=104),
+    Case(6, (0, 60), int8=True, heads=4, kv_heads=4, head_dim=64),
+]
+
+
+@pytest.mark.parametrize("case", INT8_WRITES, ids=str)
+def test_the_standard_decoder_attends_like_the_reference(reference, case):
+    """The exporter's attention over an int8 cache, in fp16, against the plugin's plain C++ on the same numbers."""
+    exported_attention = pytest.importorskip("exported_attention", reason="the exporter is not installed")
+    call = random_call(case)
+    call.logn_scale.fill_(1.0)
+    call.qkv[0, 0, -case.head_dim :] = 0  # a vector of zeros has a scale of zero
+    out, caches = reference(call)
+    found, found_caches = exported_attention.attend(call)
+    torch.testing.assert_close(found.float(), out.float(), rtol=0, atol=2e-3 * float(out.float().abs().max()))
+    for row, length in enumerate(case.lengths):
+        new = slice(length, length + case.tokens)
+        for name, cache in caches.items():
+            ours, theirs = (x[row, :, : length + case.tokens] for x in (found_caches[name], cache))
+            torch.testing.assert_close(ours[:, :length], theirs[:, :length], rtol=0, atol=0)
+            if name.startswith("value"):  # nothing is computed before it is quantized
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+            elif name == "key":
+                assert (ours[:, new].int() - theirs[:, new].int()).abs().max() <= 1
+                assert (ours[:, new] != theirs[:, new]).float().mean() < 5e-3
+            else:
+                torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
 EMULATED = [
     *(
         Case(1, (0, 130), head_dim=dim, dtype=BOTH[i % 2], int8=i % 2 == 1)

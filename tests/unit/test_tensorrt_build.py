@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import onnx
+import onnx.parser
 import pytest
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX comes for Linux on x86-64 only")
@@ -168,6 +170,32 @@ def test_too_little_disk(bundle, monkeypatch):
     with pytest.raises(BackendError, match=r"GB of disk, but .*bundle.* has 0\.00 GB free"):
         build(bundle, "sm_86", LIMITS)
     assert not (bundle.path / "plans").exists()
+
+
+def test_an_int8_cache_is_refused(bundle):
+    precision = dataclasses.replace(bundle.manifest.precision, kv_cache="int8")
+    int8 = Bundle(bundle.path, dataclasses.replace(bundle.manifest, precision=precision))
+    with pytest.raises(
+        BackendError, match=r"cache is int8, but the cache layers of TensorRT-RTX .* --kv-cache float, or"
+    ):
+        build(int8, "sm_86", LIMITS)
+    assert not (bundle.path / "plans").exists()
+
+
+CACHE_UPDATE = """
+<ir_version: 10, opset_import: ["": 24]>
+update ({type}[B,2,64,64] past, {type}[B,2,T,64] rows, int64[B] write_indices) => ({type}[B,2,64,64] present)
+{{ present = TensorScatter <axis = 2> (past, rows, write_indices) }}
+"""
+
+
+def test_tensorrts_own_cache_layer_takes_floats_only(rtx):
+    """Why an int8 cache is refused; once this fails, it need not be."""
+    models = {name: onnx.parser.parse_model(CACHE_UPDATE.format(type=name)) for name in ("float16", "int8")}
+    networks = {name: model.SerializeToString() for name, model in models.items()}
+    assert Network(rtx, networks["float16"], Path("model.onnx")).native_layers()["KV_CACHE_UPDATE"] == 1
+    with pytest.raises(BackendError, match="cache has type Int8 but must have type Float, Half, or BFloat16"):
+        Network(rtx, networks["int8"], Path("model.onnx"))
 
 
 def test_a_failed_build_leaves_what_was_there(bundle, monkeypatch):

@@ -15,6 +15,8 @@ from random_checkpoint import config_dict
 
 pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
 
+from kv_cache_attention_onnx import SIDES, WRITE_INT8
+
 from qwenvl_edge.backends.onnxruntime import STANDARD
 from qwenvl_edge.backends.plans import DECODER_PLAN, TENSORRT, TENSORRT_RTX, VISION_PLAN, Plan, PlanLimits
 from qwenvl_edge.backends.tensorrt_library import Library
@@ -34,7 +36,8 @@ OPERATORS = set(
 DEFINITION = """
 <opset_import: ["": 24], domain: "{domain}">
 KVCacheAttention <num_heads, num_kv_heads, head_dim, int8_cache, plugin_version>
-    (qkv, past_key, past_value, rope_cos, rope_sin, position_ids, write_indices, logn) => (out, key, value)
+    (qkv, past_key, past_value, rope_cos, rope_sin, position_ids, write_indices, logn{scale_inputs})
+    => (out, key, value{scale_outputs})
 {{
     q, k, v = Split <axis = 2, num_outputs = 3> (qkv)
     q_turned = RotaryEmbedding <num_heads = {heads}> (q, rope_cos, rope_sin, position_ids)
@@ -47,10 +50,9 @@ KVCacheAttention <num_heads, num_kv_heads, head_dim, int8_cache, plugin_version>
     k_split = Reshape (k_turned, shape)
     v_split = Reshape (v, shape)
     q_heads = Transpose <perm = [0, 2, 1, 3]> (q_split)
-    k_heads = Transpose <perm = [0, 2, 1, 3]> (k_split)
-    v_heads = Transpose <perm = [0, 2, 1, 3]> (v_split)
-    key = TensorScatter <axis = 2> (past_key, k_heads, write_indices)
-    value = TensorScatter <axis = 2> (past_value, v_heads, write_indices)
+    k_new = Transpose <perm = [0, 2, 1, 3]> (k_split)
+    v_new = Transpose <perm = [0, 2, 1, 3]> (v_split)
+    {write}
     zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
     tokens_1 = Shape <start = 1, end = 2> (qkv)
@@ -65,25 +67,46 @@ KVCacheAttention <num_heads, num_kv_heads, head_dim, int8_cache, plugin_version>
     start = Unsqueeze (write_indices, axes_3)
     last = Add (start, column)
     seen = LessOrEqual (places, last)
-    attended = Attention (q_heads, key, value, seen)
+    attended = Attention (q_heads, key_float, value_float, seen)
     joined = Transpose <perm = [0, 2, 1, 3]> (attended)
     flat = Constant <value_ints = [0, 0, -1]> ()
     out = Reshape (joined, flat)
 }}
 """
 
+WRITE_FLOAT = """
+    {side} = TensorScatter <axis = 2> (past_{side}, {initial}_new, write_indices)
+    {side}_float = Identity ({side})
+"""
+
+
+def definition(model, *, int8):
+    scales = [f"{side}_scale" for side, _ in SIDES] if int8 else []
+    write = WRITE_INT8 if int8 else WRITE_FLOAT
+    return DEFINITION.format(
+        domain=DOMAIN,
+        heads=model.num_heads,
+        dim=model.head_dim,
+        scale_inputs="".join(f", past_{name}" for name in scales),
+        scale_outputs="".join(f", {name}" for name in scales),
+        write="".join(write.format(side=side, initial=initial) for side, initial in SIDES),
+    )
+
 
 def library(version="10.3.0.26", api=TENSORRT):
     return Library(api, SimpleNamespace(__version__=version), SimpleNamespace(lines=[]))
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["log-n", "no log-n"])
+BUNDLES = {"log-n": (True, "float"), "no log-n": (False, "float"), "int8 cache": (True, "int8")}
+
+
+@pytest.fixture(scope="module", params=BUNDLES.values(), ids=BUNDLES)
 def bundle(request, tmp_path_factory):
     from random_checkpoint import write_checkpoint
 
-    folder = tmp_path_factory.mktemp("plugin")
-    path = write_checkpoint(folder / "checkpoint", raw=config_dict(use_logn_attn=request.param), seed=5)
-    return export(path, folder / "bundle", check=False)
+    folder, (logn, cache) = tmp_path_factory.mktemp("plugin"), request.param
+    path = write_checkpoint(folder / "checkpoint", raw=config_dict(use_logn_attn=logn), seed=5)
+    return export(path, folder / "bundle", precision=ExportPrecision.choose(kv_cache=cache), check=False)
 
 
 def lowered(bundle, name, folder):
@@ -101,9 +124,9 @@ def session(model):
 @pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the standard decoder needs ONNX Runtime 1.25")
 def test_the_decoder_is_the_same(bundle, tmp_path):
     model, dims = lowered(bundle, "decoder.onnx", tmp_path), bundle.manifest.model
+    int8 = bundle.manifest.precision.kv_cache == "int8"
     assert {opset.domain: opset.version for opset in model.opset_import} == {"": 20, DOMAIN: 1}
-    text = DEFINITION.format(domain=DOMAIN, heads=dims.num_heads, dim=dims.head_dim)
-    model.functions.append(onnx.parser.parse_function(text))
+    model.functions.append(onnx.parser.parse_function(definition(dims, int8=int8)))
     model.opset_import[0].version = 24  # the definition's, for ONNX Runtime
     random = np.random.default_rng(0)
     start = np.array([7, 23])
@@ -116,14 +139,26 @@ def test_the_decoder_is_the_same(bundle, tmp_path):
         "rope_sin": np.sin(angles).astype(np.float32),
         "logits_indices": np.array([[0, 4], [1, 2]]),
     }
-    shape = (2, dims.num_heads, CAPACITY, dims.head_dim)
-    for i in range(dims.num_layers):
-        for part in ("key", "value"):
-            inputs[f"past_key_values.{i}.{part}"] = random.standard_normal(shape).astype(np.float32)
     expected = ort.InferenceSession(bundle.file("decoder.onnx"), providers=["CPUExecutionProvider"])
-    assert [output.name for output in session(model).get_outputs()] == [each.name for each in expected.get_outputs()]
-    for ours, theirs in zip(session(model).run(None, inputs), expected.run(None, inputs), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+    for node in expected.get_inputs():
+        if node.name.startswith("past_key_values."):
+            shape = (2, dims.num_heads, CAPACITY, *node.shape[3:])
+            values = random.standard_normal(shape).astype(np.float32)
+            if int8:  # a scale, or integers for one
+                values = random.integers(-127, 128, shape).astype(np.int8) if node.shape[3:] else np.abs(values) / 60
+            inputs[node.name] = values
+    found = session(model)
+    names = [output.name for output in found.get_outputs()]
+    assert names == [each.name for each in expected.get_outputs()]
+    for name, ours, theirs in zip(names, found.run(None, inputs), expected.run(None, inputs), strict=True):
+        assert ours.dtype == theirs.dtype
+        # A last digit before a rounding to integers can become a whole one behind it.
+        atol = 1 if theirs.dtype == np.int8 else (1e-3 if int8 else 2e-5) * np.abs(theirs).max()
+        np.testing.assert_allclose(
+            ours.astype(np.float32), theirs.astype(np.float32), rtol=1e-7, atol=atol, err_msg=name
+        )
+        if theirs.dtype == np.int8 and name.startswith("present.0."):
+            assert np.mean(ours != theirs) < 1e-3
 
 
 def test_vision_is_the_same(bundle, tmp_path):
@@ -145,19 +180,28 @@ def test_vision_is_the_same(bundle, tmp_path):
         (library("1.7.1.116", TENSORRT_RTX), False),
     ],
 )
-def test_who_needs_the_plugin(installed, needed):
-    assert needs_plugin(installed) == needed
+def test_who_needs_the_plugin(tiny_bundle, installed, needed):
+    assert needs_plugin(installed, tiny_bundle) == needed
+
+
+def test_an_int8_cache_needs_it_always(fp16):
+    assert all(needs_plugin(library(version), fp16) for version in ("10.3.0.26", "10.15.1", "11.4.0.106"))
+    with pytest.raises(
+        BackendError, match=r"cache is int8, .* of TensorRT-RTX .* --kv-cache float, or build with Tens"
+    ):
+        needs_plugin(library("1.7.1.116", TENSORRT_RTX), fp16)
 
 
 @pytest.fixture(scope="module")
 def fp16(tmp_path_factory):
-    """A bundle with heads that the plugin has kernels for, in blocks of four bits beside float16."""
+    """A bundle with heads that the plugin has kernels for, in 4-bit blocks beside float16, with an int8 cache."""
     from random_checkpoint import write_checkpoint
 
     folder = tmp_path_factory.mktemp("fp16")
     changes = {"hidden_size": 256, "kv_channels": 64}
     path = write_checkpoint(folder / "checkpoint", raw=config_dict({"output_dim": 256}, **changes), seed=5)
-    return export(path, folder / "bundle", precision=ExportPrecision.choose("int4", target="gpu"), check=False)
+    precision = ExportPrecision.choose("int4", target="gpu", kv_cache="int8")
+    return export(path, folder / "bundle", precision=precision, check=False)
 
 
 def test_blocks_raise_the_opset(fp16, tmp_path):
@@ -167,8 +211,10 @@ def test_blocks_raise_the_opset(fp16, tmp_path):
 
 
 def test_a_missing_plugin(fp16, tmp_path):
-    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0\.26 has no cache layers .* --plugin FILE .*jetson\.md"):
-        install_plugin(library(), fp16, None, tmp_path)
+    message = r"TensorRT {} has no cache layers of its own for an int8 cache .* --plugin FILE .*jetson\.md.* float\.$"
+    for version in ("10.3.0.26", "11.4.0.106"):
+        with pytest.raises(BackendError, match=message.format(version)):
+            install_plugin(library(version), fp16, None, tmp_path)
     with pytest.raises(BackendError, match=r"cannot read the plugin .*nothing\.so"):
         install_plugin(library(), fp16, tmp_path / "nothing.so", tmp_path)
 

@@ -4,15 +4,18 @@
                           -> logits_indices' rows [B*K,H] -> ln_f -> lm_head -> logits [B,K,V]
 
 Everything but attention works on rows [M, H], so that a linear layer is one Gemm over the weight as it is stored.
-Inside, values have the precision's float type, as the cache has; embeddings, rotary tables and logits are float32.
+Inside, values have the precision's float type, as a float cache has; embeddings, rotary tables and logits are float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
+from qwenvl_edge.bundle import INT8_CACHE
 from qwenvl_edge_export.config import QwenVLConfig
-from qwenvl_edge_export.graphs.attention import OPSETS, STANDARD, CachedAttention, StepInputs
+from qwenvl_edge_export.graphs.attention import OPSETS, STANDARD, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import WeightFile
@@ -39,12 +42,10 @@ def build_decoder(
     rope_cos = g.input("rope_cos", FLOAT, ["C", config.head_dim // 2])
     rope_sin = g.input("rope_sin", FLOAT, ["C", config.head_dim // 2])
     wanted = g.input("logits_indices", INT64, ["B", "K"])
-    cache_shape: list[int | str] = ["B", config.num_heads, "C", config.head_dim]
+    int8_cache = dialect == STANDARD and precision.cache == INT8_CACHE
+    cache = cache_tensors(config, g.dtype, int8=int8_cache)
     past = [
-        (
-            g.input(f"past_key_values.{i}.key", g.dtype, cache_shape),
-            g.input(f"past_key_values.{i}.value", g.dtype, cache_shape),
-        )
+        [g.input(f"past_key_values.{i}.{part}", *described) for part, described in cache.items()]
         for i in range(config.num_layers)
     ]
     step = StepInputs(
@@ -56,16 +57,18 @@ def build_decoder(
         capacity=g.op("Shape", past[0][0], start=2, end=3),
     )
     linear = Linear(g, precision, standard=dialect == STANDARD, given=given)
-    decoder = _Decoder(g, config, CachedAttention(g, config, dialect, step), linear, embeds)
+    attention = CachedAttention(g, config, dialect, step, int8_cache=int8_cache)
+    decoder = _Decoder(g, config, attention, linear, embeds)
 
     x = g.cast(g.reshape(embeds, -1, hidden), FLOAT, g.dtype)
     presents = []
     for i in range(config.num_layers):
-        x, key, value = decoder.layer(x, i, past[i])
-        presents += [(f"present.{i}.key", key), (f"present.{i}.value", value)]
+        x, present = decoder.layer(x, i, past[i])
+        presents.append(present)
     g.output(g.cast(decoder.logits(x, wanted), g.dtype, FLOAT), "logits", FLOAT, ["B", "K", vocab])
-    for name, present in presents:
-        g.output(present, name, g.dtype, cache_shape)
+    for i, present in enumerate(presents):
+        for value, (part, described) in zip(present, cache.items(), strict=True):
+            g.output(value, f"present.{i}.{part}", *described)
     return g.build()
 
 
@@ -82,17 +85,17 @@ class _Decoder:
         # [B, T] of this call, to give rows their batch back without a second dimension of unknown size.
         self.batch_tokens = g.op("Shape", embeds, start=0, end=2)
 
-    def layer(self, x: ir.Value, i: int, past: tuple[ir.Value, ir.Value]) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Layer `i` on rows [M, H] -> rows [M, H], present key, present value."""
+    def layer(self, x: ir.Value, i: int, past: Sequence[ir.Value]) -> tuple[ir.Value, Sequence[ir.Value]]:
+        """Layer `i` on rows [M, H] and its cache -> rows [M, H], the cache with this call's tokens."""
         g, name, hidden = self.g, f"transformer.h.{i}", self.config.hidden_size
         qkv = self._linear(self._norm(x, f"{name}.ln_1"), f"{name}.attn.c_attn", bias=True)
         q, k, v = g.ops("Split", 3, self._batched(qkv, 3 * hidden), axis=2, num_outputs=3)
-        out, key, value = self.attention(q, k, v, past)
+        out, present = self.attention(q, k, v, past)
         x = g.op("Add", x, self._linear(g.reshape(out, -1, hidden), f"{name}.attn.c_proj"))
         y = self._norm(x, f"{name}.ln_2")
         up, gate = self._linear(y, f"{name}.mlp.w1"), self._linear(y, f"{name}.mlp.w2")
         gate = g.op("Mul", gate, g.op("Sigmoid", gate))
-        return g.op("Add", x, self._linear(g.op("Mul", up, gate), f"{name}.mlp.c_proj")), key, value
+        return g.op("Add", x, self._linear(g.op("Mul", up, gate), f"{name}.mlp.c_proj")), present
 
     def logits(self, x: ir.Value, wanted: ir.Value) -> ir.Value:
         """Rows [M, H] and wanted tokens [B, K] -> logits [B, K, V]."""

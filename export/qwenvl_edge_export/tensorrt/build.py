@@ -60,7 +60,8 @@ def build(
         bundle: its graphs are parsed and its weights read where they lie.
         target: "local", "sm_86" or the like, or a name such as "orin" (targets.NAMES).
         limits: what the engines must take (profiles.choose_limits).
-        plugin: the library of KVCacheAttention, which TensorRT before 10.15 needs; it is copied beside the engines.
+        plugin: the library of KVCacheAttention, which TensorRT before 10.15 and an int8 KV cache need; it is copied
+            beside the engines.
         force: replace a plan of that name; the old one goes when the new one is whole.
         progress: called with (steps done, steps in total, what is being done).
 
@@ -75,25 +76,27 @@ def build(
     chosen = choose(target, installed_libraries(), local_gpu())
     precision = bundle.manifest.precision
     check_precision(chosen, [precision.decoder, precision.lm_head, precision.vision, *precision.compute.values()])
+    with_plugin = needs_plugin(chosen.library, bundle)
     place = (bundle.path / PLANS_FOLDER / chosen.name).absolute()
     if place.exists() and not force:
         raise BundleError(f'"{place}" exists already; replace it with --force.')
     check_resources(bundle, chosen, bundle.path)
     clean_up(place)
     with staged_folder(place, replace=force) as folder:
-        _PlanBuild(bundle, chosen, limits, plugin, folder, progress).run().write(folder)
+        entry = install_plugin(chosen.library, bundle, plugin, folder) if with_plugin else ""
+        _PlanBuild(bundle, chosen, limits, entry, folder, progress).run().write(folder)
     return Plan.open(bundle, chosen.name)
 
 
 class _PlanBuild:
-    """One build into `folder`."""
+    """One build into `folder`, where `plugin` lies already, as plans name it ("" without one)."""
 
     def __init__(
         self,
         bundle: Bundle,
         target: Target,
         limits: PlanLimits,
-        plugin: Path | None,
+        plugin: str,
         folder: Path,
         progress: Progress | None,
     ):
@@ -103,9 +106,8 @@ class _PlanBuild:
         self.folder = folder
         self._progress = progress
         self._finished = 0
-        old = needs_plugin(target.library)
-        self._plugin = install_plugin(target.library, bundle, plugin, folder) if old else ""
-        self._lowering = PluginLowering if old else Lowering
+        self._plugin = plugin
+        self._lowering = PluginLowering if plugin else Lowering
         # Kernel timings outlast the plans, so that the next build need not measure again.
         self._timing = bundle.path / PLANS_FOLDER / f"{target.name}.timing"
 
@@ -122,7 +124,7 @@ class _PlanBuild:
             compute_capabilities=(self.target.capability,),
             dialect=PLUGIN if self._plugin else STANDARD,
             plugin=self._plugin,
-            precision={"vision": manifest.precision.vision, "decoder": manifest.precision.decoder},
+            precision={part: getattr(manifest.precision, part) for part in ("vision", "decoder", "kv_cache")},
             limits=self.limits,
             profiles=decoder_profiles(self.limits),
             bundle_digest=bundle_digest(manifest),

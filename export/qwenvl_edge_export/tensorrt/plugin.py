@@ -1,4 +1,5 @@
-"""The graphs for TensorRT 10.3 to 10.14, whose parser stops at opset 20 and which has no layers for a cache.
+"""The graphs for TensorRT 10.3 to 10.14, whose parser stops at opset 20 and which has no layers for a cache; and for
+later ones where the cache is int8, which their own layers do not take.
 
 A decoder layer's rotary embedding, cache update and attention become one op, KVCacheAttention (docs/plugin.md), which
 comes from the plugin library; the other operators of later opsets become those that they stand for.
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from qwenvl_edge.backends.plans import TENSORRT
 from qwenvl_edge.backends.tensorrt_library import Library
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle import INT8_CACHE, Bundle
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.tensorrt.lowering import Lowering, only_user
 from qwenvl_edge_export.tensorrt.targets import release
@@ -30,9 +31,19 @@ _HEAD_DIMS = (64, 80, 96, 104, 128)
 _FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
-def needs_plugin(library: Library) -> bool:
-    """Whether this TensorRT has no cache layers of its own."""
-    return library.api == TENSORRT and release(library) < NATIVE_SINCE
+def needs_plugin(library: Library, bundle: Bundle) -> bool:
+    """Whether this TensorRT has no cache layers of its own for the bundle's cache.
+
+    Raises:
+        BackendError: it has none, and takes no plugin from an ONNX graph.
+    """
+    int8 = bundle.manifest.precision.kv_cache == INT8_CACHE
+    if int8 and library.api != TENSORRT:
+        raise BackendError(
+            f"the bundle's KV cache is int8, but the cache layers of {library.name} take floats only and its parser no "
+            "plugin; export the bundle with --kv-cache float, or build with TensorRT and --plugin FILE."
+        )
+    return library.api == TENSORRT and (int8 or release(library) < NATIVE_SINCE)
 
 
 def install_plugin(library: Library, bundle: Bundle, source: Path | None, folder: Path) -> str:
@@ -43,9 +54,11 @@ def install_plugin(library: Library, bundle: Bundle, source: Path | None, folder
     """
     compute, head_dim = bundle.manifest.precision.compute["decoder"], bundle.manifest.model.head_dim
     if source is None:
+        int8 = bundle.manifest.precision.kv_cache == INT8_CACHE
+        what, instead = (" for an int8 cache", " and a bundle with --kv-cache float") if int8 else ("", "")
         raise BackendError(
-            f"{library.name} has no cache layers of its own and needs the plugin; give it with --plugin FILE "
-            "(docs/jetson.md says how to make it), or use TensorRT 10.15 or newer."
+            f"{library.name} has no cache layers of its own{what} and needs the plugin; give it with --plugin FILE "
+            f"(docs/jetson.md says how to make it), or use TensorRT 10.15 or newer{instead}."
         )
     if compute == "fp32" or head_dim not in _HEAD_DIMS:
         raise BackendError(
@@ -90,29 +103,47 @@ class PluginLowering(Lowering):
     def _use_plugin(self, node: ir.Node) -> None:
         """Split -> rotary, log-n, TensorScatter -> Attention -> Transpose -> Reshape, all in one node."""
         model = self._bundle.manifest.model
-        updates = [_producer(node, i) for i in (1, 2)]
+        updates = self._updates(node)
         rotary = _upstream(_producer(node, 0), "RotaryEmbedding")
         split = _upstream(_producer(rotary, 0), "Split")
         _, cos, sin, positions = rotary.inputs
-        inputs = [split.inputs[0], *(update.inputs[0] for update in updates), cos, sin, positions]
+        past = [update.inputs[0] for update in updates]
         new = ir.node(
             OP,
-            [*inputs, updates[0].inputs[2], self._logn(node, rotary)],
+            [
+                split.inputs[0],
+                *past[:2],
+                cos,
+                sin,
+                positions,
+                updates[0].inputs[2],
+                self._logn(node, rotary),
+                *past[2:],
+            ],
             {
                 "num_heads": model.num_heads,
                 "num_kv_heads": model.num_kv_heads,
                 "head_dim": model.head_dim,
-                "int8_cache": 0,
+                "int8_cache": int(len(updates) > 2),
                 "plugin_version": OP_VERSION,
             },
             domain=DOMAIN,
-            num_outputs=3,
+            num_outputs=1 + len(updates),
         )
         self.graph.insert_before(node, new)
         end = only_user(only_user(node))
         ir.convenience.replace_all_uses_with(end.outputs[0], new.outputs[0])
         for update, present in zip(updates, new.outputs[1:], strict=True):
             self._take_output(update.outputs[0], present)
+
+    def _updates(self, attention: ir.Node) -> list[ir.Node]:
+        """The cache updates of keys and values, and of their scales where there are some."""
+        cached = [_producer(attention, i) for i in (1, 2)]
+        updates = [_upstream(node, "TensorScatter") for node in cached]
+        if self._bundle.manifest.precision.kv_cache == INT8_CACHE:
+            products = [_upstream(node, "Mul") for node in cached]
+            updates += [_upstream(_producer(product, 1), "TensorScatter") for product in products]
+        return updates
 
     def _logn(self, attention: ir.Node, rotary: ir.Node) -> ir.Value | None:
         """[B, T] factors on the queries: those of the graph, or ones."""

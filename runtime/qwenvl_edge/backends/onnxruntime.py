@@ -19,11 +19,14 @@ cache's capacity instead of the tokens in use.
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from qwenvl_edge.backends.base import (
@@ -35,7 +38,7 @@ from qwenvl_edge.backends.base import (
     check_pixels,
     check_tokens,
 )
-from qwenvl_edge.bundle import Bundle, ModelInfo
+from qwenvl_edge.bundle import FLOAT_CACHE, Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
 from qwenvl_edge.processor import signed_products_saturate
@@ -47,13 +50,15 @@ _PROVIDERS = ["CPUExecutionProvider"]
 _PREPACK_UP_TO_BYTES = 1 << 30
 _BITS = {"int4": 4, "int8": 8}
 _CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+CacheArrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class _Buffers:
     """One cache's memory, by graph name of the past input, and the binding that already holds it."""
 
-    arrays: Mapping[str, FloatArray]
+    arrays: CacheArrays
     binding: ort.IOBinding
 
 
@@ -83,14 +88,21 @@ class OnnxRuntimeBackend(Backend):
         self.model: ModelInfo = bundle.manifest.model
         self.dialect = dialect
         self.description = f"ONNX Runtime {ort.__version__} on the CPU"
+        if dialect == ONNXRUNTIME:
+            self.description += cache_note(bundle)
         compute = bundle.manifest.precision.compute
         if "bf16" in compute.values():
             raise BackendError(
                 "ONNX Runtime computes bfloat16 on GPUs only; for the CPU export the bundle in fp32, int8 or int4."
             )
-        self._cache_dtype = np.dtype(_CACHE_DTYPES[compute["decoder"]])
         self._vision = _session(bundle, graphs.vision, threads, "vision")
         self._decoder = _session(bundle, graphs.decoder[dialect], threads, "decoder")
+        # By name: type, and [heads, D] or, of a scale, [heads], around the capacity.
+        self._cache = {
+            node.name: (np.dtype(_DTYPES[node.type]), node.shape[1], node.shape[3:])
+            for node in self._decoder.get_inputs()
+            if node.name.startswith("past_key_values.")
+        }
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """See Backend.encode_images."""
@@ -103,21 +115,22 @@ class OnnxRuntimeBackend(Backend):
         return features
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """See Backend.new_cache. 2 * layers * batch * heads * capacity * head_dim floats, touched as it fills."""
+        """See Backend.new_cache. What the graph names as past, touched as it fills."""
         if batch < 1 or capacity < 1:
             raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
-        model = self.model
-        shape = (batch, model.num_kv_heads, capacity, model.head_dim)
-        names = [f"past_key_values.{i}.{part}" for i in range(model.num_layers) for part in ("key", "value")]
         try:
-            arrays = {name: np.zeros(shape, self._cache_dtype) for name in names}
+            arrays = {
+                name: np.zeros((batch, heads, capacity, *rest), dtype)
+                for name, (dtype, heads, rest) in self._cache.items()
+            }
         except (MemoryError, ValueError):
-            size_gb = len(names) * self._cache_dtype.itemsize * float(np.prod(shape, dtype=np.float64)) / 1e9
+            token_bytes = sum(dtype.itemsize * heads * math.prod(rest) for dtype, heads, rest in self._cache.values())
+            size_gb = float(batch) * capacity * token_bytes / 1e9
             raise BackendError(
                 f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({size_gb:,.1f} GB); "
                 "open a smaller one."
             ) from None
-        return KVCache(model, batch=batch, capacity=capacity, buffers=self._bind(arrays))
+        return KVCache(self.model, batch=batch, capacity=capacity, buffers=self._bind(arrays))
 
     def rows(self, cache: KVCache, start: int, count: int) -> KVCache:
         """See Backend.rows."""
@@ -126,7 +139,7 @@ class OnnxRuntimeBackend(Backend):
         view.batch, view.buffers = count, self._bind(arrays)
         return view
 
-    def _bind(self, arrays: Mapping[str, FloatArray]) -> _Buffers:
+    def _bind(self, arrays: CacheArrays) -> _Buffers:
         binding = self._decoder.io_binding()
         for past, array in arrays.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
@@ -219,8 +232,15 @@ def weight_bytes(bundle: Bundle) -> int:
     return int(total)
 
 
+def cache_note(bundle: Bundle) -> str:
+    """What to say where a bundle with an int8 KV cache runs in the "onnxruntime" dialect; empty for others."""
+    if bundle.manifest.precision.kv_cache == FLOAT_CACHE:
+        return ""
+    return ", with a float KV cache, since its attention has no int8 cache with a scale a token"
+
+
 def cache_item_bytes(bundle: Bundle) -> int:
-    """Bytes of one number in the KV cache."""
+    """Bytes of one number in the KV cache of the "onnxruntime" dialect."""
     return np.dtype(_CACHE_DTYPES.get(bundle.manifest.precision.compute["decoder"], "float16")).itemsize
 
 

@@ -31,7 +31,7 @@ from qwenvl_edge.backends.base import (
 )
 from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, CacheMemory, CacheTensor
 from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, Staging, Stream
-from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, failed
+from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, cache_note, failed
 from qwenvl_edge.bundle import Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
@@ -81,6 +81,7 @@ class OnnxRuntimeCudaBackend(Backend):
         how = "a CUDA graph a token" if self.captures else "without CUDA graphs, which ONNX Runtime refuses here"
         self.description = (
             f"ONNX Runtime {ort.__version__} on {self._cuda.name} (sm_{self._cuda.compute_capability}), {how}"
+            + cache_note(bundle)
         )
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:

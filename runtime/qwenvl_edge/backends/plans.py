@@ -14,7 +14,7 @@ plan.json:
      "builder": {"api": "tensorrt_rtx", "version": "1.7.1.116", "platform": "linux-x86_64"},
      "compute_capabilities": [86],
      "dialect": "standard", "plugin": "",
-     "precision": {"vision": "fp16", "decoder": "fp16"},
+     "precision": {"vision": "fp16", "decoder": "fp16", "kv_cache": "float"},
      "limits": {"max_context": 2048, "max_batch": 1, "max_images": 1, "chunk": 256},
      "profiles": {"decode": {"index": 0, "tokens": [1, 1, 1], "rows": [1, 1, 1]},
                   "prefill": {"index": 1, "tokens": [1, 256, 256], "rows": [1, 1, 16]},
@@ -31,7 +31,7 @@ The engines have the tensors of the graph contract, with these narrower shapes (
   - 1 <= N <= max_images, 1 <= B <= max_batch; T lies within the profile's `tokens` and K within its `rows`
     (minimum, what it is tuned for, maximum). K is at least 1: a caller that wants no logits asks for one row and
     drops it. vision.plan has one profile, number 0.
-  - Floats at the border are float32, cache and present have the decoder graph's float type, indices are int64.
+  - Floats at the border are float32, cache and present are the decoder graph's, indices are int64.
 """
 
 from __future__ import annotations

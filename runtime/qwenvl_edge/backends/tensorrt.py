@@ -27,7 +27,7 @@ from qwenvl_edge.backends.tensorrt_decoder import CacheBuffers, Inputs, PlanDeco
 from qwenvl_edge.backends.tensorrt_engine import Engine
 from qwenvl_edge.backends.tensorrt_library import Library
 from qwenvl_edge.backends.tensorrt_vision import PlanVision
-from qwenvl_edge.bundle import Bundle, ModelInfo
+from qwenvl_edge.bundle import INT8_CACHE, Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
 
@@ -54,6 +54,8 @@ class TensorRTBackend(Backend):
             f'{library.name} on {cuda.name} (sm_{cuda.compute_capability}), plan "{plan.manifest.target}": vision '
             f"{plan.manifest.precision['vision']}, decoder {plan.manifest.precision['decoder']}"
         )
+        if plan.manifest.precision.get("kv_cache") == INT8_CACHE:
+            self.description += ", KV cache int8"
         if plan.manifest.plugin:
             library.load_plugin(plan.manifest.plugin, plan.path)
         self._stream = Stream(cuda)
