@@ -12,6 +12,7 @@ _DTYPES = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
     "tensor(int64)": ("INT64", np.int64),
+    "tensor(int32)": ("INT32", np.int32),
 }
 
 
