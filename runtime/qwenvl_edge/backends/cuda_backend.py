@@ -48,7 +48,7 @@ class CudaBackend(Backend):
 
     @abstractmethod
     def _decode(self, cache: KVCache, inputs: Inputs) -> FloatArray:
-        """Checked inputs of decode -> logits, unchecked."""
+        """Checked inputs of decode -> logits, unchecked. What it puts on the stream it waits for."""
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """See Backend.encode_images."""
@@ -96,7 +96,6 @@ class CudaBackend(Backend):
             "logits_indices": logits_indices,
         }
         check_tokens(self.model, cache, **inputs)
-        cache.buffers.memory.use_tables(cache)
         logits = self._decode(cache, inputs)
         try:
             check_finite(logits, "logits")

@@ -99,6 +99,7 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         shape = (batch, max(rows, 1), self.model.vocab_size)
         captured = is_step and self.captures
         total = np.array([cache.capacity if captured else length], np.int32)
+        buffers.memory.use_tables(cache)
         buffers.binding.bind_cpu_input(TOTAL, total)
         graph = (str(buffers.graph) if captured else _NOT_CAPTURED) if self.captures else None
         return exchange.run(self._decoder, buffers.binding, inputs, "logits", shape, graph)[:, :rows]

@@ -7,13 +7,15 @@ down and waits once.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qwenvl_edge.backends.base import FloatArray, Limits
 from qwenvl_edge.backends.cuda_backend import CudaBackend, Inputs
 from qwenvl_edge.backends.cuda_cache import CacheMemory
 from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory
-from qwenvl_edge.backends.plans import Plan
+from qwenvl_edge.backends.plans import REFIT_GRAPHS, Plan
 from qwenvl_edge.backends.tensorrt_decoder import CacheBuffers, PlanDecoder
-from qwenvl_edge.backends.tensorrt_engine import Engine
+from qwenvl_edge.backends.tensorrt_engine import Engine, Refit
 from qwenvl_edge.backends.tensorrt_library import Library
 from qwenvl_edge.backends.tensorrt_vision import PlanVision
 from qwenvl_edge.bundle import Bundle, ModelInfo
@@ -45,7 +47,7 @@ class TensorRTBackend(CudaBackend):
         )
         if plan.manifest.plugin:
             library.load_plugin(plan.manifest.plugin, plan.path)
-        vision, decoder = Engine(library, plan.vision), Engine(library, plan.decoder)
+        vision, decoder = (Engine(library, path, _refit(bundle, plan, path)) for path in (plan.vision, plan.decoder))
         scratch = DeviceMemory(cuda, max(vision.scratch_bytes, decoder.scratch_bytes))
         self._vision = PlanVision(vision, plan, self.model, cuda, self.stream, scratch)
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
@@ -62,3 +64,7 @@ class TensorRTBackend(CudaBackend):
 
     def _decode(self, cache: KVCache, inputs: Inputs) -> FloatArray:
         return self._decoder.run(cache, inputs)
+
+
+def _refit(bundle: Bundle, plan: Plan, path: Path) -> Refit | None:
+    return Refit(plan.path / REFIT_GRAPHS[path.name], bundle.path) if plan.is_stripped else None

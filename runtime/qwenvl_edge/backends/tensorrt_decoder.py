@@ -169,6 +169,7 @@ class PlanDecoder:
         if not rows:  # the plan has no profile without logits
             inputs = {**inputs, "logits_indices": np.zeros((batch, 1), np.int64)}
         buffers: CacheBuffers = cache.buffers
+        buffers.memory.use_tables(cache)
         addresses, used = self._inputs.write(inputs)
         if tokens > 1 or rows > 1:
             if profile not in self._shared:
