@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("numpy", "onnxruntime", "torch", "pillow", "tiktoken", "tokenizers")
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "pillow", "tiktoken", "tokenizers")
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

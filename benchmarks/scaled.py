@@ -21,10 +21,12 @@ import numpy.typing as npt
 import torch
 from common import conditions, finish, ratio, spread
 
+from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.modeling import QwenVL
 from qwenvl_edge_export.precision import ExportPrecision
 from tools.synthetic_checkpoint import write
 
@@ -44,65 +46,77 @@ engine.chat("What is it?", images=[np.zeros((448, 448, 3), np.uint8)], do_sample
 
 
 class Subject(Protocol):
-    """Something that encodes a picture, then prefills a prompt, then decodes tokens behind it."""
+    """Something that encodes a picture, then prefills a prompt, then decodes tokens behind it, from host to host."""
 
-    def vision(self, pixels: FloatArray) -> None:
-        """One picture [1, 3, S, S]."""
+    def vision(self, pixels: FloatArray) -> FloatArray:
+        """One picture [1, 3, S, S] -> features [1, Q, H]."""
 
-    def prefill(self, embeds: FloatArray) -> None:
-        """A prompt [1, T, H] into an empty cache."""
+    def prefill(self, embeds: FloatArray) -> FloatArray:
+        """A prompt [1, T, H] into an empty cache -> logits [1, 1, V] after it."""
 
-    def decode(self, embed: FloatArray) -> None:
-        """One token [1, 1, H] behind it."""
+    def decode(self, embed: FloatArray) -> FloatArray:
+        """One token [1, 1, H] behind it -> logits [1, 1, V]."""
 
 
 class Runtime:
-    """A bundle in ONNX Runtime, prefilled in one call."""
+    """A bundle in a backend, prefilled in one call."""
 
-    def __init__(self, bundle: Bundle, threads: int | None):
-        self.backend = OnnxRuntimeBackend(bundle, threads=threads)
-        self.cache = self.backend.new_cache(1, PROMPT + STEPS)
+    def __init__(self, backend: Backend, capacity: int):
+        self.backend = backend
+        self.cache = backend.new_cache(1, capacity)
 
-    def vision(self, pixels: FloatArray) -> None:
+    def vision(self, pixels: FloatArray) -> FloatArray:
         """See Subject."""
-        self.backend.encode_images(pixels)
+        return self.backend.encode_images(pixels)
 
-    def prefill(self, embeds: FloatArray) -> None:
+    def prefill(self, embeds: FloatArray) -> FloatArray:
         """See Subject."""
         self.cache.reset(embeds.shape[1])
-        self._decode(embeds, 0)
+        return self._decode(embeds, 0)
 
-    def decode(self, embed: FloatArray) -> None:
+    def decode(self, embed: FloatArray) -> FloatArray:
         """See Subject."""
-        self._decode(embed, self.cache.length)
+        return self._decode(embed, self.cache.length)
 
-    def _decode(self, embeds: FloatArray, start: int) -> None:
+    def _decode(self, embeds: FloatArray, start: int) -> FloatArray:
         tokens = embeds.shape[1]
         positions = np.arange(start, start + tokens)[None]
-        self.backend.decode(self.cache, embeds, positions, np.array([start]), np.array([[tokens - 1]]))
+        return self.backend.decode(self.cache, embeds, positions, np.array([start]), np.array([[tokens - 1]]))
 
 
 class Eager:
-    """PyTorch on the checkpoint, with a growing cache."""
+    """PyTorch as it comes, with a growing cache."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype):
-        self.model = load_model(checkpoint, dtype)
-        self.dtype = dtype
-
-    @torch.inference_mode()
-    def vision(self, pixels: FloatArray) -> None:
-        """See Subject."""
-        self.model.encode_images(torch.from_numpy(pixels).to(self.dtype))
+    def __init__(self, model: QwenVL, device: str = "cpu"):
+        self.model = model
+        self.device = device
+        self.dtype = model.lm_head.weight.dtype
 
     @torch.inference_mode()
-    def prefill(self, embeds: FloatArray) -> None:
+    def vision(self, pixels: FloatArray) -> FloatArray:
         """See Subject."""
-        self.cache = self.model.decode(torch.from_numpy(embeds).to(self.dtype), last=1)[1]
+        return self._host(self.model.encode_images(self._there(pixels)))
 
     @torch.inference_mode()
-    def decode(self, embed: FloatArray) -> None:
+    def prefill(self, embeds: FloatArray) -> FloatArray:
         """See Subject."""
-        self.cache = self.model.decode(torch.from_numpy(embed).to(self.dtype), self.cache, alpha=1.0)[1]
+        with torch.device(self.device):
+            logits, self.cache = self.model.decode(self._there(embeds), last=1)
+        return self._host(logits)
+
+    @torch.inference_mode()
+    def decode(self, embed: FloatArray) -> FloatArray:
+        """See Subject."""
+        with torch.device(self.device):
+            logits, self.cache = self.model.decode(self._there(embed), self.cache, alpha=1.0)
+        return self._host(logits)
+
+    def _there(self, value: FloatArray) -> torch.Tensor:
+        return torch.from_numpy(value).to(self.device, self.dtype)
+
+    def _host(self, value: torch.Tensor) -> FloatArray:
+        array: FloatArray = value.float().cpu().numpy()
+        return array
 
 
 def prepare(folder: Path, preset: str) -> tuple[Checkpoint, dict[str, Bundle]]:
@@ -125,17 +139,24 @@ def read_gb_s(buffer: torch.Tensor) -> float:
     return buffer.nbytes / (time.perf_counter() - started) / 1e9
 
 
-def turn(subject: Subject, samples: dict[str, FloatArray], timings: dict[str, list[float]]) -> None:
+def samples_of(side: int, hidden: int, prompt: int = PROMPT) -> dict[str, FloatArray]:
+    """A picture, a prompt and a token of normal values, always the same ones."""
+    random = np.random.default_rng(0)
+    shapes = {"pixels": (1, 3, side, side), "prompt": (1, prompt, hidden), "token": (1, 1, hidden)}
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def turn(subject: Subject, samples: dict[str, FloatArray], timings: dict[str, list[float]], steps: int = STEPS) -> None:
     """One picture, one prompt, some tokens: milliseconds, of a token the median."""
 
-    def timed(call: Callable[[FloatArray], None], value: FloatArray) -> float:
+    def timed(call: Callable[[FloatArray], FloatArray], value: FloatArray) -> float:
         started = time.perf_counter()
         call(value)
         return (time.perf_counter() - started) * 1e3
 
     timings["vision"].append(timed(subject.vision, samples["pixels"]))
     timings["prefill"].append(timed(subject.prefill, samples["prompt"]))
-    timings["decode"].append(float(np.median([timed(subject.decode, samples["token"]) for _ in range(STEPS)])))
+    timings["decode"].append(float(np.median([timed(subject.decode, samples["token"]) for _ in range(steps)])))
 
 
 def first_token_s(bundle: Bundle, threads: int | None) -> float:
@@ -149,19 +170,15 @@ def measure(
     checkpoint: Checkpoint, bundles: dict[str, Bundle], threads: int | None, repeats: int
 ) -> tuple[dict[str, dict[str, list[float]]], list[float]]:
     """Milliseconds of every subject and stage, a value a turn, and read bandwidths, GB/s. The first turn is warm-up."""
-    subjects: dict[str, Subject] = {name: Runtime(bundle, threads) for name, bundle in bundles.items()}
-    subjects |= {"torch-fp32": Eager(checkpoint, torch.float32), "torch-bf16": Eager(checkpoint, torch.bfloat16)}
-    gc.collect()
-    config, random = checkpoint.config, np.random.default_rng(0)
-    side = config.vision.image_size
-    samples: dict[str, FloatArray] = {
-        name: random.normal(size=shape).astype(np.float32)
-        for name, shape in (
-            ("pixels", (1, 3, side, side)),
-            ("prompt", (1, PROMPT, config.hidden_size)),
-            ("token", (1, 1, config.hidden_size)),
-        )
+    subjects: dict[str, Subject] = {
+        name: Runtime(OnnxRuntimeBackend(bundle, threads=threads), PROMPT + STEPS) for name, bundle in bundles.items()
     }
+    subjects |= {
+        "torch-fp32": Eager(load_model(checkpoint, torch.float32)),
+        "torch-bf16": Eager(load_model(checkpoint, torch.bfloat16)),
+    }
+    gc.collect()
+    samples = samples_of(checkpoint.config.vision.image_size, checkpoint.config.hidden_size)
     buffer = torch.ones(READ_BYTES // 4)
     timings: dict[str, dict[str, list[float]]] = {}
     bandwidth: list[float] = []

@@ -37,6 +37,16 @@ def decode(
     return backend.decode(cache, rows, places[:, None] + np.arange(tokens), places, indices)
 
 
+def rows_of_different_length(backend: Backend) -> np.ndarray:
+    """Logits [3, 6, V] of six tokens behind 10, 64 and 33 others in a batch, which begins with copies of one cache."""
+    one, batch = backend.new_cache(1, 128), backend.new_cache(3, 128)
+    decode(backend, one, 64)
+    for row, tokens in enumerate((10, 64, 33)):
+        backend.copy_cache(one, batch, tokens, row=row)
+    steps = [decode(backend, batch, 1, write=[10 + i, 64 + i, 33 + i], seed=i) for i in range(6)]
+    return np.concatenate(steps, axis=1)
+
+
 def assert_close(found: np.ndarray, expected: np.ndarray, share: float = 0.01) -> None:
     """Check that values differ by no more than a share of the largest one; 1 % is what fp16 leaves open."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=share * float(np.abs(expected).max()))

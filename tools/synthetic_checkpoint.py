@@ -82,15 +82,7 @@ def write(
         tokenizer: a qwen.tiktoken to copy; by default one is made up: bytes, then pairs, then triples of bytes.
         shard_bytes: most bytes of tensors in one file, and so the memory that this takes.
     """
-    raw = preset(name)
-    shapes = expected_shapes(QwenVLConfig.from_dict(raw))
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(raw, indent=2))
-    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
-    if tokenizer is None:
-        _write_vocabulary(folder / TOKENIZER_NAME, raw["visual"]["image_start_id"] - 214)
-    else:
-        shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
+    shapes = expected_shapes(write_settings(folder, name, tokenizer))
     stem, suffix = ("pytorch_model", ".bin") if pickled else ("model", ".safetensors")
     groups = list(_groups(shapes, shard_bytes))
     weight_map = {}
@@ -106,8 +98,21 @@ def write(
     return count
 
 
+def write_settings(folder: Path, name: str, tokenizer: Path | None = None) -> QwenVLConfig:
+    """Write everything but the weights of preset `name` to the new folder `folder`."""
+    raw = preset(name)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(raw, indent=2))
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    if tokenizer is None:
+        _write_vocabulary(folder / TOKENIZER_NAME, raw["visual"]["image_start_id"] - 214)
+    else:
+        shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
+    return QwenVLConfig.from_dict(raw)
+
+
 def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Bfloat16 values, other ones for each name: norms near one, matrices that keep the size of their input."""
+    """Bfloat16 values, other ones for each name, as `scaled` says."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     count = torch.Size(shape).numel()
     if count < _POOL:
@@ -116,11 +121,16 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         start = int(torch.randint(_POOL, (1,), generator=generator))
         repeats = -(-(start + count) // _POOL)
         values = _pool().repeat(repeats)[start : start + count]
+    return scaled(name, values.reshape(shape)).clone()
+
+
+def scaled(name: str, values: torch.Tensor) -> torch.Tensor:
+    """Normal values as the tensor `name` in bfloat16: norms near one, matrices that keep the size of their input."""
     if "ln_" in name and name.endswith("weight"):
         values = values.float() * 0.1 + 1
-    elif len(shape) > 1 and "wte" not in name:
-        values = values * shape[-1] ** -0.5
-    return values.to(torch.bfloat16).reshape(shape).clone()
+    elif values.ndim > 1 and "wte" not in name:
+        values = values * values.shape[-1] ** -0.5
+    return values.to(torch.bfloat16)
 
 
 @functools.cache

@@ -92,12 +92,30 @@ def export(
         precision = precision.of_groups(imported)
     calibrated = _calibrate(checkpoint, precision, calibration, target, progress)
     with staged_folder(target, replace=force) as folder:
-        _Export(checkpoint, folder, precision, calibrated, progress).run().write(folder)
+        write_bundle(checkpoint, folder, precision, calibrated, progress)
         if check:
             _record_parity(folder, checkpoint, allow_loss)
     if calibrated is not None:
         calibrated.remove()
     return Bundle.open(target)
+
+
+def write_bundle(
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: ExportPrecision,
+    calibrated: Calibration | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the bundle of `checkpoint` into the empty folder `folder`, uncompared; `export` does the rest.
+
+    Weights are rounded and packed on the device that the checkpoint's tensors lie on.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity, or values too large for its type.
+        BundleError: the disk is too small.
+    """
+    _Export(checkpoint, folder, precision, calibrated, progress).run().write(folder)
 
 
 def _check_target(target: Path, force: bool) -> None:

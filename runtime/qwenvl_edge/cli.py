@@ -117,6 +117,7 @@ def _add_build(commands: Any) -> None:
     parser.add_argument("--max-images", type=int, default=1, metavar="N", help="pictures encoded at once (default 1)")
     parser.add_argument("--chunk", type=int, metavar="N", help="tokens of a prompt computed at once (default 256)")
     parser.add_argument("--plugin", type=Path, metavar="FILE", help="the KV-cache plugin, for TensorRT before 10.15")
+    parser.add_argument("--strip-weights", action="store_true", help="plans without weights, which the bundle has")
     parser.add_argument("--force", action="store_true", help="replace the target's plan if it is there")
     parser.set_defaults(run=_build)
 
@@ -224,6 +225,7 @@ def _build(arguments: argparse.Namespace) -> int:
             limits,
             plugin=arguments.plugin,
             force=arguments.force,
+            strip=arguments.strip_weights,
             progress=progress,
         )
     sizes = ", ".join(f"{name} {info.size / 1e6:,.1f} MB" for name, info in plan.manifest.files.items())

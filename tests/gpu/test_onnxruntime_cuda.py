@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoding import assert_close, decode
+from decoding import assert_close, decode, rows_of_different_length
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -53,15 +53,7 @@ def test_logits_of_prefill_steps_and_verification(backends):
 
 
 def test_rows_of_different_length(backends):
-    logits = []
-    for backend in backends:
-        one, batch = backend.new_cache(1, 128), backend.new_cache(3, 128)
-        decode(backend, one, 64)
-        for row, tokens in enumerate((10, 64, 33)):
-            backend.copy_cache(one, batch, tokens, row=row)
-        steps = [decode(backend, batch, 1, write=[10 + i, 64 + i, 33 + i], seed=i) for i in range(6)]
-        logits.append(np.concatenate(steps, axis=1))
-    assert_close(*logits)
+    assert_close(*(rows_of_different_length(backend) for backend in backends))
 
 
 def test_two_caches_in_turns(backends):

@@ -13,6 +13,7 @@ _DTYPES = {
     "tensor(float16)": ("HALF", np.float16),
     "tensor(int8)": ("INT8", np.int8),
     "tensor(int64)": ("INT64", np.int64),
+    "tensor(int32)": ("INT32", np.int32),
 }
 
 

@@ -15,18 +15,23 @@ from standin.graph import OnnxGraph
 from standin.machine import Machine, Operation, Range, UndefinedBehaviorError
 
 CUDA = "CUDAExecutionProvider"
+HOST_INPUTS = {"total_sequence_length"}  # GroupQueryAttention's kernel reads it there
 _NUMPY = {np.float32: np.float32, np.int64: np.int64, 10: np.float16}
 
 
 @dataclass
 class IOBinding:
     bound: dict[str, tuple] = field(default_factory=dict)
+    host: dict[str, np.ndarray] = field(default_factory=dict)
 
     def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
         assert (device_type, device_id) == ("cuda", 0)
         self.bound[name] = (_NUMPY[element_type], tuple(shape), buffer_ptr)
 
     bind_output = bind_input
+
+    def bind_cpu_input(self, name, array):
+        self.host[name] = array.copy()
 
 
 class InferenceSession:
@@ -51,30 +56,40 @@ class InferenceSession:
 
     def run_with_iobinding(self, binding, options):
         tensors = self._graph.tensors
-        if set(binding.bound) != set(tensors):
-            raise RuntimeError(f"not bound: {set(tensors) - set(binding.bound)}")
+        if missing := set(tensors) - set(binding.bound) - set(binding.host):
+            raise RuntimeError(f"not bound: {missing}")
+        if wrong := set(binding.bound) & HOST_INPUTS | set(binding.host) - HOST_INPUTS:
+            raise RuntimeError(f"bound on the wrong side, so ONNX Runtime would copy: {wrong}")
         for name, (dtype, shape, _) in binding.bound.items():
             if dtype != tensors[name].numpy or len(shape) != len(tensors[name].shape):
                 raise RuntimeError(f"Unexpected input data type or rank for {name}")
         if self._captures:
             self._check_capture(binding, options.get_run_config_entry("gpu_graph_id"))
+        host = {name: array.copy() for name, array in binding.host.items()}
         shapes = {name: shape for name, (_, shape, _) in binding.bound.items() if tensors[name].is_input}
+        shapes |= {name: array.shape for name, array in host.items()}
         sizes = self._graph.sizes(shapes)
         places = {name: Range(address, sizes[name]) for name, (_, _, address) in binding.bound.items()}
         reads = [place for name, place in places.items() if tensors[name].is_input]
         writes = [place for name, place in places.items() if not tensors[name].is_input]
         machine = self.machine
         machine.counts["enqueues"] += 1
-        run = lambda: self._graph.run({n: machine.view(p) for n, p in places.items()}, shapes)  # noqa: E731
+
+        def run() -> None:
+            device = {name: machine.view(place) for name, place in places.items()}
+            self._graph.run(device | {name: array.view(np.uint8) for name, array in host.items()}, shapes)
+
         machine.put(self._stream, Operation("run_with_iobinding", reads, writes, run))
 
     def _check_capture(self, binding, graph: str) -> None:
         if graph == "-1":
             return
         runs = self._runs.setdefault(graph, [])
-        runs.append(dict(binding.bound))
+        runs.append(binding.bound | {name: array.tolist() for name, array in binding.host.items()})
         if len(runs) > 1 and runs[-1] != runs[-2]:
-            raise UndefinedBehaviorError("a captured graph is replayed with other shapes or addresses")
+            raise UndefinedBehaviorError(
+                "a captured graph is replayed with other shapes, addresses or values on the host"
+            )
 
 
 def install(monkeypatch, machine: Machine, *, refuses_capture: bool = False) -> None:

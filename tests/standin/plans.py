@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from qwenvl_edge.backends.plans import (
     DECODER_PLAN,
     FORMAT,
     PLANS_FOLDER,
+    REFIT_GRAPHS,
     VISION_PLAN,
     Builder,
     PlanLimits,
@@ -33,7 +35,7 @@ SCRATCH_BYTES = 4096
 
 
 def write_plan(
-    bundle: Bundle, target: str = "local", *, limits=LIMITS, capability=87, version=VERSION, plugin=""
+    bundle: Bundle, target: str = "local", *, limits=LIMITS, capability=87, version=VERSION, plugin="", stripped=False
 ) -> Path:
     """Write plans/<target> of a bundle and return the folder."""
     folder = bundle.path / PLANS_FOLDER / target
@@ -49,6 +51,12 @@ def write_plan(
         {"B": limits.max_batch},
         {"C": limits.max_context},
     )
+    if stripped:
+        graphs = (bundle.manifest.graphs.vision, bundle.manifest.graphs.decoder["standard"])
+        for (engine, refit), graph in zip(REFIT_GRAPHS.items(), graphs, strict=True):
+            shutil.copyfile(bundle.file(graph), folder / refit)
+            plan = json.loads((folder / engine).read_bytes().removeprefix(tensorrt_api.MAGIC)) | {"stripped": True}
+            (folder / engine).write_bytes(tensorrt_api.MAGIC + json.dumps(plan).encode())
     if plugin:
         (folder / plugin_file(plugin)).write_bytes(b"a library")
     manifest = PlanManifest(

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from enum import IntEnum
+from pathlib import Path
 from types import ModuleType
+
+import onnx
 
 from standin.graph import OnnxGraph
 from standin.machine import Machine, Operation, Range, UndefinedBehaviorError
@@ -90,11 +93,13 @@ class ICudaEngine:
     def __init__(self, machine: Machine, logger: ILogger, plan: dict):
         self.machine = machine
         self.logger = logger
+        self.source = plan["onnx"]
         self.graph = OnnxGraph(plan["onnx"], plan["dimensions"])
         self.profiles = plan["profiles"]
         self.aliases = plan["aliases"]
         self.num_io_tensors = len(self.graph.tensors)
         self.device_memory_size_v2 = plan["scratch_bytes"]
+        self.lacks_weights = plan.get("stripped", False)
 
     def get_tensor_name(self, index):
         return list(self.graph.tensors)[index]
@@ -113,9 +118,51 @@ class ICudaEngine:
         return self.aliases.get(name)
 
     def create_execution_context(self, strategy):
+        if self.lacks_weights:
+            self.logger.log(Severity.ERROR, "Error Code 4: Internal Error (stripped, and not refitted)")
+            return None
         if strategy != ExecutionContextAllocationStrategy.USER_MANAGED:
             self.machine.counts["allocations"] += 1  # the context reserves memory of its own
         return IExecutionContext(self)
+
+
+class Refitter:
+    """Weights of a stripped engine; which those are is known from the graph that it runs."""
+
+    def __init__(self, engine, logger):
+        self.engine, self.logger = engine, logger
+        self.given: dict[str, bytes] = {}
+
+    def get_missing_weights(self):
+        return sorted(set(stored_weights(onnx.load(self.engine.source))) - set(self.given))
+
+    def refit_cuda_engine(self):
+        if self.given != stored_weights(onnx.load(self.engine.source)):
+            self.logger.log(Severity.ERROR, "IRefitter::refitCudaEngine: Error Code 3: wrong weights")
+            return False
+        self.engine.lacks_weights = False
+        return True
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter, logger):
+        self.refitter, self.logger = refitter, logger
+        self.num_errors = 0
+
+    def refit_from_bytes(self, model, path=None):
+        try:
+            graph = onnx.load_from_string(model)
+            onnx.load_external_data_for_model(graph, str(Path(path).parent))
+        except Exception as error:  # of protobuf, of the file system, of onnx
+            self.logger.log(Severity.ERROR, f"Failed to read the external weights: {error}")
+            return False
+        self.refitter.given = stored_weights(graph)
+        return True
+
+
+def stored_weights(model: onnx.ModelProto) -> dict[str, bytes]:
+    """The large weights by name."""
+    return {t.name: t.raw_data for t in model.graph.initializer if len(t.raw_data) > 64}
 
 
 class IExecutionContext:
@@ -235,6 +282,7 @@ def make_module(machine: Machine, *, name: str = "tensorrt", version: str = "10.
     registry = IPluginRegistry()
     module.get_plugin_registry = lambda: registry
     module.Runtime = type("Runtime", (Runtime,), {"machine": machine})
-    for thing in (DataType, TensorIOMode, ExecutionContextAllocationStrategy, ILogger, ICudaEngine, IExecutionContext):
+    enums = (DataType, TensorIOMode, ExecutionContextAllocationStrategy)
+    for thing in (*enums, ILogger, ICudaEngine, IExecutionContext, Refitter, OnnxParserRefitter):
         setattr(module, thing.__name__, thing)
     return module

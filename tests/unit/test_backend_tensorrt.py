@@ -335,6 +335,26 @@ def test_the_plugin_is_registered_once_before_the_engines_are_loaded(tiny_bundle
         library.load_plugin("liblost.so 1", folder)
 
 
+def test_a_plan_without_weights_takes_them_from_the_bundle(tiny_bundle, tmp_path, open_backend, reference):
+    shutil.copytree(tiny_bundle.path, tmp_path / "own")
+    bundle = Bundle.open(tmp_path / "own")
+    folder = plans.write_plan(bundle, stripped=True)
+    backend, _ = open_backend(bundle)
+    found = [decode(side, cache, 9) for side, cache in both(backend, reference)]
+    assert_same(*found)
+    rewrite(bundle, "decoder.refit.onnx", (folder / "vision.refit.onnx").read_bytes())
+    with pytest.raises(BackendError, match=r"lacks weights that the bundle does not give: "):
+        open_backend(bundle)
+    rewrite(bundle, "decoder.refit.onnx", b"no graph")
+    with pytest.raises(BackendError, match=r'could not read the weights of "decoder.plan"'):
+        open_backend(bundle)
+    for name in ("vision.refit.onnx", "decoder.refit.onnx"):
+        (folder / name).unlink()
+    rewrite(bundle, "vision.plan", (folder / "vision.plan").read_bytes())
+    with pytest.raises(BackendError, match="stripped, and not refitted"):
+        open_backend(bundle)
+
+
 def test_limits_are_the_plans(backend):
     assert (backend.limits.max_context, backend.limits.max_batch) == (plans.LIMITS.max_context, plans.LIMITS.max_batch)
 

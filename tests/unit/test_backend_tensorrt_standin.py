@@ -45,7 +45,8 @@ def test_every_cuda_function_is_called_like_the_real_one():
 def test_every_tensorrt_name_is_a_real_one():
     """TensorRT-RTX, which installs without a GPU, has TensorRT's API."""
     real = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
-    for cls in (tensorrt_api.Runtime, tensorrt_api.ICudaEngine, tensorrt_api.IExecutionContext):
+    refit = (tensorrt_api.Refitter, tensorrt_api.OnnxParserRefitter)
+    for cls in (tensorrt_api.Runtime, tensorrt_api.ICudaEngine, tensorrt_api.IExecutionContext, *refit):
         for name, member in inspect.getmembers(cls, inspect.isfunction):
             if name.startswith("_"):
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX comes for Linux on x86-64 only")
 
 from qwenvl_edge import cli
-from qwenvl_edge.backends.plans import TENSORRT, TENSORRT_RTX, Plan, PlanLimits, Profile
+from qwenvl_edge.backends.plans import REFIT_GRAPHS, TENSORRT, TENSORRT_RTX, Plan, PlanLimits, Profile
 from qwenvl_edge.backends.tensorrt_library import Library, installed_libraries
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BackendError, BundleError
@@ -28,7 +29,7 @@ from qwenvl_edge_export.tensorrt.build import build, write_engine
 from qwenvl_edge_export.tensorrt.network import Network
 from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_profiles
 from qwenvl_edge_export.tensorrt.progress import STEPS, Phases
-from qwenvl_edge_export.tensorrt.targets import NAMES, Target, check_precision, choose
+from qwenvl_edge_export.tensorrt.targets import NAMES, Target, check_precision, choose, local_gpu
 
 LIMITS = PlanLimits(max_context=64, max_batch=2, max_images=2, chunk=16)
 
@@ -298,6 +299,47 @@ def test_tensorrts_own_way(rtx, small_checkpoint, tmp_path, monkeypatch, capsys)
         assert (bundle.path / "plans" / "local.timing").stat().st_size > 0
     assert sorted(path.name for path in (bundle.path / "plans").iterdir()) == ["local", "local.timing"]
     assert capsys.readouterr().out.count("is written: vision.plan") == 2
+
+
+def test_plans_without_weights(rtx, bundle, monkeypatch):
+    """The builder is told to strip, and the graphs for refitting find their weights in the bundle."""
+    flags = []
+
+    def engine(network, config, path):
+        flags.append(config.get_flag(rtx.module.BuilderFlag.STRIP_PLAN))
+        path.write_bytes(b"an engine")
+        return True
+
+    monkeypatch.setattr(build_module, "write_engine", engine)
+    options = ["build", str(bundle.path), "--target", "sm_86", "--max-context", "32", "--strip-weights"]
+    assert cli.main(options) == 0
+    plan = Plan.open(bundle, "sm_86")
+    assert plan.is_stripped and flags == [True, True]
+    for name in REFIT_GRAPHS.values():
+        graph = (plan.path / name).read_bytes()
+        assert len(graph) < 100_000
+        assert Network(rtx, graph, bundle.path / name).network.num_layers > 10
+    raw = json.loads((plan.path / "plan.json").read_text())
+    del raw["files"]["vision.refit.onnx"]
+    (plan.path / "plan.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match="must list"):
+        Plan.open(bundle, "sm_86")
+
+
+def test_unsigned_weights_cannot_be_refitted(tiny_checkpoint, tmp_path):
+    from qwenvl_edge_export.exporter import export
+    from qwenvl_edge_export.precision import ExportPrecision
+
+    int4 = export(tiny_checkpoint, tmp_path / "b", precision=ExportPrecision.choose("int4", target="gpu"), check=False)
+    with pytest.raises(BackendError, match="int4 and int8 ones are unsigned there"):
+        build(int4, "sm_86", LIMITS, strip=True)
+
+
+@pytest.mark.skipif(local_gpu() is not None, reason="there is a GPU, which TensorRT-RTX needs to strip weights")
+def test_tensorrt_rtx_says_itself_that_it_strips_on_gpus_only(bundle):
+    with pytest.raises(BackendError, match=r"could not build vision\.plan for sm_86: .*CUDA"):
+        build(bundle, "sm_86", LIMITS, strip=True)
+    assert not list((bundle.path / "plans").glob("sm_86*"))
 
 
 def test_building_needs_no_torch():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qwenvl_edge.backends.onnxruntime import TOTAL
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 
@@ -157,12 +158,15 @@ class CachedAttention:
         return g.op("LessOrEqual", self._range(step.capacity), limit)
 
     def _gqa_lengths(self) -> tuple[ir.Value, ir.Value]:
-        """Tokens in each row after this call, less one, int32 [B]; the most tokens of any row, int32 scalar."""
+        """Tokens in each row after this call, less one, int32 [B]; the most tokens of any row, int32 [1].
+
+        On a GPU the first is read there and the second on the host. T is taken from the positions, not from a shape,
+        which lies on the host: a copy in between would forbid to capture a CUDA graph.
+        """
         g, step = self.g, self.step
-        total = g.op("Add", step.write_indices, step.tokens)
-        most = g.op("ReduceMax", total, keepdims=0)
-        seqlens = g.op("Cast", g.op("Sub", total, g.const([1])), to=ir.DataType.INT32)
-        return seqlens, g.op("Cast", most, to=ir.DataType.INT32)
+        first, last = (g.op("Gather", step.position_ids, g.op("Constant", value_int=i), axis=1) for i in (0, -1))
+        seqlens = g.op("Add", step.write_indices, g.op("Sub", last, first))
+        return g.op("Cast", seqlens, to=ir.DataType.INT32), g.input(TOTAL, ir.DataType.INT32, [1])
 
     def _range(self, count: ir.Value) -> ir.Value:
         g = self.g

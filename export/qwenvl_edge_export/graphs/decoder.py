@@ -100,13 +100,22 @@ class _Decoder:
     def logits(self, x: ir.Value, wanted: ir.Value) -> ir.Value:
         """Rows [M, H] and wanted tokens [B, K] -> logits [B, K, V]."""
         g = self.g
-        picked = g.op(
-            "GatherND", self._batched(x, self.config.hidden_size), g.op("Unsqueeze", wanted, g.const([2])), batch_dims=1
-        )
-        rows = g.reshape(picked, -1, self.config.hidden_size)
+        rows = g.reshape(self._pick(x, wanted), -1, self.config.hidden_size)
         rows = self._linear(self._norm(rows, "transformer.ln_f"), "lm_head")
         shape = g.op("Concat", g.op("Shape", wanted), g.const([self.config.vocab_size]), axis=0)
         return g.op("Reshape", rows, shape, allowzero=1)
+
+    def _pick(self, x: ir.Value, wanted: ir.Value) -> ir.Value:
+        """Rows [M, H] and wanted tokens [B, K] -> [B, K, H].
+
+        ONNX Runtime's GatherND on a GPU copies from the host's stack, which a replayed CUDA graph would read again.
+        """
+        g, hidden = self.g, self.config.hidden_size
+        batched, indices = self._batched(x, hidden), g.op("Unsqueeze", wanted, g.const([2]))
+        if self.attention.dialect == STANDARD:
+            return g.op("GatherND", batched, indices, batch_dims=1)
+        shape = g.op("Concat", g.op("Shape", wanted), g.const([hidden]), axis=0)
+        return g.op("GatherElements", batched, g.op("Expand", indices, shape), axis=1)
 
     def _batched(self, rows: ir.Value, width: int) -> ir.Value:
         g = self.g

@@ -165,5 +165,5 @@ def float_pieces(name: str, tensor: torch.Tensor, dtype: torch.dtype = torch.flo
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor, without a copy where it is contiguous."""
-    return tensor.contiguous().view(torch.uint8).reshape(-1).numpy().data
+    """The bytes of a tensor, without a copy where it is contiguous and in the host's memory."""
+    return tensor.contiguous().view(torch.uint8).reshape(-1).cpu().numpy().data

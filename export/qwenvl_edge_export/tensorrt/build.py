@@ -11,6 +11,7 @@ from qwenvl_edge.backends.plans import (
     DECODER_PLAN,
     FORMAT,
     PLANS_FOLDER,
+    REFIT_GRAPHS,
     TENSORRT,
     TENSORRT_RTX,
     VISION_PLAN,
@@ -24,7 +25,7 @@ from qwenvl_edge.backends.plans import (
 )
 from qwenvl_edge.backends.tensorrt_library import installed_libraries
 from qwenvl_edge.bundle import Bundle, FileInfo, sha256
-from qwenvl_edge.errors import BundleError
+from qwenvl_edge.errors import BackendError, BundleError
 from qwenvl_edge_export.staging import clean_up, staged_folder
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.memory import check_resources
@@ -52,6 +53,7 @@ def build(
     *,
     plugin: Path | None = None,
     force: bool = False,
+    strip: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Build the plan `target` of `bundle`.
@@ -63,6 +65,7 @@ def build(
         plugin: the library of KVCacheAttention, which TensorRT before 10.15 and an int8 KV cache need; it is copied
             beside the engines.
         force: replace a plan of that name; the old one goes when the new one is whole.
+        strip: leave the weights out of the engines; they are read from the bundle when the plan is loaded.
         progress: called with (steps done, steps in total, what is being done).
 
     Returns:
@@ -80,12 +83,23 @@ def build(
     place = (bundle.path / PLANS_FOLDER / chosen.name).absolute()
     if place.exists() and not force:
         raise BundleError(f'"{place}" exists already; replace it with --force.')
+    if strip:
+        _check_strippable(bundle)
     check_resources(bundle, chosen, bundle.path)
     clean_up(place)
     with staged_folder(place, replace=force) as folder:
         entry = install_plugin(chosen.library, bundle, plugin, folder) if with_plugin else ""
-        _PlanBuild(bundle, chosen, limits, entry, folder, progress).run().write(folder)
+        _PlanBuild(bundle, chosen, limits, entry, folder, strip, progress).run().write(folder)
     return Plan.open(bundle, chosen.name)
+
+
+def _check_strippable(bundle: Bundle) -> None:
+    precision = bundle.manifest.precision
+    if changed := {precision.vision, precision.decoder, precision.lm_head} & {"int4", "int8"}:
+        raise BackendError(
+            f"--strip-weights takes the weights from the bundle as they lie there, but {' and '.join(sorted(changed))} "
+            "ones are unsigned there, which TensorRT does not know; build without it, or export in fp16, bf16 or w8a8."
+        )
 
 
 class _PlanBuild:
@@ -98,8 +112,10 @@ class _PlanBuild:
         limits: PlanLimits,
         plugin: str,
         folder: Path,
+        strip: bool,
         progress: Progress | None,
     ):
+        self._strip = strip
         self.bundle = bundle
         self.target = target
         self.limits = limits
@@ -114,6 +130,8 @@ class _PlanBuild:
     def run(self) -> PlanManifest:
         manifest, library = self.bundle.manifest, self.target.library
         files = {VISION_PLAN: self._vision(), DECODER_PLAN: self._decoder()}
+        if self._strip:
+            files |= {name: self._describe(name) for name in REFIT_GRAPHS.values()}
         if self._plugin:
             name = plugin_file(self._plugin)
             files[name] = self._describe(name)
@@ -135,17 +153,22 @@ class _PlanBuild:
         name = self.bundle.manifest.graphs.vision
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             lowering = self._lowering(self.bundle, name, Path(work))
-            network = Network(self.target.library, lowering.vision(), Path(work) / name)
+            network = self._network(lowering.vision(), Path(work) / name, VISION_PLAN)
             return self._engine(network, vision_shapes(lowering.graph, self.limits), VISION_PLAN)
 
     def _decoder(self) -> FileInfo:
         name = self.bundle.manifest.graphs.decoder[STANDARD]
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             lowering = self._lowering(self.bundle, name, Path(work))
-            network = Network(self.target.library, lowering.decoder(self.limits.max_context), Path(work) / name)
+            network = self._network(lowering.decoder(self.limits.max_context), Path(work) / name, DECODER_PLAN)
             if not self._plugin:
                 network.check_native(self.bundle.manifest.model.num_layers)
             return self._engine(network, decoder_shapes(lowering.graph, self.limits), DECODER_PLAN)
+
+    def _network(self, model: bytes, path: Path, name: str) -> Network:
+        if self._strip:
+            (self.folder / REFIT_GRAPHS[name]).write_bytes(model)
+        return Network(self.target.library, model, path)
 
     def _engine(self, network: Network, profiles: list[Shapes], name: str) -> FileInfo:
         library = self.target.library
@@ -171,6 +194,8 @@ class _PlanBuild:
         config = network.builder.create_builder_config()
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for by name
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if self._strip:
+            config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         if self._plugin:  # it updates the caches in place
             config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         for shapes in profiles:

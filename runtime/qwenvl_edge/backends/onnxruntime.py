@@ -44,6 +44,8 @@ from qwenvl_edge.kv_cache import KVCache
 from qwenvl_edge.processor import signed_products_saturate
 
 ONNXRUNTIME, STANDARD = "onnxruntime", "standard"
+TOTAL = "total_sequence_length"
+"""An input of the "onnxruntime" dialect only: the most tokens of any row after a call, int32 [1]."""
 STANDARD_SINCE = (1, 25)
 """The first ONNX Runtime that can run the "standard" dialect on the CPU (TensorScatter of opset 24)."""
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -185,6 +187,9 @@ class OnnxRuntimeBackend(Backend):
             "rope_cos": cache.rope_cos,
             "rope_sin": cache.rope_sin,
         }
+        length = int(write_indices.max()) + tokens
+        if self.dialect == ONNXRUNTIME:
+            inputs[TOTAL] = np.array([length], np.int32)
         binding = cache.buffers.binding
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
@@ -199,7 +204,7 @@ class OnnxRuntimeBackend(Backend):
         except BackendError:
             _clear(cache)
             raise
-        cache.length = int(write_indices.max()) + tokens
+        cache.length = length
         return logits
 
 

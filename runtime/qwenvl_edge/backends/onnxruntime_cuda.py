@@ -1,42 +1,32 @@
 """ONNX Runtime on a GPU: caches, inputs and logits in memory that cuda-python holds, bound by address.
 
 The graphs run on a stream of ours, so that copies and kernels need no waiting in between; a call waits once, for its
-logits. Decoding one token a row is captured by ONNX Runtime as a CUDA graph, one a cache, where it finds that the graph
-allows it: it refuses graphs with copies between CPU and GPU inside, and then every call is launched kernel by kernel.
+logits. Decoding one token a row is captured by ONNX Runtime as a CUDA graph, one a cache. What it reads on the host is
+fixed then: attention's total length is the cache's capacity, by which it is divided among the processors; how many
+tokens each row really has lies on the GPU.
 
 GroupQueryAttention computes in fp16 or bf16 on GPUs, so the bundle must have been exported for one.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import (
-    Backend,
-    FloatArray,
-    IntArray,
-    check_copy,
-    check_finite,
-    check_pixels,
-    check_tokens,
-)
+from qwenvl_edge.backends.base import FloatArray
+from qwenvl_edge.backends.cuda_backend import CudaBackend, Inputs
 from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, CacheMemory, CacheTensor
 from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, Staging, Stream
-from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, cache_note, failed
+from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, TOTAL, cache_note, failed
 from qwenvl_edge.bundle import Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
 
-Inputs = Mapping[str, npt.NDArray[Any]]
 _PROVIDER = "CUDAExecutionProvider"
 _FLOATS = {"fp16": 10, "bf16": 16}  # ONNX's numbers of the types; NumPy has no bfloat16
 _NOT_CAPTURED = "-1"  # the gpu_graph_id of a call that ONNX Runtime shall neither capture nor replay
@@ -52,7 +42,7 @@ class _Buffers:
     graph: int
 
 
-class OnnxRuntimeCudaBackend(Backend):
+class OnnxRuntimeCudaBackend(CudaBackend):
     """Runs a bundle with ONNX Runtime's CUDA provider.
 
     Raises:
@@ -61,106 +51,61 @@ class OnnxRuntimeCudaBackend(Backend):
 
     def __init__(self, bundle: Bundle):
         check_cuda(bundle)
+        super().__init__(Cuda.open())
         manifest = bundle.manifest
         self.model: ModelInfo = manifest.model
-        self._cuda = Cuda.open()
-        self._stream = Stream(self._cuda)
         self._float = _FLOATS[manifest.precision.compute["decoder"]]
         self._vision = self._session(bundle, manifest.graphs.vision)
         decoder = manifest.graphs.decoder[ONNXRUNTIME]
+        refusal = ""
         try:
             self._decoder = self._session(bundle, decoder, capture=True)
-            self.captures = True
-        except BackendError:
+        except BackendError as error:
             self._decoder = self._session(bundle, decoder)
-            self.captures = False
-        self._large = _Exchange(self._cuda, self._stream)
+            refusal = str(error)
+        self.captures = not refusal
+        self._large = _Exchange(self.cuda, self.stream)
         self._graphs = itertools.count(1)
         names = [f"{PAST}{i}.{part}" for i in range(self.model.num_layers) for part in ("key", "value")]
         self._tensors = [CacheTensor(name, self.model.num_kv_heads, (self.model.head_dim,), 2) for name in names]
-        how = "a CUDA graph a token" if self.captures else "without CUDA graphs, which ONNX Runtime refuses here"
+        how = "a CUDA graph a token" if self.captures else f"without CUDA graphs ({refusal})"
         self.description = (
-            f"ONNX Runtime {ort.__version__} on {self._cuda.name} (sm_{self._cuda.compute_capability}), {how}"
+            f"ONNX Runtime {ort.__version__} on {self.cuda.name} (sm_{self.cuda.compute_capability}), {how}"
             + cache_note(bundle)
         )
 
-    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
-        """See Backend.encode_images."""
-        check_pixels(self.model, pixel_values)
+    def _encode(self, pixel_values: FloatArray) -> FloatArray:
         shape = (len(pixel_values), self.model.image_tokens, self.model.hidden_size)
         binding = self._vision.io_binding()
-        features = self._large.run(
-            self._vision, binding, {"pixel_values": np.ascontiguousarray(pixel_values)}, "image_features", shape
-        )
-        check_finite(features, "image features")
-        return features
+        return self._large.run(self._vision, binding, {"pixel_values": pixel_values}, "image_features", shape)
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """See Backend.new_cache. 2 * layers * batch * heads * capacity * head_dim numbers of 2 bytes on the GPU."""
-        if batch < 1 or capacity < 1:
-            raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
+    def _memory(self, batch: int, capacity: int) -> CacheMemory:
+        """2 * layers * batch * heads * capacity * head_dim numbers of 2 bytes."""
         head_dim = self.model.head_dim
-        memory = CacheMemory(self._cuda, self._stream, self._tensors, batch=batch, capacity=capacity, head_dim=head_dim)
-        return KVCache(self.model, batch=batch, capacity=capacity, buffers=self._bind(memory))
+        return CacheMemory(self.cuda, self.stream, self._tensors, batch=batch, capacity=capacity, head_dim=head_dim)
 
-    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
-        """See Backend.rows."""
-        memory = cache.buffers.memory.rows(start, count)
-        if memory is None:
-            return None
-        view = copy.copy(cache)
-        view.batch, view.buffers = count, self._bind(memory)
-        return view
-
-    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
-        """See Backend.copy_cache."""
-        check_copy(source, target, tokens, row)
-        target.buffers.memory.copy_row(source.buffers.memory, tokens, row)
-        self._stream.synchronize()
-        target.length = max(target.length, tokens)
-
-    def decode(
-        self,
-        cache: KVCache,
-        inputs_embeds: FloatArray,
-        position_ids: IntArray,
-        write_indices: IntArray,
-        logits_indices: IntArray,
-    ) -> FloatArray:
-        """See Backend.decode."""
-        inputs: Inputs = {
-            "inputs_embeds": inputs_embeds,
-            "position_ids": position_ids,
-            "write_indices": write_indices,
-            "logits_indices": logits_indices,
-        }
-        check_tokens(self.model, cache, **inputs)
-        tokens, rows = inputs_embeds.shape[1], logits_indices.shape[1]
-        if tokens > 1 and cache.batch > 1 and write_indices.any():
+    def _decode(self, cache: KVCache, inputs: Inputs) -> FloatArray:
+        (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
+        length = int(inputs["write_indices"].max()) + tokens
+        if tokens > 1 and batch > 1 and length > tokens:
             raise BackendError(
                 f"ONNX Runtime's attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
-                f"{cache.batch}; prefill the whole batch at once, or one row at a time."
+                f"{batch}; prefill the whole batch at once, or one row at a time."
             )
         buffers: _Buffers = cache.buffers
-        buffers.memory.use_tables(cache)
         is_step = tokens == rows == 1
         exchange = buffers.step if is_step else self._large
         if not rows:  # one row for nothing rather than an output without memory
-            inputs = {**inputs, "logits_indices": np.zeros((cache.batch, 1), np.int64)}
-        shape = (cache.batch, max(rows, 1), self.model.vocab_size)
-        graph = str(buffers.graph) if is_step else _NOT_CAPTURED
-        logits = exchange.run(self._decoder, buffers.binding, inputs, "logits", shape, graph if self.captures else None)
-        logits = logits[:, :rows]
-        try:
-            check_finite(logits, "logits")
-        except BackendError:
-            buffers.memory.clear()
-            cache.length = 0
-            raise
-        cache.length = int(np.max(write_indices)) + tokens
-        return logits
+            inputs = {**inputs, "logits_indices": np.zeros((batch, 1), np.int64)}
+        shape = (batch, max(rows, 1), self.model.vocab_size)
+        captured = is_step and self.captures
+        total = np.array([cache.capacity if captured else length], np.int32)
+        buffers.memory.use_tables(cache)
+        buffers.binding.bind_cpu_input(TOTAL, total)
+        graph = (str(buffers.graph) if captured else _NOT_CAPTURED) if self.captures else None
+        return exchange.run(self._decoder, buffers.binding, inputs, "logits", shape, graph)[:, :rows]
 
-    def _bind(self, memory: CacheMemory) -> _Buffers:
+    def _buffers(self, memory: CacheMemory) -> _Buffers:
         binding = self._decoder.io_binding()
         for name, shape in memory.shapes.items():
             dtype = self._float if name.startswith(PAST) else np.float32
@@ -168,12 +113,12 @@ class OnnxRuntimeCudaBackend(Backend):
             if name.startswith(PAST):
                 present = name.replace(PAST, PRESENT)
                 binding.bind_output(present, "cuda", 0, dtype, shape, memory.addresses[present])
-        return _Buffers(memory, binding, _Exchange(self._cuda, self._stream), next(self._graphs))
+        return _Buffers(memory, binding, _Exchange(self.cuda, self.stream), next(self._graphs))
 
     def _session(self, bundle: Bundle, name: str, *, capture: bool = False) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        provider = {"device_id": "0", "user_compute_stream": str(self._stream.handle)}
+        provider = {"device_id": "0", "user_compute_stream": str(self.stream.handle)}
         if capture:
             provider["enable_cuda_graph"] = "1"
         path = bundle.file(name)
@@ -217,6 +162,7 @@ class _Exchange:
             binding.bind_input(name, "cuda", 0, array.dtype.type, array.shape, addresses[name])
         binding.bind_output(output, "cuda", 0, np.float32, shape, self._output.address)
         options = ort.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the logits are waited for
         if graph is not None:
             options.add_run_config_entry("gpu_graph_id", graph)
         self._inputs.upload(self._stream, used)

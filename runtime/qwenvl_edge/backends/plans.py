@@ -4,6 +4,8 @@
                             vision.plan    serialized engine of vision.onnx
                             decoder.plan   serialized engine of one decoder dialect
                             *.so           the plugin, where the "plugin" dialect needs it
+                            *.refit.onnx   of plans without weights: the two graphs as they were built, whose weights
+                                           lie in the bundle and are put into the engines when they are loaded
     <bundle>/plans/<target>.timing         TensorRT's timing cache: speeds up the next build, and may be missing
 
 A plan folder is whole or not there. bundle.json does not list it: a plan is a cache, which can be built again.
@@ -53,6 +55,7 @@ PLANS_FOLDER = "plans"
 PLAN_NAME = "plan.json"
 VISION_PLAN = "vision.plan"
 DECODER_PLAN = "decoder.plan"
+REFIT_GRAPHS = {VISION_PLAN: "vision.refit.onnx", DECODER_PLAN: "decoder.refit.onnx"}
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt_rtx"
 PROFILES = ("decode", "prefill", "verify")
@@ -182,6 +185,11 @@ class Plan:
         """Path of the decoder's engine."""
         return self.path / DECODER_PLAN
 
+    @property
+    def is_stripped(self) -> bool:
+        """Whether the engines come without their weights."""
+        return set(REFIT_GRAPHS.values()) <= set(self.manifest.files)
+
     def check_files(self, hash_up_to_bytes: int | None = None) -> None:
         """Check that both engines are there, their sizes, and the SHA-256 of those up to a size (None: of all).
 
@@ -268,6 +276,9 @@ def plugin_file(plugin: str) -> str:
 
 def _check(manifest: PlanManifest) -> None:
     needed = [VISION_PLAN, DECODER_PLAN, *([plugin_file(manifest.plugin)] if manifest.plugin else [])]
+    graphs = [name for name in REFIT_GRAPHS.values() if name in manifest.files]
+    if graphs:
+        needed += REFIT_GRAPHS.values()
     if set(manifest.files) != set(needed) or any(Path(name).name != name for name in needed):
         raise BundleError(f'{PLAN_NAME}: "files" must list {" and ".join(needed)} in this folder and nothing else.')
     if set(manifest.profiles) != set(PROFILES):

@@ -7,32 +7,22 @@ down and waits once.
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 
-import numpy as np
-
-from qwenvl_edge.backends.base import (
-    Backend,
-    FloatArray,
-    IntArray,
-    Limits,
-    check_copy,
-    check_finite,
-    check_pixels,
-    check_tokens,
-)
-from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Stream
-from qwenvl_edge.backends.plans import Plan
-from qwenvl_edge.backends.tensorrt_decoder import CacheBuffers, Inputs, PlanDecoder
-from qwenvl_edge.backends.tensorrt_engine import Engine
+from qwenvl_edge.backends.base import FloatArray, Limits
+from qwenvl_edge.backends.cuda_backend import CudaBackend, Inputs
+from qwenvl_edge.backends.cuda_cache import CacheMemory
+from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory
+from qwenvl_edge.backends.plans import REFIT_GRAPHS, Plan
+from qwenvl_edge.backends.tensorrt_decoder import CacheBuffers, PlanDecoder
+from qwenvl_edge.backends.tensorrt_engine import Engine, Refit
 from qwenvl_edge.backends.tensorrt_library import Library
 from qwenvl_edge.backends.tensorrt_vision import PlanVision
 from qwenvl_edge.bundle import INT8_CACHE, Bundle, ModelInfo
-from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
 
 
-class TensorRTBackend(Backend):
+class TensorRTBackend(CudaBackend):
     """Runs a plan of a bundle.
 
     Args:
@@ -47,6 +37,7 @@ class TensorRTBackend(Backend):
 
     def __init__(self, bundle: Bundle, plan: Plan, library: Library, cuda: Cuda):
         plan.check_machine(library.machine(cuda.compute_capability))
+        super().__init__(cuda)
         self.model: ModelInfo = bundle.manifest.model
         limits = plan.manifest.limits
         self.limits = Limits(max_context=limits.max_context, max_batch=limits.max_batch)
@@ -58,64 +49,24 @@ class TensorRTBackend(Backend):
             self.description += ", KV cache int8"
         if plan.manifest.plugin:
             library.load_plugin(plan.manifest.plugin, plan.path)
-        self._stream = Stream(cuda)
-        vision, decoder = Engine(library, plan.vision), Engine(library, plan.decoder)
+        vision, decoder = (Engine(library, path, _refit(bundle, plan, path)) for path in (plan.vision, plan.decoder))
         scratch = DeviceMemory(cuda, max(vision.scratch_bytes, decoder.scratch_bytes))
-        self._vision = PlanVision(vision, plan, self.model, cuda, self._stream, scratch)
-        self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self._stream, scratch)
+        self._vision = PlanVision(vision, plan, self.model, cuda, self.stream, scratch)
+        self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
 
-    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
-        """See Backend.encode_images."""
-        check_pixels(self.model, pixel_values)
-        features = self._vision.encode(pixel_values)
-        check_finite(features, "image features")
-        return features
+    def _encode(self, pixel_values: FloatArray) -> FloatArray:
+        return self._vision.encode(pixel_values)
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """See Backend.new_cache. Its memory is the plan's whole context, however small `capacity` is."""
-        if batch < 1 or capacity < 1:
-            raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
-        memory = self._decoder.new_memory(batch, capacity)
-        return KVCache(self.model, batch=batch, capacity=capacity, buffers=CacheBuffers(memory))
+    def _memory(self, batch: int, capacity: int) -> CacheMemory:
+        """The plan's whole context, however small `capacity` is."""
+        return self._decoder.new_memory(batch, capacity)
 
-    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
-        """See Backend.rows."""
-        memory = cache.buffers.memory.rows(start, count)
-        if memory is None:
-            return None
-        view = copy.copy(cache)
-        view.batch, view.buffers = count, CacheBuffers(memory)
-        return view
+    def _buffers(self, memory: CacheMemory) -> CacheBuffers:
+        return CacheBuffers(memory)
 
-    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
-        """See Backend.copy_cache."""
-        check_copy(source, target, tokens, row)
-        target.buffers.memory.copy_row(source.buffers.memory, tokens, row)
-        self._stream.synchronize()
-        target.length = max(target.length, tokens)
+    def _decode(self, cache: KVCache, inputs: Inputs) -> FloatArray:
+        return self._decoder.run(cache, inputs)
 
-    def decode(
-        self,
-        cache: KVCache,
-        inputs_embeds: FloatArray,
-        position_ids: IntArray,
-        write_indices: IntArray,
-        logits_indices: IntArray,
-    ) -> FloatArray:
-        """See Backend.decode."""
-        inputs: Inputs = {
-            "inputs_embeds": inputs_embeds,
-            "position_ids": position_ids,
-            "write_indices": write_indices,
-            "logits_indices": logits_indices,
-        }
-        check_tokens(self.model, cache, **inputs)
-        logits = self._decoder.run(cache, inputs)
-        try:
-            check_finite(logits, "logits")
-        except BackendError:
-            cache.buffers.memory.clear()
-            cache.length = 0
-            raise
-        cache.length = int(np.max(write_indices)) + inputs_embeds.shape[1]
-        return logits
+
+def _refit(bundle: Bundle, plan: Plan, path: Path) -> Refit | None:
+    return Refit(plan.path / REFIT_GRAPHS[path.name], bundle.path) if plan.is_stripped else None

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qwenvl_edge.backends.base import FloatArray
+from qwenvl_edge.backends.cuda_backend import Inputs
 from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, ROPE_TABLES, CacheMemory, CacheTensor
 from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
 from qwenvl_edge.backends.plans import Plan
@@ -27,7 +26,6 @@ from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
 
 STANDARD = "standard"  # the dialect of TensorRT's own cache layers
-Inputs = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,27 @@ class Tensor:
         return ITEM_BYTES[self.dtype]
 
 
+@dataclass(frozen=True)
+class Refit:
+    """Where an engine's weights come from: the graph that it was built from, and the folder of the graph's weights."""
+
+    graph: Path
+    weights: Path
+
+
 class Engine:
     """A plan in the GPU's memory. tensors: its inputs and outputs by name; scratch_bytes: what a context works in.
 
+    Args:
+        library: the TensorRT that built it.
+        path: the plan.
+        refit: for a plan without weights.
+
     Raises:
-        BackendError: TensorRT refuses the file; carries its log lines.
+        BackendError: TensorRT refuses the file or the weights; carries its log lines.
     """
 
-    def __init__(self, library: Library, path: Path):
+    def __init__(self, library: Library, path: Path, refit: Refit | None = None):
         self.library = library
         self.path = path
         module = library.module
@@ -47,6 +60,8 @@ class Engine:
             self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise library.failed(f'load the plan "{path}"')
+        if refit is not None:
+            self._refit(refit)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self.tensors = {name: self._describe(name) for name in names}
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
@@ -91,6 +106,20 @@ class Engine:
         for past, present in pairs:
             if self._engine.get_aliased_input_tensor(present) != past:
                 raise BackendError(f'"{self.path}" copies the KV cache instead of writing {present} in place.')
+
+    def _refit(self, refit: Refit) -> None:
+        """Read the weights anew, by the parser that built the engine, so that names and layouts are its own."""
+        module, library = self.library.module, self.library
+        refitter = module.Refitter(self._engine, library.log)
+        parser = module.OnnxParserRefitter(refitter, library.log)
+        # The path says where external weights lie; there need be no file of that name.
+        if not parser.refit_from_bytes(refit.graph.read_bytes(), str(refit.weights / refit.graph.name)):
+            errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+            raise library.failed(f'read the weights of "{self.path.name}" ({errors or "no error of the parser"})')
+        if missing := refitter.get_missing_weights():
+            raise BackendError(f'"{self.path}" lacks weights that the bundle does not give: {", ".join(missing[:3])}.')
+        if not refitter.refit_cuda_engine():
+            raise library.failed(f'put the weights into "{self.path.name}"')
 
     def _describe(self, name: str) -> Tensor:
         engine, module = self._engine, self.library.module

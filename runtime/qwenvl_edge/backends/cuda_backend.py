@@ -1,0 +1,107 @@
+"""What the backends on a GPU have in common: one stream, caches in the GPU's memory, and what is checked when."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge.backends.base import (
+    Backend,
+    FloatArray,
+    IntArray,
+    check_copy,
+    check_finite,
+    check_pixels,
+    check_tokens,
+)
+from qwenvl_edge.backends.cuda_cache import CacheMemory
+from qwenvl_edge.backends.cuda_device import Cuda, Stream
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.kv_cache import KVCache
+
+Inputs = Mapping[str, npt.NDArray[Any]]
+
+
+class CudaBackend(Backend):
+    """A backend whose caches are CacheMemory, in `cache.buffers.memory`; everything runs on the one `stream`."""
+
+    def __init__(self, cuda: Cuda):
+        self.cuda = cuda
+        self.stream = Stream(cuda)
+
+    @abstractmethod
+    def _encode(self, pixel_values: FloatArray) -> FloatArray:
+        """Checked pictures -> features, unchecked."""
+
+    @abstractmethod
+    def _memory(self, batch: int, capacity: int) -> CacheMemory:
+        """Memory for a cache. Raises BackendError where it cannot be had."""
+
+    @abstractmethod
+    def _buffers(self, memory: CacheMemory) -> Any:
+        """What a cache at that memory is run with; its `memory` is the argument."""
+
+    @abstractmethod
+    def _decode(self, cache: KVCache, inputs: Inputs) -> FloatArray:
+        """Checked inputs of decode -> logits, unchecked. What it puts on the stream it waits for."""
+
+    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
+        """See Backend.encode_images."""
+        check_pixels(self.model, pixel_values)
+        features = self._encode(np.ascontiguousarray(pixel_values))
+        check_finite(features, "image features")
+        return features
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """See Backend.new_cache."""
+        if batch < 1 or capacity < 1:
+            raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
+        memory = self._memory(batch, capacity)
+        return KVCache(self.model, batch=batch, capacity=capacity, buffers=self._buffers(memory))
+
+    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
+        """See Backend.rows."""
+        memory = cache.buffers.memory.rows(start, count)
+        if memory is None:
+            return None
+        view = copy.copy(cache)
+        view.batch, view.buffers = count, self._buffers(memory)
+        return view
+
+    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
+        """See Backend.copy_cache."""
+        check_copy(source, target, tokens, row)
+        target.buffers.memory.copy_row(source.buffers.memory, tokens, row)
+        self.stream.synchronize()
+        target.length = max(target.length, tokens)
+
+    def decode(
+        self,
+        cache: KVCache,
+        inputs_embeds: FloatArray,
+        position_ids: IntArray,
+        write_indices: IntArray,
+        logits_indices: IntArray,
+    ) -> FloatArray:
+        """See Backend.decode."""
+        inputs: Inputs = {
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+            "write_indices": write_indices,
+            "logits_indices": logits_indices,
+        }
+        check_tokens(self.model, cache, **inputs)
+        logits = self._decode(cache, inputs)
+        try:
+            check_finite(logits, "logits")
+        except BackendError:
+            cache.buffers.memory.clear()
+            cache.length = 0
+            raise
+        cache.length = int(np.max(write_indices)) + inputs_embeds.shape[1]
+        return logits
