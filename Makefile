@@ -74,7 +74,7 @@ bench: $(READY)
 
 # An hour of sixteen threads asking one engine, every answer checked.
 soak: $(READY)
-	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60
+	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60 --soak-json benchmarks/results/soak.json
 
 # Trains models/nano from nothing: hours on two cores. Interrupted, it goes on where it was.
 nano: $(READY)

@@ -14,15 +14,23 @@ DATA = Path(__file__).parent / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--soak-minutes N lengthens the stress tests and turns on the checks of memory growth."""
-    parser.addoption("--soak-minutes", type=float, default=0.0, help="run the stress tests for so many minutes")
+    """--soak-minutes N turns on the test that watches memory for so long; --soak-json FILE has it write what it saw."""
+    parser.addoption("--soak-minutes", type=float, default=0.0, help="watch a stressed engine for so many minutes")
+    parser.addoption("--soak-json", type=Path, default=None, help="where to write what it did")
 
 
 @pytest.fixture(scope="session")
 def soak_minutes(request: pytest.FixtureRequest) -> float:
-    """Minutes that a stress test should take; 0 asks for the short form."""
+    """Minutes for which a stressed engine should be watched; 0: it should not."""
     minutes: float = request.config.getoption("--soak-minutes")
     return minutes
+
+
+@pytest.fixture(scope="session")
+def soak_json(request: pytest.FixtureRequest) -> Path | None:
+    """Where the watch is to be recorded."""
+    path: Path | None = request.config.getoption("--soak-json")
+    return path
 
 
 @pytest.fixture(scope="session")
