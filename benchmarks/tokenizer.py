@@ -222,7 +222,9 @@ def main() -> None:
         draw(options.plot, results, curves)
     keys = ("encode_vs_tiktoken", "encode_vs_tokenizers", "decode_vs_tiktoken")
     headline = {key: min(result[key]["median"] for result in results.values()) for key in keys}
-    headline |= {"load_ms": load["ms"]["median"], "megabyte_worst_s": max(seconds[-1] for seconds in curves.values())}
+    headline |= {"load_ms": load["ms"]["median"], "load_mb": load["resident_mb"]}
+    headline |= {"two_threads": min(result["two_threads"]["median"] for result in results.values())}
+    headline |= {"megabyte_worst_s": max(seconds[-1] for seconds in curves.values())}
     finish(options, before, headline, {"texts": results, "load": load, "runs": {"bytes": RUN_BYTES, "seconds": curves}})
 
 

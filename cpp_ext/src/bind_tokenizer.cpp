@@ -11,6 +11,7 @@
 #include "qwenvl/normal_form.hpp"
 #include "qwenvl/parallel.hpp"
 #include "qwenvl/python_ints.hpp"
+#include "qwenvl/str_buffer.hpp"
 #include "qwenvl/tokenizer.hpp"
 
 namespace py = pybind11;
@@ -50,14 +51,21 @@ public:
     const std::shared_ptr<const Tokenizer>& shared() const { return tokenizer_; }
 
     py::list to_list(const std::vector<TokenId>& ids) {
+        constexpr std::size_t ahead = 12;  // ints lie anywhere: first their place is fetched, then they themselves
         py::list list(ids.size());
         for (std::size_t i = 0; i < ids.size(); ++i) {
+            if (i + 2 * ahead < ids.size()) {
+                __builtin_prefetch(place_of(ids[i + 2 * ahead]));
+                __builtin_prefetch(place_of(ids[i + ahead])->ptr());
+            }
             PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), to_int(ids[i]).release().ptr());
         }
         return list;
     }
 
 private:
+    py::object* place_of(TokenId id) { return &ints_[id < ints_.size() ? id : 0]; }
+
     py::object to_int(TokenId id) {
         if (id >= ints_.size()) return py::int_(id);
         if (!ints_[id]) ints_[id] = py::int_(id);
@@ -165,33 +173,40 @@ py::str truncate(const PyTokenizer& tokenizer, const py::str& text, std::int64_t
 }
 
 // False, with nothing of use in `out`, where the ids are not a list or tuple of small ints.
-bool append_small_ids(const Tokenizer& tokenizer, PyObject* ids, ByteBuffer& out) {
+template <typename Buffer>
+bool append_small_ids(const Tokenizer& tokenizer, PyObject* ids, Buffer& out) {
     if (!PyList_CheckExact(ids) && !PyTuple_CheckExact(ids)) return false;
     PyObject** const items = PySequence_Fast_ITEMS(ids);
     const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(ids));
-    return tokenizer.append_bytes(count, [items](std::size_t i) { return small_int(items[i]); }, out) == count;
+    const auto id_at = [=](std::size_t i) {
+        constexpr std::size_t ahead = 24;
+        __builtin_prefetch(items[std::min(i + ahead, count - 1)]);
+        return small_int(items[i]);
+    };
+    return tokenizer.append_bytes(count, id_at, out) == count;
 }
 
-ByteBuffer decode_ids(const PyTokenizer& tokenizer, const py::handle& ids) {
+template <typename Buffer>
+Buffer decode_ids(const PyTokenizer& tokenizer, const py::handle& ids) {
     constexpr std::size_t likely_bytes = 6;  // of a token, enough for most texts
     const Py_ssize_t hint = PyObject_LengthHint(ids.ptr(), 0);
     if (hint < 0) PyErr_Clear();
-    ByteBuffer fast(static_cast<std::size_t>(std::max<Py_ssize_t>(hint, 0)) * likely_bytes);
+    Buffer fast(static_cast<std::size_t>(std::max<Py_ssize_t>(hint, 0)) * likely_bytes);
     if (append_small_ids(*tokenizer, ids.ptr(), fast)) return fast;
     std::vector<std::int64_t> values;
     read_ids(ids, values);
-    ByteBuffer out(values.size() * likely_bytes);
+    Buffer out(values.size() * likely_bytes);
     const std::size_t done = tokenizer->append_bytes(values.size(), [&](std::size_t i) { return values[i]; }, out);
     if (done < values.size()) tokenizer->token_bytes(values[done]);  // throws: it has none
     return out;
 }
 
 py::str decode(const PyTokenizer& tokenizer, const py::handle& ids, const std::string& errors) {
-    return decode_utf8_text(decode_ids(tokenizer, ids).view(), errors.c_str());
+    return decode_ids<StrBuffer>(tokenizer, ids).to_str(errors.c_str());
 }
 
 py::bytes decode_bytes(const PyTokenizer& tokenizer, const py::handle& ids) {
-    const ByteBuffer bytes = decode_ids(tokenizer, ids);
+    const ByteBuffer bytes = decode_ids<ByteBuffer>(tokenizer, ids);
     return py::bytes(bytes.view().data(), bytes.view().size());
 }
 

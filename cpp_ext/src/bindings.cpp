@@ -33,6 +33,11 @@ py::str steal_str(PyObject* text) {
     return py::reinterpret_steal<py::str>(text);
 }
 
+template <typename Unit>
+bool transcode(std::string_view bytes, Unit* out, std::size_t characters) {
+    return transcode_utf8(bytes, out, out + characters);
+}
+
 // A str must have the narrowest of its forms that holds its characters, which the largest byte of UTF-8 tells.
 std::optional<py::str> text_of_utf8(std::string_view bytes) {
     const Utf8Summary summary = summarize_utf8(bytes);
@@ -48,13 +53,13 @@ std::optional<py::str> text_of_utf8(std::string_view bytes) {
                 std::memcpy(PyUnicode_1BYTE_DATA(text.ptr()), bytes.data(), bytes.size());
                 return text;
             }
-            good = transcode_utf8(bytes, PyUnicode_1BYTE_DATA(text.ptr()));
+            good = transcode(bytes, PyUnicode_1BYTE_DATA(text.ptr()), summary.characters);
             break;
         case PyUnicode_2BYTE_KIND:
-            good = transcode_utf8(bytes, PyUnicode_2BYTE_DATA(text.ptr()));
+            good = transcode(bytes, PyUnicode_2BYTE_DATA(text.ptr()), summary.characters);
             break;
         default:
-            good = transcode_utf8(bytes, PyUnicode_4BYTE_DATA(text.ptr()));
+            good = transcode(bytes, PyUnicode_4BYTE_DATA(text.ptr()), summary.characters);
     }
     return good ? std::optional(text) : std::nullopt;
 }

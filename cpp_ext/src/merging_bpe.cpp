@@ -1,6 +1,7 @@
 #include "qwenvl/merging_bpe.hpp"
 
 #include <algorithm>
+#include <array>
 #include <functional>
 
 #include "qwenvl/unicode.hpp"
@@ -24,8 +25,8 @@ public:
 
     TokenId rank(std::size_t first, std::size_t last) const {
         const std::string_view bytes = piece_.substr(first, last - first);
-        if (bytes.size() > WordTable::kLongest) return vocabulary_.find(bytes);
-        return vocabulary_.words().find_unlikely(WordTable::key_of(bytes.data(), bytes.size(), readable_ - first));
+        if (bytes.size() > ShortWord::kMost) return vocabulary_.find(bytes);
+        return vocabulary_.words().find_unlikely(ShortWord::of(bytes.data(), bytes.size(), readable_ - first));
     }
 
 protected:
@@ -34,33 +35,41 @@ protected:
     std::size_t readable_;
 };
 
+// The parts of a short piece, in order.
 class ShortMerger : Merger {
 public:
     using Merger::Merger;
 
-    // `parts`: those that merging begins with, and one more that starts at the end of the piece.
-    void run(std::vector<Part>& parts, std::vector<TokenId>& ids) const {
-        for (std::size_t i = 0; i < parts.size(); ++i) update(parts, i);
+    void add(std::size_t start, TokenId rank) {
+        parts_[count_++] = {static_cast<std::uint32_t>(start), kNoToken, rank};
+    }
+
+    // Appends the ids of what the added parts merge to.
+    void run(std::vector<TokenId>& ids) {
+        parts_[count_].start = static_cast<std::uint32_t>(piece_.size());
+        for (std::size_t i = 0; i < count_; ++i) update(i);
         while (true) {
             std::size_t best = 0;
-            for (std::size_t i = 1; i + 1 < parts.size(); ++i) {
-                if (parts[i].pair_rank < parts[best].pair_rank) best = i;
+            for (std::size_t i = 1; i < count_; ++i) {
+                if (parts_[i].pair_rank < parts_[best].pair_rank) best = i;
             }
-            if (parts[best].pair_rank == kNoToken) break;
-            parts[best].rank = parts[best].pair_rank;
-            parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(best) + 1);
-            update(parts, best);
-            if (best > 0) update(parts, best - 1);
+            if (parts_[best].pair_rank == kNoToken) break;
+            parts_[best].rank = parts_[best].pair_rank;
+            std::copy(&parts_[best + 2], &parts_[count_ + 1], &parts_[best + 1]);
+            --count_;
+            update(best);
+            if (best > 0) update(best - 1);
         }
-        for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
-            ids.push_back(parts[i].rank != kNoToken ? parts[i].rank : rank(parts[i].start, parts[i + 1].start));
-        }
+        for (std::size_t i = 0; i < count_; ++i) ids.push_back(parts_[i].rank);
     }
 
 private:
-    void update(std::vector<Part>& parts, std::size_t i) const {
-        parts[i].pair_rank = i + 2 < parts.size() ? rank(parts[i].start, parts[i + 2].start) : kNoToken;
+    void update(std::size_t i) {
+        parts_[i].pair_rank = i + 1 < count_ ? rank(parts_[i].start, parts_[i + 2].start) : kNoToken;
     }
+
+    std::array<Part, kHeapFrom + 1> parts_;
+    std::size_t count_ = 0;
 };
 
 // Parts as a doubly linked list over byte positions, candidate merges in a heap; stale heap entries are skipped.
@@ -115,30 +124,26 @@ private:
 void merge_piece(const Vocabulary& vocabulary, std::string_view piece, std::size_t readable,
                  std::vector<TokenId>& ids) {
     if (piece.size() >= kHeapFrom) return HeapMerger(vocabulary, piece, readable).run(ids);
-    thread_local std::vector<Part> parts;
-    parts.clear();
-    for (std::uint32_t i = 0; i <= piece.size(); ++i) parts.push_back({i, kNoToken, kNoToken});
-    ShortMerger(vocabulary, piece, readable).run(parts, ids);
+    ShortMerger merger(vocabulary, piece, readable);
+    for (std::size_t i = 0; i < piece.size(); ++i) merger.add(i, vocabulary.byte(piece[i]));
+    merger.run(ids);
 }
 
-bool merge_characters(const Vocabulary& vocabulary, const BorderFilter& borders, std::string_view part,
+bool merge_characters(const Vocabulary& vocabulary, const LinearBpe& linear, std::string_view part,
                       std::size_t readable, std::vector<TokenId>& ids) {
-    thread_local std::vector<Part> parts;
-    parts.clear();
+    ShortMerger merger(vocabulary, part, readable);
     const auto* text = reinterpret_cast<const unsigned char*>(part.data());
     CodePoint before{};
-    for (std::uint32_t at = 0; at < part.size(); at += before.length) {
+    for (std::size_t at = 0; at < part.size(); at += before.length) {
         const CodePoint after = decode_utf8(text + at);
-        if (at > 0 && borders.may_merge_part(before.value, after.value)) return false;
-        parts.push_back({at, kNoToken, kNoToken});
+        const TokenId character = linear.character(after.value);
+        if (character == kNoToken) return false;
+        if (at > 0 && linear.borders().may_merge_part(before.value, after.value)) return false;
+        merger.add(at, character);
         before = after;
     }
-    parts.push_back({static_cast<std::uint32_t>(part.size()), kNoToken, kNoToken});
-    const std::size_t count = ids.size();
-    ShortMerger(vocabulary, part, readable).run(parts, ids);
-    if (std::find(ids.begin() + static_cast<std::ptrdiff_t>(count), ids.end(), kNoToken) == ids.end()) return true;
-    ids.resize(count);  // a character that is no token
-    return false;
+    merger.run(ids);
+    return true;
 }
 
 }  // namespace qwenvl

@@ -53,6 +53,11 @@ inline PrefixTrie::Node PrefixTrie::first(Symbol symbol) const {
     return symbol < kFirst ? first_[symbol] : child(kRoot, symbol);
 }
 
+TokenId PrefixTrie::character(Symbol symbol) const {
+    const Node node = first(symbol);
+    return is_token(node) ? node : kNoToken;
+}
+
 void PrefixTrie::put(Node node, Symbol symbol, Node child) {
     if (node == kRoot && symbol < kFirst) {
         first_[symbol] = child;

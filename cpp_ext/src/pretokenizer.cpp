@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "qwenvl/ascii_block.hpp"
 #include "qwenvl/unicode.hpp"
 
 namespace qwenvl {
@@ -22,20 +23,11 @@ constexpr std::array<CharClass, 128> make_ascii_classes() {
 // The beginning of kCharClasses, which the compiler can see.
 constexpr auto kAsciiClasses = make_ascii_classes();
 
-// The top bit of each byte that is an ASCII letter.
-std::uint64_t letters_of(std::uint64_t bytes) {
-    constexpr std::uint64_t each = 0x0101010101010101u;
-    const std::uint64_t lower = (bytes | each * 0x20) & each * 0x7F;
-    return (lower + each * (0x80 - 'a')) & ~(lower + each * (0x7F - 'z')) & ~bytes & each * 0x80;
-}
-
-// Of eight bytes as they lie in memory, the first one whose top bit is set in `marks`, not 0.
-std::size_t first_marked(std::uint64_t marks) {
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    return static_cast<std::size_t>(__builtin_clzll(marks)) / 8;
-#else
-    return static_cast<std::size_t>(__builtin_ctzll(marks)) / 8;
-#endif
+// Of at least eight bytes.
+bool starts_ascii(const unsigned char* text) {
+    std::uint64_t bytes;
+    std::memcpy(&bytes, text, sizeof bytes);
+    return (bytes & 0x8080808080808080u) == 0;
 }
 
 struct Scanner {
@@ -68,23 +60,6 @@ struct Scanner {
             pos += c.length;
         }
         return pos;
-    }
-
-    // Words end after a few bytes, which ones no branch predictor knows: eight at a time need one guess.
-    std::size_t skip_letters(std::size_t pos) const {
-        while (pos + 8 <= size) {
-            std::uint64_t bytes;
-            std::memcpy(&bytes, text + pos, 8);
-            const std::uint64_t others = letters_of(bytes) ^ 0x8080808080808080u;
-            if (others == 0) {
-                pos += 8;
-                continue;
-            }
-            pos += first_marked(others);
-            if (text[pos] < 0x80) return pos;
-            break;
-        }
-        return skip(pos, kLetter);
     }
 
     static bool is_newline(unsigned char byte) { return byte == '\r' || byte == '\n'; }
@@ -135,25 +110,94 @@ struct Scanner {
     std::size_t piece_end(std::size_t start) const {
         const Char c = at(start);
         const std::size_t next = start + c.length;
-        if (c.kind == kLetter) return skip_letters(next);
+        if (c.kind == kLetter) return skip(next, kLetter);
         if (c.kind == kNumber) return next;
         if (text[start] == '\'') {
             if (const std::size_t length = contraction(start)) return start + length;
         }
-        if (!is_newline(text[start]) && is(next, kLetter)) return skip_letters(next);
+        if (!is_newline(text[start]) && is(next, kLetter)) return skip(next, kLetter);
         if (c.kind == kOther) return symbols(next);
         if (text[start] == ' ' && is(next, kOther)) return symbols(next);
         return white_space(start);
     }
 };
 
+constexpr std::uint64_t kFirst = 1;
+
+std::size_t lowest(std::uint64_t bits) { return static_cast<std::size_t>(__builtin_ctzll(bits)); }
+std::size_t highest(std::uint64_t bits) { return 63 - static_cast<std::size_t>(__builtin_clzll(bits)); }
+
+// Within runs of white space, the places behind a run's last newline. `gaps` is white space without newlines; the
+// carry of the addition runs to the end of each stretch of it that begins behind a newline.
+std::uint64_t behind_last_newlines(std::uint64_t gaps, std::uint64_t newlines) {
+    std::uint64_t places = gaps & newlines << 1;
+    for (std::uint64_t more = (gaps + places) & ~gaps & newlines; more != 0; more &= more - 1) {
+        const std::uint64_t below = (more & (~more + 1)) - 1;
+        places &= ~(kFirst << highest(places & below));  // this stretch ends at another newline
+    }
+    return places;
+}
+
+// Where pieces begin in the first `size` bytes of a block, which are ASCII, begin with a piece and may go on. The last
+// piece found may be longer than the block tells, and more of them may begin in white space at its end.
+std::uint64_t piece_starts(const AsciiBlock& block, std::size_t size, const Scanner& scanner, std::size_t at) {
+    const std::uint64_t valid = ~std::uint64_t{0} >> (AsciiBlock::kSize - size);
+    const std::uint64_t letters = block.letters & valid, numbers = block.numbers & valid;
+    const std::uint64_t others = valid & ~(letters | numbers | block.spaces);
+    // Newlines that follow symbols belong to them: those are what the carry of the addition runs through.
+    const std::uint64_t newlines = block.newlines & (block.newlines + (others << 1 & block.newlines)) & valid;
+    const std::uint64_t gaps = block.spaces & ~block.newlines & valid, spaces = gaps | newlines;
+
+    const std::uint64_t symbols = others & ~((others | block.blanks) << 1);
+    const std::uint64_t words = letters & ~((letters | gaps | symbols) << 1);
+    const std::uint64_t last_visible = highest((valid & ~spaces) | kFirst);
+    const std::uint64_t open = ~((std::uint64_t{2} << last_visible) - 1);
+    const std::uint64_t cuts = behind_last_newlines(gaps, newlines) | (gaps & ~(block.spaces >> 1));
+    std::uint64_t starts = kFirst | numbers | symbols | words | (spaces & ~(spaces << 1)) | (cuts & ~open);
+    for (std::uint64_t quotes = symbols & block.apostrophes; quotes != 0; quotes &= quotes - 1) {
+        const std::size_t quote = lowest(quotes), length = scanner.contraction(at + quote);
+        if (length != 0 && quote + length < size) starts |= kFirst << (quote + length);
+    }
+    return starts;
+}
+
+struct AsciiPieces {
+    std::size_t count;
+    bool more;  // likely the next bytes hold some too
+};
+
+// Writes where the pieces end that the ASCII bytes at `at`, up to 64, decide; fewer than 64.
+AsciiPieces ascii_pieces(const Scanner& scanner, std::size_t at, std::size_t* ends) {
+    const unsigned char* text = scanner.text + at;
+    const std::size_t left = scanner.size - at;
+    unsigned char last[AsciiBlock::kSize];
+    if (left < AsciiBlock::kSize) {
+        std::memset(last, 0x80, sizeof last);
+        std::memcpy(last, text, left);
+        text = last;
+    }
+    if (!starts_ascii(text)) return {0, false};
+    const AsciiBlock block = classify_ascii(text);
+    const std::size_t size = block.beyond == 0 ? AsciiBlock::kSize : lowest(block.beyond);
+    std::size_t count = 0;
+    for (std::uint64_t starts = piece_starts(block, size, scanner, at) & ~kFirst; starts != 0; starts &= starts - 1) {
+        ends[count++] = at + lowest(starts);
+    }
+    return {count, size == AsciiBlock::kSize && count != 0};
+}
+
 }  // namespace
 
 std::size_t Pretokenizer::next(Ends& ends) {
     const Scanner scanner{reinterpret_cast<const unsigned char*>(text_.data()), text_.size()};
     std::size_t count = 0;
-    while (count + 1 < kMost && at_ < text_.size()) {
-        if (at_ == piece_end_) piece_end_ = scanner.piece_end(at_);
+    while (count + AsciiBlock::kSize < kMost && at_ < text_.size()) {
+        if (at_ == piece_end_) {
+            const auto [pieces, more] = ascii_pieces(scanner, at_, ends.data() + count);
+            if (pieces != 0) at_ = piece_end_ = ends[(count += pieces) - 1];
+            if (more) continue;
+            piece_end_ = scanner.piece_end(at_);
+        }
         if (worth_cutting()) {
             count = cut_piece(ends, count);
         } else {

@@ -1,5 +1,6 @@
 #include "qwenvl/tokenizer.hpp"
 
+#include <array>
 #include <stdexcept>
 
 #include "qwenvl/merging_bpe.hpp"
@@ -29,9 +30,7 @@ void Tokenizer::encode_while(std::string_view text, const SpecialMatcher& allowe
         Pretokenizer pretokenizer(plain, linear_ ? &linear_->borders() : nullptr);
         for (std::size_t at = 0; at < plain.size(); at = pretokenizer.position()) {
             const std::size_t count = pretokenizer.next(ends);
-            for (std::size_t i = 0, from = at; i < count; from = ends[i++]) {
-                encode_part(plain.substr(from, ends[i] - from), plain.size() - from, *workspace, ids);
-            }
+            encode_parts(plain, at, ends.data(), count, *workspace, ids);
             if (!use()) return;
         }
         if (special == nullptr) return;
@@ -44,37 +43,57 @@ void Tokenizer::encode_while(std::string_view text, const SpecialMatcher& allowe
 void Tokenizer::split_part(std::string_view part, std::size_t readable, Workspace& workspace,
                            std::vector<TokenId>& ids) const {
     if (linear_ && part.size() <= kFewBytes && static_cast<unsigned char>(part[0]) >= 0xE0) {
-        if (merge_characters(vocabulary_, linear_->borders(), part, readable, ids)) return;
+        if (merge_characters(vocabulary_, *linear_, part, readable, ids)) return;
     }
-    if (linear_ && part.size() > WordTable::kLongest) {
+    if (linear_ && part.size() > ShortWord::kMost) {
         linear_->encode(part, workspace.open, ids);
     } else {
         merge_piece(vocabulary_, part, readable, ids);
     }
 }
 
-inline void Tokenizer::encode_part(std::string_view part, std::size_t readable, Workspace& workspace,
-                                   std::vector<TokenId>& ids) const {
-    if (part.size() > WordTable::kLongest) {
-        const bool look_up = !linear_ && part.size() <= vocabulary_.longest_token();  // linear_ finds it by itself
-        const TokenId whole = look_up ? vocabulary_.find(part) : kNoToken;
-        if (whole == kNoToken) return split_part(part, readable, workspace, ids);
-        ids.push_back(whole);
-        return;
+void Tokenizer::encode_long(std::string_view part, std::size_t readable, Workspace& workspace,
+                            std::vector<TokenId>& ids) const {
+    const bool look_up = !linear_ && part.size() <= vocabulary_.longest_token();  // linear_ finds it by itself
+    const TokenId whole = look_up ? vocabulary_.find(part) : kNoToken;
+    if (whole == kNoToken) return split_part(part, readable, workspace, ids);
+    ids.push_back(whole);
+}
+
+void Tokenizer::encode_parts(std::string_view text, std::size_t start, const std::size_t* ends, std::size_t count,
+                             Workspace& workspace, std::vector<TokenId>& ids) const {
+    struct Part {
+        ShortWord word;  // of its first bytes, where it is longer
+        std::uint64_t hash;
+    };
+    std::array<Part, Pretokenizer::kMost> parts;
+    const WordTable& words = vocabulary_.words();
+    for (std::size_t i = 0, from = start; i < count; from = ends[i++]) {
+        const std::size_t size = std::min(ends[i] - from, ShortWord::kMost);
+        parts[i].word = ShortWord::of(text.data() + from, size, text.size() - from);
+        parts[i].hash = parts[i].word.hash();
+        words.prefetch_slot(parts[i].hash);
     }
-    const WordTable::Key key = WordTable::key_of(part.data(), part.size(), readable);
-    if (const TokenId whole = vocabulary_.words().find(key); whole != kNoToken) {
-        ids.push_back(whole);
-        return;
+    for (std::size_t i = 0; i < count; ++i) words.prefetch_word(parts[i].hash);
+    for (std::size_t i = 0, from = start; i < count; from = ends[i++]) {
+        const std::string_view part = text.substr(from, ends[i] - from);
+        if (part.size() > ShortWord::kMost) {
+            encode_long(part, text.size() - from, workspace, ids);
+            continue;
+        }
+        if (const TokenId whole = words.find(parts[i].word, parts[i].hash); whole != kNoToken) {
+            ids.push_back(whole);
+            continue;
+        }
+        PieceCache::Entry& entry = workspace.cache.entry(parts[i].hash);
+        if (PieceCache::holds(entry, parts[i].word)) {
+            ids.insert(ids.end(), entry.ids.begin(), entry.ids.begin() + entry.count);
+            continue;
+        }
+        const std::size_t before = ids.size();
+        split_part(part, text.size() - from, workspace, ids);
+        PieceCache::store(entry, parts[i].word, ids.data() + before, ids.size() - before);
     }
-    PieceCache::Entry& entry = workspace.cache.entry(key);
-    if (PieceCache::holds(entry, key)) {
-        ids.insert(ids.end(), entry.ids.begin(), entry.ids.begin() + entry.count);
-        return;
-    }
-    const std::size_t before = ids.size();
-    split_part(part, readable, workspace, ids);
-    PieceCache::store(entry, key, ids.data() + before, ids.size() - before);
 }
 
 void Tokenizer::encode(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids) const {

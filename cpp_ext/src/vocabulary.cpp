@@ -59,8 +59,7 @@ bool parse_rank(std::string_view text, std::uint64_t& rank) {
 Vocabulary::Vocabulary(std::string_view file) {
     read(file);
     insert_all();
-    require_single_bytes();
-    fill_chunks();
+    find_single_bytes();
 }
 
 void Vocabulary::read(std::string_view file) {
@@ -89,21 +88,18 @@ void Vocabulary::read(std::string_view file) {
 }
 
 void Vocabulary::insert_all() {
-    std::size_t up_to_8 = 0, up_to_16 = 0;
-    for (TokenId id = 0; id < size(); ++id) {
-        up_to_8 += bytes(id).size() <= 8;
-        up_to_16 += bytes(id).size() <= WordTable::kLongest;
-    }
-    words_.reserve(up_to_8, up_to_16 - up_to_8);
+    words_.reserve(size());
+    std::size_t long_tokens = 0;
+    for (TokenId id = 0; id < size(); ++id) long_tokens += bytes(id).size() > ShortWord::kMost;
     std::size_t capacity = 16;
-    while (capacity < (size() - up_to_16) * 2) capacity *= 2;
+    while (capacity < long_tokens * 2) capacity *= 2;
     slots_.assign(capacity, {0, kNoToken});
     mask_ = capacity - 1;
     for (TokenId id = 0; id < size(); ++id) {
         const std::string_view token = bytes(id);
-        const bool is_short = token.size() <= WordTable::kLongest;
+        const bool is_short = token.size() <= ShortWord::kMost;
         const TokenId there =
-            is_short ? words_.insert(WordTable::key_of(token.data(), token.size(), kPadding), id) : insert_long(id);
+            is_short ? words_.insert(ShortWord::of(token.data(), token.size(), kPadding), id) : insert_long(id);
         if (there != kNoToken) fail(id + 1, "repeats the token of line " + std::to_string(there + 1));
     }
 }
@@ -119,20 +115,11 @@ TokenId Vocabulary::insert_long(TokenId id) {
     return kNoToken;
 }
 
-void Vocabulary::fill_chunks() {
-    chunks_.resize(size(), Chunk{{}, Chunk::kTooLong});
-    for (TokenId id = 0; id < size(); ++id) {
-        const std::string_view token = bytes(id);
-        if (token.size() > sizeof Chunk::bytes) continue;
-        std::memcpy(chunks_[id].bytes, token.data(), token.size());
-        chunks_[id].size = static_cast<std::uint8_t>(token.size());
-    }
-}
-
-void Vocabulary::require_single_bytes() const {
-    for (int value = 0; value < 256; ++value) {
+void Vocabulary::find_single_bytes() {
+    for (std::size_t value = 0; value < single_.size(); ++value) {
         const char byte = static_cast<char>(value);
-        if (find({&byte, 1}) == kNoToken) {
+        single_[value] = find({&byte, 1});
+        if (single_[value] == kNoToken) {
             throw std::invalid_argument("the vocabulary has no token for the single byte " + std::to_string(value) +
                                         "; get a whole copy of qwen.tiktoken");
         }

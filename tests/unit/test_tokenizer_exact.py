@@ -52,6 +52,18 @@ def test_texts_at_the_edges_of_the_pattern(text: str) -> None:
     check(full_vocabulary(), text)
 
 
+@settings(max_examples=500, deadline=None)
+@given(
+    st.text(st.sampled_from("aStreVmLl7'' \t\r\n!(_"), min_size=60, max_size=300),
+    st.sampled_from(["", "é", "中", "\u3000"]),
+)
+@example("  \n \n  x\n\n" * 9 + "!\r\n " * 12 + "'re" * 30, "\u00a0")
+def test_blocks_of_ascii(text: str, between: str) -> None:
+    """The scanner takes 64 bytes at a time; what is no ASCII ends a block anywhere."""
+    check(TINY, text[: len(text) // 2] + between + text[len(text) // 2 :])
+    check(full_vocabulary(), text[: len(text) // 2] + between + text[len(text) // 2 :])
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 151642), max_size=30))
 def test_texts_made_of_tokens(ids: list[int]) -> None:

@@ -29,6 +29,9 @@ public:
 
     const BorderFilter& borders() const { return borders_; }
 
+    // The token that a code point is by itself, or kNoToken.
+    TokenId character(std::uint32_t point) const { return trie_.character(point); }
+
 private:
     explicit LinearBpe(const Vocabulary& vocabulary);
 

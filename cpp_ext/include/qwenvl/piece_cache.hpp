@@ -12,22 +12,22 @@ namespace qwenvl {
 // Direct-mapped and of fixed size (256 KiB).
 class PieceCache {
 public:
-    static constexpr std::size_t kMaxIds = 8;
+    static constexpr std::size_t kMaxIds = 11;
 
     struct Entry {
-        WordTable::Key key{};
+        ShortWord key{};
         std::uint32_t count = 0;  // 0: empty
         std::array<TokenId, kMaxIds> ids{};
     };
 
-    PieceCache() : entries_(kEntries) {}
+    PieceCache() : entries_(std::size_t{1} << kEntryBits) {}
 
     // Where the part's encoding is, or may be stored.
-    Entry& entry(const WordTable::Key& key) { return entries_[key.hash() & (kEntries - 1)]; }
+    Entry& entry(std::uint64_t hash) { return entries_[hash >> (64 - kEntryBits)]; }
 
-    static bool holds(const Entry& entry, const WordTable::Key& key) { return entry.count != 0 && entry.key == key; }
+    static bool holds(const Entry& entry, const ShortWord& key) { return entry.count != 0 && entry.key == key; }
 
-    static void store(Entry& entry, const WordTable::Key& key, const TokenId* ids, std::size_t count) {
+    static void store(Entry& entry, const ShortWord& key, const TokenId* ids, std::size_t count) {
         if (count > kMaxIds) return;
         entry.key = key;
         entry.count = static_cast<std::uint32_t>(count);
@@ -35,7 +35,7 @@ public:
     }
 
 private:
-    static constexpr std::size_t kEntries = 4096;
+    static constexpr int kEntryBits = 12;
 
     std::vector<Entry> entries_;
 };

@@ -23,6 +23,9 @@ public:
     // There always is one: every single byte is a token.
     TokenId longest(std::string_view text) const;
 
+    // The token that is this symbol alone, or kNoToken.
+    TokenId character(Symbol symbol) const;
+
     // Longest token that is a proper prefix of the token, or kNoToken.
     TokenId shorter(TokenId id) const { return shorter_[id]; }
 

@@ -14,7 +14,7 @@ namespace qwenvl {
 // without spaces, where pieces are whole clauses, what lies in a piece between two borders that no merge crosses.
 class Pretokenizer {
 public:
-    static constexpr std::size_t kMost = 64;
+    static constexpr std::size_t kMost = 192;
     using Ends = std::array<std::size_t, kMost>;
 
     // `text`: valid UTF-8. `borders`: null where the vocabulary's merges are not known.

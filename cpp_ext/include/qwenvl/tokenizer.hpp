@@ -34,42 +34,59 @@ public:
 
     // Bytes of one token. Throws std::invalid_argument for an id without a token.
     std::string_view token_bytes(std::int64_t id) const {
-        const bool ordinary = static_cast<std::uint64_t>(id) < vocabulary_.size();
-        return ordinary ? vocabulary_.bytes(static_cast<TokenId>(id)) : special_bytes(id);
+        return is_rank(id) ? vocabulary_.bytes(static_cast<TokenId>(id)) : special_bytes(id);
     }
 
     // Appends the bytes of id_at(0) .. id_at(count - 1); stops at a negative one and returns how many were appended.
-    template <typename IdAt>
-    std::size_t append_bytes(std::size_t count, IdAt id_at, ByteBuffer& out) const {
-        constexpr std::size_t many = 64;  // ids between two looks at the room that is left
-        std::size_t i = 0;
-        while (i < count) {
-            const std::size_t stop = std::min(count, i + many);
-            char* end = out.reserve(many * sizeof(Vocabulary::Chunk));
-            std::int64_t id = 0;
-            for (; i < stop; ++i) {
-                id = id_at(i);
-                const Vocabulary::Chunk* chunk = vocabulary_.chunk(id);
-                if (chunk == nullptr) break;
-                std::memcpy(end, chunk, sizeof *chunk);  // of fixed size; the next one overwrites its end
-                end += chunk->size;
+    // `out`: a ByteBuffer or what acts like one.
+    template <typename IdAt, typename Buffer>
+    std::size_t append_bytes(std::size_t count, IdAt id_at, Buffer& out) const {
+        constexpr std::size_t many = 64;
+        std::int64_t ids[many];
+        const WordTable& words = vocabulary_.words();
+        for (std::size_t done = 0; done < count; done += many) {
+            const std::size_t size = std::min(count - done, many);
+            for (std::size_t i = 0; i < size; ++i) {
+                ids[i] = id_at(done + i);
+                if (is_rank(ids[i])) words.prefetch(static_cast<TokenId>(ids[i]));
             }
-            out.extend_to(end);
-            if (i == stop) continue;
-            if (id < 0) break;
-            out.append(token_bytes(id));
-            ++i;
+            const std::size_t appended = append_some(ids, size, out);
+            if (appended != size) return done + appended;
         }
-        return i;
+        return count;
     }
 
     std::string decode(const std::vector<std::int64_t>& ids) const;
 
 private:
+    bool is_rank(std::int64_t id) const { return static_cast<std::uint64_t>(id) < vocabulary_.size(); }
+
+    template <typename Buffer>
+    std::size_t append_some(const std::int64_t* ids, std::size_t count, Buffer& out) const {
+        const WordTable& words = vocabulary_.words();
+        std::size_t i = 0;
+        while (i < count) {
+            char* end = out.reserve((count - i) * sizeof(ShortWord));
+            for (; i < count && is_rank(ids[i]); ++i) {
+                const ShortWord& word = words[static_cast<TokenId>(ids[i])];
+                if (word.is_too_long()) break;
+                std::memcpy(end, &word, sizeof word);  // of fixed size; the next one overwrites its end
+                end += word.size();
+            }
+            out.extend_to(end);
+            if (i == count || ids[i] < 0) break;
+            out.append(token_bytes(ids[i]));
+            ++i;
+        }
+        return i;
+    }
+
     std::string_view special_bytes(std::int64_t id) const;
     void split_part(std::string_view part, std::size_t readable, Workspace& workspace, std::vector<TokenId>& ids) const;
-    void encode_part(std::string_view part, std::size_t readable, Workspace& workspace,
+    void encode_long(std::string_view part, std::size_t readable, Workspace& workspace,
                      std::vector<TokenId>& ids) const;
+    void encode_parts(std::string_view text, std::size_t start, const std::size_t* ends, std::size_t count,
+                      Workspace& workspace, std::vector<TokenId>& ids) const;
 
     // Appends the ids of the text, some at a time, and calls use() after each time until it returns false.
     template <typename Use>

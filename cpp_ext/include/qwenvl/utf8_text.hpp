@@ -54,31 +54,65 @@ inline Utf8Sequence utf8_sequence(const unsigned char* text, std::size_t left) {
     return {0, 0};
 }
 
-template <std::size_t size>
-bool all_ascii(const unsigned char* text) {
-    std::uint64_t words[size / 8], any = 0;
-    std::memcpy(words, text, size);
-    for (const std::uint64_t word : words) any |= word;
-    return (any & 0x8080808080808080u) == 0;
+// The first `many` bytes as units, which is what they are where it returns true: all ASCII.
+template <std::size_t many, typename Unit>
+bool widen_ascii(const unsigned char* __restrict text, Unit* __restrict out) {
+    std::uint8_t any = 0;
+    for (std::size_t i = 0; i < many; ++i) {
+        any = static_cast<std::uint8_t>(any | text[i]);
+        out[i] = text[i];
+    }
+    return any < 0x80;
 }
 
-// Writes the code points, each of which must fit, to `out`, which has room for all. False where the bytes are no UTF-8.
+// The same for sequences of three bytes, the usual ones of scripts without spaces: two in a word of eight bytes, without
+// a branch for each. Reads two bytes more.
+template <std::size_t pairs, typename Unit>
+bool widen_threes(const unsigned char* __restrict text, Unit* __restrict out) {
+    constexpr std::uint64_t marks = 0xC0C0F0C0C0F0, well_formed = 0x8080E08080E0;
+    constexpr std::uint32_t too_long = 1u << 0, surrogates = 1u << (0xD800 >> 11);
+    std::uint64_t bad = 0;
+    std::uint32_t highs = 0;
+    for (std::size_t i = 0; i < pairs; ++i, text += 6, out += 2) {
+        std::uint64_t word;
+        std::memcpy(&word, text, sizeof word);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        word = __builtin_bswap64(word);
+#endif
+        bad |= (word & marks) ^ well_formed;
+        for (std::size_t j = 0; j < 2; ++j, word >>= 24) {
+            const std::uint64_t point = (word & 0x0F) << 12 | (word >> 2 & 0xFC0) | (word >> 16 & 0x3F);
+            const auto value = static_cast<std::uint32_t>(point);
+            highs |= 1u << (value >> 11);
+            out[j] = static_cast<Unit>(value);
+        }
+    }
+    return bad == 0 && (highs & (too_long | surrogates)) == 0;
+}
+
+// Writes the code points, each of which must fit, to `out`, up to `out_end`, which leaves room for all. False where the
+// bytes are no UTF-8.
 template <typename Unit>
-bool transcode_utf8(std::string_view bytes, Unit* out) {
+bool transcode_utf8(std::string_view bytes, Unit* out, const Unit* out_end) {
     const auto* text = reinterpret_cast<const unsigned char*>(bytes.data());
     const auto* const end = text + bytes.size();
+    const auto room = [&](std::size_t size, std::size_t units) {
+        return static_cast<std::size_t>(end - text) >= size && static_cast<std::size_t>(out_end - out) >= units;
+    };
     while (text < end) {
-        constexpr std::size_t many = 16;
+        constexpr std::size_t many = 32, pairs = 2;
         if (*text < 0x80) {
-            if (static_cast<std::size_t>(end - text) >= many && all_ascii<many>(text)) {
-                Unit wide[many];
-                for (std::size_t i = 0; i < many; ++i) wide[i] = text[i];
-                std::memcpy(out, wide, sizeof wide);
+            if (room(many, many) && widen_ascii<many>(text, out)) {
                 text += many;
                 out += many;
-            } else {
-                *out++ = *text++;
+                continue;
             }
+            while (text < end && *text < 0x80) *out++ = *text++;
+            continue;
+        }
+        if ((*text & 0xF0) == 0xE0 && room(6 * pairs + 2, 2 * pairs) && widen_threes<pairs>(text, out)) {
+            text += 6 * pairs;
+            out += 2 * pairs;
             continue;
         }
         const Utf8Sequence next = utf8_sequence(text, static_cast<std::size_t>(end - text));

@@ -1,6 +1,7 @@
 // The ranks of a byte-level BPE: bytes of every token, and hash tables from bytes to rank.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -25,25 +26,14 @@ public:
         return {bytes_.data() + offsets_[id], static_cast<std::size_t>(offsets_[id + 1] - offsets_[id])};
     }
 
-    // Of a token of up to 15 bytes, those and their number, in one place: decoding reads no other memory.
-    struct Chunk {
-        static constexpr std::uint8_t kTooLong = 0xFF;
-
-        char bytes[15];
-        std::uint8_t size;
-    };
-    // nullptr for longer tokens and for ids that are no rank.
-    const Chunk* chunk(std::int64_t id) const {
-        if (static_cast<std::uint64_t>(id) >= chunks_.size()) return nullptr;
-        const Chunk* found = &chunks_[static_cast<std::size_t>(id)];
-        return found->size != Chunk::kTooLong ? found : nullptr;
-    }
+    // Rank of a single byte.
+    TokenId byte(char value) const { return single_[static_cast<unsigned char>(value)]; }
 
     // Rank of the token with exactly these bytes, or kNoToken. `readable`: bytes that may be read from their beginning.
     TokenId find(std::string_view bytes) const { return find(bytes, bytes.size()); }
     TokenId find(std::string_view bytes, std::size_t readable) const {
-        if (bytes.size() > WordTable::kLongest) return bytes.size() > longest_ ? kNoToken : find_long(bytes);
-        return words_.find(WordTable::key_of(bytes.data(), bytes.size(), readable));
+        if (bytes.size() > ShortWord::kMost) return bytes.size() > longest_ ? kNoToken : find_long(bytes);
+        return words_.find(ShortWord::of(bytes.data(), bytes.size(), readable));
     }
     const WordTable& words() const { return words_; }
 
@@ -55,15 +45,14 @@ private:
 
     void read(std::string_view file);
     void insert_all();
-    void fill_chunks();
     TokenId insert_long(TokenId id);
     TokenId find_long(std::string_view bytes) const;
-    void require_single_bytes() const;
+    void find_single_bytes();
 
     std::string bytes_;
     std::vector<std::uint32_t> offsets_;
-    std::vector<Chunk> chunks_;
     WordTable words_;
+    std::array<TokenId, 256> single_{};
     std::vector<Slot> slots_;  // tokens that are too long for words_
     std::size_t mask_ = 0;
     std::size_t longest_ = 0;
