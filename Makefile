@@ -65,7 +65,6 @@ bench: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
 	$(BIN)/python benchmarks/latency.py $(BUNDLE) --checkpoint models/nano
 	$(BIN)/python benchmarks/accuracy.py fp32=$(BUNDLE)
-	$(BIN)/python benchmarks/conversation.py $(BUNDLE)
 	$(BIN)/python benchmarks/server.py $(BUNDLE)
 	$(BIN)/python benchmarks/tokenizer.py
 	$(BIN)/python benchmarks/sampler.py

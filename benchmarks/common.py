@@ -66,6 +66,12 @@ def spread(samples: list[float]) -> dict[str, float]:
     return {"median": float(middle), "q25": float(low), "q75": float(high), "n": len(samples)}
 
 
+def percentiles(samples: list[float]) -> dict[str, float]:
+    """Median, the 90th and 99th percentile, and how far the last is from the first: the jitter."""
+    p50, p90, p99 = np.percentile(samples, [50, 90, 99])
+    return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "jitter": float(p99 - p50), "n": len(samples)}
+
+
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     """theirs / ours, pair by pair of interleaved repeats: above 1 means that ours is faster."""
     return spread([t / o for o, t in zip(ours, theirs, strict=True)])

@@ -2,6 +2,8 @@
 
     python benchmarks/conversation.py out/nano [--repeats 20] [--requests 1000] [--frame 640x480] [--json FILE]
 
+latency.py measures the same and more; here it is without PyTorch, and with --cases a part of it.
+
 Greedy answers, unless said otherwise, about frames as a camera's driver delivers them: arrays, no file to decode. Times
 to the first token include everything from the call on. Pairs that are compared (cold and warm, with and without)
 alternate; ratios are medians over pairs. A bundle of random weights in the proportions of the published model, with its
@@ -10,11 +12,12 @@ vocabulary, shows what a model does whose pictures cost more than its steps:
     python -m tools.synthetic_checkpoint out/small-checkpoint --preset small --format safetensors \\
         --tokenizer .cache/qwen.tiktoken
     qwenvl export out/small-checkpoint out/small --precision int8
-    python benchmarks/conversation.py out/small --repeats 5 --requests 0 --cases reuse lookup constrained
+    python benchmarks/latency.py out/small --repeats 5 --requests 0
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import itertools
 from collections import defaultdict
@@ -24,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import arguments, conditions, finish, spread
+from common import arguments, conditions, finish, percentiles
 from PIL import Image
 
 from qwenvl_edge import Constraint, QwenVLEngine, Reply
@@ -111,6 +114,8 @@ def lookup(bench: Bench, samples: Samples) -> None:
             speeds[on] = bench.ask(question, frame, lookup=on, **options).stats.tokens_per_s
         if all(speeds.values()):
             samples[f"look-up, {name}"].append(speeds[True] / speeds[False])
+            samples[f"{name}, tokens/s with look-up"].append(speeds[True])
+            samples[f"{name}, tokens/s without"].append(speeds[False])
 
     # A robot's standing question: the answer to the frame before is the answer again.
     for name, question in {"words again": QUESTIONS[0], "text and boxes again": READ}.items():
@@ -183,7 +188,7 @@ def plot(path: Path, samples: Samples) -> None:
     left.set_ylabel("time to first token, ms")
     left.set_ylim(bottom=0)
     one = np.median(samples["batch 1, tokens/s"])
-    cases = [name for name in samples if name.startswith("look-up")]
+    cases = [name for name in samples if name.startswith("look-up, ")]
     factors = {name.replace(" ", "\n", 1): np.median(samples[name]) for name in cases}
     factors |= {f"batch {n}": np.median(samples[f"batch {n}, tokens/s"]) / one for n in BATCHES[1:]}
     right.bar(list(factors), list(factors.values()))
@@ -193,11 +198,12 @@ def plot(path: Path, samples: Samples) -> None:
 
 
 def table(samples: Samples) -> None:
-    """Percentiles of every case; jitter is p99 - p50."""
-    print(f"{'':<30}{'p50':>10}{'p90':>10}{'p99':>10}{'jitter':>10}{'n':>6}")
+    """Percentiles of every case."""
+    print(f"{'':<40}{'p50':>10}{'p90':>10}{'p99':>10}{'jitter':>10}{'n':>6}")
     for name, values in samples.items():
-        p50, p90, p99 = np.percentile(values, [50, 90, 99])
-        print(f"{name:<30}{p50:>10.2f}{p90:>10.2f}{p99:>10.2f}{p99 - p50:>10.2f}{len(values):>6}")
+        found = percentiles(values)
+        print(f"{name:<40}" + "".join(f"{found[key]:>10.2f}" for key in ("p50", "p90", "p99", "jitter")), end="")
+        print(f"{len(values):>6}")
 
 
 CASES: dict[str, Callable[[Bench, Samples], None]] = {
@@ -230,19 +236,15 @@ def summary(samples: Samples) -> dict[str, float]:
     return {name: value for name, value in headline.items() if not np.isnan(value)}
 
 
-def main() -> None:
-    """Measure, print a table, write what was asked for."""
-    parser = arguments(__doc__)
-    parser.add_argument("bundle")
-    parser.add_argument("--repeats", type=int, default=20)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `measure`."""
     parser.add_argument("--requests", type=int, default=1000, help="over which memory is watched; 0: it is not")
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--frame", default="640x480", help="width and height of the camera's frames")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    options = parser.parse_args()
-    if options.plot and len(options.cases) < len(CASES):
-        parser.error("--plot draws all cases; leave --cases out.")
-    before = conditions()
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="conversation cases (all)")
+
+
+def measure(options: argparse.Namespace) -> Samples:
+    """Measure the cases wanted, print their table, and return what was measured."""
     width, height = map(int, options.frame.split("x"))
     bench = Bench(options.bundle, options.threads, (width, height))
     samples: Samples = defaultdict(list)
@@ -254,12 +256,30 @@ def main() -> None:
     if options.requests:
         samples["growth, MB"].append(growth_mb(bench, options.requests))
     table(samples)
-    headline = summary(samples)
+    return samples
+
+
+def details(options: argparse.Namespace, samples: Samples) -> dict[str, Any]:
+    """What of a measurement goes into a result file beside its headline."""
+    return {"frame": options.frame, "cases": {name: percentiles(values) for name, values in samples.items()}}
+
+
+def main() -> None:
+    """Measure, print a table, write what was asked for."""
+    parser = arguments(__doc__)
+    parser.add_argument("bundle")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=None)
+    add_arguments(parser)
+    options = parser.parse_args()
+    if options.plot and len(options.cases) < len(CASES):
+        parser.error("--plot draws all cases; leave --cases out.")
+    before = conditions()
+    samples = measure(options)
     if options.plot:
         plot(options.plot, samples)
-    details = {"threads": options.threads, "frame": options.frame, "bundle": Path(options.bundle).name}
-    details["cases"] = {name: spread(values) for name, values in samples.items()}
-    finish(options, before, headline, details)
+    about = {"threads": options.threads, "bundle": Path(options.bundle).name}
+    finish(options, before, summary(samples), about | details(options, samples))
 
 
 if __name__ == "__main__":

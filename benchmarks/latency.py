@@ -1,10 +1,12 @@
 """Latency of a bundle on this machine, next to PyTorch eager on the same weights.
 
-    python benchmarks/latency.py out/nano [--checkpoint models/nano] [--repeats 20] [--json FILE] [--plot FILE]
+    python benchmarks/latency.py out/nano [--checkpoint models/nano] [--repeats 20] [--requests 1000] [--json FILE]
     python benchmarks/latency.py --model 1b [--folder .cache/scaled] [--repeats 5] [--json FILE]
 
-One picture, one question, greedy. Repeats of the runtime and of PyTorch alternate; every figure is a median over them
-with quartiles. Peak memory is the resident peak of a process of its own that loads the bundle and answers once.
+First one picture, one question, greedy; then the conversations of conversation.py: cold picture, same picture again,
+tenth turn, fork, look-up decoding, constraints, batches, memory over --requests (--cases names some, or none).
+Repeats of the runtime and of PyTorch alternate; every figure is a median over them with quartiles. Peak memory is the
+resident peak of a process of its own that loads the bundle and answers once.
 With --model, int4 and int8 bundles of random weights are measured instead (scaled.py): 5 GB on disk, 11 GB of memory.
 """
 
@@ -19,8 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools/synthetic_checkpoint
 
+import conversation
 import numpy as np
-from common import arguments, conditions, finish, ratio, spread
+from common import arguments, conditions, finish, percentiles, ratio, spread
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
@@ -174,6 +177,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=None, help="compare with PyTorch on this checkpoint")
     parser.add_argument("--repeats", type=int, help="turns (default 20; with --model 5)")
     parser.add_argument("--threads", type=int, default=None)
+    conversation.add_arguments(parser)
     parser.add_argument("--only-memory", action="store_true", help="answer once and print the resident peak in MB")
     options = parser.parse_args()
     options.repeats = options.repeats or (5 if options.model else 20)
@@ -208,18 +212,24 @@ def main() -> None:
         print("PyTorch / runtime:", {k: round(v["median"], 2) for k, v in details["pytorch_over_runtime"].items()})
     if options.plot:
         plot(options.plot, columns)
-    token = np.percentile(ours.token_ms, [50, 90, 99])
+    token = percentiles(ours.token_ms)
     headline = {
         "load_ms": spread(opening)["median"],
         "image_ms": spread(ours.image_ms)["median"],
         "prefill_ms": spread(ours.prefill_ms)["median"],
         "ttft_ms": spread(ours.ttft_ms)["median"],
-        "token_p50_ms": float(token[0]),
-        "token_p90_ms": float(token[1]),
-        "token_p99_ms": float(token[2]),
+        "token_p50_ms": token["p50"],
+        "token_p90_ms": token["p90"],
+        "token_p99_ms": token["p99"],
         "tokens_per_s": 1e3 / float(np.mean(ours.token_ms)),
         "peak_memory_mb": peak_memory_mb(options.bundle),
     }
+    details["percentiles"] = {stage: percentiles(getattr(ours, stage)) for stage in (*STAGES, "answer_ms")}
+    if options.cases or options.requests:
+        print()
+        samples = conversation.measure(options)
+        headline |= conversation.summary(samples)
+        details["conversation"] = conversation.details(options, samples)
     finish(options, before, headline, details)
 
 

@@ -110,9 +110,12 @@ class Lookup:
         """Return at most `limit` tokens that may come next; often none."""
         if not self._seen.length:
             return _NOTHING
-        found = self._seen.continuation(min(limit, MOST))
-        length = next((i for i, token in enumerate(found) if token in self._ends), len(found))
-        return np.array(found[: self._best_count(length)], np.int64)
+        count = self._best_count(min(limit, MOST))
+        if not count:
+            return _NOTHING
+        found = self._seen.continuation(count)
+        length = next((i for i, token in enumerate(found) if token in self._ends), count)
+        return np.array(found if length == count else found[: self._best_count(length)], np.int64)
 
     def forget(self) -> None:
         """Drop what was said."""
@@ -128,14 +131,15 @@ class Lookup:
     def _best_count(self, limit: int) -> int:
         """How many tokens to propose so that the expected number taken in a step, over its cost, is largest."""
         length = self._seen.length
-        best, most = 0, _LEAST_GAIN
+        best, gain = 0, 1.0
         taken = likely = 1.0
         for count in range(1, limit + 1):
             likely *= self._trust[min(length + count - 1, _LONGEST)]
             taken += likely
-            if taken / (1 + self._cost * count) > most:
-                best, most = count, taken / (1 + self._cost * count)
-        return best
+            if taken / (1 + self._cost * count) <= gain:
+                break  # each token more is less likely than the one before: from here on it only falls
+            best, gain = count, taken / (1 + self._cost * count)
+        return best if gain > _LEAST_GAIN else 0
 
 
 def _towards(known: float, seen: float) -> float:

@@ -6,6 +6,7 @@ prompts share a prefix only as far as words and pictures are the same. Object id
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -20,8 +21,14 @@ def content_keys(prompt: Prompt, image_tokens: int) -> IntArray:
     """Keys [T] int64: ids of text, and negative numbers drawn from its digest for each row of a picture."""
     keys: IntArray = prompt.ids.copy()
     for start, picture in zip(prompt.image_starts, prompt.pictures, strict=True):
-        noise = hashlib.shake_256(picture.digest.encode()).digest(8 * image_tokens)
-        keys[start : start + image_tokens] = np.frombuffer(noise, "<i8") | np.iinfo(np.int64).min
+        keys[start : start + image_tokens] = _picture_keys(picture.digest, image_tokens)
+    return keys
+
+
+@functools.lru_cache(maxsize=64)  # the pictures of a conversation come again with every question
+def _picture_keys(digest: str, count: int) -> IntArray:
+    noise = hashlib.shake_256(digest.encode()).digest(8 * count)
+    keys: IntArray = np.frombuffer(noise, "<i8") | np.iinfo(np.int64).min
     return keys
 
 

@@ -185,5 +185,9 @@ def _check(
 
 
 def _check_range(name: str, values: IntArray, end: int, what: str) -> None:
-    if values.size and (values.min() < 0 or values.max() >= end):
-        raise BackendError(f"{name} must lie in 0..{end - 1} ({what}); found {values.min()}..{values.max()}.")
+    if not values.size:
+        return
+    # A reduction costs as much as a hundred plain comparisons, and a token's own step has but one value.
+    low, high = (values.item(),) * 2 if values.size == 1 else (values.min(), values.max())
+    if low < 0 or high >= end:
+        raise BackendError(f"{name} must lie in 0..{end - 1} ({what}); found {low}..{high}.")

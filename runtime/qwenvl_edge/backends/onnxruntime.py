@@ -193,12 +193,14 @@ class OnnxRuntimeBackend(Backend):
         binding = cache.buffers.binding
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
-        binding.bind_output("logits")
+        # ONNX Runtime writes them where they are to be read: its own buffer would be copied.
+        logits = np.empty((*logits_indices.shape, self.model.vocab_size), np.float32)
+        address = logits.__array_interface__["data"][0]
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, address)
         try:
             self._decoder.run_with_iobinding(binding)
         except Exception as error:
             raise failed("decode", error) from None
-        logits: FloatArray = binding.get_outputs()[-1].numpy()
         try:
             check_finite(logits, "logits")
         except BackendError:
@@ -265,6 +267,8 @@ def _session(bundle: Bundle, name: str, threads: int | None, graph: str) -> ort.
         options.add_session_config_entry("session.disable_prepacking", "1")
     if _makes_unsigned(bundle, graph):
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if graph == "vision":  # its threads would go on spinning for a while, in the way of the decoder's
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.intra_op_num_threads = _default_threads() if threads is None else threads
     path = bundle.file(name)
     try:
