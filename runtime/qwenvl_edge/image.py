@@ -139,9 +139,7 @@ def array_to_rgb(array: npt.NDArray[Any], channel_order: ChannelOrder, name: str
     if channel_order not in ("rgb", "bgr"):
         raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
     if not isinstance(array, np.ndarray):
-        raise ImageError(
-            f"{name} is a {type(array).__name__}; give a uint8 array, such as numpy.asarray(it)."
-        )
+        raise ImageError(f"{name} is a {type(array).__name__}; give a uint8 array, such as numpy.asarray(it).")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"{name} is an array of shape {list(array.shape)}; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."
