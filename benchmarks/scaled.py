@@ -1,7 +1,8 @@
 """`latency.py --model 1b`: int4 and int8 bundles next to PyTorch eager on the same random weights of a preset's size.
 
-Each gets one picture, a prompt of PROMPT embeddings and STEPS further tokens, in turns; ratios are of one turn each.
-PyTorch runs in float32 and in bfloat16, and each stage is compared with whichever is faster there.
+32 weights share a scale, as by default, or 128. Each subject gets one picture, a prompt of PROMPT embeddings and STEPS
+further tokens, in turns; ratios are of one turn each. PyTorch runs in float32 and in bfloat16, and each stage is
+compared with whichever is faster there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from qwenvl_edge_export.precision import ExportPrecision
 from tools.synthetic_checkpoint import write
 
 FloatArray = npt.NDArray[np.float32]
-PRECISIONS = ("int4", "int8")
+BUNDLES = {"int4": ("int4", 32), "int4-128": ("int4", 128), "int8": ("int8", 32), "int8-128": ("int8", 128)}
 PROMPT, STEPS = 288, 8  # a picture's 256 positions and a short question; tokens timed a turn
 STAGES = ("vision", "prefill", "decode")
 READ_BYTES = 1 << 29
@@ -125,9 +126,10 @@ def prepare(folder: Path, preset: str) -> tuple[Checkpoint, dict[str, Bundle]]:
     if not (source / "model.safetensors.index.json").exists():
         write(source, preset, pickled=False)
     bundles = {}
-    for name in PRECISIONS:
+    for name, (precision, block) in BUNDLES.items():
         path = folder / f"{preset}-{name}"
-        made = path.exists() or export(source, path, precision=ExportPrecision.choose(name), check=False)
+        chosen = ExportPrecision.choose(precision, block=block)
+        made = path.exists() or export(source, path, precision=chosen, check=False)
         bundles[name] = Bundle.open(path) if made is True else made
     return Checkpoint.open(source), bundles
 
