@@ -100,14 +100,14 @@ class Lowering:
         x -> quantize -> MatMulInteger -> Cast -> Mul(scales) becomes x -> MatMul(DequantizeLinear(weight)).
         """
         for node in self._nodes("MatMulInteger"):
-            quantized, weight, _, zero = node.inputs
+            quantized, weight = node.inputs[:2]
             assert quantized is not None and quantized.producer() is not None
             x = quantized.producer().inputs[0]  # type: ignore[union-attr]
             sums = only_user(only_user(node))
             scales = sums.inputs[1].producer()  # type: ignore[union-attr]
             assert x is not None and sums.op_type == "Mul" and scales is not None
             x, scale, end = self._in_compute_type(x, scales.inputs[1], sums)
-            dense = self._before(sums, "DequantizeLinear", weight, scale, zero, axis=1)
+            dense = self._before(sums, "DequantizeLinear", weight, scale, axis=1)
             product = self._before(sums, "MatMul", x, dense)
             ir.convenience.replace_all_uses_with(end.outputs[0], product)
 
