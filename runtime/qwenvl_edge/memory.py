@@ -10,7 +10,7 @@ from qwenvl_edge.bundle import FLOAT_CACHE, INT8_CACHE, Bundle
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import cache_bytes
 
-_PROCESS_BYTES = 60 << 20  # Python with NumPy, Pillow and ONNX Runtime
+_PROCESS_BYTES = 44 << 20  # Python with NumPy, Pillow and ONNX Runtime
 _LOGITS_ITEM = 4
 _MEMINFO = Path("/proc/meminfo")
 
