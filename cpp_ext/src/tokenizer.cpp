@@ -74,7 +74,9 @@ void Tokenizer::encode_parts(std::string_view text, std::size_t start, const std
         parts[i].hash = parts[i].word.hash();
         words.prefetch_slot(parts[i].hash);
     }
-    for (std::size_t i = 0; i < count; ++i) words.prefetch_word(parts[i].hash);
+    for (std::size_t i = 0; i < count; ++i) {
+        if (!words.prefetch_word(parts[i].hash)) workspace.cache.prefetch(parts[i].hash);
+    }
     for (std::size_t i = 0, from = start; i < count; from = ends[i++]) {
         const std::string_view part = text.substr(from, ends[i] - from);
         if (part.size() > ShortWord::kMost) {

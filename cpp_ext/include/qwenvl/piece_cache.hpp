@@ -25,6 +25,8 @@ public:
     // Where the part's encoding is, or may be stored.
     Entry& entry(std::uint64_t hash) { return entries_[hash >> (64 - kEntryBits)]; }
 
+    void prefetch(std::uint64_t hash) const { __builtin_prefetch(&entries_[hash >> (64 - kEntryBits)]); }
+
     static bool holds(const Entry& entry, const ShortWord& key) { return entry.count != 0 && entry.key == key; }
 
     static void store(Entry& entry, const ShortWord& key, const TokenId* ids, std::size_t count) {

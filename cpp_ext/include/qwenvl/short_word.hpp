@@ -1,6 +1,7 @@
 // Up to 15 bytes as a value of 16: what the tables of words compare, and what decoding copies.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -19,9 +20,15 @@ struct ShortWord {
     static ShortWord of(const char* bytes, std::size_t size, std::size_t readable) {
         static constexpr unsigned char kept[2 * sizeof(ShortWord) - 1] = {
             0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
-        ShortWord word{}, mask;
-        std::memcpy(&word, bytes, readable >= sizeof word ? sizeof word : size);
+        ShortWord word, mask;
         std::memcpy(&mask, kept + kMost - size, sizeof mask);
+        if (readable >= sizeof word) {
+            std::memcpy(&word.low, bytes, sizeof word.low);
+            std::memcpy(&word.high, bytes + sizeof word.low, sizeof word.high);
+        } else {
+            word = {load_tail(bytes, std::min(size, sizeof word.low)),
+                    size > sizeof word.low ? load_tail(bytes + sizeof word.low, size - sizeof word.low) : 0};
+        }
         return {word.low & mask.low, (word.high & mask.high) | last_byte(size)};
     }
 

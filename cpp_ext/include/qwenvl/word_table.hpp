@@ -56,11 +56,13 @@ public:
         return present_[bit / 64] >> (bit % 64) & 1 ? find(word, hash) : kNoToken;
     }
 
-    // What a find to come will read, in two steps: the slot, and what it likely points to.
+    // What a find to come will read, in two steps: the slot, and what it points to. False where it likely finds nothing.
     void prefetch_slot(std::uint64_t hash) const { __builtin_prefetch(&slots_[hash & mask_]); }
-    void prefetch_word(std::uint64_t hash) const {
+    bool prefetch_word(std::uint64_t hash) const {
         const std::uint32_t slot = slots_[hash & mask_];
-        if ((slot & ~id_mask_) == tag_of(hash) && slot != kNoToken) __builtin_prefetch(&words_[slot & id_mask_]);
+        if ((slot & ~id_mask_) != tag_of(hash) || slot == kNoToken) return false;
+        __builtin_prefetch(&words_[slot & id_mask_]);
+        return true;
     }
 
     // Of an id below the count; is_too_long() where it has no short word.
