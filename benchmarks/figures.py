@@ -122,27 +122,40 @@ def core() -> str:
 
 def conversation() -> str:
     """What reuse, look-up decoding, constraints and batches give and cost, on nano and on random weights."""
-    nano, small = load("conversation"), load("conversation-small")
+    nano, small = load("latency"), load("latency-small")
+    cases = ("cold picture", "same picture again", "second question", "tenth turn", "fork after five turns")
+    measured = [found["details"]["conversation"]["cases"] for found in (nano, small)]
+    rows = [
+        [
+            f"{case}: time to first token, ms",
+            *[" / ".join(number(found[case][key]) for key in ("p50", "p90", "p99", "jitter")) for found in measured],
+        ]
+        for case in cases
+    ]
     names = {
-        "second_question_ttft_ratio": "second question: time to first token, of the first one's",
+        "second_question_ttft_ratio": "second question: of the cold picture's time",
         "tenth_turn_ttft_ratio": "tenth turn: the same",
-        "lookup_speedup_repeating": "look-up decoding, answers that repeat: times as fast",
-        "lookup_speedup_free": "look-up decoding, other answers: times as fast",
+        "lookup_speedup_repeating": "look-up decoding, text and boxes that repeat: times as fast",
+        "lookup_speedup_free": "look-up decoding, new words: times as fast",
         "constrained_overhead": "every token masked: further time, of a step",
         "schema_ms_a_token_ratio": "JSON Schema: time a token, of a free answer's",
         "batch4_speedup": "four answers together: times the tokens a second",
         "soak_growth_mb": "memory grown over 1,000 requests, MB",
     }
-    rows = [
+    rows += [
         [name, *[number(found["headline"][key]) if key in found["headline"] else "" for found in (nano, small)]]
         for key, name in names.items()
     ]
-    opening = load("latency")["headline"]
+    opening, soak = nano["headline"], load("soak")["headline"]
+    repeats = [found["cold picture"]["n"] for found in measured]
     said = prose(
+        f"Times are p50 / p90 / p99 / jitter (p99 - p50) of {repeats[0]} and {repeats[1]} repeats.",
         f"Opening the nano engine takes {opening['load_ms']:.0f} ms, its resident peak is",
-        f"{opening['peak_memory_mb']:.0f} MB. ({conditions('conversation')}.)",
+        f"{opening['peak_memory_mb']:.0f} MB. ({conditions('latency')}.) `make soak`, sixteen threads on one engine:",
+        f"{soak['requests']:,} requests in {soak['minutes']:.0f} minutes, {soak['wrong_answers']} wrong answers,",
+        f"memory {soak['soak_growth_mb']:+.1f} MB.",
     )
-    return f"{table(['', 'nano, fp32', 'random weights, int8'], rows)}\n{said}"
+    return f"{table(['', 'nano, fp32', 'random weights, int8, full vocabulary'], rows)}\n{said}"
 
 
 def footprint() -> str:

@@ -72,3 +72,29 @@ def test_the_conversations_do_reuse(engines):
     looping = reusing.chat(items([0], WORDS[4]), max_new_tokens=100, do_sample=False).stats
     assert looping.proposed_tokens > looping.accepted_tokens > 20
     assert again.stats.prefill_tokens == 1 and again.stats.images_encoded == 0
+
+
+def test_branches_repeats_other_pictures_and_overflow_do_occur(engines):
+    """One conversation that has all of them, so that none is left to chance."""
+    reusing, plain = engines[0][7], engines[1]
+    reusing.forget()
+    greedy = {"do_sample": False, "max_new_tokens": 6}
+
+    def both(message, history):
+        plain.forget()
+        reply, ours = ask(reusing, message, history, **greedy)
+        _, theirs = ask(plain, message, history, lookup=False, **greedy)
+        assert_same(ours, theirs)
+        return reply
+
+    root = both(items([0], WORDS[0]), [])
+    left = both(items([], WORDS[1]), root.history)
+    right = both(items([], WORDS[2]), root.history)
+    assert min(left.stats.reused_tokens, right.stats.reused_tokens) > root.stats.prompt_tokens // 2
+    assert both(items([], WORDS[1]), root.history).stats.prefill_tokens < left.stats.prompt_tokens // 2
+    swapped = both(items([], WORDS[1]), [(items([1], WORDS[0]), root.raw_text)])
+    assert swapped.stats.images_encoded == 1 and swapped.stats.reused_tokens < root.stats.prompt_tokens
+    history = right.history
+    while not (reply := both(items([], WORDS[4]), history)).stats.history_turns_dropped:
+        history = reply.history
+    assert reply.stats.reused_tokens > 0
