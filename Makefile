@@ -8,7 +8,8 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 
-.PHONY: setup demo test plugin gpu-test fuzz lint format bench soak nano docs wheel wheel-test arm64-test pythons-test clean
+.PHONY: setup demo test plugin gpu-test fuzz lint format bench soak server-soak nano ray-test triton-test docs wheel \
+    wheel-test arm64-test pythons-test clean
 
 setup: $(READY)
 
@@ -74,6 +75,22 @@ bench: $(READY)
 # An hour of sixteen threads asking one engine, every answer checked.
 soak: $(READY)
 	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60 --soak-json benchmarks/results/soak.json
+
+# Sixteen clients ask a server 10,000 questions, every answer checked.
+server-soak: $(READY)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	$(BIN)/python benchmarks/server.py $(BUNDLE) --repeats 0 --json benchmarks/results/server-soak.json
+
+# The Ray Serve application with two replicas, one of them killed: a minute, and 250 MB of packages.
+ray-test: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	$(BIN)/python -m pytest tests/fleet tests/unit/test_import.py -rs
+
+# The model repository in the Triton Inference Server that nvidia-pytriton brings. It needs NumPy 1: a place of its own.
+triton-test: $(READY)
+	test -x .cache/triton/bin/python || $(PYTHON) -m venv .cache/triton
+	.cache/triton/bin/python -m pip install --quiet 'nvidia-pytriton>=0.7' 'onnxruntime>=1.23' pillow llguidance
+	$(BIN)/python -m pytest tests/fleet/test_triton.py -rs
 
 # Trains models/nano from nothing: hours on two cores. Interrupted, it goes on where it was.
 nano: $(READY)

@@ -173,6 +173,26 @@ def footprint() -> str:
     )
 
 
+def serving() -> str:
+    """What `qwenvl serve` gives to many clients, and that none gets another's answer."""
+    found = load("server")
+    cases, headline = found["details"]["cases"], found["headline"]
+    names = {"1 client": "", "4 clients": "", "16 clients": "clients16_speedup"}
+    rows = []
+    for clients, key in names.items():
+        speeds = [number(cases[f"{clients}, {kind}"]["median"]) for kind in ("whole", "streamed")]
+        times = f"{headline[key]:.2f}, {headline[f'{key}_streamed']:.2f}" if key else ""
+        rows.append([clients, *speeds, times])
+    compared = load("server-soak")["headline"]
+    said = prose(
+        f"({conditions('server')}.)",
+        f"Of {compared['answers']:,} answers to 16 clients, {compared['left']:,} of them left early,",
+        f"{compared['wrong'] or 'none'} was another than the same question gets alone (`make server-soak`).",
+    )
+    head = ["tokens/s of all together", "whole answers", "streamed", "times one client"]
+    return f"{table(head, rows)}\n{said}"
+
+
 def answers() -> str:
     """What the nano model answers, task by task."""
     tasks = load("accuracy")["details"]["tasks"]["fp32"]
@@ -203,7 +223,7 @@ def precisions() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (latency, conversation, core, footprint, answers, promises, precisions)
+    f.__name__: f for f in (latency, conversation, serving, core, footprint, answers, promises, precisions)
 }
 
 

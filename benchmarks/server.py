@@ -4,7 +4,8 @@
 
 The server is a process of its own. Clients ask for answers of one length about one picture, one after another; rounds
 with different numbers of clients alternate, and ratios are medians over rounds. Then 16 clients ask questions whose
-answers are known, streamed and whole; one in eight leaves early.
+answers are known, streamed and whole; one in eight leaves early. `--repeats 0` leaves out the first (`make
+server-soak`), `--requests 0` the second.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ Samples = dict[str, list[float]]
 @contextlib.contextmanager
 def served(bundle: str, threads: int | None) -> Iterator[str]:
     """`qwenvl serve` on a free port; yields its address."""
-    options = [] if threads is None else ["--threads", str(threads)]
+    # A machine that stops for a while, as a laptop or a shared one does, must not cut answers.
+    options = ["--max-seconds", "1e6", "--max-read-seconds", "1e6"]
+    options += [] if threads is None else ["--threads", str(threads)]
     command = [sys.executable, "-m", "qwenvl_edge.cli", "serve", bundle, "--port", "0", "--model-name", "m", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         log, address = iter(process.stderr or ()), ""
@@ -121,10 +124,11 @@ async def throughput(load: Load, clients: int, *, streamed: bool) -> float:
         return total / (time.perf_counter() - started)
 
 
-async def crossed(load: Load, requests: int) -> dict[str, int]:
-    """Ask in random order from all sides; count answers, those cut by the client, and the wrong ones."""
+async def crossed(load: Load, requests: int) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Ask in random order from all sides; count answers, those cut by the client, and the wrong ones, which follow."""
     questions = [(f"{question} {number}", number % 3 > 0) for number in range(4) for question in QUESTIONS]
     counts = {"answers": 0, "left": 0, "wrong": 0}
+    wrong: list[dict[str, Any]] = []
     order = iter(random.Random(1).choices(range(len(questions)), k=requests))
 
     async def ask(http: httpx.AsyncClient, request: dict[str, Any], expected: str, number: int) -> None:
@@ -141,7 +145,10 @@ async def crossed(load: Load, requests: int) -> dict[str, int]:
                 counts["left"] += 1
                 expected = expected[: len(text)]
         counts["answers"] += 1
-        counts["wrong"] += text != expected
+        if text != expected:
+            counts["wrong"] += 1
+            asked = request["messages"][0]["content"][-1]["text"]
+            wrong.append({"question": asked, "streamed": number % 2 == 0, "text": text, "expected": expected})
 
     async def client(http: httpx.AsyncClient) -> None:
         for number in order:
@@ -151,7 +158,7 @@ async def crossed(load: Load, requests: int) -> dict[str, int]:
         requested = [load.body(question, picture=picture, max_tokens=64) for question, picture in questions]
         answers = [(await load.whole(http, request))[0] for request in requested]
         await asyncio.gather(*(client(http) for _ in range(ASKERS)))
-    return {**counts, "different_answers": len(set(answers))}
+    return {**counts, "different_answers": len(set(answers))}, wrong
 
 
 def measure(load: Load, repeats: int) -> Samples:
@@ -222,22 +229,23 @@ def main() -> None:
     before = conditions()
     with served(options.bundle, options.threads) as address:
         load = Load(options.bundle, address, options.tokens)
-        samples = measure(load, options.repeats)
-        counts = asyncio.run(crossed(load, options.requests))
-    table(samples)
-    print(f"{counts['answers']} answers compared, {counts['left']} of them left early: {counts['wrong']} wrong")
-    most = CLIENTS[-1]
-    headline = {
-        f"clients{most}_speedup": speedup(samples, most, streamed=False)["median"],
-        f"clients{most}_speedup_streamed": speedup(samples, most, streamed=True)["median"],
-        **counts,
-    }
-    if options.plot:
+        samples = measure(load, options.repeats) if options.repeats else {}
+        counts, wrong = asyncio.run(crossed(load, options.requests)) if options.requests else ({}, [])
+    headline: dict[str, Any] = dict(counts)
+    if samples:
+        table(samples)
+        most = CLIENTS[-1]
+        headline[f"clients{most}_speedup"] = speedup(samples, most, streamed=False)["median"]
+        headline[f"clients{most}_speedup_streamed"] = speedup(samples, most, streamed=True)["median"]
+    if counts:
+        print(f"{counts['answers']} answers compared, {counts['left']} of them left early: {counts['wrong']} wrong")
+    if samples and options.plot:
         plot(options.plot, samples)
     details = {
         "threads": options.threads,
         "tokens": options.tokens,
         "cases": {k: spread(v) for k, v in samples.items()},
+        "wrong": wrong,
     }
     finish(options, before, headline, details)
 

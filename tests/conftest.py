@@ -46,6 +46,16 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return exporter.export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle of models/nano; tests must not change it."""
+    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    folder: Path = exporter.export(
+        DATA.parents[1] / "models" / "nano", tmp_path_factory.mktemp("nano") / "nano", check=False
+    ).path
+    return folder
+
+
 @pytest.fixture
 def small_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Makes random checkpoints of a few hundred kilobytes: see random_checkpoint.write_checkpoint."""

@@ -117,6 +117,7 @@ class Batcher:
     """Answers many callers at once on one engine; from QwenVLEngine.batcher. Safe to share between threads.
 
     waiting: requests whose prompt is not begun. running: those begun and not ended, `rows` at most.
+    closed: whether it takes no more, because it was closed or has failed.
     """
 
     def __init__(self, requests: RequestBuilder, answerer: Answerer, decoder: SequenceDecoder, *, rows: int) -> None:
@@ -141,6 +142,11 @@ class Batcher:
     def running(self) -> int:
         """How many are begun and not ended."""
         return sum(map(len, list(self._batches.values()))) + (self._starting is not None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._closed
 
     def submit(
         self,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import socket
 import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs its extra")
@@ -36,12 +38,27 @@ def serving(engine, *, limits=None, **settings):
         listening.close()
 
 
-def until(condition):
-    """Wait until something is so."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
+def until(condition, wait_s=WAIT_S):
+    """Wait until something is so; return its value."""
+    end = time.monotonic() + wait_s
+    while not (value := condition()):
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.005)
+    return value
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_up(url):
+    """Whether something answers there with 200."""
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def data_uri(path=PICTURE):

@@ -1,5 +1,6 @@
 """Who may ask, how much is taken on, and what happens when it is too much or the server stops."""
 
+import asyncio
 import json
 import re
 import signal
@@ -15,6 +16,7 @@ from served import PICTURE, WAIT_S, ask, data_uri, metric, post, serving, until
 
 from qwenvl_edge import BackendError, QwenVLError
 from qwenvl_edge.cli import main
+from qwenvl_edge.server.command import uvicorn_config
 from qwenvl_edge.server.settings import Limits, Settings, read_api_key
 
 KEY = "correct-horse-battery"
@@ -76,6 +78,20 @@ def test_other_names_for_loopback_are_refused(http, host):
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "[::1]"])
 def test_names_of_loopback(http, host):
     assert http.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_without_a_key_other_machines_are_refused_whoever_bound_the_address(engine):
+    app = uvicorn_config(engine, Settings(model_name="nano")).app
+
+    def status(client):
+        async def ask():
+            transport = httpx.ASGITransport(app, client=(client, 5000))
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                return (await http.get("/healthz")).status_code
+
+        return asyncio.run(ask())
+
+    assert [status(client) for client in ("127.0.0.1", "::1", "192.0.2.7", "2001:db8::1")] == [200, 200, 403, 403]
 
 
 def test_other_pages_requests_are_refused(http, address):

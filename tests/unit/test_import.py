@@ -49,7 +49,12 @@ def test_the_block_works():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_runtime_module_works_without_torch(module):
-    blocked = EXPORT_ONLY - SERVER if module.startswith("qwenvl_edge.server") else EXPORT_ONLY
+    if module == "qwenvl_edge.fleet.triton":
+        pytest.skip("it is imported by Triton's Python backend; tests/fleet has a stand-in")
+    if module.startswith("qwenvl_edge.fleet."):
+        pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
+    on_server = module.startswith(("qwenvl_edge.server", "qwenvl_edge.fleet"))
+    blocked = EXPORT_ONLY - SERVER if on_server else EXPORT_ONLY
     result = run(f"import {module}\nprint('fine')", blocked)
     assert (result.stdout, result.stderr) == ("fine\n", "")
 

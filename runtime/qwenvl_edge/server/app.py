@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from qwenvl_edge import __version__
+from qwenvl_edge.bundle import Manifest
 from qwenvl_edge.control import CancelToken
-from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.reply import Reply
 from qwenvl_edge.server import openapi
 from qwenvl_edge.server.errors import ApiError, from_engine
@@ -29,7 +29,7 @@ from qwenvl_edge.server.logs import LOGGER, log
 from qwenvl_edge.server.metrics import CONTENT_TYPE, Metrics
 from qwenvl_edge.server.render import DONE, Renderer, event
 from qwenvl_edge.server.schema import ChatRequest
-from qwenvl_edge.server.service import Answer, Service
+from qwenvl_edge.server.service import Answer, Answering, Service
 from qwenvl_edge.server.settings import Settings
 from qwenvl_edge.server.translate import Translator
 
@@ -38,13 +38,12 @@ _CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 
 class Server:
-    """One engine's routes; `app` is the ASGI application."""
+    """The routes in front of who computes the answers of one bundle; `app` is the ASGI application."""
 
-    def __init__(self, engine: QwenVLEngine, settings: Settings) -> None:
+    def __init__(self, batcher: Answering, manifest: Manifest, settings: Settings) -> None:
         self._settings = settings
         self._created = int(time.time())
-        self._batcher = engine.batcher(rows=settings.limits.rows)
-        manifest = engine.bundle.manifest
+        self._batcher = batcher
         default = manifest.generation.max_new_tokens
         self._translator = Translator(settings, manifest.model, default_tokens=default)
         self._metrics = Metrics(self._batcher)

@@ -126,7 +126,7 @@ def uvicorn_config(engine: QwenVLEngine, settings: Settings) -> uvicorn.Config:
     from qwenvl_edge.server.app import Server
 
     return uvicorn.Config(
-        Server(engine, settings).app,
+        Server(engine.batcher(rows=settings.limits.rows), engine.bundle.manifest, settings).app,
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -49,6 +49,8 @@ def overloaded(retry_after_s: int) -> ApiError:
 
 def from_engine(error: BaseException) -> ApiError:
     """What the engine's errors are to a client: its own fault, but for a backend that failed."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, ContextError):
         return ApiError(400, str(error), param="messages", code="context_length_exceeded")
     if isinstance(error, QwenVLError) and not isinstance(error, BackendError):

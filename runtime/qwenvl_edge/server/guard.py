@@ -2,7 +2,8 @@
 
 Without a key only this machine can connect, but a web page in its browser could too: by sending requests to
 127.0.0.1 itself, or by a name of its own that it points there (DNS rebinding). So the Host header must name a loopback
-address then, and a request of another page's (its Origin is not this host) is refused in any case.
+address then, the client's must be one (another program, such as Ray's proxy, may have bound more), and a request of
+another page's (its Origin is not this host) is refused in any case.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import LOGGER, log
 from qwenvl_edge.server.metrics import Metrics
-from qwenvl_edge.server.settings import Settings
+from qwenvl_edge.server.settings import Settings, is_loopback
 
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/static/app.js", "/static/style.css", "/favicon.ico"})
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -59,7 +60,7 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refusal(scope["path"], Headers(scope=scope))
+            refusal = self._refusal(scope["path"], Headers(scope=scope), scope.get("client"))
             await (self._app if refusal is None else refusal.response())(scope, receive, answer)
         except Exception:
             LOGGER.exception("failed", extra={"fields": {"id": request_id}})
@@ -73,10 +74,11 @@ class Guard:
             milliseconds = round((time.perf_counter() - started) * 1e3, 1)
             log("request", id=request_id, method=scope["method"], route=route, status=status, ms=milliseconds)
 
-    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+    def _refusal(self, path: str, headers: Headers, client: tuple[str, int] | None) -> ApiError | None:
         host = headers.get("host", "").lower()
         key = self._settings.api_key
-        if key is None and _name(host) not in _LOOPBACK_NAMES:
+        near = _name(host) in _LOOPBACK_NAMES and (client is None or is_loopback(client[0]))
+        if key is None and not near:
             return ApiError(403, "this server answers to localhost only.", code="host_not_allowed")
         origin = headers.get("origin")
         if origin is not None and origin.lower().partition("://")[2] != host:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from qwenvl_edge.reply import Reply
 
 if TYPE_CHECKING:
-    from qwenvl_edge.batching import Batcher
+    from qwenvl_edge.server.service import Answering
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -19,7 +19,7 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 class Metrics:
     """One server's figures."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Answering) -> None:
         registry = self._registry = CollectorRegistry()
         self.responses = Counter(
             "qwenvl_responses_total", "Responses by route and status", ["route", "status"], registry=registry

@@ -128,7 +128,7 @@ CHAT: dict[str, Any] = {
             "content": {"application/json": {"schema": _COMPLETION}, "text/event-stream": {}},
         },
         **_REFUSED,
-        **_errors(400, 404, 408, 413, 415, 429, 500),
+        **_errors(400, 404, 408, 413, 415, 429, 500, 503),
     },
     "openapi_extra": {
         "requestBody": {

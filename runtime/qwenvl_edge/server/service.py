@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
-from qwenvl_edge.batching import Batcher
 from qwenvl_edge.control import CancelToken
 from qwenvl_edge.reply import Reply
 from qwenvl_edge.server.errors import overloaded
@@ -18,6 +17,25 @@ from qwenvl_edge.server.metrics import Metrics
 from qwenvl_edge.server.settings import Limits
 
 _AVERAGE_RATE = 0.1
+
+
+class Answering(Protocol):
+    """Who computes the answers: a Batcher, or what stands for several of them (fleet.dispatch)."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not begun."""
+
+    @property
+    def running(self) -> int:
+        """Answers begun and not ended."""
+
+    @property
+    def submit(self) -> Callable[..., Future[Reply]]:
+        """See Batcher.submit."""
+
+    def close(self) -> None:
+        """Take no more requests, finish those that are there, and end."""
 
 
 class Outbox:
@@ -79,7 +97,7 @@ class Service:
     ready: whether requests are taken. Tokens of admitted requests are kept, so that all can be cancelled.
     """
 
-    def __init__(self, batcher: Batcher, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, batcher: Answering, limits: Limits, metrics: Metrics) -> None:
         self._batcher = batcher
         self._limits = limits
         self._metrics = metrics

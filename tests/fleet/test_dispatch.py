@@ -1,0 +1,149 @@
+"""Routing and what happens to the requests of a lost replica, without a cluster."""
+
+import asyncio
+import collections
+import contextlib
+
+import numpy as np
+import pytest
+
+ray = pytest.importorskip("ray", reason="Ray Serve is not installed")
+pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
+
+from qwenvl_edge.control import CancelToken  # noqa: E402
+from qwenvl_edge.errors import ContextError, QwenVLError  # noqa: E402
+from qwenvl_edge.fleet import dispatch, ray_serve, routing  # noqa: E402
+from qwenvl_edge.image import load_picture  # noqa: E402
+from qwenvl_edge.reply import Reply  # noqa: E402
+from qwenvl_edge.server.errors import ApiError  # noqa: E402
+
+REPLY = Reply("red", "red", (), (), (), (), (), (), "stop", None)
+LOST = ray.exceptions.ActorDiedError()
+
+
+def test_pictures_are_spread_and_stay_when_replicas_come_and_go():
+    names = ["a", "b", "c", "d"]
+    keys = [f"{number:064x}" for number in range(2000)]
+    before = {key: routing.preferred(key, names) for key in keys}
+    counts = collections.Counter(before.values())
+    assert min(counts.values()) > 400
+    fewer = {key: routing.preferred(key, ["d", "b", "a"]) for key in keys}  # in another order, too
+    assert all(fewer[key] == before[key] for key in keys if before[key] != "c")
+    assert {fewer[key] for key in keys if before[key] == "c"} == {"a", "b", "d"}
+
+
+def test_the_key_is_the_first_picture_of_the_conversation():
+    first, second = (load_picture(np.full((4, 4, 3), shade, np.uint8)) for shade in (1, 2))
+    words, about = [{"text": "?"}], [{"text": "This:"}, {"image": first}, {"image": second}]
+    assert routing.picture_key({"history": [], "message": about}) == first.digest
+    assert routing.picture_key({"history": [(about, "red")], "message": [{"image": second}]}) == first.digest
+    assert routing.picture_key({"history": [(words, "yes")], "message": words}) == ""
+
+
+class Handle:
+    """Stands for a handle: each call gets the next script, items to send or errors to raise."""
+
+    def __init__(self, *scripts):
+        self.scripts, self.calls, self.cancelled = list(scripts), [], 0
+        self.answer = self
+
+    def options(self, **_):
+        return self
+
+    def remote(self, key, arguments, stream):
+        self.calls.append(arguments)
+        return Items(self, self.scripts.pop(0) if self.scripts else [LOST])
+
+
+class Items:
+    def __init__(self, handle, script):
+        self._handle, self._script = handle, list(script)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self._script:
+            raise StopAsyncIteration
+        item = self._script.pop(0)
+        if item == "hang":
+            await asyncio.sleep(60)
+        if isinstance(item, Exception) and not isinstance(item, QwenVLError):
+            raise item
+        return item
+
+    def cancel(self):
+        self._handle.cancelled += 1
+
+
+def ask(handle, *, token=None, deadline_ms=30_000, stream=False):
+    """The reply, and the pieces that came before it."""
+    pieces = []
+
+    async def run():
+        dispatcher = dispatch.Dispatcher(handle)
+        future = dispatcher.submit(
+            cancel=token or CancelToken(),
+            deadline_ms=deadline_ms,
+            on_text=pieces.append if stream else None,
+            message=[{"text": "?"}],
+            history=[],
+        )
+        with contextlib.suppress(Exception):
+            await asyncio.wrap_future(future)
+        assert dispatcher.waiting == dispatcher.running == 0
+        return future
+
+    return asyncio.run(run()), pieces
+
+
+def test_a_request_is_asked_again_until_its_first_words():
+    handle = Handle([LOST], [LOST], [LOST], [LOST], [None, LOST], [None, LOST], [None, "r", "ed", REPLY])
+    future, pieces = ask(handle, stream=True)
+    assert future.result() is REPLY and pieces == ["r", "ed"] and len(handle.calls) == 7
+    assert handle.calls[-1]["deadline_ms"] < handle.calls[0]["deadline_ms"] <= 30_000
+    future, pieces = ask(Handle([None, "r", LOST], [None, REPLY]), stream=True)
+    assert future.exception().status == 503 and pieces == ["r"]
+    assert future.exception().body["error"]["code"] == "replica_lost"
+
+
+def test_a_request_that_ends_replicas_is_given_up():
+    handle = Handle(*[[None, LOST]] * 9)
+    future, _ = ask(handle)
+    assert "3 replicas ended while they had this request" in str(future.exception()) and len(handle.calls) == 3
+
+
+def test_no_replica_in_time_and_an_answer_without_an_end():
+    future, _ = ask(Handle(["hang"]), deadline_ms=50)
+    assert future.exception().body["error"]["code"] == "no_replica"
+    assert future.exception().headers == {"Retry-After": "1"}
+    future, _ = ask(Handle([None]))
+    assert isinstance(future.exception(), ApiError)
+
+
+def test_what_is_wrong_with_a_request_is_raised_and_not_asked_again():
+    error = ContextError("it is too long.")
+    handle = Handle([None, error])
+    future, _ = ask(handle)
+    assert future.exception() is error and len(handle.calls) == 1
+
+
+def test_a_client_that_leaves_ends_the_call():
+    token = CancelToken()
+    token.cancel()
+    handle = Handle([None, "hang", REPLY])
+    future, _ = ask(handle, token=token)
+    assert future.exception().body["error"]["code"] == "cancelled"
+
+
+def test_the_options(nano, tmp_path):
+    options = ray_serve.Options(bundle=nano, replicas="2", max_replicas="5", limits={"rows": 4, "queue": "9"})
+    assert options.settings().limits.rows == 20 and options.settings().limits.queue == 9
+    scaling = ray_serve._engines(options)._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 2)
+    with pytest.raises(ValueError, match="replica"):
+        ray_serve.Options(bundle=nano, replica=2)
+    with pytest.raises(QwenVLError, match="there is no limit 'row'; known are rows"):
+        ray_serve.app(ray_serve.Options(bundle=nano, limits={"row": 4}))
+    with pytest.raises(QwenVLError, match="there is no bundle"):
+        ray_serve.app(ray_serve.Options(bundle=tmp_path / "none"))

@@ -1,0 +1,214 @@
+"""The Ray Serve application as its users start it: a cluster of this machine, two replicas, HTTP."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
+
+import numpy as np
+from PIL import Image
+from served import PICTURE, ask, free_port, is_up, metric, post, until
+
+from qwenvl_edge import QwenVLEngine
+
+BIN = Path(sys.executable).parent
+START_S = 240  # a busy machine takes long to start a dozen processes
+ROWS = 4
+QUESTIONS = ("Where is the red mug?", "Describe the picture.", "How many objects are there?", "What does the sign say?")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="Ray keeps its objects in /dev/shm"),
+]
+
+
+def png(number):
+    """A picture of its own for each number."""
+    pixels = np.asarray(Image.open(PICTURE).convert("RGB")).copy()
+    pixels[:8, :8] = number
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def uri(picture):
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
+class Cluster:
+    """A Ray cluster of this machine only; its processes are known by their HOME."""
+
+    def __init__(self, folder):
+        self.folder, self.home = Path(folder), f"{folder}/home"
+        self.environment = {**os.environ, "HOME": self.home, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.environment.pop("RAY_ADDRESS", None)
+        self.log = (self.folder / "ray.log").open("wb")
+        command = ["ray", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=4", "--port=0"]
+        self.process = subprocess.Popen(
+            [BIN / command[0], *command[1:], f"--temp-dir={folder}/ray", "--node-ip-address=127.0.0.1"],
+            env=self.environment,
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def run(self, port, **arguments):
+        """`serve run` with a configuration file, as docs/fleets.md has it."""
+        config = self.folder / "fleet.yml"
+        application = {"name": "vlm", "route_prefix": "/", "import_path": "qwenvl_edge.fleet.ray_serve:app"}
+        config.write_text(  # JSON is YAML
+            json.dumps({"http_options": {"port": port}, "applications": [{**application, "args": arguments}]})
+        )
+        address = until(lambda: self.address, START_S)
+        command = [BIN / "serve", "run", "--non-blocking", "--address", address, config]
+        run = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=START_S, check=False
+        )
+        assert run.returncode == 0, run.stderr
+
+    @property
+    def address(self):
+        """Where the cluster listens, once it does."""
+        found = self.folder / "ray" / "ray_current_cluster"
+        return found.read_text().strip() if found.is_file() else None
+
+    def replicas(self, name):
+        """Process ids of the replicas of a deployment."""
+        return {number for number, command in self.processes() if f"ServeReplica:vlm:{name}".encode() in command}
+
+    def processes(self):
+        """Process id and command of all that the cluster runs."""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"HOME={self.home}\0".encode() in (process / "environ").read_bytes():
+                    yield int(process.name), (process / "cmdline").read_bytes()
+            except OSError:  # it has ended, or is another user's
+                continue
+
+    def stop(self):
+        """End all processes at once; Ray's own way takes half a minute."""
+        for number, _ in list(self.processes()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def options(nano):
+    return {"bundle": str(nano), "replicas": 2, "cpus": 1, "limits": {"rows": ROWS, "queue": 200}}
+
+
+@pytest.fixture(scope="module")
+def cluster(options):
+    folder = tempfile.mkdtemp(prefix="fleet")  # short: Ray's sockets lie in it
+    cluster = Cluster(folder)
+    try:
+        cluster.port = free_port()
+        cluster.run(cluster.port, **options)
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def http(cluster):
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=f"http://127.0.0.1:{cluster.port}", timeout=START_S, limits=limits) as http:
+        until(lambda: is_up(f"{http.base_url}/readyz"), START_S)
+        yield http
+
+
+@pytest.fixture(scope="module")
+def engine(nano):
+    return QwenVLEngine(nano, threads=1)
+
+
+def test_the_answers_are_those_of_one_engine_and_pictures_are_encoded_once(http, engine):
+    pictures = [png(number) for number in range(6)]
+    asked = [(picture, question) for picture in pictures for question in QUESTIONS] * 2
+    random.Random(0).shuffle(asked)
+    with ThreadPoolExecutor(ROWS) as threads:
+        answers = list(threads.map(lambda each: post(http, ask(each[1], url=uri(each[0]))), asked))
+    for (picture, question), answer in zip(asked, answers, strict=True):
+        assert answer.status_code == 200, answer.text
+        message = answer.json()["choices"][0]["message"]
+        expected = engine.chat(question, images=[picture], do_sample=False)
+        assert message["content"] == expected.text and message["qwenvl"]["raw_text"] == expected.raw_text
+        assert [box["x1"] for box in message["qwenvl"]["boxes"]] == [box.x1 for box in expected.boxes]
+    assert metric(http, "qwenvl_pictures_encoded_total") == len(pictures)
+
+
+def test_a_stream_comes_in_pieces_and_errors_keep_their_words(http, engine):
+    with http.stream("POST", "/v1/chat/completions", json=ask(QUESTIONS[1], url=uri(png(0)), stream=True)) as response:
+        chunks = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+    pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert "".join(pieces) == engine.chat(QUESTIONS[1], images=[png(0)], do_sample=False).text
+    assert len(pieces) > 5
+    too_long = post(http, ask("long " * 9000))
+    assert too_long.status_code == 400 and too_long.json()["error"]["code"] == "context_length_exceeded"
+    assert http.get("/healthz", headers={"host": "example.org"}).status_code == 403
+
+
+def test_a_killed_replica_loses_no_request(http, cluster, engine):
+    ends = (engine._family.turn_end, engine._family.turn_start, engine._family.end_of_text)
+    long = {"max_tokens": 400, "logit_bias": {str(id_): -100 for id_ in ends}}
+    asked = [(png(number), question) for number in range(6) for question in QUESTIONS]
+    bias = {int(id_): value for id_, value in long["logit_bias"].items()}
+    expected = {
+        each: engine.chat(each[1], images=[each[0]], do_sample=False, max_new_tokens=400, logit_bias=bias).text
+        for each in asked[:: len(QUESTIONS) + 1]
+    }
+    before = cluster.replicas("Engine")
+    assert len(before) == 2
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = [threads.submit(post, http, ask(words, url=uri(picture), **long)) for picture, words in asked]
+        # More than one replica takes: both have some.
+        until(lambda: metric(http, "qwenvl_answers_running") > ROWS + 1)
+        os.kill(min(before), signal.SIGKILL)
+        found = [answer.result() for answer in answers]
+    assert [answer.status_code for answer in found] == [200] * len(asked)
+    assert all(answer.json()["usage"]["completion_tokens"] == 400 for answer in found)
+    for each, answer in zip(asked, found, strict=True):
+        if each in expected:
+            assert answer.json()["choices"][0]["message"]["content"] == expected[each]
+    until(lambda: len(cluster.replicas("Engine") - {min(before)}) == 2, START_S)  # Ray starts another
+
+
+def test_an_update_fails_no_request(http, cluster, options, nano):
+    copy = shutil.copytree(nano, nano.with_name("copy") / nano.name)  # the same name, another folder
+    before = cluster.replicas("Engine") | cluster.replicas("Front")
+    done, codes = threading.Event(), []
+
+    def client(number):
+        while not done.is_set():
+            codes.append(post(http, ask(QUESTIONS[0], url=uri(png(number)))).status_code)
+
+    def updated():
+        now = cluster.replicas("Engine") | cluster.replicas("Front")
+        return len(now) == 3 and not before & now
+
+    with ThreadPoolExecutor(3) as threads:
+        clients = [threads.submit(client, number) for number in range(3)]
+        try:
+            cluster.run(cluster.port, **{**options, "bundle": str(copy)})
+            until(updated, START_S)
+        finally:
+            done.set()
+        for each in clients:
+            each.result()
+    assert len(codes) > 10 and set(codes) == {200}
