@@ -14,6 +14,8 @@ side and same, one in two or three for which, and far lower elsewhere.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -29,9 +31,9 @@ from common import arguments, conditions, finish
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
-from qwenvl_edge.bundle import FLOAT_CACHE, Bundle
+from qwenvl_edge.bundle import FLOAT_CACHE, MANIFEST_NAME, Bundle
 from tools.nano.answerers import EngineAnswerer, TorchAnswerer
-from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, headline
+from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, evaluate_all, headline
 
 ROOT = Path(__file__).parent.parent
 NANO = ROOT / "models" / "nano"
@@ -67,23 +69,42 @@ def open_engine(path: Path, threads: int) -> QwenVLEngine:
     return QwenVLEngine(bundle, backend=backend, max_context=MAX_CONTEXT)
 
 
-def ask(job: tuple[str, Path, str], count: int, threads: int) -> tuple[str, Results]:
-    """One bundle's answers to one task, in a process of its own."""
-    name, path, task = job
-    return name, evaluate(
-        EngineAnswerer(open_engine(path, threads)), count, (task,), lambda line: print(name, line, file=sys.stderr)
-    )
+def ask(task: str, bundles: dict[str, Path], count: int, threads: int, kept: Path | None) -> dict[str, Results]:
+    """Every bundle's answers to one task, in a process of its own; what an earlier run left in `kept` is taken over."""
+    path = kept / f"{task}.json" if kept else None
+    if path is not None and path.exists():
+        found: dict[str, Results] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    answerers = {name: EngineAnswerer(open_engine(path, threads)) for name, path in bundles.items()}
+    results = evaluate_all(answerers, count, (task,), lambda line: print(line, file=sys.stderr, flush=True))
+    if path is not None:
+        partial_file = path.with_suffix(".partial")
+        partial_file.write_text(json.dumps(results), encoding="utf-8")
+        partial_file.rename(path)
+    return results
 
 
-def ask_all(bundles: dict[str, Path], count: int, processes: int | None, threads: int) -> dict[str, Results]:
-    """Every bundle's answers to every task, several at a time."""
+def ask_all(
+    bundles: dict[str, Path], count: int, processes: int | None, threads: int, folder: Path | None
+) -> dict[str, Results]:
+    """Every bundle's answers to every task, several tasks at a time."""
     results: dict[str, Results] = {name: {} for name in bundles}
-    jobs = [(name, path, task) for task in TASKS for name, path in bundles.items()]
+    kept = folder / _work(bundles, count) if folder else None
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+    asking = partial(ask, bundles=bundles, count=count, threads=threads, kept=kept)
     # Spawned, not forked: ONNX Runtime's threads do not survive a fork.
     with ProcessPoolExecutor(processes or default_processes(), get_context("spawn")) as pool:
-        for name, answered in pool.map(partial(ask, count=count, threads=threads), jobs):
-            results[name] |= answered
+        for answered in pool.map(asking, TASKS):
+            for name, result in answered.items():
+                results[name] |= result
     return results
+
+
+def _work(bundles: dict[str, Path], count: int) -> str:
+    """A name for these questions to these bundles."""
+    manifests = [(name, (path / MANIFEST_NAME).read_text(encoding="utf-8")) for name, path in bundles.items()]
+    return hashlib.sha256(json.dumps([count, manifests]).encode()).hexdigest()[:16]
 
 
 def default_processes() -> int:
@@ -91,13 +112,31 @@ def default_processes() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def losses(result: Results, reference: Results) -> dict[str, float]:
-    """Points that each task loses against the reference, both languages together."""
-    right = (
-        {task: np.mean([e["right"] for e in each[task].values()]) for task in TASKS} for each in (reference, result)
-    )
-    before, after = right
-    return {task: float(before[task] - after[task]) * 100 for task in TASKS}
+def losses(result: Results, reference: Results) -> dict[str, dict[str, float]]:
+    """Points that each task loses against the reference, both languages together.
+
+    The questions are the same, so only those matter that one answers rightly and the other not: "lost" and "gained".
+    "error" is the standard error of the mean difference of such pairs, in points.
+    """
+    found = {}
+    for task in TASKS:
+        right, wanted = (np.concatenate([e["marks"] for e in each[task].values()]) for each in (result, reference))
+        change = wanted - right
+        found[task] = {
+            "points": float(change.mean()) * 100,
+            "error": float(change.std() / np.sqrt(len(change))) * 100,
+            "lost": int((change > 0).sum()),
+            "gained": int((change < 0).sum()),
+        }
+    return found
+
+
+def without_marks(results: Results) -> Results:
+    """The figures alone: hundreds of thousands of single marks are no result."""
+    return {
+        task: {language: {k: v for k, v in entry.items() if k != "marks"} for language, entry in each.items()}
+        for task, each in results.items()
+    }
 
 
 def torch_answerer(checkpoint: Path) -> Answerer:
@@ -151,11 +190,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--processes", type=int, help="how many ask at once (default: one a processor)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep tasks that are done there, and go on behind them"
+    )
     options = parser.parse_args()
     before = conditions()
     given = {name or "fp32": Path(path) for name, _, path in (each.rpartition("=") for each in options.bundles)}
     bundles = given or export_all(ROOT / "out" / "accuracy", options.precisions)
-    results = ask_all(bundles, options.count, options.processes, options.threads)
+    results = ask_all(bundles, options.count, options.processes, options.threads, options.keep)
     if options.checkpoint:
         print("--- PyTorch", file=sys.stderr)
         answer_torch = torch_answerer(options.checkpoint)
@@ -164,14 +206,19 @@ def main() -> None:
     if options.plot:
         plot(options.plot, results)
     figures: dict[str, Any] = {name: headline(result) for name, result in results.items()}
-    details: dict[str, Any] = {"count_per_task_and_language": options.count, "tasks": results}
+    details: dict[str, Any] = {"count_per_task_and_language": options.count}
     if "fp32" in results:
         details["points_lost"] = {name: losses(result, results["fp32"]) for name, result in results.items()}
         for name, lost in details["points_lost"].items():
-            worst = max(lost, key=lost.__getitem__)
-            figures[name]["worst_loss_points"] = lost[worst]
-            mean = np.mean(list(lost.values()))
-            print(f"{name:<10} loses {lost[worst]:.1f} points at most ({worst}), {mean:.1f} on average")
+            worst = max(lost, key=lambda task: lost[task]["points"])
+            mean = np.mean([each["points"] for each in lost.values()])
+            figures[name] |= {"worst_loss_points": lost[worst]["points"], "worst_loss_error": lost[worst]["error"]}
+            figures[name] |= {"mean_loss_points": float(mean)}
+            print(
+                f"{name:<10} loses {lost[worst]['points']:.1f} points at most ({worst}, standard error "
+                f"{lost[worst]['error']:.1f}), {mean:.2f} on average"
+            )
+    details["tasks"] = {name: without_marks(result) for name, result in results.items()}
     finish(options, before, figures, details)
 
 

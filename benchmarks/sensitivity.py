@@ -8,12 +8,17 @@ are candidates for --keep-fp16.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from common import arguments, conditions, finish
 
 from qwenvl_edge.bundle import Bundle
+
+_LAYER = re.compile(
+    r"transformer\.(h|(?P<picture>visual)\.transformer\.resblocks)\.(?P<layer>\d+)\.(?P<kind>.+)\.weight(\.\w+)?"
+)
 
 
 def table(losses: dict[str, dict[str, float]]) -> str:
@@ -25,7 +30,7 @@ def table(losses: dict[str, dict[str, float]]) -> str:
 
 
 def plot(path: Path, losses: dict[str, dict[str, float]]) -> None:
-    """One line a kind of layer over the depth, calibrated solid and rounded dotted."""
+    """One line a kind of layer over the depth, calibrated solid and rounded dotted; others are in the table alone."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,17 +38,19 @@ def plot(path: Path, losses: dict[str, dict[str, float]]) -> None:
 
     kinds: dict[str, list[tuple[int, dict[str, float]]]] = {}
     for name, each in losses.items():
-        _, _, layer, *kind, _ = name.split(".")
-        kinds.setdefault(".".join(kind), []).append((int(layer), each))
+        if match := _LAYER.fullmatch(name):
+            kind = f"ViT {match['kind']}" if match["picture"] else match["kind"]
+            kinds.setdefault(kind, []).append((int(match["layer"]), each))
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     for i, (kind, points) in enumerate(sorted(kinds.items())):
         layers = [layer for layer, _ in points]
         axes.plot(layers, [each["calibrated"] * 100 for _, each in points], f"C{i}o-", label=kind)
         axes.plot(layers, [each["rtn"] * 100 for _, each in points], f"C{i}:")
     axes.set_xlabel("layer")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("change of the output, % (dotted: rounded)")
     axes.set_ylim(0)
-    axes.legend()
+    axes.legend(ncols=2, fontsize=8)
     figure.savefig(path, dpi=130)
 
 

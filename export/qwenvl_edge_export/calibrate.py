@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
 from qwenvl_edge_export.calibrate_vision import VisionInputs
-from qwenvl_edge_export.checkpoint import Checkpoint
+from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
 from qwenvl_edge_export.gptq import quantize, relative_loss
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES
 from qwenvl_edge_export.modeling import Block, QwenVL, RMSNorm, call_context, ntk_alpha
@@ -138,6 +138,7 @@ class Calibration:
         vision = self._watch(model)
         self.remove()
         self.folder.mkdir(parents=True)
+        self._check_space()
         self._on_layer(0, self._layers, "encoding the calibration samples")
         features: dict[bytes, Tensor] = {}
         with self._spool.written(0) as written:
@@ -145,11 +146,32 @@ class Calibration:
                 pictures = [self._features(model, pixels, features) for pixels in case.pixels]
                 ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
                 embeds = model.embed(ids, torch.stack(pictures) if pictures else None)[0]
-                check_finite("calibration sample", embeds)
+                if not torch.isfinite(embeds).all():
+                    self._blame()
                 rows.copy_(embeds)
         if vision is not None:
             self._keep(_VISION_RESULT, *_collect(vision.solve()))
         path.write_text(key)
+
+    def _check_space(self) -> None:
+        """Ask for room for what flows into and out of a layer, before a mapped file meets the disk's end."""
+        needed, free = 2 * self._spool.size_bytes, shutil.disk_usage(self.folder).free
+        if free < needed:
+            self.remove()
+            raise BundleError(
+                f"calibration takes {needed / 1e9:,.2f} GB beside the bundle, but the disk of "
+                f'"{self.folder.parent}" has {free / 1e9:,.2f} GB free; make room, or give fewer samples.'
+            )
+
+    def _blame(self) -> None:
+        """Name the tensor that makes the embeddings of a sample NaN or infinite."""
+        self.remove()
+        for name in expected_shapes(self.checkpoint.config):
+            if name.startswith("transformer.visual.") or name == "transformer.wte.weight":
+                check_finite(name, self.checkpoint.tensor(name))
+        raise CheckpointError(
+            "the picture side yields NaN or infinity on a calibration sample; its weights are broken."
+        )
 
     def _watch(self, model: QwenVL) -> VisionInputs | None:
         """Take note of the picture side's inputs, where its layers need scales for them."""

@@ -1,8 +1,9 @@
 """GPTQ (Frantar et al., arXiv 2210.17323): rounding one input at a time and repairing the error in those still to come.
 
 The loss is that of the layer's outputs, |(W - Q) X|^2 = tr((W - Q) H (W - Q)^T) with H = X X^T over calibration inputs.
-Inputs are rounded in the order of their energy, largest first; scales are fixed before ("static groups"), so the stored
-layout is that of plain rounding, and are shrunk where clipping a block's extremes costs less than it gains.
+Inputs are rounded in the order of their energy, largest first; scales are fixed before ("static groups") and clip
+nothing, so the stored layout is that of plain rounding. Shrunk scales, which help plain rounding, do harm here: weights
+that are repaired grow beyond their block's extremes and are clipped in turn.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from qwenvl_edge_export.quantize import Blocks
 
 _DAMPING = 0.01  # of the mean energy, added to H's diagonal
 _COLUMNS = 128  # rounded before the columns behind them are repaired
-_SHRINK = tuple(1 - 0.04 * step for step in range(1, 9))
 
 
 def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -22,9 +22,8 @@ def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype
 
     `dtype` is the type that scales are stored in; they are rounded to it first.
     """
-    energy = hessian.diagonal()
-    scales = _clipped_scales(weight, energy, blocks).to(dtype).to(torch.float32)
-    order = energy.argsort(descending=True)
+    scales = blocks.scales(weight).to(dtype).to(torch.float32)
+    order = hessian.diagonal().argsort(descending=True)
     upper = _inverse_root(hessian[order][:, order])
     each = scales.repeat_interleave(blocks.size, dim=1)[:, order]
     rest = weight[:, order].clone()
@@ -46,21 +45,6 @@ def relative_loss(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
     """|(W - Q) X| / |W X|: by what share the layer's outputs change on the calibration inputs."""
     change, whole = (((x @ hessian) * x).sum() for x in (weight - rounded, weight))
     return float((change / whole.clamp(min=1e-30)).clamp(min=0).sqrt())
-
-
-def _clipped_scales(weight: Tensor, energy: Tensor, blocks: Blocks) -> Tensor:
-    """For each block the scale, of a few, with the least error weighted by the inputs' energy."""
-    full = blocks.scales(weight)
-    best, least = full, _block_errors(weight, full, energy, blocks)
-    for share in _SHRINK:
-        errors = _block_errors(weight, full * share, energy, blocks)
-        best, least = torch.where(errors < least, full * share, best), torch.minimum(errors, least)
-    return best
-
-
-def _block_errors(weight: Tensor, scales: Tensor, energy: Tensor, blocks: Blocks) -> Tensor:
-    error = blocks.floats(blocks.integers(weight, scales), scales) - weight
-    return (error.square_() * energy).view(len(weight), -1, blocks.size).sum(-1)
 
 
 def _inverse_root(hessian: Tensor) -> Tensor:

@@ -64,28 +64,33 @@ def smooth(weights: Sequence[Tensor], seen: InputSample) -> tuple[InputScales | 
     Returns:
         The scales, and by what share the layers' outputs change: "rtn" without smoothing, "calibrated" as chosen.
     """
-    largest = torch.stack([_column_sizes(weight) for weight in weights]).amax(dim=0)
     few = torch.cat([weight[:: -(-len(weight) // _WEIGHT_ROWS)].float() for weight in weights])
-    plain = torch.ones_like(seen.largest)
-    candidates = [plain, *(_factors(seen.largest, largest, strength) for strength in _STRENGTHS)]
-    losses = [_loss(few, seen.rows, _scales(seen, factors)) for factors in candidates]
+    plain = _scales(seen, torch.ones_like(seen.largest))
+    sizes = column_sizes(weights)
+    candidates = [plain, *(input_scales(sizes, seen, strength) for strength in _STRENGTHS)]
+    losses = [_loss(few, seen.rows, given) for given in candidates]
     best = min(range(len(candidates)), key=losses.__getitem__)
     if losses[best] > _MOST:
         return None, {"rtn": losses[0], "calibrated": _loss(few, seen.rows, None)}
-    return _scales(seen, candidates[best]), {"rtn": losses[0], "calibrated": losses[best]}
+    return candidates[best], {"rtn": losses[0], "calibrated": losses[best]}
+
+
+def column_sizes(weights: Sequence[Tensor]) -> Tensor:
+    """The largest size in each column [in] of all `weights` [out, in]."""
+    return torch.stack(
+        [piece.to(torch.float32).abs().amax(dim=0) for weight in weights for piece in row_pieces(weight)]
+    ).amax(dim=0)
+
+
+def input_scales(sizes: Tensor, seen: InputSample, strength: float) -> InputScales:
+    """Scales for inputs at a smoothing strength of 0 to 1, from the `column_sizes` [in] of the weights behind them."""
+    return _scales(seen, _factors(seen.largest, sizes, strength))
 
 
 def quantize_inputs(inputs: Tensor, given: InputScales) -> Tensor:
     """What inputs [..., in] become, as float32: divided by the factors, rounded, clamped."""
     steps = StaticRows.steps
     return (inputs / given.factors / given.scale).round_().clamp_(-steps - 1, steps) * given.scale
-
-
-def _column_sizes(weight: Tensor) -> Tensor:
-    sizes = torch.zeros(weight.shape[1])
-    for piece in row_pieces(weight):
-        sizes = torch.maximum(sizes, piece.to(torch.float32).abs().amax(dim=0))
-    return sizes
 
 
 def _factors(inputs: Tensor, weights: Tensor, strength: float) -> Tensor:

@@ -24,6 +24,11 @@ class Spool:
         """The file of what goes into decoder layer `layer`."""
         return self._folder / f"activations-{layer}.f32"
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one file."""
+        return 4 * self._shape[0] * self._shape[1]
+
     def read(self, layer: int) -> Iterator[Tensor]:
         """Each sample's rows [T, width], in memory."""
         for rows in self._split(np.memmap(self.path(layer), np.float32, "r", shape=self._shape)):

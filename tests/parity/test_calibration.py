@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
 from qwenvl_edge.bundle import Bundle
-from qwenvl_edge.errors import CheckpointError, ImageError, QwenVLError
+from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
 from qwenvl_edge_export import calibrate, exporter
 from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.exporter import export
@@ -116,12 +117,32 @@ def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
     assert found.manifest.parity["passed"]
 
 
-def test_nan_in_a_layer_names_the_tensor(tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.h.1.mlp.w2.weight",
+        "transformer.visual.transformer.resblocks.1.mlp.c_fc.weight",
+        "transformer.wte.weight",
+        "lm_head.weight",
+    ],
+)
+def test_infinity_in_a_tensor_names_it(tmp_path, name):
     tensors = random_tensors(config_dict())
-    tensors["transformer.h.1.mlp.w2.weight"][0, 0] = float("inf")
+    tensors[name][:] = float("inf")
     source = write_checkpoint(tmp_path / "broken", tensors=tensors)
-    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.w2\.weight holds NaN or infinity"):
-        export(source, tmp_path / "bundle", precision=INT4, calibration=True)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=rf"{name} holds NaN or infinity"):
+        export(source, tmp_path / "out" / "bundle", precision=INT4, calibration=True)
+    assert not (tmp_path / "out" / "bundle").exists()
+
+
+def test_too_little_disk_space_is_said_before_calibrating(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(
+        BundleError, match=r"calibration takes .* GB beside the bundle, but the disk of .* 0\.00 GB free"
+    ):
+        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_calibrate(checkpoint, tmp_path):

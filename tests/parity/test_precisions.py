@@ -12,6 +12,7 @@ from random_checkpoint import config_dict, random_tensors, write_checkpoint
 from qwenvl_edge import QwenVLEngine, processor
 from qwenvl_edge.backends import onnxruntime as backend_module
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
 from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.exporter import export
@@ -126,6 +127,16 @@ def test_a_loss_beyond_the_limits_is_an_error_unless_allowed(exports, tiny_check
     assert not verify(bundle, tiny_checkpoint).passed
     with pytest.raises(BundleError, match=r"--allow-loss would keep it\): logits .* KL .*, top-1 "):
         export(tiny_checkpoint, tmp_path / "bundle", precision=chosen)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_programs_say_so_and_fail(exports, tiny_checkpoint, tmp_path, capsys):
+    kept = exports("int4")[0]
+    assert main(["verify", str(kept.path), "--checkpoint", str(tiny_checkpoint)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "failed"
+    assert main(["export", str(tiny_checkpoint), str(tmp_path / "bundle"), "--precision", "int4"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "do not compute what the checkpoint computes" in line] == lines[-1:]
     assert list(tmp_path.iterdir()) == []
 
 

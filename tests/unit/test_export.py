@@ -113,6 +113,15 @@ def test_half_precision_checkpoints_become_float32(small_checkpoint, target, dty
     assert bundle.manifest.parity["passed"]
 
 
+def test_tensors_of_different_float_types_are_read_as_they_are(small_checkpoint, target):
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    tensors = {name: x.to(kinds[i % 3]) for i, (name, x) in enumerate(random_tensors(config_dict()).items())}
+    assert {tensor.dtype for tensor in tensors.values()} == set(kinds)
+    bundle = export(small_checkpoint(tensors=tensors, shards=2), target)
+    np.testing.assert_array_equal(bundle.embedding[:], tensors["transformer.wte.weight"].float())
+    assert bundle.manifest.parity["passed"]
+
+
 @pytest.mark.parametrize(
     "visual",
     [

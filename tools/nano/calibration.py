@@ -13,12 +13,12 @@ import json
 import random
 from pathlib import Path
 
-from tools.nano.drawing import render
+from tools.nano.evaluation import PAIR_TASKS, TASKS, Case, pair_case
 from tools.nano.pools import EVALUATION_SEED
 from tools.nano.scenes import sample_scene
 from tools.nano.tasks import SINGLE
 
-_FIRST_SEED = EVALUATION_SEED - 1_000_000
+_FIRST_SEED = EVALUATION_SEED - 100_000_000  # the scenes of a pair may be 20,000,000 apart
 
 
 def write(folder: Path, count: int) -> Path:
@@ -28,19 +28,25 @@ def write(folder: Path, count: int) -> Path:
     seed = _FIRST_SEED
     while len(lines) < count:
         seed += 1
-        task = list(SINGLE)[seed % len(SINGLE)]
-        language = ("en", "zh")[seed // len(SINGLE) % 2]
-        scene = sample_scene(seed)
-        dialogue = SINGLE[task][0](random.Random(f"calibrate-{seed}"), scene, language)
-        if dialogue is None or len(dialogue.turns) > 1 or "<ref>" in dialogue.turns[0].question:
+        case = _case(TASKS[seed % len(TASKS)], seed, ("en", "zh")[seed // len(TASKS) % 2])
+        if case is None or len(case.dialogue.turns) > 1 or "<ref>" in case.dialogue.turns[0].question:
             continue  # the format has one question in plain words
-        name = f"{seed}.png"
-        render(scene).save(folder / name)
-        turn = dialogue.turns[0]
-        lines.append(json.dumps({"image": name, "prompt": turn.question, "answer": turn.answer}, ensure_ascii=False))
+        names = [f"{seed}-{i}.png" for i in range(len(case.scenes))]
+        for name, picture in zip(names, case.pictures(), strict=True):
+            picture.save(folder / name)
+        turn = case.dialogue.turns[0]
+        lines.append(json.dumps({"image": names, "prompt": turn.question, "answer": turn.answer}, ensure_ascii=False))
     path = folder / "samples.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _case(task: str, seed: int, language: str) -> Case | None:
+    if task in PAIR_TASKS:
+        return pair_case(task, seed, language)
+    scene = sample_scene(seed)
+    dialogue = SINGLE[task][0](random.Random(f"calibrate-{seed}"), scene, language)
+    return Case(dialogue, (scene,)) if dialogue else None
 
 
 def main() -> None:

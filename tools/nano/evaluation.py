@@ -7,8 +7,9 @@ bundles the same questions. An answer is scored by its raw text, so both ways go
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,7 +41,8 @@ class Case:
         return [render(scene) for scene in self.scenes]
 
 
-def _pair_case(task: str, seed: int, language: str) -> Case | None:
+def pair_case(task: str, seed: int, language: str) -> Case | None:
+    """A case of one of PAIR_TASKS; None where the seed's pictures give none. Further pictures have seeds far above."""
     rng = random.Random(f"ask-{task}-{seed}")
     first = sample_scene(seed, (1, 3), 0.2)
     if task in ("same", "changed"):
@@ -59,7 +61,7 @@ def cases(task: str, count: int, language: str) -> Iterator[Case]:
     while made < count:
         seed += 1
         if task in PAIR_TASKS:
-            case = _pair_case(task, seed, language)
+            case = pair_case(task, seed, language)
         else:
             scene = sample_scene(seed)
             dialogue = SINGLE[task][0](random.Random(f"ask-{task}-{seed}"), scene, language)
@@ -115,31 +117,47 @@ def score(dialogue: Dialogue, raw: str) -> Score:
     return Score(float(right), float(np.mean(matched)))
 
 
-Results = dict[str, dict[str, dict[str, float]]]  # task -> language -> {"right", "iou", "count"}
+Results = dict[str, dict[str, dict[str, Any]]]  # task -> language -> {"right", "iou", "count", "marks"}
 
 
 def evaluate(
     answer: Answerer, count: int, tasks: Sequence[str] = TASKS, progress: Callable[[str], None] = print
 ) -> Results:
-    """Ask `count` questions a task and language."""
-    results: Results = {}
+    """Ask `count` questions a task and language; "marks" are 1 or 0, question by question."""
+    return evaluate_all({"": answer}, count, tasks, progress)[""]
+
+
+def evaluate_all(
+    answerers: Mapping[str, Answerer],
+    count: int,
+    tasks: Sequence[str] = TASKS,
+    progress: Callable[[str], None] = print,
+) -> dict[str, Results]:
+    """Ask several the same questions; each picture is drawn once for all of them."""
+    results: dict[str, Results] = {name: {task: {} for task in tasks} for name in answerers}
     for task in tasks:
-        results[task] = {}
         for language in LANGUAGES:
-            scores = [
-                score(case.dialogue, answer(case.dialogue, case.pictures())) for case in cases(task, count, language)
-            ]
-            overlaps = [s.iou for s in scores if s.iou is not None]
-            entry = {"right": float(np.mean([s.right for s in scores])), "count": float(len(scores))}
-            results[task][language] = entry | ({"iou": float(np.mean(overlaps))} if overlaps else {})
-        progress(
-            f"{task:<12}"
-            + "  ".join(
+            scores: dict[str, list[Score]] = {name: [] for name in answerers}
+            for case in cases(task, count, language):
+                pictures = case.pictures()
+                for name, answer in answerers.items():
+                    scores[name].append(score(case.dialogue, answer(case.dialogue, pictures)))
+            for name, each in scores.items():
+                results[name][task][language] = _entry(each)
+        for name, result in results.items():
+            told = (
                 f"{k} {v['right']:.3f}" + (f" (IoU {v['iou']:.3f})" if "iou" in v else "")
-                for k, v in results[task].items()
+                for k, v in result[task].items()
             )
-        )
+            progress(f"{name} {task:<12}".lstrip() + "  ".join(told))
     return results
+
+
+def _entry(scores: Sequence[Score]) -> dict[str, Any]:
+    marks = [int(s.right) for s in scores]
+    overlaps = [s.iou for s in scores if s.iou is not None]
+    entry: dict[str, Any] = {"right": float(np.mean(marks)), "count": float(len(marks)), "marks": marks}
+    return entry | ({"iou": float(np.mean(overlaps))} if overlaps else {})
 
 
 def headline(results: Results) -> dict[str, float]:
