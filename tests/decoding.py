@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.base import Backend, Placed
 from qwenvl_edge.kv_cache import KVCache
 
 
@@ -35,6 +35,19 @@ def decode(
     places = np.broadcast_to(np.array(cache.length if write is None else write), (cache.batch,)).astype(np.int64)
     indices = np.tile(np.array([tokens - 1] if wanted is None else wanted, np.int64), (cache.batch, 1))
     return backend.decode(cache, rows, places[:, None] + np.arange(tokens), places, indices)
+
+
+def pictured(backend: Backend) -> np.ndarray:
+    """Logits [1, 2, V] behind a picture of noise whose kept features come in two calls."""
+    size, count = backend.model.image_size, backend.model.image_tokens
+    pixels = np.random.default_rng(1).normal(size=(1, 3, size, size)).astype(np.float32)
+    (features,) = backend.keep_images(pixels)
+    cache, found = backend.new_cache(1, 2 * count), []
+    for tokens, picture in ((11, Placed(features, 4, 0, 7)), (count, Placed(features, 0, 7, count - 7))):
+        start = np.array([cache.length])
+        call = (start + np.arange(tokens)[None], start, np.array([[tokens - 1]]), [picture])
+        found.append(backend.decode(cache, embeds(backend, tokens), *call))
+    return np.concatenate(found, axis=1)
 
 
 def rows_of_different_length(backend: Backend) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.answer import AnswerWriter
+from qwenvl_edge.backends.base import Features
 from qwenvl_edge.control import Control
 from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.families import QwenVL
@@ -161,7 +162,7 @@ class Answerer:
             return None
         wanted = self._decoder.begin(prompt)
         work.reused_tokens = self._decoder.reused
-        found: dict[str, FloatArray] = {}
+        found: dict[str, Features] = {}
         for picture in (prompt.pictures[i] for i in wanted):
             if control.reason is not None:
                 return None

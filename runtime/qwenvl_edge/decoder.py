@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.base import Backend, Features, Placed
 from qwenvl_edge.batch import BatchDecoder
 from qwenvl_edge.cache_pool import CachePool, Slot
 from qwenvl_edge.embedding import EmbeddingTable
@@ -51,7 +51,7 @@ class SequenceDecoder:
         self._wanted = np.arange(rows, dtype=np.int64)[None]
         self._chunk = chunk
         self._slot: Slot = self._pool.newest
-        self._spans: list[tuple[int, FloatArray]] = []
+        self._spans: list[tuple[int, Features]] = []
         self.reused = 0
         self.capacity = capacity
 
@@ -68,7 +68,7 @@ class SequenceDecoder:
         self._spans = []
         return [i for i, start in enumerate(prompt.image_starts) if start + self._image_tokens > self.reused]
 
-    def load(self, prompt: Prompt, features: Mapping[int, FloatArray]) -> None:
+    def load(self, prompt: Prompt, features: Mapping[int, Features]) -> None:
         """Take the features [Q, H] of the pictures that `begin` asked for."""
         self._spans = [(prompt.image_starts[i], rows) for i, rows in features.items()]
 
@@ -77,14 +77,15 @@ class SequenceDecoder:
         start = self._slot.cache.length
         end = min(start + self._chunk, self.sequence.prompt_length)
         embeds = self._embed(self.sequence.tokens[start:end])
+        pictures = []
         for first, rows in self._spans:
             low, high = max(first, start), min(first + len(rows), end)
             if low < high:
-                embeds[0, low - start : high - start] = rows[low - first : high - first]
+                pictures.append(Placed(rows, at=low - start, first=low - first, count=high - low))
         if end < self.sequence.prompt_length:
-            self._decode(embeds, 0)
+            self._decode(embeds, 0, pictures)
             return None
-        logits: FloatArray = self._decode(embeds, 1)[0]
+        logits: FloatArray = self._decode(embeds, 1, pictures)[0]
         return logits
 
     def step(self, proposed: IntArray) -> FloatArray:
@@ -139,14 +140,14 @@ class SequenceDecoder:
         embeds[0] = self._embedding[tokens]
         return embeds
 
-    def _decode(self, embeds: FloatArray, wanted: int) -> FloatArray:
+    def _decode(self, embeds: FloatArray, wanted: int, pictures: Iterable[Placed] = ()) -> FloatArray:
         """Compute embeds [1, T, H] behind what the cache holds; logits [wanted, V] of the last `wanted` tokens."""
         cache, count = self._slot.cache, embeds.shape[1]
         start = self._write_index[0] = cache.length
         positions = self._positions[:, start : start + count]
         try:
             logits = self._backend.decode(
-                cache, embeds, positions, self._write_index, self._wanted[:, count - wanted : count]
+                cache, embeds, positions, self._write_index, self._wanted[:, count - wanted : count], tuple(pictures)
             )
         except BaseException:
             cache.truncate(0)  # what it holds now is not known

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import numpy as np
-import numpy.typing as npt
-
-from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.base import Backend, Features
 from qwenvl_edge.image import Picture, Preprocessing, pixel_values
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class FeatureCache:
-    """Encodes pictures and keeps the features of the `capacity` last used ones, found again by content digest."""
+    """Encodes pictures; the features of the `capacity` last used ones stay where the backend wants them.
+
+    They are found again by the pictures' content digests.
+    """
 
     def __init__(self, backend: Backend, preprocessing: Preprocessing, capacity: int) -> None:
         self._backend = backend
         self._preprocessing = preprocessing
         self._capacity = capacity
-        self._kept: OrderedDict[str, FloatArray] = OrderedDict()
+        self._kept: OrderedDict[str, Features] = OrderedDict()
 
     def forget(self) -> None:
         """Drop all features."""
         self._kept.clear()
 
-    def get(self, picture: Picture) -> tuple[FloatArray, bool]:
+    def get(self, picture: Picture) -> tuple[Features, bool]:
         """Return the features [Q, H] of a picture and whether it had to be encoded for it."""
         missing = picture.digest not in self._kept
         if missing:
             # One at a time: a picture is work enough for every core, and what a cancellation waits for stays small.
             pixels = pixel_values(picture, self._preprocessing)
-            # A copy, which does not depend on a buffer of the backend.
-            self._kept[picture.digest] = self._backend.encode_images(pixels[None])[0].copy()
+            self._kept[picture.digest] = self._backend.keep_images(pixels[None])[0]
         self._kept.move_to_end(picture.digest)
         if len(self._kept) > self._capacity:
             self._kept.popitem(last=False)

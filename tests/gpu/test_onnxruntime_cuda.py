@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoding import assert_close, decode, rows_of_different_length
+from decoding import assert_close, decode, pictured, rows_of_different_length
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -34,6 +34,10 @@ def backends(bundle):
     return OnnxRuntimeCudaBackend(bundle), OnnxRuntimeBackend(bundle)
 
 
+def test_a_token_is_a_cuda_graph(backends):
+    assert backends[0].captures, backends[0].description
+
+
 def test_features(backends):
     size = backends[0].model.image_size
     pixels = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
@@ -50,6 +54,10 @@ def test_logits_of_prefill_steps_and_verification(backends):
         found += [decode(backend, cache, 1, write=304 + i, seed=20 + i) for i in range(3)]
         logits.append(np.concatenate(found, axis=1))
     assert_close(*logits)
+
+
+def test_a_picture_whose_features_stay_on_the_gpu(backends):
+    assert_close(*(pictured(backend) for backend in backends))
 
 
 def test_rows_of_different_length(backends):
@@ -71,4 +79,3 @@ def test_the_demo_picture(bundle):
     (box,) = engine.chat("Where is the red mug?", images=[PICTURE]).boxes
     assert box.label == "the red mug"
     assert engine.chat("汽车是什么颜色的?", images=[PICTURE]).text == "蓝色。"
-    print(engine.describe())  # noqa: T201 - tells whether ONNX Runtime captured a graph

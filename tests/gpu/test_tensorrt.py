@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from decoding import assert_close, decode, rows_of_different_length
+from decoding import assert_close, decode, pictured, rows_of_different_length
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.cuda_device import Cuda
 from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
 from qwenvl_edge.backends.selection import Request, select_backend
+from qwenvl_edge.backends.tensorrt import TensorRTBackend
 from qwenvl_edge.backends.tensorrt_library import installed_libraries
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.exporter import ExportPrecision, export
@@ -76,8 +78,25 @@ def test_logits_of_every_kind_of_call(backends):
     assert_close(*logits)
 
 
+def test_a_picture_whose_features_stay_on_the_gpu(backends):
+    assert_close(*(pictured(backend) for backend in backends))
+
+
 def test_rows_of_different_length(backends):
     assert_close(*(rows_of_different_length(backend) for backend in backends))
+
+
+def test_a_plan_without_weights(bundle, backends, request):
+    """Smaller, and the same logits with the weights that it finds in the bundle."""
+    sizes = [bundle.path.joinpath("plans", "local", "decoder.plan").stat().st_size]
+    plugin = request.getfixturevalue("plugin") if needs_plugin(installed_libraries()[0]) else None
+    limits = choose_limits(bundle, max_context=1024, max_batch=4, max_images=2, chunk=128)
+    plan = build(bundle, f"sm_{Cuda.open().compute_capability}", limits, plugin=plugin, strip=True)
+    sizes.append(plan.decoder.stat().st_size)
+    assert sizes[1] < sizes[0] / 2
+    stripped = TensorRTBackend(bundle, plan, installed_libraries()[0], Cuda.open())
+    assert_close(*(decode(backend, backend.new_cache(1, 512), 100) for backend in (stripped, backends[1])))
+    shutil.rmtree(plan.path)
 
 
 def test_against_pytorch(bundle):

@@ -26,6 +26,7 @@ class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
+    cudaMemcpyDefault = 4
 
 
 class cudaMemoryType(IntEnum):

@@ -171,6 +171,9 @@ class Machine:
                 raise UndefinedBehaviorError(f"pinned memory changed before {operation.name} had read it")
             operation.run()
             del stream.pending[0]
+            for later in stream.pending:  # what the GPU itself writes into pinned memory, later work may read
+                if any(self._overlap(a, b) for a in operation.writes for b in later.operation.reads):
+                    later.sums = self._sums(later.operation)
 
     def host_bytes(self, address: int, nbytes: int) -> np.ndarray:
         """Memory of the host at any address, pinned or not."""
@@ -196,6 +199,10 @@ class Machine:
             if self.is_pinned(place) and not any(self._block(place) is self._block(read) for read in operation.reads):
                 self.view(place)[:] = _GARBAGE  # what the host reads before it waits
         stream.pending.append(Launched(operation, sums))
+
+    @staticmethod
+    def _overlap(a: Range, b: Range) -> bool:
+        return a.address < b.address + b.nbytes and b.address < a.address + a.nbytes
 
     def _sums(self, operation: Operation) -> list[int]:
         return [zlib.crc32(self.view(place)) for place in operation.reads if self.is_pinned(place)]

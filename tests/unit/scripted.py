@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, check_copy, check_pixels, check_tokens
+from qwenvl_edge.backends.base import Backend, check_copy, check_pixels, check_tokens, splice
 from qwenvl_edge.bundle import (
     Bundle,
     EmbeddingInfo,
@@ -124,7 +124,8 @@ class ScriptedBackend(Backend):
         target.rows[:tokens] = source.rows[:tokens]
         target.length = max(target.length, tokens)
 
-    def decode(self, cache, inputs_embeds, position_ids, write_indices, logits_indices):
+    def decode(self, cache, inputs_embeds, position_ids, write_indices, logits_indices, pictures=()):
+        splice(inputs_embeds, pictures)
         check_tokens(
             self.model,
             cache,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
-from decoding import assert_close, decode
+from decoding import assert_close, decode, pictured
 from standin import onnxruntime_cuda, plans
 from standin.machine import Machine
 
@@ -66,6 +66,10 @@ def test_pictures(open_backend, reference):
     pixels = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
     backend, _ = open_backend()
     assert_close(backend.encode_images(pixels), reference.encode_images(pixels))
+
+
+def test_features_stay_on_the_gpu(open_backend, reference):
+    assert_close(*(pictured(backend) for backend in (open_backend()[0], reference)))
 
 
 def test_a_token_reserves_nothing_and_waits_once(open_backend):

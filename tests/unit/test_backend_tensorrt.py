@@ -8,11 +8,12 @@ import shutil
 
 import numpy as np
 import pytest
-from decoding import decode
+from decoding import decode, embeds, pictured
 from dialects import RUNNABLE
 from standin import plans
 from standin.machine import Machine
 
+from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.backends.cuda_device import Cuda
 from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
 from qwenvl_edge.backends.plans import Plan
@@ -23,7 +24,7 @@ from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError
 
 pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")
-HIDDEN, SIZE = 256, 56
+HIDDEN, SIZE, IMAGE_TOKENS = 256, 56, 256
 TOLERANCE = 1e-5
 
 
@@ -138,6 +139,50 @@ def test_a_copied_prefix_and_rows_of_a_batch(backend, reference):
 def test_pictures_go_through_in_as_many_runs_as_the_plan_needs(backend, reference, count):
     pixels = np.random.default_rng(0).normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
     assert_same(backend.encode_images(pixels), reference.encode_images(pixels))
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_features_stay_on_the_gpu(bundle, open_backend, reference, integrated):
+    """Kept features, whole and in parts, behind a prefix, over a call's tokens, also where a call is made in pieces."""
+    backend, _ = open_backend(bundle, integrated=integrated)
+    pixels = np.random.default_rng(3).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
+    logits = []
+    for side in (backend, reference):
+        features = side.keep_images(pixels)
+        assert [len(each) for each in features] == [IMAGE_TOKENS] * 2
+        side.keep_images(pixels[::-1])  # is not written over what was kept
+        cache = side.new_cache(1, 200)
+        calls = [(9, [Placed(features[0], 2, 0, 7)]), (1, [Placed(features[0], 0, 7, 1)])]
+        calls += [(150, [Placed(features[0], 0, 8, 8), Placed(features[1], 50, 0, 90)]), (1, [])]
+        for tokens, pictures in calls:
+            rows, start = embeds(side, tokens), cache.length
+            wanted = np.array([[tokens - 1]])
+            places = start + np.arange(tokens)[None]
+            logits.append(side.decode(cache, rows, places, np.array([start]), wanted, pictures))
+    assert_same(np.concatenate(logits[:4]), np.concatenate(logits[4:]))
+
+
+def test_a_picture_in_two_calls(backend, reference):
+    assert_same(pictured(backend), pictured(reference))
+
+
+def test_kept_features_are_copied_within_the_gpu_only(bundle, open_backend):
+    backend, machine = open_backend(bundle)
+    features = backend.keep_images(np.zeros((1, 3, SIZE, SIZE), np.float32))
+    cache, used = backend.new_cache(1, 128), machine.used_bytes
+    decode(backend, cache, 20)
+    machine.counts.clear()
+    pictures = [Placed(features[0], 0, 5, 40)]
+    call = (cache, embeds(backend, 40), 20 + np.arange(40)[None], np.array([20]), np.array([[0]]))
+    backend.decode(*call, pictures)
+    assert machine.counts == {"enqueues": 1, "copies": 3, "synchronizations": 1}  # inputs, features, logits
+    for at, first, count in ((1, 0, 40), (0, 250, 7), (-1, 0, 2), (0, 0, 0)):
+        with pytest.raises(BackendError, match=r"do not fit 40 tokens and 256 rows"):
+            backend.decode(*call, [Placed(features[0], at, first, count)])
+    with pytest.raises(BackendError, match="features of another backend"):
+        backend.decode(*call, [Placed(np.zeros((256, HIDDEN), np.float32), 0, 0, 1)])
+    del features, pictures
+    assert machine.used_bytes < used
 
 
 def test_results_are_not_overwritten_by_the_next_call(backend):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,23 @@ class Limits:
     max_batch: int | None = None
 
 
+class Features(Protocol):
+    """One picture's features [Q, H], where their backend keeps them; a NumPy array from a backend on the CPU."""
+
+    def __len__(self) -> int:
+        """Q."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Features in place of tokens of a call: `count` of their rows from `first` on, at the call's token `at`."""
+
+    features: Any  # Features, of this backend's own kind
+    at: int
+    first: int
+    count: int
+
+
 class Backend(ABC):
     """Runs a bundle's two graphs. B batch, T tokens of this call, K rows that need logits, V vocabulary.
 
@@ -44,6 +63,14 @@ class Backend(ABC):
         Raises:
             BackendError: wrong shape or dtype, the library failed, or the features hold NaN or infinity.
         """
+
+    def keep_images(self, pixel_values: FloatArray) -> Sequence[Features]:
+        """As encode_images, but the features stay where `decode` takes them from; each lives as long as it is held.
+
+        Raises:
+            BackendError: as encode_images.
+        """
+        return list(self.encode_images(pixel_values).copy())  # does not depend on a buffer of the backend
 
     @abstractmethod
     def new_cache(self, batch: int, capacity: int) -> KVCache:
@@ -78,6 +105,7 @@ class Backend(ABC):
         position_ids: IntArray,
         write_indices: IntArray,
         logits_indices: IntArray,
+        pictures: Sequence[Placed] = (),
     ) -> FloatArray:
         """Run T new tokens a row through the decoder, writing their keys and values into `cache`.
 
@@ -88,6 +116,8 @@ class Backend(ABC):
             write_indices: [B] int64, the cache row of each row's first token: the tokens it already holds. A smaller
                 value than before drops the tokens behind it.
             logits_indices: [B, K] int64, which of the T tokens need logits; K may be 0.
+            pictures: features from this backend's keep_images that take the places of tokens of the first row, whose
+                embeddings may be overwritten.
 
         Returns:
             Logits [B, K, V] float32. `cache.length` becomes max(write_indices) + T.
@@ -96,6 +126,33 @@ class Backend(ABC):
             BackendError: wrong shapes or dtypes, the library failed, or the logits hold NaN or infinity.
             ContextError: the tokens do not fit into the cache.
         """
+
+
+def check_placed(pictures: Sequence[Placed], tokens: int, kind: type[Features]) -> None:
+    """Check the pictures of a call of so many tokens; their features must be of a kind.
+
+    Raises:
+        BackendError: they are of another kind, or do not lie within the call or the features.
+    """
+    for picture in pictures:
+        if not isinstance(picture.features, kind):
+            raise BackendError(
+                "the pictures have features of another backend; encode them with this one's keep_images."
+            )
+        at, first, count = picture.at, picture.first, picture.count
+        if min(at, first, count - 1) < 0 or at + count > tokens or first + count > len(picture.features):
+            raise BackendError(
+                f"features {first}..{first + count - 1} at token {at} do not fit {tokens} tokens and "
+                f"{len(picture.features)} rows of features."
+            )
+
+
+def splice(inputs_embeds: FloatArray, pictures: Sequence[Placed]) -> None:
+    """Write features that are arrays over the embeddings of the first row. Raises BackendError as check_placed."""
+    check_placed(pictures, inputs_embeds.shape[1], np.ndarray)
+    for picture in pictures:
+        rows = picture.features[picture.first : picture.first + picture.count]
+        inputs_embeds[0, picture.at : picture.at + picture.count] = rows
 
 
 def check_pixels(model: ModelInfo, pixel_values: FloatArray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,40 @@ from qwenvl_edge.backends.base import (
     Backend,
     FloatArray,
     IntArray,
+    Placed,
     check_copy,
     check_finite,
     check_pixels,
+    check_placed,
     check_tokens,
 )
 from qwenvl_edge.backends.cuda_cache import CacheMemory
-from qwenvl_edge.backends.cuda_device import Cuda, Stream
+from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
 
 Inputs = Mapping[str, npt.NDArray[Any]]
+
+
+class DeviceFeatures:
+    """One picture's features [Q, H] float32 in the GPU's memory."""
+
+    def __init__(self, cuda: Cuda, rows: int, width: int):
+        self.row_bytes = 4 * width
+        self.memory = DeviceMemory(cuda, rows * self.row_bytes)
+
+    def __len__(self) -> int:
+        """Q."""
+        return self.memory.nbytes // self.row_bytes
+
+
+def splice(stream: Stream, inputs_embeds: int, pictures: Sequence[Placed]) -> None:
+    """Put features over the embeddings at an address, once the stream gets there."""
+    for picture in pictures:
+        features: DeviceFeatures = picture.features
+        row = features.row_bytes
+        source = features.memory.address + picture.first * row
+        stream.copy(inputs_embeds + picture.at * row, source, picture.count * row)
 
 
 class CudaBackend(Backend):
@@ -34,9 +57,14 @@ class CudaBackend(Backend):
         self.cuda = cuda
         self.stream = Stream(cuda)
 
+    @property
     @abstractmethod
-    def _encode(self, pixel_values: FloatArray) -> FloatArray:
-        """Checked pictures -> features, unchecked."""
+    def _most_images(self) -> int | None:
+        """How many pictures _encode takes at once; None: any number."""
+
+    @abstractmethod
+    def _encode(self, pixel_values: FloatArray) -> Staging:
+        """Checked pictures -> features [N, Q, H] at the beginning of a buffer, unchecked, waited for."""
 
     @abstractmethod
     def _memory(self, batch: int, capacity: int) -> CacheMemory:
@@ -47,15 +75,35 @@ class CudaBackend(Backend):
         """What a cache at that memory is run with; its `memory` is the argument."""
 
     @abstractmethod
-    def _decode(self, cache: KVCache, inputs: Inputs) -> FloatArray:
+    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
         """Checked inputs of decode -> logits, unchecked. What it puts on the stream it waits for."""
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """See Backend.encode_images."""
         check_pixels(self.model, pixel_values)
-        features = self._encode(np.ascontiguousarray(pixel_values))
+        most = self._most_images or len(pixel_values)
+        starts = range(0, len(pixel_values), most)
+        features = [self._features(pixel_values[start : start + most])[0].copy() for start in starts]
+        return np.concatenate(features)
+
+    def keep_images(self, pixel_values: FloatArray) -> list[DeviceFeatures]:
+        """See Backend.keep_images."""
+        check_pixels(self.model, pixel_values)
+        kept = []
+        for pixels in pixel_values:
+            _, source = self._features(pixels[None])
+            features = DeviceFeatures(self.cuda, self.model.image_tokens, self.model.hidden_size)
+            self.stream.copy(features.memory.address, source, features.memory.nbytes)
+            self.stream.synchronize()
+            kept.append(features)
+        return kept
+
+    def _features(self, pixel_values: FloatArray) -> tuple[FloatArray, int]:
+        """Checked features, where the host and where the GPU sees them until the next call."""
+        output = self._encode(np.ascontiguousarray(pixel_values))
+        features = output.view((len(pixel_values), self.model.image_tokens, self.model.hidden_size))
         check_finite(features, "image features")
-        return features
+        return features, output.address
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """See Backend.new_cache."""
@@ -87,6 +135,7 @@ class CudaBackend(Backend):
         position_ids: IntArray,
         write_indices: IntArray,
         logits_indices: IntArray,
+        pictures: Sequence[Placed] = (),
     ) -> FloatArray:
         """See Backend.decode."""
         inputs: Inputs = {
@@ -96,7 +145,8 @@ class CudaBackend(Backend):
             "logits_indices": logits_indices,
         }
         check_tokens(self.model, cache, **inputs)
-        logits = self._decode(cache, inputs)
+        check_placed(pictures, inputs_embeds.shape[1], DeviceFeatures)
+        logits = self._decode(cache, inputs, pictures)
         try:
             check_finite(logits, "logits")
         except BackendError:

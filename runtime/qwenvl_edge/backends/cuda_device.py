@@ -115,9 +115,9 @@ class Staging:
             end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
         return addresses, end
 
-    def read(self, shape: tuple[int, ...]) -> FloatArray:
-        """The float32 array at the beginning, as a copy."""
-        array: FloatArray = self.host[: 4 * math.prod(shape)].view(np.float32).reshape(shape).copy()
+    def view(self, shape: tuple[int, ...]) -> FloatArray:
+        """The float32 array at the beginning, which the next call overwrites."""
+        array: FloatArray = self.host[: 4 * math.prod(shape)].view(np.float32).reshape(shape)
         return array
 
     def upload(self, stream: Stream, nbytes: int) -> None:
@@ -159,6 +159,11 @@ class Stream:
         copy = self._api.cudaMemcpy2DAsync
         if row_bytes:
             self._cuda.call("copy", copy, *target, *source, row_bytes, rows, kind, self._stream)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy between two addresses that the GPU sees, in its own memory or in mapped memory of the host."""
+        default = self._api.cudaMemcpyKind.cudaMemcpyDefault
+        self._cuda.call("copy", self._api.cudaMemcpyAsync, target, source, nbytes, default, self._stream)
 
     def clear(self, address: int, nbytes: int) -> None:
         """Fill memory of the GPU with zeros."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,12 @@ from qwenvl_edge.backends.base import (
     Backend,
     FloatArray,
     IntArray,
+    Placed,
     check_copy,
     check_finite,
     check_pixels,
     check_tokens,
+    splice,
 )
 from qwenvl_edge.bundle import FLOAT_CACHE, Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
@@ -163,6 +165,7 @@ class OnnxRuntimeBackend(Backend):
         position_ids: IntArray,
         write_indices: IntArray,
         logits_indices: IntArray,
+        pictures: Sequence[Placed] = (),
     ) -> FloatArray:
         """See Backend.decode."""
         check_tokens(
@@ -173,6 +176,7 @@ class OnnxRuntimeBackend(Backend):
             write_indices=write_indices,
             logits_indices=logits_indices,
         )
+        splice(inputs_embeds, pictures)
         tokens = inputs_embeds.shape[1]
         if self.dialect == ONNXRUNTIME and cache.batch > 1 and tokens > 1 and write_indices.any():
             raise BackendError(

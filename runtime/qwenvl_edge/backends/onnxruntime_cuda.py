@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import FloatArray
-from qwenvl_edge.backends.cuda_backend import CudaBackend, Inputs
+from qwenvl_edge.backends.base import FloatArray, Placed
+from qwenvl_edge.backends.cuda_backend import CudaBackend, Inputs, splice
 from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, CacheMemory, CacheTensor
 from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, Staging, Stream
 from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, TOTAL, cache_note, failed
@@ -74,7 +75,11 @@ class OnnxRuntimeCudaBackend(CudaBackend):
             + cache_note(bundle)
         )
 
-    def _encode(self, pixel_values: FloatArray) -> FloatArray:
+    @property
+    def _most_images(self) -> None:
+        return None
+
+    def _encode(self, pixel_values: FloatArray) -> Staging:
         shape = (len(pixel_values), self.model.image_tokens, self.model.hidden_size)
         binding = self._vision.io_binding()
         return self._large.run(self._vision, binding, {"pixel_values": pixel_values}, "image_features", shape)
@@ -84,7 +89,7 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         head_dim = self.model.head_dim
         return CacheMemory(self.cuda, self.stream, self._tensors, batch=batch, capacity=capacity, head_dim=head_dim)
 
-    def _decode(self, cache: KVCache, inputs: Inputs) -> FloatArray:
+    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
         (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
         length = int(inputs["write_indices"].max()) + tokens
         if tokens > 1 and batch > 1 and length > tokens:
@@ -103,7 +108,9 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         buffers.memory.use_tables(cache)
         buffers.binding.bind_cpu_input(TOTAL, total)
         graph = (str(buffers.graph) if captured else _NOT_CAPTURED) if self.captures else None
-        return exchange.run(self._decoder, buffers.binding, inputs, "logits", shape, graph)[:, :rows]
+        output = exchange.run(self._decoder, buffers.binding, inputs, "logits", shape, graph, pictures)
+        logits: FloatArray = output.view(shape)[:, :rows].copy()
+        return logits
 
     def _buffers(self, memory: CacheMemory) -> _Buffers:
         binding = self._decoder.io_binding()
@@ -150,8 +157,11 @@ class _Exchange:
         output: str,
         shape: tuple[int, ...],
         graph: str | None = None,
-    ) -> FloatArray:
-        """Run on arrays; the float32 output of `shape`. graph: ONNX Runtime's gpu_graph_id.
+        pictures: Sequence[Placed] = (),
+    ) -> Staging:
+        """Run on arrays; the float32 output of `shape`, at the beginning of a buffer that the next run overwrites.
+
+        graph: ONNX Runtime's gpu_graph_id. pictures: features to put over inputs_embeds.
 
         Raises:
             BackendError: ONNX Runtime or CUDA failed.
@@ -166,13 +176,15 @@ class _Exchange:
         if graph is not None:
             options.add_run_config_entry("gpu_graph_id", graph)
         self._inputs.upload(self._stream, used)
+        if pictures:
+            splice(self._stream, addresses["inputs_embeds"], pictures)
         try:
             session.run_with_iobinding(binding, options)
         except Exception as error:
             raise failed(f"compute the {output.replace('_', ' ')}", error) from None
         self._output.download(self._stream, 4 * math.prod(shape))
         self._stream.synchronize()
-        return self._output.read(shape)
+        return self._output
 
     def _reserve(self, inputs: Inputs, shape: tuple[int, ...]) -> None:
         if (needed := sum(array.nbytes + ALIGNMENT for array in inputs.values())) > len(self._inputs.host):

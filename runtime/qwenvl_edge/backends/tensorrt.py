@@ -7,12 +7,13 @@ down and waits once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from qwenvl_edge.backends.base import FloatArray, Limits
+from qwenvl_edge.backends.base import FloatArray, Limits, Placed
 from qwenvl_edge.backends.cuda_backend import CudaBackend, Inputs
 from qwenvl_edge.backends.cuda_cache import CacheMemory
-from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory
+from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Staging
 from qwenvl_edge.backends.plans import REFIT_GRAPHS, Plan
 from qwenvl_edge.backends.tensorrt_decoder import CacheBuffers, PlanDecoder
 from qwenvl_edge.backends.tensorrt_engine import Engine, Refit
@@ -54,7 +55,11 @@ class TensorRTBackend(CudaBackend):
         self._vision = PlanVision(vision, plan, self.model, cuda, self.stream, scratch)
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
 
-    def _encode(self, pixel_values: FloatArray) -> FloatArray:
+    @property
+    def _most_images(self) -> int:
+        return self._vision.most
+
+    def _encode(self, pixel_values: FloatArray) -> Staging:
         return self._vision.encode(pixel_values)
 
     def _memory(self, batch: int, capacity: int) -> CacheMemory:
@@ -64,8 +69,8 @@ class TensorRTBackend(CudaBackend):
     def _buffers(self, memory: CacheMemory) -> CacheBuffers:
         return CacheBuffers(memory)
 
-    def _decode(self, cache: KVCache, inputs: Inputs) -> FloatArray:
-        return self._decoder.run(cache, inputs)
+    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
+        return self._decoder.run(cache, inputs, pictures)
 
 
 def _refit(bundle: Bundle, plan: Plan, path: Path) -> Refit | None:

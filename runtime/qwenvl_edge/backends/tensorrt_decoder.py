@@ -10,13 +10,13 @@ another cache or another number of tokens comes. All of them work in the same sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qwenvl_edge.backends.base import FloatArray
-from qwenvl_edge.backends.cuda_backend import Inputs
+from qwenvl_edge.backends.base import FloatArray, Placed
+from qwenvl_edge.backends.cuda_backend import Inputs, splice
 from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, ROPE_TABLES, CacheMemory, CacheTensor
 from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
 from qwenvl_edge.backends.plans import Plan
@@ -30,7 +30,7 @@ STANDARD = "standard"  # the dialect of TensorRT's own cache layers
 
 @dataclass(frozen=True)
 class Call:
-    """One shape of call on a context where everything is bound: inputs up, the engine, logits down."""
+    """One call on a context where everything is bound: inputs up, features over them, the engine, logits down."""
 
     context: Context
     stream: Stream
@@ -38,10 +38,13 @@ class Call:
     input_bytes: int
     logits: Staging
     logits_bytes: int
+    embeds: int  # address of inputs_embeds
+    pictures: Sequence[Placed] = ()
 
     def enqueue(self) -> None:
         """Put it on the stream."""
         self.inputs.upload(self.stream, self.input_bytes)
+        splice(self.stream, self.embeds, self.pictures)
         self.context.enqueue()
         self.logits.download(self.stream, self.logits_bytes)
 
@@ -125,8 +128,8 @@ class PlanDecoder:
             head_dim=self._model.head_dim,
         )
 
-    def run(self, cache: KVCache, inputs: Inputs) -> FloatArray:
-        """Inputs as in Backend.decode: logits [B, K, V], a copy of their own.
+    def run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed] = ()) -> FloatArray:
+        """Inputs and pictures as in Backend.decode: logits [B, K, V], a copy of their own.
 
         A call of one row that no profile takes is made in several.
 
@@ -136,16 +139,16 @@ class PlanDecoder:
         (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
         profile = self._profile(tokens, max(rows, 1))
         if profile is not None:
-            return self._run(cache, inputs, profile)
+            return self._run(cache, inputs, pictures, profile)
         if batch > 1:
             known = ", ".join(f"{p.tokens[2]} with {p.rows[2]}" for p in self._plan.manifest.profiles.values())
             raise BackendError(
                 f"{tokens} tokens of {batch} rows with {rows} logits each fit no profile of the plan, which take up to "
                 f"{known}; compute the rows one at a time."
             )
-        return self._run_pieces(cache, inputs)
+        return self._run_pieces(cache, inputs, pictures)
 
-    def _run_pieces(self, cache: KVCache, inputs: Inputs) -> FloatArray:
+    def _run_pieces(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
         """One row's call in pieces that the profile with the most tokens takes."""
         largest = self._profiles[-1][1]
         wanted, order = np.unique(inputs["logits_indices"][0], return_inverse=True)
@@ -159,28 +162,30 @@ class PlanDecoder:
                 "write_indices": inputs["write_indices"] + start,
                 "logits_indices": inside[None, inside < end] - start,
             }
-            logits.append(self.run(cache, piece))
+            logits.append(self.run(cache, piece, list(_within(pictures, start, end))))
             start = end
         whole: FloatArray = np.concatenate(logits, axis=1)[:, order]
         return whole
 
-    def _run(self, cache: KVCache, inputs: Inputs, profile: str) -> FloatArray:
+    def _run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], profile: str) -> FloatArray:
         (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
         if not rows:  # the plan has no profile without logits
             inputs = {**inputs, "logits_indices": np.zeros((batch, 1), np.int64)}
         buffers: CacheBuffers = cache.buffers
         buffers.memory.use_tables(cache)
         addresses, used = self._inputs.write(inputs)
-        if tokens > 1 or rows > 1:
+        if tokens > 1 or rows > 1 or pictures:
             if profile not in self._shared:
                 self._shared[profile] = self._context(profile)
-            self._call(self._shared[profile], buffers.memory, inputs, addresses, used).enqueue()
+            call = self._call(self._shared[profile], buffers.memory, inputs, addresses, used)
+            replace(call, pictures=pictures).enqueue()
         else:
             if buffers.step is None:
                 buffers.step = Step(self._call(self._context(profile), buffers.memory, inputs, addresses, used))
             buffers.step.run()
         self._stream.synchronize()
-        return self._logits.read((batch, max(rows, 1), self._model.vocab_size))[:, :rows]
+        logits: FloatArray = self._logits.view((batch, max(rows, 1), self._model.vocab_size))[:, :rows].copy()
+        return logits
 
     def _call(
         self, context: Context, memory: CacheMemory, inputs: Inputs, addresses: Mapping[str, int], used: int
@@ -188,7 +193,8 @@ class PlanDecoder:
         shapes = {name: array.shape for name, array in inputs.items()} | memory.shapes
         context.bind(shapes, {**addresses, **memory.addresses, "logits": self._logits.address})
         logits_bytes = 4 * inputs["logits_indices"].size * self._model.vocab_size
-        return Call(context, self._stream, self._inputs, used, self._logits, logits_bytes)
+        embeds = addresses["inputs_embeds"]
+        return Call(context, self._stream, self._inputs, used, self._logits, logits_bytes, embeds)
 
     def _context(self, profile: str) -> Context:
         index = self._plan.manifest.profiles[profile].index
@@ -211,3 +217,11 @@ class PlanDecoder:
             self._engine.check_in_place(zip(past, presents, strict=True))
         if len(past) < 2 * self._model.num_layers:
             raise BackendError(f'"{self._engine.path}" has the caches of other layers than the bundle.')
+
+
+def _within(pictures: Sequence[Placed], start: int, end: int) -> Iterator[Placed]:
+    """What of the pictures lies in the tokens start..end - 1, counted from there."""
+    for picture in pictures:
+        low, high = max(picture.at, start), min(picture.at + picture.count, end)
+        if low < high:
+            yield Placed(picture.features, low - start, picture.first + low - picture.at, high - low)
