@@ -37,8 +37,9 @@ def test_the_example_dataflow_answers(nano, tmp_path):
     text = flow.read_text().replace("../../out/nano", str(nano)).replace("../../models/nano/demo.png", str(picture))
     flow.write_text(text)
     command = [str(DORA), "run", str(flow), "--stop-after", "90s"]
+    quiet = {"RUST_BACKTRACE": "0", "RUST_LIB_BACKTRACE": "0"}  # else the reason is lost in front of Rust's stack
     path = f"{DORA.parent}{os.pathsep}{os.environ['PATH']}"
-    activated = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": path, "RUST_BACKTRACE": "0", "RUST_LIB_BACKTRACE": "0"}
+    activated = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": path, **quiet}
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path, env=activated)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     lines = [json.loads(line) for line in re.findall(r"stdout printer:\s+(\{.*\})", run.stdout + run.stderr)]
