@@ -91,9 +91,9 @@ def test_any_row(eighths: list[int], temperature: float, top_k: int, top_p: floa
     ids, probabilities = Sampler(params).distribution(logits)
     wanted_ids, wanted = reference(logits, params, [], 0)
     difference = np.setxor1d(ids, wanted_ids)
-    # Ids may differ only where float32 cannot tell: exact ties at a limit, or weights that vanish beside the largest.
+    # Ids may differ only where numbers cannot tell: exact ties at a limit, or weights that vanish in a float64 sum.
     everything = softmax(logits.astype(np.float64) / temperature)
-    assert len(difference) <= 1 or everything[difference].max() < 1e-30
+    assert len(difference) <= 1 or everything[difference].max() < 1e-15
     if len(difference) == 0:
         np.testing.assert_allclose(probabilities, wanted, rtol=1e-4, atol=1e-12)
 
