@@ -193,6 +193,27 @@ def serving() -> str:
     return f"{table(head, rows)}\n{said}"
 
 
+def scale() -> str:
+    """Exporting the full-size model, and a model of 1.1 billion weights beside PyTorch."""
+    whole, small = load("export-full-int4"), load("latency-1b")
+    head, asked = whole["headline"], whole["details"]["answer"]
+    times = small["details"]["milliseconds"]
+    columns = ("int4", "int4-128", "int8", "int8-128", "torch-fp32", "torch-bf16")
+    names = {"vision": "a picture, ms", "prefill": "prefill of 288 tokens, ms", "decode": "a token, ms"}
+    rows = [[name, *[number(times[each][stage]["median"]) for each in columns]] for stage, name in names.items()]
+    share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
+    rows.append(["share of the read bandwidth at a token", *map(number, share.values()), "", ""])
+    said = prose(
+        f"({conditions('latency-1b')}.)",
+        f"The full-size model ({head['parameters']:,} random weights) is exported to int4 in {head['seconds']:.0f} s,",
+        f"with {head['peak_anonymous_gb']:.2f} GB of memory beside mapped files; its bundle of {head['disk_gb']:.1f} GB",
+        f"answers about a picture on the CPU with {asked['peak_anonymous_gb']:.1f} GB.",
+        f"({conditions('export-full-int4')}.)",
+    )
+    titles = ["", "int4", "int4, blocks of 128", "int8", "int8, blocks of 128", "PyTorch fp32", "PyTorch bf16"]
+    return f"{table(titles, rows)}\n{said}"
+
+
 def answers() -> str:
     """What the nano model answers, task by task."""
     tasks = load("accuracy")["details"]["tasks"]["fp32"]
@@ -223,7 +244,7 @@ def precisions() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (latency, conversation, serving, core, footprint, answers, promises, precisions)
+    f.__name__: f for f in (latency, conversation, serving, core, footprint, scale, answers, promises, precisions)
 }
 
 
