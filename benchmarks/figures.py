@@ -207,7 +207,8 @@ def scale() -> str:
         f"({conditions('latency-1b')}.)",
         f"The full-size model ({head['parameters']:,} random weights) is exported to int4 in {head['seconds']:.0f} s,",
         f"with {head['peak_anonymous_gb']:.2f} GB of memory beside mapped files;",
-        f"its bundle of {head['disk_gb']:.1f} GB answers about a picture on the CPU with {asked['peak_anonymous_gb']:.1f} GB.",
+        f"its bundle of {head['disk_gb']:.1f} GB answers about a picture on the CPU",
+        f"with {asked['peak_anonymous_gb']:.1f} GB.",
         f"({conditions('export-full-int4')}.)",
     )
     titles = ["", "int4", "int4, blocks of 128", "int8", "int8, blocks of 128", "PyTorch fp32", "PyTorch bf16"]
