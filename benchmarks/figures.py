@@ -165,11 +165,19 @@ def footprint() -> str:
     largest = ", ".join(f"{name.partition(' ')[0]} {size:.0f} MB" for name, size in sizes[:3])
     headline = found["headline"]
     times = {name: f"{times['median']:.0f} ms" for name, times in found["details"]["import_ms"].items()}
+    wheels = load("pythons")["headline"] | load("arm64")["headline"]
+    tried = [
+        f"{name} ({run['tests']['passed']}/{run['tests']['failed']})"
+        for name, run in wheels.items()
+        if len(set(run["answers_equal"].split(" of "))) == 1
+    ]
     return prose(
         f"`pip install qwenvl-edge` installs {headline['packages']} packages, {headline['installed_mb']:.0f} MB",
         f"({largest}; its own {headline['own_mb']:.1f} MB). `import qwenvl_edge` takes {times['import qwenvl_edge']},",
         f"with `QwenVLEngine` {times['import QwenVLEngine']}, of which ONNX Runtime {times['import onnxruntime']}.",
         f"({conditions('install_size')}.)",
+        "Wheels that were built, installed and gave the same answers as here, tests of the native core passed/failed:",
+        f"{'; '.join(tried)}.",
     )
 
 
@@ -238,10 +246,11 @@ def precisions() -> str:
     result = load("accuracy-precisions")
     found = result["headline"]
     rows = [[name, *[f"{figures[key]:.3g}" for figures in found.values()]] for key, (name, _, _) in PROMISES.items()]
+    lost = [f"{figures['worst_loss_points']:.1f} ± {figures['worst_loss_error']:.1f}" for figures in found.values()]
+    rows.append(["points lost on the worst task (standard error)", *lost])
     count = result["details"]["count_per_task_and_language"]
-    return (
-        f"{table(['', *found], rows)}\n({count} questions a task and language; {conditions('accuracy-precisions')}.)\n"
-    )
+    said = prose(f"({count} questions a task and language; {conditions('accuracy-precisions')}.)")
+    return f"{table(['', *found], rows)}\n{said}"
 
 
 MAKERS: dict[str, Callable[[], str]] = {

@@ -155,6 +155,12 @@ def splice(inputs_embeds: FloatArray, pictures: Sequence[Placed]) -> None:
         inputs_embeds[0, picture.at : picture.at + picture.count] = rows
 
 
+def check_cache_size(batch: int, capacity: int) -> None:
+    """Check what new_cache was given. Raises BackendError where it is less than one row or token."""
+    if batch < 1 or capacity < 1:
+        raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
+
+
 def check_pixels(model: ModelInfo, pixel_values: FloatArray) -> None:
     """Check what encode_images was given.
 

@@ -15,6 +15,7 @@ from qwenvl_edge.backends.base import (
     FloatArray,
     IntArray,
     Placed,
+    check_cache_size,
     check_copy,
     check_finite,
     check_pixels,
@@ -107,8 +108,7 @@ class CudaBackend(Backend):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """See Backend.new_cache."""
-        if batch < 1 or capacity < 1:
-            raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
+        check_cache_size(batch, capacity)
         memory = self._memory(batch, capacity)
         return KVCache(self.model, batch=batch, capacity=capacity, buffers=self._buffers(memory))
 

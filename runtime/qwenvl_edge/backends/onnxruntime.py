@@ -34,6 +34,7 @@ from qwenvl_edge.backends.base import (
     FloatArray,
     IntArray,
     Placed,
+    check_cache_size,
     check_copy,
     check_finite,
     check_pixels,
@@ -120,8 +121,7 @@ class OnnxRuntimeBackend(Backend):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """See Backend.new_cache. What the graph names as past, touched as it fills."""
-        if batch < 1 or capacity < 1:
-            raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
+        check_cache_size(batch, capacity)
         try:
             arrays = {
                 name: np.zeros((batch, heads, capacity, *rest), dtype)
