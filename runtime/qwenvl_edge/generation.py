@@ -44,6 +44,7 @@ class Generation:
         self._options = options
         self._matcher = matcher
         self._sampler = Sampler(options.sampling)
+        self._allowed: npt.NDArray[np.bool_] | None = None
         self.new_tokens = 0
         self.forced_tokens = 0
         self.proposed_tokens = 0
@@ -113,15 +114,22 @@ class Generation:
             token = sampler.sample(logits, sequence.tokens)
             if matcher.allows(token):
                 return token
-        return sampler.sample(logits, sequence.tokens, allowed=matcher.allowed())
+        allowed = matcher.allowed() if self._allowed is None else self._allowed
+        return sampler.sample(logits, sequence.tokens, allowed=allowed)
 
     def _take_forced(self) -> bool:
         """Take what must come next, if anything; return whether there was something."""
-        forced = [] if self._matcher is None or self.finish_reason else self._matcher.forced()
+        self._allowed = None
+        if self._matcher is None:
+            return False
+        forced = [] if self.finish_reason else self._matcher.forced()
         for token in forced:
             if self.finish_reason is None:
                 self._take(token)
                 self.forced_tokens += 1
+        if not (self._options.greedy or self.finish_reason):
+            # Now, since the matcher's code and data will have left the caches when the next logits are there.
+            self._allowed = self._matcher.allowed()
         return bool(forced)
 
     def _take(self, token: int) -> None:
