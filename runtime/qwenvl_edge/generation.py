@@ -88,8 +88,8 @@ class Generation:
         self.piece = ""
         known = self.new_tokens
         self._take(self._draw(logits))
-        now = time.perf_counter()
         self._take_forced()
+        now = time.perf_counter()
         self.token_ms += [(now - clock) * 1e3, *[0.0] * (self.new_tokens - known - 1)]
         return now
 
