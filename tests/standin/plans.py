@@ -82,6 +82,20 @@ def change_manifest(folder: Path, **changes) -> None:
     dataclasses.replace(manifest, **changes).write(folder)
 
 
+def rewrite(bundle: Bundle, name: str, data: bytes) -> None:
+    """Replace a file of the plan "local", with its hash in the manifest."""
+    folder = bundle.path / PLANS_FOLDER / "local"
+    (folder / name).write_bytes(data)
+    files = {p.name: FileInfo(p.stat().st_size, sha256(p)) for p in folder.iterdir() if p.suffix != ".json"}
+    change_manifest(folder, files=files)
+
+
+def edit_engine(bundle: Bundle, name: str, **changes) -> None:
+    """Change what an engine of the plan "local" is."""
+    head, plan = (bundle.path / PLANS_FOLDER / "local" / name).read_bytes().split(b"\n", 1)
+    rewrite(bundle, name, head + b"\n" + json.dumps(json.loads(plan) | changes).encode())
+
+
 def install(monkeypatch, machine: Machine, *, version: str = VERSION) -> ModuleType:
     """Let `import tensorrt` and `from cuda.bindings import runtime` find the stand-in; return the former."""
     packages = [ModuleType("cuda"), ModuleType("cuda.bindings"), cuda_runtime.make_module(machine)]
