@@ -58,7 +58,7 @@ def write_plan(
             plan = json.loads((folder / engine).read_bytes().removeprefix(tensorrt_api.MAGIC)) | {"stripped": True}
             (folder / engine).write_bytes(tensorrt_api.MAGIC + json.dumps(plan).encode())
     if plugin:
-        (folder / plugin_file(plugin)).write_bytes(b"a library")
+        (folder / plugin_file(plugin)).write_bytes(tensorrt_api.PLUGIN)
     manifest = PlanManifest(
         format=FORMAT,
         target=target,

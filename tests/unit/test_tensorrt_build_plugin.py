@@ -169,7 +169,7 @@ class Recorder:
     """Stands in for TensorRT 10.3: notes the plugins that are loaded and the settings of every build."""
 
     def __init__(self):
-        self.loaded, self.previews = [], []
+        self.loaded, self.previews, self.timings = [], [], []
         self.BuilderFlag = SimpleNamespace(TF32="tf32")
         self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
         self.PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
@@ -177,7 +177,10 @@ class Recorder:
         self.IProgressMonitor = object
 
     def get_plugin_registry(self):
-        return SimpleNamespace(load_library=lambda path: self.loaded.append(path) or "handle")
+        return SimpleNamespace(
+            load_library=lambda path: self.loaded.append(path) or "handle",
+            get_creator=lambda name, version, space: (name, version, space) == ("KVCacheAttention", "1", "") or None,
+        )
 
     def create_builder_config(self):
         return SimpleNamespace(
@@ -185,7 +188,7 @@ class Recorder:
             set_preview_feature=lambda feature, on: self.previews.append((feature, on)),
             add_optimization_profile=lambda profile: None,
             create_timing_cache=lambda data: data,
-            set_timing_cache=lambda cache, force: None,
+            set_timing_cache=lambda cache, force: self.timings.append(cache) or cache == b"",
             get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"timings"),
         )
 
@@ -213,6 +216,8 @@ def test_a_plan_with_the_plugin(fp16, tmp_path, monkeypatch):
     plugin = tmp_path / "libqwenvl_tensorrt_plugin.so"
     plugin.write_bytes(b"a library")
     plan = build_module.build(fp16, "orin", PlanLimits(CAPACITY, 1, 1, 16), plugin=plugin)
+    # This TensorRT says that the timings of the picture side are of another GPU; the decoder goes on with new ones.
+    assert recorder.timings == [b"", b"timings", b""]
     assert plan == Plan.open(fp16, "orin")
     assert (plan.manifest.dialect, plan.manifest.plugin) == ("plugin", "libqwenvl_tensorrt_plugin.so 1")
     assert set(plan.manifest.files) == {VISION_PLAN, DECODER_PLAN, plugin.name}

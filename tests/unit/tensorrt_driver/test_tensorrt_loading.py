@@ -84,6 +84,14 @@ def test_the_plugin_is_registered_once_before_the_engines_are_loaded(tiny_bundle
         library.load_plugin("liblost.so 1", folder)
 
 
+def test_another_version_of_the_plugins_op(tiny_bundle, tmp_path, open_backend):
+    shutil.copytree(tiny_bundle.path, tmp_path / "own")
+    bundle = Bundle.open(tmp_path / "own")
+    plans.write_plan(bundle, plugin="libnewer.so 2")
+    with pytest.raises(BackendError, match=r'libnewer\.so" has no KVCacheAttention of version 2; compile this version'):
+        open_backend(bundle)
+
+
 def test_a_plan_without_weights_takes_them_from_the_bundle(tiny_bundle, tmp_path, open_backend, reference):
     shutil.copytree(tiny_bundle.path, tmp_path / "own")
     bundle = Bundle.open(tmp_path / "own")
