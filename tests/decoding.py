@@ -63,3 +63,13 @@ def rows_of_different_length(backend: Backend) -> np.ndarray:
 def assert_close(found: np.ndarray, expected: np.ndarray, share: float = 0.01) -> None:
     """Check that values differ by no more than a share of the largest one; 1 % is what fp16 leaves open."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=share * float(np.abs(expected).max()))
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    """Check that values are the same but for the order of float32 sums."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def both(*backends: Backend, batch: int = 1, capacity: int = 64) -> list[tuple[Backend, KVCache]]:
+    """Each backend with a new cache."""
+    return [(side, side.new_cache(batch, capacity)) for side in backends]

@@ -19,7 +19,18 @@ GRAPH = """
 attention (float[B,T,W] qkv, {cache}[B,KVH,C,D] past_key, {cache}[B,KVH,C,D] past_value, float[C,R] rope_cos,
            float[C,R] rope_sin, int64[B,T] position_ids, int64[B] write_indices, float[B,T] logn_scale{scale_inputs})
     => (float[B,T,O] out, {cache}[B,KVH,C,D] key, {cache}[B,KVH,C,D] value{scale_outputs})
-{{
+{{{body}}}
+"""
+
+FUNCTION = """
+<opset_import: ["": 24], domain: "{domain}">
+KVCacheAttention <num_heads, num_kv_heads, head_dim, int8_cache, plugin_version>
+    (qkv, past_key, past_value, rope_cos, rope_sin, position_ids, write_indices, logn_scale{scale_inputs})
+    => (out, key, value{scale_outputs})
+{{{body}}}
+"""
+
+BODY = """
     sizes = Constant <value_ints = [{query}, {kv}, {kv}]> ()
     q, k, v = Split <axis = 2> (qkv, sizes)
     q_turned = RotaryEmbedding <num_heads = {heads}> (q, rope_cos, rope_sin, position_ids)
@@ -56,7 +67,6 @@ attention (float[B,T,W] qkv, {cache}[B,KVH,C,D] past_key, {cache}[B,KVH,C,D] pas
     joined = Transpose <perm = [0, 2, 1, 3]> (attended)
     out_shape = Constant <value_ints = [0, 0, {query}]> ()
     out = Reshape (joined, out_shape)
-}}
 """
 
 WRITE_FLOAT = """
@@ -88,25 +98,39 @@ WRITE_INT8 = """
 """
 
 
-def graph(case: Case) -> str:
-    """The definition for a case, in ONNX's text form."""
-    rounded = FLOAT_TYPES[case.dtype]
+def body(heads: int, kv_heads: int, head_dim: int, rounded: int, *, int8: bool) -> str:
+    """What the op computes; `rounded` is ONNX's number of the type that its floats have."""
     write = "".join(
-        (WRITE_INT8 if case.int8 else WRITE_FLOAT).format(side=side, initial=initial, rounded=rounded)
+        (WRITE_INT8 if int8 else WRITE_FLOAT).format(side=side, initial=initial, rounded=rounded)
         for side, initial in SIDES
     )
-    scales = [f"float[B,KVH,C] {{}}{side}_scale" for side, _ in SIDES] if case.int8 else []
+    sizes = {"query": heads * head_dim, "kv": kv_heads * head_dim, "dim": head_dim}
+    return BODY.format(heads=heads, kv_heads=kv_heads, rounded=rounded, write=write, **sizes)
+
+
+def scales(form: str, *, int8: bool) -> str:
+    """The scales of an int8 cache as further inputs or outputs, `form` with the side's name in each."""
+    return "".join(", " + form.format(f"{side}_scale") for side, _ in SIDES) if int8 else ""
+
+
+def function(domain: str, heads: int, head_dim: int, *, int8: bool) -> onnx.FunctionProto:
+    """The op of a decoder in float32 as a local function, each head with keys of its own."""
+    text = FUNCTION.format(
+        domain=domain,
+        scale_inputs=scales("past_{}", int8=int8),
+        scale_outputs=scales("{}", int8=int8),
+        body=body(heads, heads, head_dim, onnx.TensorProto.FLOAT, int8=int8),
+    )
+    return onnx.parser.parse_function(text)
+
+
+def graph(case: Case) -> str:
+    """The definition for a case, in ONNX's text form."""
     return GRAPH.format(
         cache="int8" if case.int8 else "float",
-        scale_inputs="".join(", " + scale.format("past_") for scale in scales),
-        scale_outputs="".join(", " + scale.format("") for scale in scales),
-        query=case.heads * case.head_dim,
-        kv=case.kv_heads * case.head_dim,
-        heads=case.heads,
-        kv_heads=case.kv_heads,
-        dim=case.head_dim,
-        rounded=rounded,
-        write=write,
+        scale_inputs=scales("float[B,KVH,C] past_{}", int8=case.int8),
+        scale_outputs=scales("float[B,KVH,C] {}", int8=case.int8),
+        body=body(case.heads, case.kv_heads, case.head_dim, FLOAT_TYPES[case.dtype], int8=case.int8),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend
-from qwenvl_edge.kv_cache import KVCache, cache_bytes
+from qwenvl_edge.kv_cache import KVCache
 from qwenvl_edge.prefix import common_prefix
 
 IntArray = npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ class CachePool:
     def __init__(self, backend: Backend, *, capacity: int, memory_bytes: int) -> None:
         self._backend = backend
         self._capacity = capacity
-        self._limit = min(max(memory_bytes // cache_bytes(backend.model, capacity), 1), _MOST)
+        self._limit = min(max(memory_bytes // backend.cache_bytes(capacity), 1), _MOST)
         self._slots = [self._new()]  # least recently used first; the first is reserved at load
 
     @property

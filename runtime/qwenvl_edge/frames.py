@@ -45,11 +45,12 @@ class FrameSource:
         self._count = 0
         self.dropped = 0
 
-    def put(self, pixels: npt.NDArray[Any], *, captured: float | None = None, header: Any = None) -> None:
+    def put(self, pixels: Any, *, captured: float | None = None, header: Any = None) -> None:
         """Put a frame into the slot, in place of one that is still there.
 
         Args:
-            pixels: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; it is copied.
+            pixels: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], also of another library or in CUDA's
+                memory (`__cuda_array_interface__` or DLPack); it is copied.
             captured: when it was captured, in seconds of time.monotonic; None means now.
             header: anything that shall come back with the frame, such as the camera's message header.
 

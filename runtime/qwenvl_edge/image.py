@@ -67,7 +67,8 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
 
     Args:
         source: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a Pillow image (its current frame); the bytes of
-            an image file; a path (`str` or `Path`); or such an array in CUDA's memory (`__cuda_array_interface__`).
+            an image file; a path (`str` or `Path`); or such an array of another library, in CUDA's memory too
+            (`__cuda_array_interface__` or DLPack).
         channel_order: the channel order of arrays, "rgb" or "bgr" (as OpenCV delivers); other sources know their own.
         name: what to call the picture in error messages when the source has no name of its own.
 
@@ -78,18 +79,14 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
         raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
     if isinstance(source, Picture):
         return source
-    if isinstance(source, np.ndarray):
-        return freeze(array_to_rgb(source, channel_order, name), name)
     if isinstance(source, Image.Image):
         return freeze(_pil_to_rgb(source, name), name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return freeze(_decode(io.BytesIO(source), name), name)
     if isinstance(source, (str, os.PathLike)):
         return _load_path(source)
-    if hasattr(source, "__cuda_array_interface__"):
-        from qwenvl_edge.backends.cuda_frames import frame_array
-
-        return freeze(array_to_rgb(frame_array(source, name), channel_order, name), name)
+    if is_array(source):
+        return freeze(array_to_rgb(source, channel_order, name), name)
     raise ImageError(
         f"{name} is of type {type(source).__name__}; give a uint8 array, a Pillow image, the bytes of an "
         "image file or a path."
@@ -134,12 +131,22 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name} has {width}x{height} pixels, more than the limit of {MAX_PIXELS:,}; scale it down.")
 
 
-def array_to_rgb(array: npt.NDArray[Any], channel_order: ChannelOrder, name: str) -> npt.NDArray[np.uint8]:
-    """Return a copy of an array as RGB [H, W, 3]; raises ImageError as load_picture does."""
+def is_array(source: Any) -> bool:
+    """Whether array_to_rgb can be asked about `source`: an array of NumPy's or of a library that shares its memory."""
+    shared = ("__cuda_array_interface__", "__dlpack_device__")
+    return isinstance(source, np.ndarray) or any(hasattr(source, name) for name in shared)
+
+
+def array_to_rgb(array: Any, channel_order: ChannelOrder, name: str) -> npt.NDArray[np.uint8]:
+    """Return a copy of what is_array as RGB [H, W, 3]; raises ImageError as load_picture does."""
     if channel_order not in ("rgb", "bgr"):
         raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
-    if not isinstance(array, np.ndarray):
+    if not is_array(array):
         raise ImageError(f"{name} is a {type(array).__name__}; give a uint8 array, such as numpy.asarray(it).")
+    if not isinstance(array, np.ndarray):
+        from qwenvl_edge.backends.cuda_frames import frame_array
+
+        array = frame_array(array, name)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"{name} is an array of shape {list(array.shape)}; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."

@@ -89,7 +89,7 @@ def test_rows_of_different_length(backends):
 def test_a_plan_without_weights(bundle, backends, request):
     """Smaller, and the same logits with the weights that it finds in the bundle."""
     sizes = [bundle.path.joinpath("plans", "local", "decoder.plan").stat().st_size]
-    plugin = request.getfixturevalue("plugin") if needs_plugin(installed_libraries()[0]) else None
+    plugin = request.getfixturevalue("plugin") if needs_plugin(installed_libraries()[0], bundle) else None
     limits = choose_limits(bundle, max_context=1024, max_batch=4, max_images=2, chunk=128)
     plan = build(bundle, f"sm_{Cuda.open().compute_capability}", limits, plugin=plugin, strip=True)
     sizes.append(plan.decoder.stat().st_size)

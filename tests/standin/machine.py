@@ -12,6 +12,7 @@ import numpy as np
 
 ALIGNMENT = 256
 _PAGE = 4096  # what pinned memory is aligned to
+LEGACY_STREAM = 1  # CUDA's default stream; the driver's own streams do not wait for it
 _FIRST_ADDRESS = 1 << 52  # no address that a process can have: a host that follows it crashes, as it would for real
 _GARBAGE = 0xFF  # NaN in every float format
 
@@ -82,7 +83,7 @@ class Machine:
         self.total_bytes = total_bytes
         self.driver = driver
         self.counts: Counter[str] = Counter()
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[int, Stream] = {LEGACY_STREAM: Stream()}
         self.blocks: list[Block] = []
         self.capturable = True
         self._next = _FIRST_ADDRESS

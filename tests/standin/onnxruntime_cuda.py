@@ -51,6 +51,9 @@ class InferenceSession:
     def get_providers(self):
         return [CUDA, "CPUExecutionProvider"]
 
+    def get_inputs(self):
+        return self._graph.inputs
+
     def io_binding(self):
         return IOBinding()
 

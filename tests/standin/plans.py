@@ -58,7 +58,7 @@ def write_plan(
             plan = json.loads((folder / engine).read_bytes().removeprefix(tensorrt_api.MAGIC)) | {"stripped": True}
             (folder / engine).write_bytes(tensorrt_api.MAGIC + json.dumps(plan).encode())
     if plugin:
-        (folder / plugin_file(plugin)).write_bytes(b"a library")
+        (folder / plugin_file(plugin)).write_bytes(tensorrt_api.PLUGIN)
     manifest = PlanManifest(
         format=FORMAT,
         target=target,
@@ -80,6 +80,20 @@ def change_manifest(folder: Path, **changes) -> None:
     """Change fields of a plan.json."""
     manifest = PlanManifest.from_json((folder / "plan.json").read_text())
     dataclasses.replace(manifest, **changes).write(folder)
+
+
+def rewrite(bundle: Bundle, name: str, data: bytes) -> None:
+    """Replace a file of the plan "local", with its hash in the manifest."""
+    folder = bundle.path / PLANS_FOLDER / "local"
+    (folder / name).write_bytes(data)
+    files = {p.name: FileInfo(p.stat().st_size, sha256(p)) for p in folder.iterdir() if p.suffix != ".json"}
+    change_manifest(folder, files=files)
+
+
+def edit_engine(bundle: Bundle, name: str, **changes) -> None:
+    """Change what an engine of the plan "local" is."""
+    head, plan = (bundle.path / PLANS_FOLDER / "local" / name).read_bytes().split(b"\n", 1)
+    rewrite(bundle, name, head + b"\n" + json.dumps(json.loads(plan) | changes).encode())
 
 
 def install(monkeypatch, machine: Machine, *, version: str = VERSION) -> ModuleType:

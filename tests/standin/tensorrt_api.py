@@ -15,6 +15,7 @@ import onnx
 from standin.graph import OnnxGraph
 from standin.machine import Machine, Operation, Range, UndefinedBehaviorError
 
+PLUGIN = b"the library of KVCacheAttention, version 1"
 MAGIC = b"stand-in plan\n"
 
 
@@ -59,12 +60,18 @@ class ILogger:
 class IPluginRegistry:
     def __init__(self):
         self.loaded: list[str] = []
+        self.creators: set[tuple[str, str, str]] = set()
 
     def load_library(self, plugin_path):
         if plugin_path in self.loaded:
             return None
         self.loaded.append(plugin_path)
+        if Path(plugin_path).read_bytes() == PLUGIN:
+            self.creators.add(("KVCacheAttention", "1", ""))
         return object()
+
+    def get_creator(self, type, version, plugin_namespace=""):
+        return object() if (type, version, plugin_namespace) in self.creators else None
 
 
 class Runtime:

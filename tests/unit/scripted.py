@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, check_copy, check_pixels, check_tokens, splice
+from qwenvl_edge.backends.base import Backend, check_copy, check_pixels, check_placed, check_tokens, splice
 from qwenvl_edge.bundle import (
     Bundle,
     EmbeddingInfo,
@@ -125,6 +125,7 @@ class ScriptedBackend(Backend):
         target.length = max(target.length, tokens)
 
     def decode(self, cache, inputs_embeds, position_ids, write_indices, logits_indices, pictures=()):
+        check_placed(pictures, inputs_embeds.shape[1], np.ndarray)
         splice(inputs_embeds, pictures)
         check_tokens(
             self.model,

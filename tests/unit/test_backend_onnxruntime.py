@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import onnx
@@ -140,6 +141,11 @@ def test_empty_caches_are_refused(backend, batch, capacity):
         backend.new_cache(batch, capacity)
 
 
+def test_the_memory_of_a_cache_is_that_of_its_buffers(backend):
+    buffers = backend.new_cache(1, 8).buffers.arrays.values()
+    assert backend.cache_bytes(8) == sum(array.nbytes for array in buffers)
+
+
 def test_a_cache_larger_than_memory(backend):
     with pytest.raises(BackendError, match=r"no memory for a KV cache of .* GB"):
         backend.new_cache(1 << 20, 1 << 28)
@@ -179,6 +185,31 @@ def test_a_graph_that_cannot_be_loaded(tiny_bundle, tmp_path):
     bundle = Bundle(tmp_path, dataclasses.replace(tiny_bundle.manifest, files=files))
     with pytest.raises(BackendError, match=r"could not load .*vision.onnx.*Unheard"):
         OnnxRuntimeBackend(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ("lacking", "lacks the input total_sequence_length: the bundle was exported by another version .*export it "),
+        ("unknown", "has the unknown input something: the bundle was exported by another version"),
+    ],
+)
+def test_a_bundle_of_another_version(tiny_bundle, tmp_path, change, match):
+    """Its graph is whole, but what is bound to it is not what it takes."""
+    shutil.copytree(tiny_bundle.path, tmp_path / "older")
+    path = tmp_path / "older" / "decoder.ort.onnx"
+    model = onnx.load(path, load_external_data=False)
+    total = next(value for value in model.graph.input if value.name == "total_sequence_length")
+    if change == "lacking":
+        model.graph.input.remove(total)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3], np.int32), total.name))
+    else:
+        model.graph.input.append(onnx.helper.make_tensor_value_info("something", onnx.TensorProto.INT64, [1]))
+    onnx.save(model, path)
+    files = tiny_bundle.manifest.files | {path.name: FileInfo(path.stat().st_size, sha256(path))}
+    older = Bundle(path.parent, dataclasses.replace(tiny_bundle.manifest, files=files))
+    with pytest.raises(BackendError, match=rf'decoder\.ort\.onnx" {match}'):
+        OnnxRuntimeBackend(older, threads=1)
 
 
 def test_a_copied_prefix_continues_like_the_original(backend):

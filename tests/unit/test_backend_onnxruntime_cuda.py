@@ -83,6 +83,12 @@ def test_a_token_reserves_nothing_and_waits_once(open_backend):
     assert machine.counts == {"enqueues": 4, "copies": 8, "synchronizations": 4}
 
 
+def test_the_memory_of_a_cache_is_that_of_its_type(open_backend):
+    backend, _ = open_backend()
+    model = backend.model
+    assert backend.cache_bytes(32) == 2 * model.num_layers * model.num_kv_heads * model.head_dim * 32 * 2  # fp16
+
+
 def test_after_nan(open_backend, reference):
     backend, _ = open_backend()
     cache = backend.new_cache(1, 32)

@@ -56,7 +56,9 @@ def test_every_tensorrt_name_is_a_real_one():
                 ours == parameters(text[text.rfind("1. ") + 1 :] if "Overloaded" in text else text, name)[: len(ours)]
             )
     assert hasattr(real.ICudaEngine, "device_memory_size_v2") and hasattr(real.ICudaEngine, "num_io_tensors")
-    assert parameters(real.IPluginRegistry.load_library.__doc__, "load_library") == ["plugin_path"]
+    for name in ("load_library", "get_creator"):
+        ours = list(inspect.signature(getattr(tensorrt_api.IPluginRegistry, name)).parameters)[1:]
+        assert ours == parameters(getattr(real.IPluginRegistry, name).__doc__, name)
     for enum in (tensorrt_api.DataType, tensorrt_api.TensorIOMode, tensorrt_api.ExecutionContextAllocationStrategy):
         for member in enum:
             assert int(getattr(getattr(real, enum.__name__), member.name)) == member
@@ -229,6 +231,17 @@ def test_it_computes(context, cuda, stream):
     y.download(stream, 512)
     stream.synchronize()
     np.testing.assert_array_equal(y.view((128,)), 2 * np.arange(128, dtype=np.float32))
+
+
+def test_an_output_that_is_written_in_place_lies_on_its_input(context, cuda, stream):
+    context.engine.aliases = {"y": "x"}
+    x, y = DeviceMemory(cuda, 1024), DeviceMemory(cuda, 1024)
+    ready(context, cuda, stream, x.address, y.address)
+    with pytest.raises(UndefinedBehaviorError, match="y must be bound to the address of x"):
+        context.execute_async_v3(stream.handle)
+    context.set_tensor_address("y", x.address)
+    assert context.execute_async_v3(stream.handle)
+    stream.synchronize()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Frames in a GPU's memory become pictures: on the stand-in for CUDA."""
+"""Frames in a GPU's memory, and of other libraries, become pictures: on the stand-in for CUDA."""
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from standin import plans
 from standin.machine import Machine
 
+from qwenvl_edge import FrameSource
 from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.cuda_frames import frame_array
-from qwenvl_edge.errors import ImageError
+from qwenvl_edge.errors import FrameError, ImageError
 from qwenvl_edge.image import load_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -89,3 +91,90 @@ def test_without_cuda(monkeypatch):
     plans.install(monkeypatch, Machine(driver=0))
     with pytest.raises(ImageError, match="cannot be read: there is no NVIDIA driver on this machine"):
         load_picture(frame(4096))
+
+
+class Exported:
+    """A tensor that another library hands out through DLPack alone, as dlpack.h lays it out."""
+
+    def __init__(self, address, *, device=2, shape=PIXELS.shape, strides=None, bits=8, code=1, offset=0, ready=None):
+        self.device, self.ready, self.asked_for = device, ready, []
+        sizes = [*shape, *(strides or ())]
+        self._numbers = (ctypes.c_int64 * len(sizes))(*sizes)
+        at = ctypes.addressof(self._numbers)
+        self._tensor = ctypes.create_string_buffer(64)
+        fields = [(0, "<u8", address - offset), (8, "<i4", device), (16, "<i4", len(shape)), (20, "|u1", code)]
+        fields += [(21, "|u1", bits), (22, "<u2", 1), (24, "<u8", at), (40, "<u8", offset)]
+        fields += [(32, "<u8", at + 8 * len(shape) if strides else 0)]
+        for place, kind, value in fields:
+            field = np.array([value], kind).tobytes()
+            self._tensor[place : place + len(field)] = field
+
+    def __dlpack_device__(self):
+        return self.device, 0
+
+    def __dlpack__(self, *, stream=None, **_):
+        self.asked_for.append(stream)
+        if self.ready is not None:
+            self.ready()
+        new = ctypes.pythonapi.PyCapsule_New
+        new.argtypes, new.restype = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p], ctypes.py_object
+        return new(ctypes.addressof(self._tensor), b"dltensor", None)
+
+
+def test_a_dlpack_frame_in_device_memory_is_read_when_its_producer_is_through(cuda):
+    legacy = 1
+    memory = DeviceMemory(cuda, PIXELS.nbytes + 64)
+
+    def ready():  # the producer puts its work on the stream that it was asked for
+        source = np.ascontiguousarray(PIXELS)
+        kind = cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        args = (memory.address + 64, source.ctypes.data, source.nbytes, kind, legacy)
+        cuda.call("copy", cuda.api.cudaMemcpyAsync, *args)
+
+    tensor = Exported(memory.address + 64, offset=64, ready=ready)
+    np.testing.assert_array_equal(load_picture(tensor).pixels, PIXELS)
+    assert tensor.asked_for == [legacy]
+
+
+def test_a_dlpack_frame_whose_rows_lie_apart(cuda):
+    padded = np.zeros((5, 32), np.uint8)
+    padded[:, :21] = PIXELS.reshape(5, 21)
+    stream = Stream(cuda)
+    memory = put(cuda, padded, stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(load_picture(Exported(memory.address, strides=(32, 3, 1))).pixels, PIXELS)
+    with pytest.raises(ImageError, match="picture is a GPU frame with strides"):
+        load_picture(Exported(memory.address, strides=(21, 1, 7)))
+    with pytest.raises(ImageError, match=r"picture is a GPU frame of <f4 \[5, 7, 3\]; give uint8"):
+        load_picture(Exported(memory.address, code=2, bits=32))
+
+
+def test_a_frame_of_another_library_on_the_cpu():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    tensor = torch.from_numpy(PIXELS.copy())
+    assert np.shares_memory(frame_array(tensor, "frame"), tensor.numpy())
+    picture = load_picture(tensor, channel_order="bgr")
+    np.testing.assert_array_equal(picture.pixels, PIXELS[..., ::-1])
+    tensor.zero_()
+    assert picture.pixels.any()  # a copy: the library may reuse the memory
+    with pytest.raises(ImageError, match="dtype float32; scale it to"):
+        load_picture(tensor.float())
+
+
+def test_what_dlpack_cannot_bring(cuda):
+    with pytest.raises(ImageError, match=r"picture cannot be read through DLPack \(device type 7\): "):
+        load_picture(Exported(4096, device=7))  # Vulkan
+    with pytest.raises(ImageError, match="cannot be read: CUDA could not find the frame"):
+        load_picture(Exported(1 << 53))
+
+
+def test_a_camera_may_put_frames_of_the_gpu(cuda):
+    stream, source = Stream(cuda), FrameSource()
+    memory = put(cuda, PIXELS, stream)
+    source.put(frame(memory.address, stream=stream.handle))
+    memory = None  # it was copied
+    np.testing.assert_array_equal(source.take().picture.pixels, PIXELS)
+    with pytest.raises(ImageError, match="frame 1 is a list; give a uint8 array"):
+        source.put([1])
+    with pytest.raises(FrameError):
+        source.take(timeout_s=0)

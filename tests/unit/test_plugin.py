@@ -4,6 +4,7 @@ compute what the op is defined to be."""
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import shutil
 import subprocess
@@ -20,8 +21,8 @@ SOURCE = ROOT / "cpp_ext" / "tensorrt_plugin"
 HEADERS = ROOT / ".cache" / "tensorrt"
 BUILD = ROOT / "build" / "plugin-tests"
 
-# One architecture and its PTX; `make plugin` compiles for all of them, which takes minutes.
-ARCHITECTURE = "87"
+# From sm_80 on, what runs machine code of its own (cmake/architectures.cmake); older compilers know fewer.
+ARCHITECTURES = ["80", "87", "89", "90", "100", "110", "120"]
 BOTH = [torch.float16, torch.bfloat16]
 
 
@@ -42,12 +43,9 @@ def configured() -> Path:
     need(shutil.which("nvcc"), "there is no nvcc")
     need(shutil.which("cmake"), "there is no cmake")
     need((HEADERS / "NvInfer.h").exists(), "run tools/fetch_tensorrt_headers.py .cache/tensorrt")
-    options = {
-        "TENSORRT_INCLUDE_DIR": HEADERS,
-        "QWENVL_PLUGIN_TESTS": "ON",
-        "CMAKE_CUDA_ARCHITECTURES": ARCHITECTURE,
-    }
-    run("cmake", "-S", SOURCE, "-B", BUILD, *(f"-D{name}={value}" for name, value in options.items()))
+    options = {"TENSORRT_INCLUDE_DIR": HEADERS, "QWENVL_PLUGIN_TESTS": "ON", "CMAKE_EXPORT_COMPILE_COMMANDS": "ON"}
+    unset = ("-U", "CMAKE_CUDA_ARCHITECTURES")  # which an earlier configuration may have left
+    run("cmake", "-S", SOURCE, "-B", BUILD, *unset, *(f"-D{name}={value}" for name, value in options.items()))
     return BUILD
 
 
@@ -68,6 +66,17 @@ def reference(emulated):
     function = emulated.library.qwenvl_reference_attention
     function.argtypes, function.restype = [ctypes.POINTER(Arguments)], None
     return lambda call: emulated(call, lambda arguments, stream: function(arguments))
+
+
+def test_every_architecture_is_compiled_with_warnings_as_errors(plugin):
+    known = [a for a in ARCHITECTURES if f"sm_{a}\n" in run("nvcc", "--list-gpu-code")]
+    commands = json.loads((plugin.parent / "compile_commands.json").read_text())
+    kernels = [each["command"] for each in commands if each["file"].endswith("attention.cu")]
+    assert len(kernels) == 5
+    for command in kernels:
+        made = re.findall(r"(?:sm|compute)_\d+(?=[\],])", "".join(re.findall(r"code=\[.*?\]", command)))
+        assert set(made) == {*(f"sm_{a}" for a in known), f"compute_{known[-1]}"}
+        assert "-Werror=all-warnings" in command and "-Xcompiler=-Wall,-Wextra,-Werror" in command
 
 
 def test_interfaces(configured):
@@ -108,6 +117,7 @@ DEFINED = [
     Case(7, (0, 200), head_dim=104),
     Case(1, (77,), int8=True, head_dim=104),
     Case(5, (3, 60), heads=4, int8=True, head_dim=128),
+    Case(2, (31, 0, 64), heads=8, kv_heads=1, dtype=torch.bfloat16, head_dim=96),
 ]
 
 
@@ -171,6 +181,8 @@ EMULATED = [
     ),
     Case(2, (7, 250), heads=4, kv_heads=2),
     Case(2, (70,), heads=8, kv_heads=1, dtype=torch.bfloat16),
+    Case(1, (0, 65), heads=8, kv_heads=2, head_dim=96, int8=True),
+    Case(6, (33, 2), heads=8, kv_heads=2, head_dim=128, dtype=torch.bfloat16, int8=True),
     Case(70, (20,), heads=1, kv_heads=1, head_dim=104, int8=True),
     Case(70, (0, 31), heads=1, kv_heads=1, head_dim=80),
 ]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scripted import MODEL, engine, ids
+from scripted import MODEL, ScriptedBackend, engine, ids
 
 from qwenvl_edge.errors import BackendError, QwenVLError
 from qwenvl_edge.kv_cache import cache_bytes
@@ -89,6 +89,17 @@ def test_conversations_beyond_the_memory_are_forgotten_oldest_first(tmp_path):
         qwen.chat(question, system=question[:5])
     assert qwen.chat(questions[2], system="gamma").stats.prefill_tokens == 1
     assert qwen.chat(questions[0], system="alpha").stats.prefill_tokens > 90
+
+
+def test_smaller_numbers_leave_room_for_more_conversations(tmp_path, monkeypatch):
+    """What a backend says that a cache takes is what is counted."""
+    model = {"num_layers": (1 << 20) // cache_bytes(MODEL, MODEL.max_position_embeddings)}
+    half = lambda self, capacity: cache_bytes(self.model, capacity, item_bytes=2)  # noqa: E731
+    monkeypatch.setattr(ScriptedBackend, "cache_bytes", half)
+    qwen, _ = engine(tmp_path, *[OK] * 3, model=model, cache_memory_mb=1)
+    for name in ("alpha", "beta"):
+        qwen.chat(f"{name} {LONG}", system=name)
+    assert qwen.chat(f"alpha {LONG}", system="alpha").stats.prefill_tokens == 1
 
 
 def test_a_single_cache_is_continued_in_place(tmp_path):

@@ -292,13 +292,15 @@ def test_tensorrts_own_way(rtx, small_checkpoint, tmp_path, monkeypatch, capsys)
     library = Library(TENSORRT, OlderModule(rtx.module), rtx.log)
     monkeypatch.setattr(build_module, "installed_libraries", lambda: [library])
     monkeypatch.setattr(build_module, "local_gpu", lambda: 86)
-    for more in ([], ["--force"]):
+    for more in ([], ["--force"], ["--force"]):
         assert cli.main(["build", str(bundle.path), "--max-context", "32", *more]) == 0
         plan = Plan.open(bundle, "local")
         assert (plan.manifest.builder.api, plan.manifest.compute_capabilities) == (TENSORRT, (86,))
-        assert (bundle.path / "plans" / "local.timing").stat().st_size > 0
+        timing = bundle.path / "plans" / "local.timing"
+        assert timing.stat().st_size > 0 and timing.read_bytes() != b"damaged"
+        timing.write_bytes(b"damaged" if more else timing.read_bytes())
     assert sorted(path.name for path in (bundle.path / "plans").iterdir()) == ["local", "local.timing"]
-    assert capsys.readouterr().out.count("is written: vision.plan") == 2
+    assert capsys.readouterr().out.count("is written: vision.plan") == 3
 
 
 def test_plans_without_weights(rtx, bundle, monkeypatch):
@@ -306,7 +308,8 @@ def test_plans_without_weights(rtx, bundle, monkeypatch):
     flags = []
 
     def engine(network, config, path):
-        flags.append(config.get_flag(rtx.module.BuilderFlag.STRIP_PLAN))
+        asked = rtx.module.BuilderFlag.STRIP_PLAN, rtx.module.BuilderFlag.REFIT_IDENTICAL
+        flags.append(all(config.get_flag(flag) for flag in asked))
         path.write_bytes(b"an engine")
         return True
 

@@ -196,6 +196,7 @@ class _PlanBuild:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if self._strip:
             config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+            config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # by the weights that it was built with
         if self._plugin:  # it updates the caches in place
             config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         for shapes in profiles:
@@ -207,9 +208,15 @@ class _PlanBuild:
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{self.target.capability}"), 0)
         elif api == TENSORRT:  # TensorRT-RTX times nothing while it builds
-            old = self._timing.read_bytes() if self._timing.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(old), False)
+            self._use_timings(config)
         return config
+
+    def _use_timings(self, config: Any) -> None:
+        """Those of the last build, unless they are damaged or of another GPU or TensorRT: then new ones."""
+        for kept in (self._timing.read_bytes() if self._timing.is_file() else b"", b""):
+            cache = config.create_timing_cache(kept)
+            if cache is not None and config.set_timing_cache(cache, False):
+                return
 
     def _keep_timings(self, config: Any) -> None:
         if self.target.library.api == TENSORRT:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qwenvl_edge.backends.plans import TENSORRT
+from qwenvl_edge.backends.plans import PLUGIN_OP, TENSORRT
 from qwenvl_edge.backends.tensorrt_library import Library
 from qwenvl_edge.bundle import INT8_CACHE, Bundle
 from qwenvl_edge.errors import BackendError
@@ -22,7 +22,6 @@ from qwenvl_edge_export.tensorrt.lowering import Lowering, only_user
 from qwenvl_edge_export.tensorrt.targets import release
 
 DOMAIN = "qwenvl.edge"
-OP = "KVCacheAttention"
 OP_VERSION = "1"
 NATIVE_SINCE = (10, 15)  # TensorRT's KVCacheUpdate and RotaryEmbedding layers
 _OPSET = 20
@@ -109,7 +108,7 @@ class PluginLowering(Lowering):
         _, cos, sin, positions = rotary.inputs
         past = [update.inputs[0] for update in updates]
         new = ir.node(
-            OP,
+            PLUGIN_OP,
             [
                 split.inputs[0],
                 *past[:2],

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qwenvl_edge.bundle import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
-from qwenvl_edge.kv_cache import KVCache
+from qwenvl_edge.kv_cache import KVCache, cache_bytes
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -79,6 +79,10 @@ class Backend(ABC):
         Raises:
             BackendError: the memory cannot be had.
         """
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Memory that new_cache(1, capacity) takes; of float32 numbers, where a backend does not know better."""
+        return cache_bytes(self.model, capacity)
 
     @abstractmethod
     def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
@@ -148,8 +152,7 @@ def check_placed(pictures: Sequence[Placed], tokens: int, kind: type[Features]) 
 
 
 def splice(inputs_embeds: FloatArray, pictures: Sequence[Placed]) -> None:
-    """Write features that are arrays over the embeddings of the first row. Raises BackendError as check_placed."""
-    check_placed(pictures, inputs_embeds.shape[1], np.ndarray)
+    """Write checked features that are arrays over the embeddings of the first row."""
     for picture in pictures:
         rows = picture.features[picture.first : picture.first + picture.count]
         inputs_embeds[0, picture.at : picture.at + picture.count] = rows

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qwenvl_edge.backends.base import (
-    Backend,
     FloatArray,
-    IntArray,
     Placed,
     check_cache_size,
     check_copy,
     check_finite,
     check_pixels,
-    check_placed,
-    check_tokens,
 )
+from qwenvl_edge.backends.checked import CheckedBackend
 from qwenvl_edge.backends.cuda_cache import CacheMemory
 from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Staging, Stream
-from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
-
-Inputs = Mapping[str, npt.NDArray[Any]]
 
 
 class DeviceFeatures:
@@ -51,8 +44,13 @@ def splice(stream: Stream, inputs_embeds: int, pictures: Sequence[Placed]) -> No
         stream.copy(inputs_embeds + picture.at * row, source, picture.count * row)
 
 
-class CudaBackend(Backend):
-    """A backend whose caches are CacheMemory, in `cache.buffers.memory`; everything runs on the one `stream`."""
+class CudaBackend(CheckedBackend):
+    """A backend whose caches are CacheMemory, in `cache.buffers.memory`; everything runs on the one `stream`.
+
+    What _decode puts on the stream it waits for.
+    """
+
+    kind = DeviceFeatures
 
     def __init__(self, cuda: Cuda):
         self.cuda = cuda
@@ -74,10 +72,6 @@ class CudaBackend(Backend):
     @abstractmethod
     def _buffers(self, memory: CacheMemory) -> Any:
         """What a cache at that memory is run with; its `memory` is the argument."""
-
-    @abstractmethod
-    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
-        """Checked inputs of decode -> logits, unchecked. What it puts on the stream it waits for."""
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """See Backend.encode_images."""
@@ -128,30 +122,5 @@ class CudaBackend(Backend):
         self.stream.synchronize()
         target.length = max(target.length, tokens)
 
-    def decode(
-        self,
-        cache: KVCache,
-        inputs_embeds: FloatArray,
-        position_ids: IntArray,
-        write_indices: IntArray,
-        logits_indices: IntArray,
-        pictures: Sequence[Placed] = (),
-    ) -> FloatArray:
-        """See Backend.decode."""
-        inputs: Inputs = {
-            "inputs_embeds": inputs_embeds,
-            "position_ids": position_ids,
-            "write_indices": write_indices,
-            "logits_indices": logits_indices,
-        }
-        check_tokens(self.model, cache, **inputs)
-        check_placed(pictures, inputs_embeds.shape[1], DeviceFeatures)
-        logits = self._decode(cache, inputs, pictures)
-        try:
-            check_finite(logits, "logits")
-        except BackendError:
-            cache.buffers.memory.clear()
-            cache.length = 0
-            raise
-        cache.length = int(np.max(write_indices)) + inputs_embeds.shape[1]
-        return logits
+    def _clear(self, cache: KVCache) -> None:
+        cache.buffers.memory.clear()

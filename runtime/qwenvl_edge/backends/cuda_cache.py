@@ -33,6 +33,11 @@ class CacheTensor:
         return math.prod(self.rest) * self.item_bytes
 
 
+def row_bytes(tensors: Sequence[CacheTensor], capacity: int) -> int:
+    """Bytes of one row of a cache with room for `capacity` tokens."""
+    return capacity * sum(tensor.heads * tensor.token_bytes for tensor in tensors)
+
+
 class CacheMemory:
     """Room for `capacity` tokens in each of `batch` rows.
 

@@ -23,6 +23,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,17 +31,15 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qwenvl_edge.backends.base import (
-    Backend,
     FloatArray,
-    IntArray,
     Placed,
     check_cache_size,
     check_copy,
     check_finite,
     check_pixels,
-    check_tokens,
     splice,
 )
+from qwenvl_edge.backends.checked import CheckedBackend, Inputs
 from qwenvl_edge.bundle import FLOAT_CACHE, Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
@@ -56,6 +55,7 @@ _PREPACK_UP_TO_BYTES = 1 << 30
 _BITS = {"int4": 4, "int8": 8}
 _CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+_INPUTS = ("inputs_embeds", "position_ids", "write_indices", "logits_indices", "rope_cos", "rope_sin")
 CacheArrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -67,7 +67,7 @@ class _Buffers:
     binding: ort.IOBinding
 
 
-class OnnxRuntimeBackend(Backend):
+class OnnxRuntimeBackend(CheckedBackend):
     """Runs a bundle with ONNX Runtime's CPU provider.
 
     Args:
@@ -76,8 +76,10 @@ class OnnxRuntimeBackend(Backend):
         dialect: which decoder graph: "onnxruntime", or "standard" to check that one.
 
     Raises:
-        BackendError: the bundle has no such graph, or ONNX Runtime cannot load it.
+        BackendError: the bundle has no such graph, ONNX Runtime cannot load it, or an older version exported it.
     """
+
+    kind = np.ndarray
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, dialect: str = ONNXRUNTIME):
         graphs = bundle.manifest.graphs
@@ -102,6 +104,7 @@ class OnnxRuntimeBackend(Backend):
             )
         self._vision = _session(bundle, graphs.vision, threads, "vision")
         self._decoder = _session(bundle, graphs.decoder[dialect], threads, "decoder")
+        check_inputs(self._decoder, bundle.file(graphs.decoder[dialect]), dialect)
         # By name: type, and [heads, D] or, of a scale, [heads], around the capacity.
         self._cache = {
             node.name: (np.dtype(_DTYPES[node.type]), node.shape[1], node.shape[3:])
@@ -128,13 +131,17 @@ class OnnxRuntimeBackend(Backend):
                 for name, (dtype, heads, rest) in self._cache.items()
             }
         except (MemoryError, ValueError):
-            token_bytes = sum(dtype.itemsize * heads * math.prod(rest) for dtype, heads, rest in self._cache.values())
-            size_gb = float(batch) * capacity * token_bytes / 1e9
+            size_gb = float(batch) * self.cache_bytes(capacity) / 1e9
             raise BackendError(
                 f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({size_gb:,.1f} GB); "
                 "open a smaller one."
             ) from None
         return KVCache(self.model, batch=batch, capacity=capacity, buffers=self._bind(arrays))
+
+    def cache_bytes(self, capacity: int) -> int:
+        """See Backend.cache_bytes."""
+        sizes = (dtype.itemsize * heads * math.prod(rest) for dtype, heads, rest in self._cache.values())
+        return int(capacity * sum(sizes))
 
     def rows(self, cache: KVCache, start: int, count: int) -> KVCache:
         """See Backend.rows."""
@@ -158,72 +165,56 @@ class OnnxRuntimeBackend(Backend):
             target.buffers.arrays[name][row, :, :tokens] = array[0, :, :tokens]
         target.length = max(target.length, tokens)
 
-    def decode(
-        self,
-        cache: KVCache,
-        inputs_embeds: FloatArray,
-        position_ids: IntArray,
-        write_indices: IntArray,
-        logits_indices: IntArray,
-        pictures: Sequence[Placed] = (),
-    ) -> FloatArray:
-        """See Backend.decode."""
-        check_tokens(
-            self.model,
-            cache,
-            inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-            write_indices=write_indices,
-            logits_indices=logits_indices,
-        )
-        splice(inputs_embeds, pictures)
-        tokens = inputs_embeds.shape[1]
-        if self.dialect == ONNXRUNTIME and cache.batch > 1 and tokens > 1 and write_indices.any():
+    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
+        splice(inputs["inputs_embeds"], pictures)
+        tokens = inputs["inputs_embeds"].shape[1]
+        if self.dialect == ONNXRUNTIME and cache.batch > 1 and tokens > 1 and inputs["write_indices"].any():
             raise BackendError(
                 f"ONNX Runtime's CPU attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
                 f"{cache.batch}; prefill the whole batch at once, or one row at a time."
             )
-        inputs = {
-            "inputs_embeds": np.ascontiguousarray(inputs_embeds),
-            "position_ids": np.ascontiguousarray(position_ids),
-            "write_indices": np.ascontiguousarray(write_indices),
-            "logits_indices": np.ascontiguousarray(logits_indices),
-            "rope_cos": cache.rope_cos,
-            "rope_sin": cache.rope_sin,
-        }
-        length = int(write_indices.max()) + tokens
+        given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        given |= {"rope_cos": cache.rope_cos, "rope_sin": cache.rope_sin}
         if self.dialect == ONNXRUNTIME:
-            inputs[TOTAL] = np.array([length], np.int32)
+            given[TOTAL] = np.array([length], np.int32)
         binding = cache.buffers.binding
-        for name, array in inputs.items():
+        for name, array in given.items():
             binding.bind_cpu_input(name, array)
         # ONNX Runtime writes them where they are to be read: its own buffer would be copied.
-        logits = np.empty((*logits_indices.shape, self.model.vocab_size), np.float32)
+        logits = np.empty((*inputs["logits_indices"].shape, self.model.vocab_size), np.float32)
         address = logits.__array_interface__["data"][0]
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, address)
         try:
             self._decoder.run_with_iobinding(binding)
         except Exception as error:
             raise failed("decode", error) from None
-        try:
-            check_finite(logits, "logits")
-        except BackendError:
-            _clear(cache)
-            raise
-        cache.length = length
         return logits
+
+    def _clear(self, cache: KVCache) -> None:
+        for array in cache.buffers.arrays.values():
+            array.fill(0)
+
+
+def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> None:
+    """Check that a decoder from `path` has the inputs that are bound to one of its dialect, beside the cache.
+
+    Raises:
+        BackendError: it has others; another version exported it.
+    """
+    found = {node.name for node in decoder.get_inputs() if not node.name.startswith("past_key_values.")}
+    wanted = {*_INPUTS, TOTAL} if dialect == ONNXRUNTIME else {*_INPUTS}
+    differences = [f"lacks the input {name}" for name in sorted(wanted - found)]
+    differences += [f"has the unknown input {name}" for name in sorted(found - wanted)]
+    if differences:
+        raise BackendError(
+            f'"{path}" {" and ".join(differences)}: the bundle was exported by another version of Qwen-VL Edge; '
+            "export it again."
+        )
 
 
 def can_run(dialect: str) -> bool:
     """Whether the installed ONNX Runtime is new enough for a decoder dialect."""
     return dialect != STANDARD or tuple(map(int, ort.__version__.split(".")[:2])) >= STANDARD_SINCE
-
-
-def _clear(cache: KVCache) -> None:
-    """Forget NaN in the cache: standard Attention multiplies what the mask hides by zero, so it would come back."""
-    for array in cache.buffers.arrays.values():
-        array.fill(0)
-    cache.length = 0
 
 
 def weight_bytes(bundle: Bundle) -> int:

@@ -20,10 +20,11 @@ import numpy as np
 import onnxruntime as ort
 
 from qwenvl_edge.backends.base import FloatArray, Placed
-from qwenvl_edge.backends.cuda_backend import CudaBackend, Inputs, splice
-from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, CacheMemory, CacheTensor
+from qwenvl_edge.backends.checked import Inputs
+from qwenvl_edge.backends.cuda_backend import CudaBackend, splice
+from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, Staging, Stream
-from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, TOTAL, cache_note, failed
+from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, TOTAL, cache_note, check_inputs, failed
 from qwenvl_edge.bundle import Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache
@@ -65,6 +66,7 @@ class OnnxRuntimeCudaBackend(CudaBackend):
             self._decoder = self._session(bundle, decoder)
             refusal = str(error)
         self.captures = not refusal
+        check_inputs(self._decoder, bundle.file(decoder), ONNXRUNTIME)
         self._large = _Exchange(self.cuda, self.stream)
         self._graphs = itertools.count(1)
         names = [f"{PAST}{i}.{part}" for i in range(self.model.num_layers) for part in ("key", "value")]
@@ -79,6 +81,10 @@ class OnnxRuntimeCudaBackend(CudaBackend):
     def _most_images(self) -> None:
         return None
 
+    def cache_bytes(self, capacity: int) -> int:
+        """See Backend.cache_bytes."""
+        return row_bytes(self._tensors, capacity)
+
     def _encode(self, pixel_values: FloatArray) -> Staging:
         shape = (len(pixel_values), self.model.image_tokens, self.model.hidden_size)
         binding = self._vision.io_binding()
@@ -89,9 +95,8 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         head_dim = self.model.head_dim
         return CacheMemory(self.cuda, self.stream, self._tensors, batch=batch, capacity=capacity, head_dim=head_dim)
 
-    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
+    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
         (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
-        length = int(inputs["write_indices"].max()) + tokens
         if tokens > 1 and batch > 1 and length > tokens:
             raise BackendError(
                 f"ONNX Runtime's attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "

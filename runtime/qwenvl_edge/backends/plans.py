@@ -58,6 +58,7 @@ DECODER_PLAN = "decoder.plan"
 REFIT_GRAPHS = {VISION_PLAN: "vision.refit.onnx", DECODER_PLAN: "decoder.refit.onnx"}
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt_rtx"
+PLUGIN_OP = "KVCacheAttention"
 PROFILES = ("decode", "prefill", "verify")
 
 
@@ -272,6 +273,11 @@ def bundle_digest(manifest: Manifest) -> str:
 def plugin_file(plugin: str) -> str:
     """The file name in a manifest's entry "<file> <version>"."""
     return plugin.rpartition(" ")[0]
+
+
+def plugin_version(plugin: str) -> str:
+    """The op's version in such an entry."""
+    return plugin.rpartition(" ")[2]
 
 
 def _check(manifest: PlanManifest) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwenvl_edge.backends.base import FloatArray, Limits, Placed
-from qwenvl_edge.backends.cuda_backend import CudaBackend, Inputs
+from qwenvl_edge.backends.checked import Inputs
+from qwenvl_edge.backends.cuda_backend import CudaBackend
 from qwenvl_edge.backends.cuda_cache import CacheMemory
 from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Staging
 from qwenvl_edge.backends.plans import REFIT_GRAPHS, Plan
@@ -59,6 +60,10 @@ class TensorRTBackend(CudaBackend):
     def _most_images(self) -> int:
         return self._vision.most
 
+    def cache_bytes(self, capacity: int) -> int:
+        """See Backend.cache_bytes; of the plan's whole context, however small `capacity` is."""
+        return self._decoder.cache_bytes
+
     def _encode(self, pixel_values: FloatArray) -> Staging:
         return self._vision.encode(pixel_values)
 
@@ -69,7 +74,7 @@ class TensorRTBackend(CudaBackend):
     def _buffers(self, memory: CacheMemory) -> CacheBuffers:
         return CacheBuffers(memory)
 
-    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
+    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
         return self._decoder.run(cache, inputs, pictures)
 
 

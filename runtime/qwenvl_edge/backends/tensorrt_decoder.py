@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qwenvl_edge.backends.base import FloatArray, Placed
-from qwenvl_edge.backends.cuda_backend import Inputs, splice
-from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, ROPE_TABLES, CacheMemory, CacheTensor
+from qwenvl_edge.backends.checked import Inputs
+from qwenvl_edge.backends.cuda_backend import splice
+from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, ROPE_TABLES, CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
 from qwenvl_edge.backends.plans import Plan
 from qwenvl_edge.backends.tensorrt_engine import Context, Engine
@@ -102,6 +103,11 @@ class PlanDecoder:
         self._inputs = Staging(cuda, space + 4 * ALIGNMENT)
         self._logits = Staging(cuda, 4 * limits.max_batch * most_rows * model.vocab_size)
         self._shared: dict[str, Context] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one row of a cache, which has the plan's whole context."""
+        return row_bytes(self._past, self._plan.manifest.limits.max_context)
 
     def new_memory(self, batch: int, capacity: int) -> CacheMemory:
         """Memory for a cache of `batch` rows, each of the plan's whole context.

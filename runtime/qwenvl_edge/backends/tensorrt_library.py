@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.plans import TENSORRT, TENSORRT_RTX, Builder, Machine, platform_name, plugin_file
+from qwenvl_edge.backends.plans import (
+    PLUGIN_OP,
+    TENSORRT,
+    TENSORRT_RTX,
+    Builder,
+    Machine,
+    platform_name,
+    plugin_file,
+    plugin_version,
+)
 from qwenvl_edge.errors import BackendError
 
 _NAMES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
@@ -53,15 +62,22 @@ class Library:
         """Register a plugin library for this process, once: "<file> <version>" as a plan names it, from its folder.
 
         Raises:
-            BackendError: it is missing, or is no plugin library for this TensorRT.
+            BackendError: it is missing, is no plugin library for this TensorRT, or has another version of the op.
         """
         if (entry := (self.name, plugin)) in _registered:
             return
         path = folder / plugin_file(plugin)
         if not path.is_file():
             raise BackendError(f'the plan needs the plugin "{path}", which is not there; build the plan again.')
-        if self.module.get_plugin_registry().load_library(str(path)) is None:
-            raise self.failed(f'load the plugin "{path}"')
+        registry = self.module.get_plugin_registry()
+        handle = registry.load_library(str(path))
+        if registry.get_creator(PLUGIN_OP, plugin_version(plugin), "") is None:
+            if handle is None:
+                raise self.failed(f'load the plugin "{path}"')
+            raise BackendError(
+                f'"{path}" has no {PLUGIN_OP} of version {plugin_version(plugin)}; '
+                "compile this version's plugin (docs/plugin.md) and build the plan with it."
+            )  # None with a creator: another file has brought the same op
         _registered.add(entry)
 
 
