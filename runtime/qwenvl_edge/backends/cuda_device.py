@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.system_memory import available_bytes
 
 Bytes = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -58,16 +59,26 @@ class Cuda:
             )
         return cls(api)
 
+    def free_bytes(self) -> int:
+        """Memory of the GPU that nothing has taken; on a board what the system would give up counts too."""
+        free = int(self._query("read how much memory is free", self.api.cudaMemGetInfo)[0])
+        return max(free, available_bytes() or 0) if self.integrated else free
+
     def call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a CUDA function and return its value; `what` it is for goes into the message.
 
         Raises:
             BackendError: it failed, or an earlier one did, which CUDA reports late.
         """
+        values = self._query(what, function, *arguments)
+        return values[0] if values else None
+
+    def _query(self, what: str, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        values: list[Any]
         error, *values = function(*arguments)
         if error != self.api.cudaError_t.cudaSuccess:
             raise BackendError(f"CUDA could not {what}: {describe(self.api, error)}.")
-        return values[0] if values else None
+        return values
 
 
 def describe(api: Any, error: Any) -> str:

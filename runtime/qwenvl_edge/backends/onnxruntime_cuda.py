@@ -198,8 +198,8 @@ class _Exchange:
             self._output = Staging(self._cuda, needed)
 
 
-def check_cuda(bundle: Bundle) -> None:
-    """Check that ONNX Runtime can run the bundle on a GPU here, before anything is loaded.
+def check_cuda(bundle: Bundle) -> Cuda:
+    """Check that ONNX Runtime can run the bundle on a GPU here, before anything is loaded; return the GPU.
 
     Raises:
         BackendError: it was built without CUDA, there is no GPU, or the bundle computes in float32.
@@ -215,4 +215,4 @@ def check_cuda(bundle: Bundle) -> None:
             f"the bundle's decoder computes in {compute}, but ONNX Runtime's attention takes fp16 or bf16 on a GPU; "
             "export it with --target gpu or --precision fp16"
         )
-    Cuda.open()
+    return Cuda.open()
