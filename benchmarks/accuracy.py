@@ -177,7 +177,7 @@ def plot(path: Path, results: dict[str, Results]) -> None:
     axes.set_xticks(np.arange(len(TASKS)) + 0.4 - width / 2, TASKS, rotation=30, ha="right")
     axes.set_ylabel("right answers")
     axes.set_ylim(0, 1)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=130)
 
 

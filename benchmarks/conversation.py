@@ -199,10 +199,11 @@ def plot(path: Path, samples: Samples) -> None:
 
 def table(samples: Samples) -> None:
     """Percentiles of every case."""
-    print(f"{'':<40}{'p50':>10}{'p90':>10}{'p99':>10}{'jitter':>10}{'n':>6}")
+    columns = ("p10", "p50", "p90", "p99", "jitter")
+    print(f"{'':<40}" + "".join(f"{column:>10}" for column in columns) + f"{'n':>6}")
     for name, values in samples.items():
         found = percentiles(values)
-        print(f"{name:<40}" + "".join(f"{found[key]:>10.2f}" for key in ("p50", "p90", "p99", "jitter")), end="")
+        print(f"{name:<40}" + "".join(f"{found[key]:>10.2f}" for key in columns), end="")
         print(f"{len(values):>6}")
 
 

@@ -4,7 +4,8 @@
 
 A random checkpoint of the preset is written to DIR (or one given by --checkpoint is read), `qwenvl export` runs as a
 process of its own, and its anonymous memory (what cannot be dropped, unlike mapped pages of files) is read every 20 ms.
-With --ask a new process loads the bundle and answers one question about a picture.
+With --ask a new process loads the bundle and answers questions about pictures, which PyTorch encodes too, and a token's
+share of the read bandwidth is measured.
 """
 
 from __future__ import annotations
@@ -13,55 +14,15 @@ import argparse
 import json
 import math
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools/synthetic_checkpoint
 
 from common import arguments, conditions, finish
-
-_SAMPLE_S = 0.02
-_ASK = """
-import json, sys, time
-start = time.perf_counter()
-import numpy as np
-from qwenvl_edge import QwenVLEngine
-engine = QwenVLEngine(sys.argv[1], max_context=int(sys.argv[2]))
-load = time.perf_counter() - start
-picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-stats = engine.chat("What is in the picture?", images=[picture], do_sample=False, max_new_tokens=int(sys.argv[3])).stats
-print(json.dumps({"load_s": load, "image_s": stats.image_ms / 1e3, "prefill_s": stats.prefill_ms / 1e3,
-                  "prompt_tokens": stats.prompt_tokens, "token_ms": list(stats.token_ms)}))
-"""
-
-
-def run(command: list[str]) -> dict[str, Any]:
-    """Run a process: its seconds, peak memory in GB (anonymous; resident with mapped files), and standard output."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    anonymous = resident = 0
-    while process.poll() is None:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        anonymous = max(anonymous, int(fields.get("RssAnon", "0 kB").split()[0]))
-        resident = max(resident, int(fields.get("VmRSS", "0 kB").split()[0]))
-        time.sleep(_SAMPLE_S)
-    output = process.communicate()[0]
-    if process.returncode:
-        raise SystemExit(f"{command[:6]} ended with code {process.returncode}")
-    return {
-        "seconds": time.perf_counter() - started,
-        "peak_anonymous_gb": anonymous * 1024 / 1e9,
-        "peak_resident_gb": resident * 1024 / 1e9,
-        "output": output,
-    }
+from processes import run
 
 
 def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[str, Any]:
@@ -71,12 +32,6 @@ def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[
     if options.head_precision:
         chosen += ["--head-precision", options.head_precision]
     return run([*program, *chosen, "--allow-loss", *([] if options.verify else ["--skip-verify"])])
-
-
-def ask(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
-    """Load the bundle and answer in a process of its own."""
-    result = run([sys.executable, "-c", _ASK, str(bundle), str(options.max_context), str(options.new_tokens)])
-    return {key: result[key] for key in ("peak_anonymous_gb", "peak_resident_gb")} | json.loads(result["output"])
 
 
 def size_gb(folder: Path) -> float:
@@ -112,7 +67,9 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
         "files_gb": {name: info["size"] / 1e9 for name, info in manifest["files"].items()},
     }
     if options.ask:
-        details["answer"] = ask(options, bundle)
+        from scale_answer import answer
+
+        details["answer"] = answer(checkpoint, bundle, max_context=options.max_context, new_tokens=options.new_tokens)
     return headline, details
 
 

@@ -203,23 +203,41 @@ def serving() -> str:
 
 def scale() -> str:
     """Exporting the full-size model, and a model of 1.1 billion weights beside PyTorch."""
-    whole, small = load("export-full-int4"), load("latency-1b")
-    head, asked = whole["headline"], whole["details"]["answer"]
+    small = load("latency-1b")
     times = small["details"]["milliseconds"]
     columns = ("int4", "int4-128", "int8", "int8-128", "torch-fp32", "torch-bf16")
     names = {"vision": "a picture, ms", "prefill": "prefill of 288 tokens, ms", "decode": "a token, ms"}
     rows = [[name, *[number(times[each][stage]["median"]) for each in columns]] for stage, name in names.items()]
     share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
     rows.append(["share of the read bandwidth at a token", *map(number, share.values()), "", ""])
-    said = prose(
-        f"({conditions('latency-1b')}.)",
-        f"The full-size model ({head['parameters']:,} random weights) is exported to int4 in {head['seconds']:.0f} s,",
-        f"with {head['peak_anonymous_gb']:.2f} GB of memory beside mapped files;",
-        f"its bundle of {head['disk_gb']:.1f} GB answers about a picture on the CPU",
-        f"with {asked['peak_anonymous_gb']:.1f} GB.",
-        f"({conditions('export-full-int4')}.)",
-    )
+    said = prose(f"({conditions('latency-1b')}.)")
     titles = ["", "int4", "int4, blocks of 128", "int8", "int8, blocks of 128", "PyTorch fp32", "PyTorch bf16"]
+    return f"{table(titles, rows)}\n{said}\n{full_size()}"
+
+
+def full_size() -> str:
+    """Exporting the full-size model, and what its bundles take to answer."""
+    found = [load(f"export-full-{name}") for name in ("fp16", "int4", "int4-128")]
+    exports = [each["headline"] for each in found]
+    asked = [each["details"].get("answer") for each in found]
+
+    def cells(figure: Callable[[Any], float]) -> list[str]:
+        return ["" if each is None else number(figure(each)) for each in asked]
+
+    rows = [
+        ["export, s", *[number(each["seconds"]) for each in exports]],
+        ["export, GB beside mapped files", *[number(each["peak_anonymous_gb"]) for each in exports]],
+        ["bundle, GB", *[number(each["disk_gb"]) for each in exports]],
+        ["answering, GB", *cells(lambda each: each["peak_anonymous_gb"])],
+        ["answering, GB with file pages that can be dropped", *cells(lambda each: each["peak_resident_gb"])],
+        ["a token, ms", *cells(lambda each: each["token_ms"]["median"])],
+        ["share of the read bandwidth at a token", *cells(lambda each: each["bandwidth_share"]["median"])],
+        ["a picture, ms", *cells(lambda each: each["image_ms"]["median"])],
+        ["PyTorch's picture fp32, times as long", *cells(lambda each: each["vision_vs_torch"]["float32"]["median"])],
+        ["PyTorch's picture bf16, times as long", *cells(lambda each: each["vision_vs_torch"]["bfloat16"]["median"])],
+    ]
+    titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4", "int4, blocks of 128"]
+    said = prose(f"({conditions('export-full-int4')}.)")
     return f"{table(titles, rows)}\n{said}"
 
 

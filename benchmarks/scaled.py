@@ -195,10 +195,10 @@ def measure(
     return timings, bandwidth
 
 
-def decode_bytes(bundle: Bundle) -> int:
-    """What a token reads: every weight of the decoder, and the cache of the prompt."""
+def decode_bytes(bundle: Bundle, prompt: int = PROMPT) -> int:
+    """What a token behind a prompt reads: every weight of the decoder, and the cache in float32."""
     model = bundle.manifest.model
-    cache = 2 * 4 * model.num_layers * model.num_kv_heads * model.head_dim * PROMPT
+    cache = 2 * 4 * model.num_layers * model.num_kv_heads * model.head_dim * prompt
     return bundle.manifest.files["decoder.data"].size + cache
 
 

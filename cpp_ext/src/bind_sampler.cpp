@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 
 #include "qwenvl/bindings.hpp"
 #include "qwenvl/logits_row.hpp"
@@ -15,7 +16,28 @@ namespace py = pybind11;
 namespace qwenvl {
 namespace {
 
-using Mask = py::array_t<bool, py::array::c_style>;
+using MaskArray = py::array_t<bool, py::array::c_style>;
+using Mask = std::optional<std::variant<py::bytes, MaskArray>>;
+
+// The entries of a mask, one for each of `size` logits.
+const std::uint8_t* mask_data(const Mask& mask, std::size_t size) {
+    if (!mask) return nullptr;
+    const void* data = nullptr;
+    py::ssize_t length = -1;
+    if (const auto* array = std::get_if<MaskArray>(&*mask)) {
+        data = array->data();
+        if (array->ndim() == 1) length = array->size();
+    } else {
+        const py::bytes& entries = std::get<py::bytes>(*mask);
+        data = PyBytes_AS_STRING(entries.ptr());
+        length = PyBytes_GET_SIZE(entries.ptr());
+    }
+    if (length != static_cast<py::ssize_t>(size)) {
+        throw py::value_error("the mask of allowed ids needs " + std::to_string(size) +
+                              " entries, one for each logit");
+    }
+    return static_cast<const std::uint8_t*>(data);
+}
 
 // NumPy has no bfloat16 of its own: ml_dtypes' type, or two-byte records with the one field "bfloat16".
 bool is_bfloat16(const py::dtype& dtype) {
@@ -55,19 +77,12 @@ public:
 
     template <typename Use>
     auto with(const py::array& logits, const py::handle& previous, std::size_t prompt_size,
-              const std::optional<Mask>& allowed, Use use) {
+              const Mask& allowed, Use use) {
         const LogitsRow row = row_of(logits);
         std::vector<std::int64_t> ids = std::exchange(spare_ids_, {});
         ids.clear();
         if (!previous.is_none()) read_ids(previous, ids);
-        StepContext step{ids.data(), ids.size(), prompt_size, nullptr};
-        if (allowed) {
-            if (allowed->ndim() != 1 || static_cast<std::size_t>(allowed->size()) != row.size) {
-                throw py::value_error("the mask of allowed ids needs " + std::to_string(row.size) +
-                                      " entries, one for each logit");
-            }
-            step.allowed = reinterpret_cast<const std::uint8_t*>(allowed->data());
-        }
+        const StepContext step{ids.data(), ids.size(), prompt_size, mask_data(allowed, row.size)};
         auto result = alone([&] { return use(sampler_, reader_.read(row), row.size, step); });
         spare_ids_ = std::move(ids);
         return result;
@@ -91,7 +106,7 @@ private:
 };
 
 std::uint32_t sample(SharedSampler& self, const py::array& logits, const py::handle& previous, std::size_t prompt_size,
-                     const std::optional<Mask>& allowed) {
+                     const Mask& allowed) {
     return self.with(logits, previous, prompt_size, allowed,
                      [](Sampler& sampler, const float* row, std::size_t size, const StepContext& step) {
                          return sampler.sample(row, size, step);
@@ -99,7 +114,7 @@ std::uint32_t sample(SharedSampler& self, const py::array& logits, const py::han
 }
 
 py::tuple distribution(SharedSampler& self, const py::array& logits, const py::handle& previous,
-                       std::size_t prompt_size, const std::optional<Mask>& allowed) {
+                       std::size_t prompt_size, const Mask& allowed) {
     double total = 0;
     const std::vector<Candidate> kept =
         self.with(logits, previous, prompt_size, allowed,

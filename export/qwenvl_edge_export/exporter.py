@@ -92,8 +92,10 @@ def export(
         precision = precision.of_groups(imported)
     calibrated = _calibrate(checkpoint, precision, calibration, target, progress)
     with staged_folder(target, replace=force) as folder:
-        write_bundle(checkpoint, folder, precision, calibrated, progress)
+        done = write_bundle(checkpoint, folder, precision, calibrated, progress)
         if check:
+            if progress is not None:
+                progress(done, done, "comparing with PyTorch")
             _record_parity(folder, checkpoint, allow_loss)
     if calibrated is not None:
         calibrated.remove()
@@ -106,16 +108,19 @@ def write_bundle(
     precision: ExportPrecision,
     calibrated: Calibration | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> int:
     """Write the bundle of `checkpoint` into the empty folder `folder`, uncompared; `export` does the rest.
 
-    Weights are rounded and packed on the device that the checkpoint's tensors lie on.
+    Weights are rounded and packed on the device that the checkpoint's tensors lie on. Returns the bytes that `progress`
+    counts.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity, or values too large for its type.
         BundleError: the disk is too small.
     """
-    _Export(checkpoint, folder, precision, calibrated, progress).run().write(folder)
+    work = _Export(checkpoint, folder, precision, calibrated, progress)
+    work.run().write(folder)
+    return work.total
 
 
 def _check_target(target: Path, force: bool) -> None:
@@ -200,7 +205,7 @@ class _Export:
         self.calibrated = calibrated
         self.files: dict[str, FileInfo] = {}
         self._progress = progress
-        self._done = self._total = 0
+        self._done = self.total = 0
 
     def run(self) -> Manifest:
         checkpoint, config, precision = self.checkpoint, self.checkpoint.config, self.precision
@@ -215,7 +220,7 @@ class _Export:
         table = EmbeddingInfo(EMBEDDING_NAME, precision.embedding, (config.vocab_size, config.hidden_size))
         needed = vision_weights.size_bytes + decoder_weights.size_bytes + embedding_bytes(table.dtype, table.shape)
         self._check_space(needed)
-        self._total = needed + sum(path.stat().st_size for path in checkpoint.source_files)
+        self.total = needed + sum(path.stat().st_size for path in checkpoint.source_files)
 
         with one_thread_an_operator():
             for weights in (vision_weights, decoder_weights):
@@ -224,7 +229,6 @@ class _Export:
         shutil.copyfile(checkpoint.path / TOKENIZER_NAME, self.folder / TOKENIZER_NAME)
         self._describe(TOKENIZER_NAME)
         digest = checkpoint.digest(self._counter("hashing the checkpoint"))
-        self._counter("comparing with PyTorch")(0)
         return Manifest(
             format=FORMAT,
             family=FAMILY,
@@ -274,6 +278,6 @@ class _Export:
         def count(size: int) -> None:
             self._done += size
             if self._progress is not None:
-                self._progress(min(self._done, self._total), self._total, what)
+                self._progress(min(self._done, self.total), self.total, what)
 
         return count

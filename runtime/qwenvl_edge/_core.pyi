@@ -51,14 +51,14 @@ class Sampler:
         logits: npt.NDArray[Any],
         previous: _Ids | None,
         prompt_size: int,
-        allowed: npt.NDArray[np.bool_] | None,
+        allowed: npt.NDArray[np.bool_] | bytes | None,
     ) -> int: ...
     def distribution(
         self,
         logits: npt.NDArray[Any],
         previous: _Ids | None,
         prompt_size: int,
-        allowed: npt.NDArray[np.bool_] | None,
+        allowed: npt.NDArray[np.bool_] | bytes | None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]: ...
     def log_prob(self, logits: npt.NDArray[Any], id: int) -> float: ...
     def top_log_probs(self, logits: npt.NDArray[Any], count: int) -> list[tuple[int, float]]: ...

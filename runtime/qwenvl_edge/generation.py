@@ -43,8 +43,9 @@ class Generation:
         self._writer = writer
         self._options = options
         self._matcher = matcher
+        self._greedy = options.greedy
         self._sampler = Sampler(options.sampling)
-        self._allowed: npt.NDArray[np.bool_] | None = None
+        self._allowed: bytes | None = None
         self.new_tokens = 0
         self.forced_tokens = 0
         self.proposed_tokens = 0
@@ -88,8 +89,8 @@ class Generation:
         self.piece = ""
         known = self.new_tokens
         self._take(self._draw(logits))
-        now = time.perf_counter()
         self._take_forced()
+        now = time.perf_counter()
         self.token_ms += [(now - clock) * 1e3, *[0.0] * (self.new_tokens - known - 1)]
         return now
 
@@ -110,7 +111,7 @@ class Generation:
         sequence, sampler, matcher = self._sequence, self._sampler, self._matcher
         if matcher is None:
             return sampler.sample(logits, sequence.tokens)
-        if self._options.greedy:  # the likeliest of all ids is the likeliest of those allowed, if it is one of them
+        if self._greedy:  # the likeliest of all ids is the likeliest of those allowed, if it is one of them
             token = sampler.sample(logits, sequence.tokens)
             if matcher.allows(token):
                 return token
@@ -127,7 +128,7 @@ class Generation:
             if self.finish_reason is None:
                 self._take(token)
                 self.forced_tokens += 1
-        if not (self._options.greedy or self.finish_reason):
+        if not (self._greedy or self.finish_reason):
             # Now, since the matcher's code and data will have left the caches when the next logits are there.
             self._allowed = self._matcher.allowed()
         return bool(forced)

@@ -11,9 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from qwenvl_edge.closing import preference, shortest_end
 from qwenvl_edge.constraint import Constraint
 from qwenvl_edge.errors import PromptError, QwenVLError
@@ -32,9 +29,9 @@ class Matcher:
         self._order = order
         self._give_back = give_back
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        """Ids that may come next, [decodable] bool; the ids that end an answer are among them where it may end."""
-        allowed: npt.NDArray[np.bool_] = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8) != 0
+    def allowed(self) -> bytes:
+        """A byte for each of `decodable` ids, 0 if it may not come next; where the answer may end, its ends may."""
+        allowed: bytes = self._matcher.compute_logit_bias()
         return allowed
 
     def allows(self, token: int) -> bool:

@@ -21,6 +21,7 @@ from qwenvl_edge.errors import BackendError, PromptError
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 Logits = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_] | bytes
 
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 """What marks two-byte integers as bfloat16, `raw.view(BFLOAT16)`, where ml_dtypes is not installed."""
@@ -145,7 +146,7 @@ class Sampler:
         previous: Ids = (),
         *,
         prompt_length: int = 0,
-        allowed: npt.NDArray[np.bool_] | None = None,
+        allowed: Mask | None = None,
     ) -> int:
         """Choose the next token.
 
@@ -154,7 +155,7 @@ class Sampler:
                 -infinity marks ids that cannot be chosen.
             previous: prompt and generated ids, for the penalties.
             prompt_length: how many of `previous` are the prompt, which presence and frequency penalty leave out.
-            allowed: [V] bool; ids that are False cannot be chosen in this step.
+            allowed: [V] bool, or bytes of length V; ids whose entry is False or 0 cannot be chosen in this step.
 
         Raises:
             BackendError: NaN or +infinity in the logits, or no id left to choose.
@@ -171,7 +172,7 @@ class Sampler:
         previous: Ids = (),
         *,
         prompt_length: int = 0,
-        allowed: npt.NDArray[np.bool_] | None = None,
+        allowed: Mask | None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Ids that `sample` would choose from, ascending, and their probabilities. Arguments and errors as there."""
         try:

@@ -11,7 +11,7 @@ from vocabularies import full_vocabulary
 
 from qwenvl_edge import CancelToken, Constraint
 from qwenvl_edge.errors import PromptError, QwenVLError
-from qwenvl_edge.matching import MatcherFactory
+from qwenvl_edge.matching import Matcher, MatcherFactory
 from qwenvl_edge.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance", reason="constraints need the extra 'constrained'")
@@ -217,6 +217,21 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path, monkeypatc
     assert qwen.chat("hi").text == "fine"
 
 
+@pytest.mark.parametrize("call", ["allowed", "forced", "take"])
+def test_what_a_constraint_costs_counts_in_the_time_of_a_token(tmp_path, monkeypatch, call):
+    seconds = [0.0]  # pass in this call only
+    spent = getattr(Matcher, call)
+
+    def slow(*arguments):
+        seconds[0] += 1
+        return spent(*arguments)
+
+    monkeypatch.setattr(Matcher, call, slow)
+    monkeypatch.setattr("qwenvl_edge.generation.time.perf_counter", lambda: seconds[0])
+    stats = random_answer(tmp_path, Constraint.regex("[a-z]{400}"), 1, max_new_tokens=20).stats
+    assert len(stats.token_ms) == 19 and min(stats.token_ms[:-1]) >= 1000  # the last one asks for nothing behind it
+
+
 def test_masks_cover_the_full_vocabulary():
     family = type(FAMILY)(151643, 256)
     tokenizer = Tokenizer(full_vocabulary(), family.special_tokens)
@@ -224,9 +239,9 @@ def test_masks_cover_the_full_vocabulary():
     matcher = factory.start(Constraint.json(SCHEMA))
     for token in tokenizer.encode('{"colour":"blue","count":42}')[:-1]:
         allowed = matcher.allowed()
-        assert allowed.shape == (family.decodable,) and allowed[token]
+        assert len(allowed) == family.decodable and allowed[token]
         assert not matcher.take(token)
-    assert matcher.allowed().sum() < 10  # a closing brace, alone or as part of nothing else
+    assert np.count_nonzero(list(matcher.allowed())) < 10  # a closing brace, alone or as part of nothing else
     boxes = factory.start(Constraint.boxes())
     tags = [family.special_tokens[tag] for tag in ("<ref>", "<box>")]
-    assert np.flatnonzero(boxes.allowed()).tolist() == sorted(tags)
+    assert np.flatnonzero(list(boxes.allowed())).tolist() == sorted(tags)

@@ -164,6 +164,12 @@ def test_progress_goes_from_start_to_end(small_checkpoint, target):
     ]
 
 
+def test_progress_names_no_comparison_that_is_not_made(small_checkpoint, target):
+    said: list[str] = []
+    export(small_checkpoint(), target, check=False, progress=lambda _, __, what: said.append(what))
+    assert said[-1] == "hashing the checkpoint"
+
+
 def test_an_existing_bundle_is_kept_without_force(small_checkpoint, target):
     before = export(small_checkpoint("a"), target).manifest
     with pytest.raises(BundleError, match="exists already"):

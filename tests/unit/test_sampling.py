@@ -143,6 +143,9 @@ def test_greedy_follows_penalties_and_masks() -> None:
     assert Sampler(SamplingParams(do_sample=False, logit_bias={3: 10})).sample(logits) == 3
     allowed = np.array([False, False, True, True])
     assert Sampler(SamplingParams(do_sample=False)).sample(logits, allowed=allowed) == 2
+    assert Sampler(SamplingParams(do_sample=False)).sample(logits, allowed=b"\0\0\0\xc8") == 3
+    with pytest.raises(BackendError, match="mask of allowed ids needs 4 entries"):
+        Sampler(SamplingParams(do_sample=False)).sample(logits, allowed=b"\1\1\1")
     assert logits.tolist() == [5, 4, 3, 2]
 
 
