@@ -5,8 +5,8 @@ Keys and values live in buffers that are bound as past and present at once, so t
 Prepacking copies the weights into the kernels' own order: a token then takes 2.0 instead of 3.5 ms with 29 MB of
 weights and 120 instead of 139 ms with 2.4 GB (one thread, Zen 3, ONNX Runtime 1.32), but the copy cannot be dropped
 from memory as the mapped file can. So graphs with weights up to 1 GiB are prepacked, and larger ones run from the file:
-a picture then takes 1.08 to 1.18 times as long in 8 bits. Only the decoder's integers are always prepacked: without it the kernels widen
-whole matrices at every call, and a token takes 100 times as long.
+a picture then takes 1.08 to 1.18 times as long in 8 bits. Only the decoder's integers are always prepacked: without it
+the kernels widen whole matrices at every call, and a token takes 100 times as long.
 
 On x86 without VNNI ONNX Runtime is told to make the signed weights of the picture side unsigned when it loads them
 (its sums would saturate: error 0.19 instead of 0.006), which costs a copy of them in memory.
