@@ -6,10 +6,11 @@ its error code and then its values. One GPU is used, number 0; CUDA_VISIBLE_DEVI
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,17 @@ class Stream:
     def synchronize(self) -> None:
         """Wait until everything on the stream is done. Raises BackendError where something of it failed."""
         self._cuda.call("finish the work on the GPU", self._api.cudaStreamSynchronize, self._stream)
+
+    @contextlib.contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Wait behind the block, also where it fails half-way: what is under way still uses the memory of the call."""
+        try:
+            yield
+        except BackendError:
+            with contextlib.suppress(BackendError):  # the first error is the one to tell
+                self.synchronize()
+            raise
+        self.synchronize()
 
     def upload(self, target: int, source: npt.NDArray[Any]) -> None:
         """Copy a contiguous array to the GPU. Pinned memory must stay as it is until the stream is synchronised."""

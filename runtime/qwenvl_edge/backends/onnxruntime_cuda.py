@@ -180,15 +180,15 @@ class _Exchange:
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the logits are waited for
         if graph is not None:
             options.add_run_config_entry("gpu_graph_id", graph)
-        self._inputs.upload(self._stream, used)
-        if pictures:
-            splice(self._stream, addresses["inputs_embeds"], pictures)
-        try:
-            session.run_with_iobinding(binding, options)
-        except Exception as error:
-            raise failed(f"compute the {output.replace('_', ' ')}", error) from None
-        self._output.download(self._stream, 4 * math.prod(shape))
-        self._stream.synchronize()
+        with self._stream.waited_for():
+            self._inputs.upload(self._stream, used)
+            if pictures:
+                splice(self._stream, addresses["inputs_embeds"], pictures)
+            try:
+                session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise failed(f"compute the {output.replace('_', ' ')}", error) from None
+            self._output.download(self._stream, 4 * math.prod(shape))
         return self._output
 
     def _reserve(self, inputs: Inputs, shape: tuple[int, ...]) -> None:
