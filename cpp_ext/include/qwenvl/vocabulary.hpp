@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "qwenvl/wide_word.hpp"
 #include "qwenvl/word_table.hpp"
 
 namespace qwenvl {
@@ -36,6 +37,7 @@ public:
         return words_.find(ShortWord::of(bytes.data(), bytes.size(), readable));
     }
     const WordTable& words() const { return words_; }
+    const std::vector<WideWord>& wide_words() const { return wide_words_; }  // by id
 
 private:
     struct Slot {
@@ -52,6 +54,7 @@ private:
     std::string bytes_;
     std::vector<std::uint32_t> offsets_;
     WordTable words_;
+    std::vector<WideWord> wide_words_;  // by id
     std::array<TokenId, 256> single_{};
     std::vector<Slot> slots_;  // tokens that are too long for words_
     std::size_t mask_ = 0;
