@@ -33,7 +33,7 @@ public:
         extend_to(std::copy(units.begin(), units.end(), reserve(units.size())));
     }
 
-    // The units must be such that no narrower form of str holds them all. Nothing else may be done with the buffer then.
+    // No narrower form of str may hold all of the units. Nothing else may be done with the buffer then.
     pybind11::str take() {
         resize(size_);
         return pybind11::reinterpret_steal<pybind11::str>(std::exchange(text_, nullptr));

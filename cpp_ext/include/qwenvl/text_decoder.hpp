@@ -31,13 +31,7 @@ public:
         std::array<std::int64_t, kMany> ids;
         for (std::size_t start = 0; left_ > 0; start += kMany) {
             const std::size_t count = std::min(left_, kMany);
-            const bool wide = by_bytes_ == 0;
-            std::int64_t all = 0;
-            for (std::size_t i = 0; i < count; ++i) {
-                all |= ids[i] = id_at(start + i);
-                tokenizer_.prefetch(ids[i], wide);
-            }
-            if (all < 0) return Result::kNegativeId;
+            if (!read(start, count, id_at, ids.data())) return Result::kNegativeId;
             if (!append(ids.data(), count)) return Result::kNoUtf8;
             left_ -= count;
         }
@@ -50,10 +44,23 @@ public:
     Buffer<char>* ascii() { return &ascii_; }
 
 private:
-    static constexpr std::size_t kMany = 256, kLikelyBytes = 6, kLikelyCharacters = 2;
+    static constexpr std::size_t kMany = 512, kLikelyBytes = 6, kLikelyCharacters = 2;
     static constexpr int kBatchesByBytes = 8;
 
     enum class Step { kDone, kWiden, kNoUtf8 };
+
+    // Not inlined, nor is copy_characters, so that a profile tells them apart. False where an id is negative.
+    template <typename IdAt>
+    [[gnu::noinline]] bool read(std::size_t start, std::size_t count, IdAt id_at, std::int64_t* ids) {
+        const std::uintptr_t table = tokenizer_.vocabulary().table(by_bytes_ == 0);
+        std::int64_t all = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::int64_t id = ids[i] = id_at(start + i);
+            all |= id;
+            prefetch(table, id);
+        }
+        return all >= 0;
+    }
 
     // By their bytes or, where those are not ASCII, by their characters: one or the other is faster. False where the
     // bytes are not UTF-8.
@@ -67,15 +74,21 @@ private:
         ascii_.append(open_);
         tokenizer_.append_tokens(ids, count, ascii_);
         const std::string_view bytes = ascii_.view().substr(before);
-        if (!is_wide()) {
-            if (is_ascii(bytes)) return true;
-            widen(ascii_.view().substr(0, before), two_);
-        }
+        if (is_ascii(bytes)) return !is_wide() || append_ascii(bytes);
+        if (!is_wide()) widen(ascii_.view().substr(0, before), two_);
         const std::string_view whole = bytes.substr(0, whole_characters(bytes));
         open_ = bytes.substr(whole.size());
         const Utf8Summary summary = summarize_utf8(whole);
         if (4 * whole.size() > 5 * summary.characters) --by_bytes_;
         return in_widest([&](auto& out) { return put(whole, summary, out); });
+    }
+
+    // Behind whole characters.
+    bool append_ascii(std::string_view bytes) {
+        return in_widest([&](auto& out) {
+            out.extend_to(std::copy(bytes.begin(), bytes.end(), out.reserve(bytes.size())));
+            return Step::kDone;
+        });
     }
 
     bool append_characters(const std::int64_t* ids, std::size_t count) {
@@ -123,7 +136,7 @@ private:
 
     // As many ids as have such a form.
     template <typename Unit>
-    std::size_t copy_characters(const std::int64_t* ids, std::size_t count, Buffer<Unit>& out) {
+    [[gnu::noinline]] std::size_t copy_characters(const std::int64_t* ids, std::size_t count, Buffer<Unit>& out) {
         const std::vector<WideWord>& all = tokenizer_.vocabulary().wide_words();
         const WideWord* const words = all.data();  // the stores might change what is no local variable
         const std::size_t ranks = all.size();

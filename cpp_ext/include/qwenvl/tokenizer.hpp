@@ -43,11 +43,12 @@ public:
     std::size_t append_bytes(std::size_t count, IdAt id_at, Buffer& out) const {
         constexpr std::size_t many = 64;
         std::int64_t ids[many];
+        const std::uintptr_t table = vocabulary_.table(false);
         for (std::size_t done = 0; done < count; done += many) {
             const std::size_t size = std::min(count - done, many);
             for (std::size_t i = 0; i < size; ++i) {
                 ids[i] = id_at(done + i);
-                prefetch(ids[i], false);
+                prefetch(table, ids[i]);
             }
             const std::size_t appended = append_tokens(ids, size, out);
             if (appended != size) return done + appended;
@@ -82,14 +83,6 @@ public:
         if (!is_rank(id)) return nullptr;
         const WideWord& word = vocabulary_.wide_words()[static_cast<TokenId>(id)];
         return word.exists() ? &word : nullptr;
-    }
-
-    // What append_tokens or wide_word will read.
-    void prefetch(std::int64_t id, bool wide) const {
-        if (!is_rank(id)) return;
-        const auto token = static_cast<TokenId>(id);
-        const void* const wide_word = &vocabulary_.wide_words()[token];
-        __builtin_prefetch(wide ? wide_word : &vocabulary_.words()[token]);
     }
 
     std::string decode(const std::vector<std::int64_t>& ids) const;

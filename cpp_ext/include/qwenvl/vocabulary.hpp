@@ -12,6 +12,12 @@
 
 namespace qwenvl {
 
+// What decoding will read for an id of any value: a number for an address, since that of no token is outside the table.
+inline void prefetch(std::uintptr_t table, std::int64_t id) {
+    static_assert(sizeof(ShortWord) == sizeof(WideWord));
+    __builtin_prefetch(reinterpret_cast<const void*>(table + static_cast<std::uintptr_t>(id) * sizeof(WideWord)));
+}
+
 class Vocabulary {
 public:
     // `file`: the contents of a .tiktoken file, lines "base64 rank" with ranks 0, 1, 2, ...
@@ -38,6 +44,12 @@ public:
     }
     const WordTable& words() const { return words_; }
     const std::vector<WideWord>& wide_words() const { return wide_words_; }  // by id
+
+    // Where the words or the wide words lie, for prefetch.
+    std::uintptr_t table(bool wide) const {
+        const void* const first = wide ? static_cast<const void*>(wide_words_.data()) : &words_[0];
+        return reinterpret_cast<std::uintptr_t>(first);
+    }
 
 private:
     struct Slot {
