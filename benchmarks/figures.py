@@ -206,20 +206,21 @@ def scale() -> str:
     whole, small = load("export-full-int4"), load("latency-1b")
     head, asked = whole["headline"], whole["details"]["answer"]
     times = small["details"]["milliseconds"]
-    columns = ("int4", "int4-128", "int8", "int8-128", "torch-fp32", "torch-bf16")
+    columns = ("int4", "int4-32", "int8", "int8-32", "torch-fp32", "torch-bf16")
     names = {"vision": "a picture, ms", "prefill": "prefill of 288 tokens, ms", "decode": "a token, ms"}
     rows = [[name, *[number(times[each][stage]["median"]) for each in columns]] for stage, name in names.items()]
     share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
     rows.append(["share of the read bandwidth at a token", *map(number, share.values()), "", ""])
     said = prose(
         f"({conditions('latency-1b')}.)",
-        f"The full-size model ({head['parameters']:,} random weights) is exported to int4 in {head['seconds']:.0f} s,",
+        f"The full-size model ({head['parameters']:,} random weights) is exported to int4 (blocks of",
+        f"{whole['details']['precision']['block_size']}) in {head['seconds']:.0f} s,",
         f"with {head['peak_anonymous_gb']:.2f} GB of memory beside mapped files;",
         f"its bundle of {head['disk_gb']:.1f} GB answers about a picture on the CPU",
         f"with {asked['peak_anonymous_gb']:.1f} GB.",
         f"({conditions('export-full-int4')}.)",
     )
-    titles = ["", "int4", "int4, blocks of 128", "int8", "int8, blocks of 128", "PyTorch fp32", "PyTorch bf16"]
+    titles = ["", "int4", "int4, blocks of 32", "int8", "int8, blocks of 32", "PyTorch fp32", "PyTorch bf16"]
     return f"{table(titles, rows)}\n{said}"
 
 
