@@ -30,6 +30,7 @@ from qwenvl_edge_export.calibrate_vision import VisionInputs
 from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
 from qwenvl_edge_export.gptq import quantize, relative_loss
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES
+from qwenvl_edge_export.metadata import exporter_name
 from qwenvl_edge_export.modeling import Block, QwenVL, RMSNorm, call_context, ntk_alpha
 from qwenvl_edge_export.precision import HEAD, STATIC, ExportPrecision
 from qwenvl_edge_export.prompts import Case
@@ -194,8 +195,8 @@ class Calibration:
     def _key(self) -> dict[str, Any]:
         stats = {path.name: path.stat() for path in self.checkpoint.source_files}
         files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-        samples = [[int(case.prompt.ids.sum()), len(case.answer), float(case.pixels.sum())] for case in self._cases]
-        return {"files": files, "precision": repr(self.precision), "lengths": self._lengths, "samples": samples}
+        samples = [case.digest() for case in self._cases]
+        return {"exporter": exporter_name(), "files": files, "precision": repr(self.precision), "samples": samples}
 
     def _layer(self, i: int) -> None:
         block = self._load(f"transformer.h.{i}")

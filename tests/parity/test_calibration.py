@@ -117,6 +117,48 @@ def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
     assert found.manifest.parity["passed"]
 
 
+def write_samples(folder, answer="1 2 3", prompt="ab", columns=1):
+    """A line with a picture, whose size and sum stay what they are however its columns are turned."""
+    pixels = np.random.default_rng(0).integers(0, 256, (42, 42, 3), np.uint8)
+    Image.fromarray(np.roll(pixels, columns, axis=1)).save(folder / "own.png")
+    line = {"image": "own.png", "prompt": prompt, "answer": answer}
+    (folder / "own.jsonl").write_text(json.dumps(line))
+    return folder / "own.jsonl"
+
+
+@pytest.mark.parametrize("change", [{"answer": "3 1 2"}, {"prompt": "ba"}, {"columns": 21}])
+def test_samples_of_equal_length_and_sum_are_not_taken_for_each_other(checkpoint, tmp_path, monkeypatch, change):
+    quantize, seen = calibrate.quantize, []
+
+    def interrupted(*arguments):
+        seen.append(1)
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        return quantize(*arguments)
+
+    options = {"precision": INT4, "allow_loss": True, "check": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "quantize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, tmp_path / "bundle", calibration=write_samples(tmp_path), **options)
+    monkeypatch.setattr(calibrate, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
+    samples = write_samples(tmp_path, **change)
+    rerun = export(checkpoint, tmp_path / "bundle", calibration=samples, **options)
+    assert seen.count(2) == 10
+    assert rerun.manifest.files == export(checkpoint, tmp_path / "fresh", calibration=samples, **options).manifest.files
+
+
+def test_another_exporter_starts_anew(checkpoint, tmp_path, monkeypatch):
+    """What an older version found may not be what this one would find."""
+    cases = read_samples(None, builder_of(checkpoint))[-2:]
+    told = []
+    for version in ("1", "1", "2"):
+        monkeypatch.setattr(calibrate, "exporter_name", lambda version=version: version)
+        arguments = (Checkpoint.open(checkpoint), INT4, cases, tmp_path / "work")
+        calibrate.Calibration(*arguments, lambda *call: told.append(call[2])).run()
+    assert told.count("calibrating layer 1 of 2") == 2
+
+
 @pytest.mark.parametrize(
     "name",
     [
