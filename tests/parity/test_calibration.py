@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
+from safetensors.torch import load_file
 
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
@@ -104,6 +105,19 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
     assert resumed.manifest.files == calibrated.manifest.files
     assert resumed.manifest.sensitivity == calibrated.manifest.sensitivity
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_what_is_kept_is_no_larger_than_in_the_bundle(checkpoint, tmp_path, target):
+    cases = read_samples(None, builder_of(checkpoint))[-2:]
+    precision = ExportPrecision.choose("int4", target=target, head="int4")
+    calibrate.Calibration(Checkpoint.open(checkpoint), precision, cases, tmp_path / "work", lambda *_: None).run()
+    scale = 2 if target == "gpu" else 4
+    for i in range(2):
+        kept = load_file(tmp_path / "work" / f"layer-{i}.safetensors")
+        elements = sum(2 * each.numel() for name, each in kept.items() if name.endswith(".integers"))
+        assert elements == 128 * 384 + 128 * 128 + 3 * 128 * 96
+        assert sum(each.nbytes for each in kept.values()) == elements // 2 + elements // 32 * scale
 
 
 def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
