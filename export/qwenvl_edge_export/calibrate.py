@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -28,7 +29,7 @@ from qwenvl_edge_export.calibrate_vision import VisionInputs
 from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
 from qwenvl_edge_export.gptq import quantize, relative_loss
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES
-from qwenvl_edge_export.kept import HEAD_STAGE, VISION_STAGE, Kept, Losses
+from qwenvl_edge_export.kept import HEAD_STAGE, VISION_STAGE, Kept, Losses, kept_bytes
 from qwenvl_edge_export.metadata import exporter_name
 from qwenvl_edge_export.modeling import Block, QwenVL, RMSNorm, call_context, ntk_alpha
 from qwenvl_edge_export.precision import HEAD, STATIC, ExportPrecision
@@ -78,7 +79,22 @@ class Calibration:
 
     @torch.no_grad()
     def run(self) -> None:
-        """Calibrate everything that is not done yet."""
+        """Calibrate everything that is not done yet.
+
+        Raises:
+            BundleError: the disk is full, or the working folder cannot be written.
+            CheckpointError: a tensor holds NaN or infinity.
+        """
+        try:
+            self._run()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            kept = (
+                "the same command goes on with what is done" if self._key_path.exists() else "nothing was left behind"
+            )
+            raise BundleError(f'calibration cannot write "{self.folder}": {reason}; {kept}.') from error
+
+    def _run(self) -> None:
         self._open()
         started, first = time.monotonic(), self._kept.layers_done()
         for i in range(first, self._layers):
@@ -115,15 +131,25 @@ class Calibration:
 
     def _open(self) -> None:
         """Continue the folder if it is of the same work, else start it anew with the samples' embeddings."""
-        key = json.dumps(self._key())
-        path = self.folder / "key.json"
-        if path.exists() and path.read_text() == key and self._spool.path(self._kept.layers_done()).exists():
+        key, done = json.dumps(self._key()), self._kept.layers_done()
+        if self._key_path.exists() and self._key_path.read_text() == key and self._spool.path(done).exists():
+            self._spool.keep_only(done)
+            self._check_space()
             return
+        self.remove()
+        try:
+            self.folder.mkdir(parents=True)
+            self._check_space()
+            self._begin()
+            self._key_path.write_text(key)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _begin(self) -> None:
+        """The samples' embeddings, into the first file, and the picture side's scales."""
         model = streamed_model(self.checkpoint)
         vision = self._watch(model)
-        self.remove()
-        self.folder.mkdir(parents=True)
-        self._check_space()
         self._on_layer(0, self._layers, "encoding the calibration samples")
         features: dict[bytes, Tensor] = {}
         with self._spool.written(0) as written:
@@ -136,13 +162,21 @@ class Calibration:
                 rows.copy_(embeds)
         if vision is not None:
             self._kept.keep(VISION_STAGE, *_collect(vision.solve()))
-        path.write_text(key)
 
     def _check_space(self) -> None:
-        """Ask for room for what flows into and out of a layer, before a mapped file meets the disk's end."""
-        needed, free = 2 * self._spool.size_bytes, shutil.disk_usage(self.folder).free
-        if free < needed:
-            self.remove()
+        """Ask for room for what flows into and out of a layer and for what is still to be found, before it is begun.
+
+        The picture side's scales are a few MB at most and not counted.
+        """
+        done = self._kept.layers_done()
+        files = (done < self._layers) + (not self._spool.path(done).exists())
+        needed = files * self._spool.size_bytes + sum(
+            kept_bytes(self.precision.decoder.format(name), self.checkpoint.shape(name), self._scale_dtype.itemsize)
+            for i in range(done, self._layers)
+            for names in self._groups(i)
+            for name in names
+        )
+        if (free := shutil.disk_usage(self.folder).free) < needed:
             raise BundleError(
                 f"calibration takes {needed / 1e9:,.2f} GB beside the bundle, but the disk of "
                 f'"{self.folder.parent}" has {free / 1e9:,.2f} GB free; make room, or give fewer samples.'
@@ -150,7 +184,6 @@ class Calibration:
 
     def _blame(self) -> None:
         """Name the tensor that makes the embeddings of a sample NaN or infinite."""
-        self.remove()
         for name in expected_shapes(self.checkpoint.config):
             if name.startswith("transformer.visual.") or name == "transformer.wte.weight":
                 check_finite(name, self.checkpoint.tensor(name))
@@ -175,6 +208,10 @@ class Calibration:
         if digest not in known:
             known[digest] = model.encode_images(torch.from_numpy(pixels)[None])[0]
         return known[digest]
+
+    @property
+    def _key_path(self) -> Path:
+        return self.folder / "key.json"
 
     def _key(self) -> dict[str, Any]:
         stats = {path.name: path.stat() for path in self.checkpoint.source_files}

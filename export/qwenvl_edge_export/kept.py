@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qwenvl_edge_export.precision import HEAD, GraphPrecision
-from qwenvl_edge_export.quantize import Blocks, InputScales, Integers
+from qwenvl_edge_export.quantize import Blocks, InputScales, Integers, WeightFormat
+from qwenvl_edge_export.spool import PARTIAL
 
 Found: TypeAlias = Mapping[str, Integers | InputScales]
 Losses: TypeAlias = dict[str, dict[str, float]]
 """For each calibrated weight the relative change of its layer's outputs, plainly rounded and calibrated."""
 
 VISION_STAGE, HEAD_STAGE = "vision", "head"
-PARTIAL = ".partial"
 
 
 class Kept:
@@ -79,6 +79,14 @@ class Kept:
             path = self.path(stage).with_suffix(".json")
             losses |= json.loads(path.read_text()) if path.exists() else {}
         return losses
+
+
+def kept_bytes(stored: WeightFormat, shape: tuple[int, int], scale_bytes: int) -> int:
+    """What is kept of a weight [out, in], whose scales take `scale_bytes` each; of W8A8 the inputs' factors."""
+    outputs, inputs = shape
+    if isinstance(stored, Blocks):
+        return outputs * (inputs * stored.bits // 8 + inputs // stored.size * scale_bytes)
+    return 4 * inputs
 
 
 def _stage(name: str) -> int | str:

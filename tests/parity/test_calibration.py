@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
-from qwenvl_edge_export import calibrate, exporter
+from qwenvl_edge_export import calibrate, exporter, kept, spool
 from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.metadata import generation_defaults, model_info
@@ -39,6 +42,19 @@ def builder_of(path):
     checkpoint = Checkpoint.open(path)
     model, generation = model_info(checkpoint.config), generation_defaults(checkpoint.generation)
     return CaseBuilder("qwen_vl", model, generation, path / "qwen.tiktoken")
+
+
+def interrupted(quantize, call=7):
+    """`quantize`, interrupted at one of its calls: the seventh is in the second layer."""
+    seen = []
+
+    def function(*arguments):
+        seen.append(1)
+        if len(seen) == call:
+            raise KeyboardInterrupt
+        return quantize(*arguments)
+
+    return function
 
 
 def divergence(bundle):
@@ -83,18 +99,13 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
     target, folder = tmp_path / "bundle", tmp_path / "bundle.calibration"
     quantize, seen = calibrate.quantize, []
 
-    def interrupted(*arguments):
-        seen.append(1)
-        if stage == "layer" and len(seen) == 7:
-            raise KeyboardInterrupt
-        return quantize(*arguments)
-
     def refuse(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "quantize", interrupted)
-        if stage == "write":
+        if stage == "layer":
+            patch.setattr(calibrate, "quantize", interrupted(quantize))
+        else:
             patch.setattr(exporter, "build_vision", refuse)
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
@@ -143,16 +154,9 @@ def write_samples(folder, answer="1 2 3", prompt="ab", columns=1):
 @pytest.mark.parametrize("change", [{"answer": "3 1 2"}, {"prompt": "ba"}, {"columns": 21}])
 def test_samples_of_equal_length_and_sum_are_not_taken_for_each_other(checkpoint, tmp_path, monkeypatch, change):
     quantize, seen = calibrate.quantize, []
-
-    def interrupted(*arguments):
-        seen.append(1)
-        if len(seen) == 7:
-            raise KeyboardInterrupt
-        return quantize(*arguments)
-
     options = {"precision": INT4, "allow_loss": True, "check": False}
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "quantize", interrupted)
+        patch.setattr(calibrate, "quantize", interrupted(calibrate.quantize))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, tmp_path / "bundle", calibration=write_samples(tmp_path), **options)
     monkeypatch.setattr(calibrate, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
@@ -199,6 +203,83 @@ def test_too_little_disk_space_is_said_before_calibrating(checkpoint, tmp_path, 
     ):
         export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def begun(checkpoint, tmp_path, monkeypatch):
+    """A calibration that was interrupted in its second layer."""
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "quantize", interrupted(calibrate.quantize))
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
+    return tmp_path / "bundle.calibration"
+
+
+def test_too_little_disk_space_is_said_before_going_on(checkpoint, calibrated, begun, monkeypatch):
+    """Of a calibration that is half done the other half's results are counted, and one file of activations."""
+    (begun / "activations-9.partial").write_bytes(b"half")
+    needed = (begun / "activations-1.f32").stat().st_size + (128 * 384 + 128 * 128 + 3 * 128 * 96) * (1 / 2 + 4 / 32)
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+        with pytest.raises(BundleError, match=r"calibration takes .* GB beside the bundle, but the disk of"):
+            export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True)
+        assert sorted(path.name for path in begun.iterdir()) == [
+            *("activations-1.f32", "key.json", "layer-0.json", "layer-0.safetensors"),
+        ]
+    resumed = export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True, allow_loss=True)
+    assert resumed.manifest.files == calibrated.manifest.files
+
+
+FULL = (errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "calls", "error"),
+    [
+        (spool.os, "posix_fallocate", 1, OSError(*FULL)),
+        (spool.os, "posix_fallocate", 2, OSError(*FULL)),
+        (kept, "save_file", 1, SafetensorError("I/O error: No space left on device (os error 28)")),
+        (kept, "save_file", 2, OSError(*FULL)),
+    ],
+)
+def test_a_disk_that_fills_while_calibrating(checkpoint, calibrated, tmp_path, monkeypatch, where, name, calls, error):
+    """The kept results and the reserved files may meet the disk's end; what was done before is kept."""
+    function, seen = getattr(where, name), []
+
+    def filling(*arguments):
+        seen.append(1)
+        if len(seen) == calls:
+            raise error
+        return function(*arguments)
+
+    monkeypatch.setattr(where, name, filling, raising=False)
+    begun = (name, calls) != ("posix_fallocate", 1)
+    said = "the same command goes on with what is done" if begun else "nothing was left behind"
+    with pytest.raises(BundleError, match=rf"calibration cannot write .*No space left on device.*; {said}\.$"):
+        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.calibration"] * begun
+    assert not list(tmp_path.rglob("*.partial"))
+    resumed = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, allow_loss=True)
+    assert resumed.manifest.files == calibrated.manifest.files
+
+
+def test_activations_are_reserved_on_the_disk(tmp_path):
+    """So that a mapped file does not meet the disk's end; some file systems cannot."""
+    rows = spool.Spool(tmp_path, [100, 28], 256)
+    with rows.written(0):
+        status = (tmp_path / "activations-0.partial").stat()
+    assert status.st_size == 4 * 128 * 256 and status.st_blocks * 512 >= status.st_size
+    assert not next(iter(rows.read(0))).any()
+
+
+def test_a_file_system_that_cannot_reserve(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(spool.os, "posix_fallocate", refuse, raising=False)
+    with spool.Spool(tmp_path, [3], 4).written(0) as written:
+        next(written).fill_(2)
+    assert (next(iter(spool.Spool(tmp_path, [3], 4).read(0))) == 2).all()
 
 
 def test_nothing_to_calibrate(checkpoint, tmp_path):
