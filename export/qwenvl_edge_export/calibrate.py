@@ -169,7 +169,7 @@ class Calibration:
         The picture side's scales are a few MB at most and not counted.
         """
         done = self._kept.layers_done()
-        files = (done < self._layers) + (not self._spool.path(done).exists())
+        files = int(done < self._layers) + int(not self._spool.path(done).exists())
         needed = files * self._spool.size_bytes + sum(
             kept_bytes(self.precision.decoder.format(name), self.checkpoint.shape(name), self._scale_dtype.itemsize)
             for i in range(done, self._layers)

@@ -47,7 +47,7 @@ def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype
 def relative_loss(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
     """|(W - Q) X| / |W X|: by what share the layer's outputs change on the calibration inputs."""
     change = whole = 0.0
-    for wanted, given in zip(weight.split(_ROWS), rounded.split(_ROWS), strict=True):
+    for wanted, given in zip(torch.split(weight, _ROWS), torch.split(rounded, _ROWS), strict=True):
         lost = wanted - given
         change += float(((lost @ hessian) * lost).sum())
         whole += float(((wanted @ hessian) * wanted).sum())

@@ -81,7 +81,7 @@ class Kept:
         return losses
 
 
-def kept_bytes(stored: WeightFormat, shape: tuple[int, int], scale_bytes: int) -> int:
+def kept_bytes(stored: WeightFormat, shape: tuple[int, ...], scale_bytes: int) -> int:
     """What is kept of a weight [out, in], whose scales take `scale_bytes` each; of W8A8 the inputs' factors."""
     outputs, inputs = shape
     if isinstance(stored, Blocks):
@@ -97,7 +97,7 @@ def _stage(name: str) -> int | str:
 
 
 def _tensors(found: Found) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, each in found.items():
         if isinstance(each, Integers):
             tensors |= {f"{name}.integers": each.packed, f"{name}.scales": each.scales}

@@ -16,7 +16,7 @@ from random_checkpoint import GENERATION, config_dict, random_tensors
 
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError
-from qwenvl_edge_export import exporter
+from qwenvl_edge_export import exporter, staging
 from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.graphs import weights
 from qwenvl_edge_export.metadata import generation_defaults
@@ -225,7 +225,24 @@ def test_failures_leave_the_old_bundle_or_none(
         assert Bundle.open(target).manifest == before
 
 
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("exchange", [False, True])
+def test_replacing_with_and_without_an_exchange(small_checkpoint, target, monkeypatch, exchange, link):
+    """Where system or file system cannot let two folders change places, the old one is renamed first."""
+    if not exchange:
+        monkeypatch.setattr(staging, "_exchange", lambda *paths: False)
+    export(small_checkpoint("a"), target)
+    if link:
+        target.rename(target.parent.with_name("elsewhere"))
+        target.symlink_to(target.parent.with_name("elsewhere"))
+    after = export(small_checkpoint("b", seed=1), target, force=True).manifest
+    assert Bundle.open(target).manifest == after
+    assert listing(target.parent) == ["bundle"] and not target.is_symlink()
+    assert not link or target.parent.with_name("elsewhere").is_dir()
+
+
 def test_interruption_in_the_swap_brings_the_old_bundle_back(small_checkpoint, target, monkeypatch):
+    monkeypatch.setattr(staging, "_exchange", lambda *paths: False)
     before = export(small_checkpoint("a"), target).manifest
     rename = Path.rename
 
@@ -269,6 +286,8 @@ def test_what_dead_exports_left_is_removed(small_checkpoint, target, dead_pid):
 def test_a_swap_cut_by_death_is_undone(small_checkpoint, target, dead_pid):
     before = export(small_checkpoint(), target).manifest
     target.rename(target.with_name(f"bundle.old-{dead_pid}"))
+    with pytest.raises(BundleError, match=rf'cut short; rename ".*bundle.old-{dead_pid}", the old one, to "bundle"'):
+        Bundle.open(target)
     with pytest.raises(BundleError, match="exists already"):
         export(small_checkpoint("b", seed=1), target)
     assert Bundle.open(target).manifest == before
