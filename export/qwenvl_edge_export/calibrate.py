@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
 from qwenvl_edge_export.calibrate_vision import VisionInputs
 from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
+from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.gptq import quantize, relative_loss
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES
 from qwenvl_edge_export.kept import HEAD_STAGE, VISION_STAGE, Kept, Losses, kept_bytes
@@ -41,7 +42,16 @@ from qwenvl_edge_export.streaming import streamed_model
 
 LayerDone = Callable[[int, int, str], None]
 
+_ENCODING = "encoding the calibration samples"  # short where something is to be said of them: a line has 79 characters
 _GROUPS = (("attn.c_attn",), ("attn.c_proj",), ("mlp.w1", "mlp.w2"), ("mlp.c_proj",))
+
+
+def decoder_names(config: QwenVLConfig) -> list[str]:
+    """The weights of the decoder's linear layers."""
+    layers = (
+        f"transformer.h.{i}.{name}.weight" for i in range(config.num_layers) for group in _GROUPS for name in group
+    )
+    return [*layers, HEAD]
 
 
 class Calibration:
@@ -54,6 +64,7 @@ class Calibration:
         folder: made, or continued if it is of the same checkpoint, precision and cases; `remove` it afterwards.
         on_layer: called with (layers done, layers, what is being done and how long it will still take).
         decoder: whether to calibrate the decoder.
+        notes: what to say of the samples while they are encoded.
     """
 
     def __init__(
@@ -65,11 +76,13 @@ class Calibration:
         on_layer: LayerDone,
         *,
         decoder: bool = True,
+        notes: Sequence[str] = (),
     ):
         self.checkpoint = checkpoint
         self.precision = precision
         self.folder = folder
         self._cases = cases
+        self._notes = notes
         self._on_layer = on_layer
         self._layers = checkpoint.config.num_layers if decoder else 0
         self._lengths = [len(case.prompt.ids) + len(case.answer) for case in cases]
@@ -150,7 +163,7 @@ class Calibration:
         """The samples' embeddings, into the first file, and the picture side's scales."""
         model = streamed_model(self.checkpoint)
         vision = self._watch(model)
-        self._on_layer(0, self._layers, "encoding the calibration samples")
+        self._on_layer(0, self._layers, ", ".join(["encoding", *self._notes] if self._notes else [_ENCODING]))
         features: dict[bytes, Tensor] = {}
         with self._spool.written(0) as written:
             for case, rows in zip(self._cases, written, strict=True):

@@ -293,9 +293,54 @@ def test_a_folder_of_pictures(checkpoint, tmp_path):
         Image.new("RGB", (20, 10), (200, 10, 10)).save(tmp_path / name)
     (tmp_path / "c.png").write_text("no picture")
     (tmp_path / "notes.txt").write_text("no picture either")
-    cases = read_samples(tmp_path, builder_of(checkpoint))
+    notes = []
+    cases = read_samples(tmp_path, builder_of(checkpoint), notes.append)
+    assert notes == ["1 of 3 pictures unreadable"]
     assert len(cases) == 8
     assert all(len(case.pixels) == 1 and len(case.answer) > 5 for case in cases)
+
+
+def test_pictures_that_are_left_out_are_said(checkpoint, tmp_path):
+    """While the others are encoded, in what a terminal's line has room for."""
+    (tmp_path / "shots").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "shots" / "a.png")
+    (tmp_path / "shots" / "b.png").write_text("no picture")
+    said = []
+    options = {"precision": INT4, "allow_loss": True, "check": False}
+    export(checkpoint, tmp_path / "b", calibration=tmp_path / "shots", progress=lambda *c: said.append(c[2]), **options)
+    assert said[0] == "encoding, 1 of 2 pictures unreadable"
+
+
+def test_progress_says_how_far_and_how_long(checkpoint, tmp_path, monkeypatch):
+    """The time left is that of the layers so far, times those to come."""
+    cases = read_samples(None, builder_of(checkpoint))[-2:]
+    clock, told = SimpleNamespace(seconds=0.0), []
+    monkeypatch.setattr(calibrate.time, "monotonic", lambda: clock.seconds)
+    layer = calibrate.Calibration._layer
+
+    def slow(self, i):
+        layer(self, i)
+        clock.seconds += 45 if i < 2 else 240
+
+    monkeypatch.setattr(calibrate.Calibration, "_layer", slow)
+    deep = write_checkpoint(tmp_path / "deep", raw=config_dict(num_hidden_layers=5))
+    arguments = (Checkpoint.open(deep), INT4, cases, tmp_path / "work")
+    calibrate.Calibration(*arguments, lambda *call: told.append(call)).run()
+    assert told == [
+        (0, 5, "encoding the calibration samples"),
+        (0, 5, "calibrating layer 1 of 5"),
+        (1, 5, "calibrating layer 2 of 5, 3 min left"),
+        (2, 5, "calibrating layer 3 of 5, 2 min left"),
+        (3, 5, "calibrating layer 4 of 5, 4 min left"),
+        (4, 5, "calibrating layer 5 of 5, 2 min left"),
+    ]
+
+
+def test_marks_that_windows_and_unicode_put_into_text(checkpoint, tmp_path):
+    """A byte order mark, carriage returns, and a line separator within a string."""
+    text = '\ufeff{"prompt": "a\u2028b"}\r\n{"prompt": "c"}\r\n'
+    (tmp_path / "own.jsonl").write_bytes(text.encode())
+    assert len(read_samples(tmp_path / "own.jsonl", builder_of(checkpoint))) == 2
 
 
 def test_lines_with_pictures(checkpoint, tmp_path):
@@ -319,13 +364,23 @@ def test_lines_with_pictures(checkpoint, tmp_path):
         ("{", QwenVLError, "line 1: it is not JSON"),
         ('{"prompt": "a"}\n["b"]', QwenVLError, 'line 2: it must be an object with "prompt"'),
         ('{"question": "a"}', QwenVLError, 'line 1: it must be an object with "prompt"'),
-        ('{"image": "nowhere.png", "prompt": "a"}', ImageError, "nowhere.png"),
+        ('{"image": "nowhere.png", "prompt": "a"}', ImageError, 'own.jsonl", line 1: .*nowhere.png'),
+        ('{"image": 5, "prompt": "a"}', QwenVLError, 'own.jsonl", line 1: "image" must be a file\'s name or a list'),
+        (
+            '\n{"image": [5], "prompt": "a"}',
+            QwenVLError,
+            'own.jsonl", line 2: "image" must be a file\'s name or a list',
+        ),
+        ('{"image": null, "prompt": "a"}', QwenVLError, 'line 1: "image" must be .*; leave it out where there is none'),
+        ('{"prompt": "a", "answer": null}', QwenVLError, 'own.jsonl", line 1: "answer" must be a text; leave it out'),
+        ('{"prompt": "a", "answer": 5}', QwenVLError, 'own.jsonl", line 1: "answer" must be a text'),
+        ('{"prompt": "a"}\n{"prompt": "\udcff"}', QwenVLError, 'own.jsonl", line 2: it is not UTF-8 .*at byte 12'),
     ],
 )
 def test_malformed_samples(checkpoint, tmp_path, content, error, match):
     path = tmp_path / ("missing" if content is None else "own.jsonl")
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(error, match=match):
         read_samples(path, builder_of(checkpoint))
 
