@@ -17,7 +17,7 @@ from qwenvl_edge_export.quantize import Blocks
 
 _DAMPING = 0.01  # of the mean energy, added to H's diagonal
 _COLUMNS = 128  # rounded before the columns behind them are repaired
-_ROWS = 512  # of a weight, whose loss is computed at once
+_ROWS = 512  # of a weight at once, where a copy of the whole would only take memory
 
 
 def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,8 @@ def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype
             integers[:, start + i] = (rounded + blocks.zero).to(torch.uint8)
             errors[:, i] = (column - rounded * step) / row[0]
             part[:, i:] -= errors[:, i : i + 1] * row
-        rest[:, end:] -= errors @ upper[start:end, end:]
+        for behind, error in zip(torch.split(rest[:, end:], _ROWS), torch.split(errors, _ROWS), strict=True):
+            behind.sub_(error @ upper[start:end, end:])
     return integers[:, order.argsort()], scales
 
 
