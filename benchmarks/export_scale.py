@@ -116,7 +116,8 @@ def main() -> None:
         headline, details = measure(options, folder)
     finally:
         if not options.keep:
-            for made in (f"checkpoint-{options.preset}", f"bundle-{options.preset}-{options.precision}", "samples"):
+            bundle = f"bundle-{options.preset}-{options.precision}"
+            for made in (f"checkpoint-{options.preset}", bundle, f"{bundle}.calibration", "samples"):
                 shutil.rmtree(folder / made, ignore_errors=True)
     print(json.dumps(details, indent=1))
     finish(options, before, headline, details)
