@@ -143,7 +143,7 @@ def by_calibration(subject: Subject, block: int) -> QwenVL:
         for name in subject.names:
             given = run.given(f"{name}.weight")
             assert isinstance(given, Integers)  # every layer of the decoder is calibrated
-            model.get_parameter(f"{name}.weight").copy_(given.blocks.floats(given.values, given.scales))
+            model.get_parameter(f"{name}.weight").copy_(given.floats())
     return model
 
 

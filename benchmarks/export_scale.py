@@ -1,6 +1,6 @@
 """What exporting a checkpoint of any size takes: seconds, memory, disk; and what its bundle takes to answer.
 
-    python benchmarks/export_scale.py --preset full --precision int4 [--folder DIR] [--verify] [--ask] [--keep]
+    python benchmarks/export_scale.py --preset full --precision int4 [--calibrate [N]] [--folder DIR] [--verify] [--ask]
 
 A random checkpoint of the preset is written to DIR (or one given by --checkpoint is read), `qwenvl export` runs as a
 process of its own, and its anonymous memory (what cannot be dropped, unlike mapped pages of files) is read every 20 ms.
@@ -21,7 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools/synthetic_checkpoint
 
+import numpy as np
 from common import arguments, conditions, finish
+from PIL import Image
 from processes import run
 
 
@@ -33,7 +35,22 @@ def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[
         chosen += ["--block-size", str(options.block_size)]
     if options.head_precision:
         chosen += ["--head-precision", options.head_precision]
+    if options.calibrate is not None:
+        chosen += ["--calibrate", *([str(samples(bundle.parent, options.calibrate))] if options.calibrate else [])]
     return run([*program, *chosen, "--allow-loss", *([] if options.verify else ["--skip-verify"])])
+
+
+def samples(folder: Path, count: int) -> Path:
+    """So many calibration samples, each a picture of noise with a question and an answer."""
+    made = folder / "samples"
+    made.mkdir(exist_ok=True)
+    random = np.random.default_rng(0)
+    lines = []
+    for i in range(count):
+        Image.fromarray(random.integers(0, 256, (448, 448, 3), np.uint8)).save(made / f"{i}.png")
+        lines.append({"image": f"{i}.png", "prompt": "Describe the picture.", "answer": f"It shows noise number {i}."})
+    (made / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return made / "samples.jsonl"
 
 
 def size_gb(folder: Path) -> float:
@@ -64,6 +81,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
     details = {
         "precision": manifest["precision"],
         "verified": options.verify,
+        "calibrated": "no" if options.calibrate is None else options.calibrate or "built-in samples",
         "peak_resident_gb": exported["peak_resident_gb"],
         "checkpoint_gb": size_gb(checkpoint),
         "files_gb": {name: info["size"] / 1e9 for name, info in manifest["files"].items()},
@@ -84,6 +102,9 @@ def main() -> None:
     parser.add_argument("--block-size", type=int)
     parser.add_argument("--head-precision")
     parser.add_argument("--target", default="cpu")
+    parser.add_argument(
+        "--calibrate", type=int, nargs="?", const=0, metavar="N", help="on N samples; without N on the built-in ones"
+    )
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     parser.add_argument("--verify", action="store_true", help="compare with PyTorch too, and count its time")
     parser.add_argument("--ask", action="store_true", help="load the bundle and answer a question")
@@ -97,7 +118,8 @@ def main() -> None:
         headline, details = measure(options, folder)
     finally:
         if not options.keep:
-            for made in (f"checkpoint-{options.preset}", f"bundle-{options.preset}-{options.precision}"):
+            bundle = f"bundle-{options.preset}-{options.precision}"
+            for made in (f"checkpoint-{options.preset}", bundle, f"{bundle}.calibration", "samples"):
                 shutil.rmtree(folder / made, ignore_errors=True)
     print(json.dumps(details, indent=1))
     finish(options, before, headline, details)

@@ -13,23 +13,25 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
 from qwenvl_edge_export.calibrate_vision import VisionInputs
 from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
+from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.gptq import quantize, relative_loss
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES
+from qwenvl_edge_export.kept import HEAD_STAGE, VISION_STAGE, Kept, Losses, kept_bytes
+from qwenvl_edge_export.metadata import exporter_name
 from qwenvl_edge_export.modeling import Block, QwenVL, RMSNorm, call_context, ntk_alpha
 from qwenvl_edge_export.precision import HEAD, STATIC, ExportPrecision
 from qwenvl_edge_export.prompts import Case
@@ -39,10 +41,17 @@ from qwenvl_edge_export.spool import Spool
 from qwenvl_edge_export.streaming import streamed_model
 
 LayerDone = Callable[[int, int, str], None]
-Losses = dict[str, dict[str, float]]
 
+_ENCODING = "encoding the calibration samples"  # short where something is to be said of them: a line has 79 characters
 _GROUPS = (("attn.c_attn",), ("attn.c_proj",), ("mlp.w1", "mlp.w2"), ("mlp.c_proj",))
-_VISION_RESULT, _HEAD_RESULT = "vision", "head"
+
+
+def decoder_names(config: QwenVLConfig) -> list[str]:
+    """The weights of the decoder's linear layers."""
+    layers = (
+        f"transformer.h.{i}.{name}.weight" for i in range(config.num_layers) for group in _GROUPS for name in group
+    )
+    return [*layers, HEAD]
 
 
 class Calibration:
@@ -55,6 +64,7 @@ class Calibration:
         folder: made, or continued if it is of the same checkpoint, precision and cases; `remove` it afterwards.
         on_layer: called with (layers done, layers, what is being done and how long it will still take).
         decoder: whether to calibrate the decoder.
+        notes: what to say of the samples while they are encoded.
     """
 
     def __init__(
@@ -66,22 +76,40 @@ class Calibration:
         on_layer: LayerDone,
         *,
         decoder: bool = True,
+        notes: Sequence[str] = (),
     ):
         self.checkpoint = checkpoint
         self.precision = precision
         self.folder = folder
         self._cases = cases
+        self._notes = notes
         self._on_layer = on_layer
         self._layers = checkpoint.config.num_layers if decoder else 0
         self._lengths = [len(case.prompt.ids) + len(case.answer) for case in cases]
+        self._kept = Kept(folder, self._layers, precision.decoder)
         self._spool = Spool(folder, self._lengths, checkpoint.config.hidden_size)
         self._scale_dtype = TORCH_DTYPES[precision.decoder.dtype]
 
     @torch.no_grad()
     def run(self) -> None:
-        """Calibrate everything that is not done yet."""
+        """Calibrate everything that is not done yet.
+
+        Raises:
+            BundleError: the disk is full, or the working folder cannot be written.
+            CheckpointError: a tensor holds NaN or infinity.
+        """
+        try:
+            self._run()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            kept = (
+                "the same command goes on with what is done" if self._key_path.exists() else "nothing was left behind"
+            )
+            raise BundleError(f'calibration cannot write "{self.folder}": {reason}; {kept}.') from error
+
+    def _run(self) -> None:
         self._open()
-        started, first = time.monotonic(), self._done()
+        started, first = time.monotonic(), self._kept.layers_done()
         for i in range(first, self._layers):
             left = (time.monotonic() - started) / (i - first) * (self._layers - i) if i > first else None
             note = "" if left is None else f", {left / 60:.0f} min left" if left >= 60 else f", {left:.0f} s left"
@@ -90,7 +118,7 @@ class Calibration:
         if (
             self._layers
             and self.precision.decoder.format(HEAD) == StaticRows()
-            and not self._result(_HEAD_RESULT).exists()
+            and not self._kept.path(HEAD_STAGE).exists()
         ):
             self._on_layer(self._layers, self._layers, "calibrating the output layer")
             self._head()
@@ -104,25 +132,11 @@ class Calibration:
 
     def given(self, name: str) -> Integers | InputScales | None:
         """What was found for the weight `name`, if it was calibrated."""
-        path = self._result(self._stage(name))
-        if not path.exists():
-            return None
-        with safe_open(path, framework="pt") as content:
-            known = set(content.keys())
-            if f"{name}.factors" in known:
-                return InputScales(content.get_tensor(f"{name}.factors"), float(content.get_tensor(f"{name}.scale")))
-            if f"{name}.integers" not in known:
-                return None
-            integers, scales = (content.get_tensor(f"{name}.{part}") for part in ("integers", "scales"))
-            return Integers(integers, scales, self._blocks(name))
+        return self._kept.given(name)
 
     def losses(self) -> Losses:
         """For each calibrated weight the relative change of its layer's outputs, plainly rounded and calibrated."""
-        found: Losses = {}
-        for stage in (_VISION_RESULT, *range(self._layers), _HEAD_RESULT):
-            path = self._result(stage).with_suffix(".json")
-            found |= json.loads(path.read_text()) if path.exists() else {}
-        return found
+        return self._kept.losses()
 
     def remove(self) -> None:
         """Delete the working folder."""
@@ -130,16 +144,26 @@ class Calibration:
 
     def _open(self) -> None:
         """Continue the folder if it is of the same work, else start it anew with the samples' embeddings."""
-        key = json.dumps(self._key())
-        path = self.folder / "key.json"
-        if path.exists() and path.read_text() == key and self._spool.path(self._done()).exists():
+        key, done = json.dumps(self._key()), self._kept.layers_done()
+        if self._key_path.exists() and self._key_path.read_text() == key and self._spool.path(done).exists():
+            self._spool.keep_only(done)
+            self._check_space()
             return
+        self.remove()
+        try:
+            self.folder.mkdir(parents=True)
+            self._check_space()
+            self._begin()
+            self._key_path.write_text(key)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _begin(self) -> None:
+        """The samples' embeddings, into the first file, and the picture side's scales."""
         model = streamed_model(self.checkpoint)
         vision = self._watch(model)
-        self.remove()
-        self.folder.mkdir(parents=True)
-        self._check_space()
-        self._on_layer(0, self._layers, "encoding the calibration samples")
+        self._on_layer(0, self._layers, ", ".join(["encoding", *self._notes] if self._notes else [_ENCODING]))
         features: dict[bytes, Tensor] = {}
         with self._spool.written(0) as written:
             for case, rows in zip(self._cases, written, strict=True):
@@ -150,14 +174,22 @@ class Calibration:
                     self._blame()
                 rows.copy_(embeds)
         if vision is not None:
-            self._keep(_VISION_RESULT, *_collect(vision.solve()))
-        path.write_text(key)
+            self._kept.keep(VISION_STAGE, *_collect(vision.solve()))
 
     def _check_space(self) -> None:
-        """Ask for room for what flows into and out of a layer, before a mapped file meets the disk's end."""
-        needed, free = 2 * self._spool.size_bytes, shutil.disk_usage(self.folder).free
-        if free < needed:
-            self.remove()
+        """Ask for room for what flows into and out of a layer and for what is still to be found, before it is begun.
+
+        The picture side's scales are a few MB at most and not counted.
+        """
+        done = self._kept.layers_done()
+        files = int(done < self._layers) + int(not self._spool.path(done).exists())
+        needed = files * self._spool.size_bytes + sum(
+            kept_bytes(self.precision.decoder.format(name), self.checkpoint.shape(name), self._scale_dtype.itemsize)
+            for i in range(done, self._layers)
+            for names in self._groups(i)
+            for name in names
+        )
+        if (free := shutil.disk_usage(self.folder).free) < needed:
             raise BundleError(
                 f"calibration takes {needed / 1e9:,.2f} GB beside the bundle, but the disk of "
                 f'"{self.folder.parent}" has {free / 1e9:,.2f} GB free; make room, or give fewer samples.'
@@ -165,7 +197,6 @@ class Calibration:
 
     def _blame(self) -> None:
         """Name the tensor that makes the embeddings of a sample NaN or infinite."""
-        self.remove()
         for name in expected_shapes(self.checkpoint.config):
             if name.startswith("transformer.visual.") or name == "transformer.wte.weight":
                 check_finite(name, self.checkpoint.tensor(name))
@@ -191,42 +222,48 @@ class Calibration:
             known[digest] = model.encode_images(torch.from_numpy(pixels)[None])[0]
         return known[digest]
 
+    @property
+    def _key_path(self) -> Path:
+        return self.folder / "key.json"
+
     def _key(self) -> dict[str, Any]:
         stats = {path.name: path.stat() for path in self.checkpoint.source_files}
         files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-        samples = [[int(case.prompt.ids.sum()), len(case.answer), float(case.pixels.sum())] for case in self._cases]
-        return {"files": files, "precision": repr(self.precision), "lengths": self._lengths, "samples": samples}
+        samples = [case.digest() for case in self._cases]
+        return {"exporter": exporter_name(), "files": files, "precision": repr(self.precision), "samples": samples}
 
     def _layer(self, i: int) -> None:
-        block = self._load(f"transformer.h.{i}")
-        results, losses = (self._smooth if self.precision.decoder.weights == STATIC else self._gptq)(i, block)
-        self._keep(i, results, losses)
+        found, losses = (self._smooth if self.precision.decoder.weights == STATIC else self._gptq)(i)
+        self._kept.keep(i, found, losses)
         self._spool.path(i).unlink()
 
-    def _gptq(self, i: int, block: Block) -> tuple[dict[str, Tensor], Losses]:
-        """Quantize the layer in place, group by group, and go on with what it makes of the samples then."""
-        results: dict[str, Tensor] = {}
-        losses = {}
-        for prefix, names in self._groups(i):
-            hessian = self._hessian(i, block, names[0])
-            for name in names:
-                full = f"{prefix}.{name}.weight"
-                losses[full] = self._quantize(full, block.get_parameter(f"{name}.weight"), hessian, results)
-        self._advance(i, block)
-        return results, losses
+    def _gptq(self, i: int) -> tuple[dict[str, Integers], Losses]:
+        """Quantize the layer, group by group, and go on with what it makes of the samples then.
 
-    def _smooth(self, i: int, block: Block) -> tuple[dict[str, Tensor], Losses]:
+        The layer's floats are dropped while a group's H is at work, and read again behind it.
+        """
+        found: dict[str, Integers] = {}
+        losses: Losses = {}
+        for names in self._groups(i):
+            hessian = self._hessian(i, self._load(i, found), names[0])
+            for name in names:
+                found[name], losses[name] = self._quantize(name, hessian)
+            del hessian
+        self._advance(i, self._load(i, found))
+        return found, losses
+
+    def _smooth(self, i: int) -> tuple[dict[str, InputScales], Losses]:
         """Watch what reaches the layer's groups on the way to the next layer, then choose their scales."""
-        groups = list(self._groups(i))
+        block, groups = self._load(i, {}), list(self._groups(i))
         seen = [InputSample(len(self._cases)) for _ in groups]
-        hooks = [_watch(block.get_submodule(names[0]), sample) for (_, names), sample in zip(groups, seen, strict=True)]
+        hooks = [_watch(self._module(block, names[0]), sample) for names, sample in zip(groups, seen, strict=True)]
         self._advance(i, block)
         for hook in hooks:
             hook.remove()
         found = []
-        for (prefix, names), sample in zip(groups, seen, strict=True):
-            scales, losses = smooth([block.get_parameter(f"{name}.weight") for name in names], sample)
-            found += [(f"{prefix}.{name}.weight", scales, losses) for name in names]
+        for names, sample in zip(groups, seen, strict=True):
+            scales, losses = smooth([self._module(block, name).weight for name in names], sample)
+            found += [(name, scales, losses) for name in names]
         return _collect(found)
 
     def _head(self) -> None:
@@ -235,41 +272,31 @@ class Calibration:
         seen = InputSample(len(self._cases))
         for rows in self._spool.read(self._layers):
             seen.add(norm(rows))
-        self._keep(_HEAD_RESULT, *_collect([(HEAD, *smooth([self.checkpoint.tensor(HEAD)], seen))]))
+        self._kept.keep(HEAD_STAGE, *_collect([(HEAD, *smooth([self.checkpoint.tensor(HEAD)], seen))]))
 
-    def _groups(self, i: int) -> Iterator[tuple[str, list[str]]]:
-        """The layer's prefix with each group of its linear layers that share their inputs and are quantized."""
-        prefix = f"transformer.h.{i}"
+    def _groups(self, i: int) -> Iterator[list[str]]:
+        """The weights of each group of the layer's linear layers that share their inputs and are quantized."""
         for group in _GROUPS:
-            names = [name for name in group if self.precision.decoder.format(f"{prefix}.{name}.weight") is not None]
-            if names:
-                yield prefix, names
+            names = [f"transformer.h.{i}.{name}.weight" for name in group]
+            if names := [name for name in names if self.precision.decoder.format(name) is not None]:
+                yield names
 
-    def _keep(self, stage: int | str, results: dict[str, Tensor], losses: Losses) -> None:
-        """Keep what a stage found; it counts as done when the last file is there."""
-        self._result(stage).with_suffix(".json").write_text(json.dumps(losses))
-        partial = self._result(stage).with_suffix(".partial")
-        save_file(results, partial)
-        partial.rename(self._result(stage))
-
-    def _quantize(self, name: str, weight: Tensor, hessian: Tensor, results: dict[str, Tensor]) -> dict[str, float]:
-        """Quantize `weight` in place and keep its integers; the losses of both ways."""
-        blocks = self._blocks(name)
+    def _quantize(self, name: str, hessian: Tensor) -> tuple[Integers, dict[str, float]]:
+        """The weight `name` in integers, and the losses of both ways."""
+        blocks = self.precision.decoder.format(name)
+        assert isinstance(blocks, Blocks)  # groups are in blocks where the decoder is not W8A8
+        weight = self._weight(name)
         blocks.check(name, tuple(weight.shape))
         scales = blocks.scales(weight)
         nearest = relative_loss(weight, blocks.floats(blocks.integers(weight, scales), scales), hessian)
         integers, scales = quantize(weight, hessian, blocks, self._scale_dtype)
-        rounded = blocks.floats(integers, scales)
-        calibrated = relative_loss(weight, rounded, hessian)
-        weight.copy_(rounded)
-        results |= {f"{name}.integers": integers.contiguous(), f"{name}.scales": scales.contiguous()}
-        return {"rtn": nearest, "calibrated": calibrated}
+        found = Integers(blocks.pack(integers), scales.to(self._scale_dtype), blocks)
+        return found, {"rtn": nearest, "calibrated": relative_loss(weight, found.floats(), hessian)}
 
     def _hessian(self, i: int, block: Block, name: str) -> Tensor:
-        """X^T X [in, in] of the inputs that linear layer `name` gets from all samples."""
-        module = block.get_submodule(name)
-        inputs = block.get_parameter(f"{name}.weight").shape[1]
-        total = torch.zeros(inputs, inputs)
+        """X^T X [in, in] of the inputs that the linear layer with weight `name` gets from all samples."""
+        module = self._module(block, name)
+        total = torch.zeros(module.in_features, module.in_features)
 
         def take(_: nn.Module, arguments: tuple[Tensor]) -> None:
             rows = arguments[0].flatten(0, -2)
@@ -295,32 +322,26 @@ class Calibration:
         rope, q_scale, mask = call_context(config, 0, len(rows), alpha)
         return block(rows[None], rope, q_scale, mask, None)[0][0]  # type: ignore[no-any-return]
 
-    def _load(self, prefix: str) -> Block:
+    def _load(self, i: int, found: Mapping[str, Integers]) -> Block:
+        """Layer `i` with the weights that are quantized already, and with the checkpoint's where they are not."""
         with torch.device("meta"):
             block = Block(self.checkpoint.config)
-        state = {name: self.checkpoint.tensor(f"{prefix}.{name}").float() for name in block.state_dict()}
-        for name, tensor in state.items():
-            check_finite(f"{prefix}.{name}", tensor)
+        names = {name: f"transformer.h.{i}.{name}" for name in block.state_dict()}
+        state = {name: found[full].floats() if full in found else self._weight(full) for name, full in names.items()}
         block.load_state_dict(state, assign=True)
         return block.requires_grad_(False).eval()
 
-    def _blocks(self, name: str) -> Blocks:
-        blocks = self.precision.decoder.format(name)
-        assert isinstance(blocks, Blocks)  # callers ask for layers in blocks only
-        return blocks
+    def _weight(self, name: str) -> Tensor:
+        weight = self.checkpoint.tensor(name).to(torch.float32)
+        check_finite(name, weight)
+        return weight
 
-    def _done(self) -> int:
-        """How many decoder layers are calibrated."""
-        return next((i for i in range(self._layers) if not self._result(i).exists()), self._layers)
-
-    def _stage(self, name: str) -> int | str:
-        """Where the weight `name` is calibrated: the number of its decoder layer, or another stage."""
-        if name == HEAD:
-            return _HEAD_RESULT
-        return int(name.split(".")[2]) if name.startswith("transformer.h.") else _VISION_RESULT
-
-    def _result(self, stage: int | str) -> Path:
-        return self.folder / f"{f'layer-{stage}' if isinstance(stage, int) else stage}.safetensors"
+    @staticmethod
+    def _module(block: Block, name: str) -> nn.Linear:
+        """The linear layer of `block` whose weight is `name`."""
+        module = block.get_submodule(name.split(".", 3)[3].removesuffix(".weight"))
+        assert isinstance(module, nn.Linear)
+        return module
 
 
 class _Enough(Exception):  # noqa: N818 - a signal, not an error
@@ -332,12 +353,13 @@ def _watch(module: nn.Module, sample: InputSample) -> RemovableHandle:
     return module.register_forward_pre_hook(lambda _, arguments: sample.add(arguments[0]))
 
 
-def _collect(found: Iterable[tuple[str, InputScales | None, dict[str, float]]]) -> tuple[dict[str, Tensor], Losses]:
-    """Input scales by the names of their weights, as tensors to be kept, and the losses."""
-    results: dict[str, Tensor] = {}
+def _collect(
+    found: Iterable[tuple[str, InputScales | None, dict[str, float]]],
+) -> tuple[dict[str, InputScales], Losses]:
+    """Input scales by the names of their weights, where there are some, and the losses."""
+    scales: dict[str, InputScales] = {}
     losses: Losses = {}
-    for name, given, loss in found:
+    for name, given, losses[name] in found:
         if given is not None:
-            results |= {f"{name}.factors": given.factors.clone(), f"{name}.scale": torch.tensor(given.scale)}
-        losses[name] = loss
-    return results, losses
+            scales[name] = given
+    return scales, losses

@@ -61,6 +61,11 @@ class VisionInputs:
         self._seen[tap.name].add(tap.take(module, *arguments))
 
 
+def vision_names(checkpoint: Checkpoint) -> list[str]:
+    """The weights of the picture side's linear layers, as the graph calls them."""
+    return [tap.name for tap in _taps(checkpoint)]
+
+
 def _taps(checkpoint: Checkpoint) -> Iterator[_Tap]:
     def read(name: str) -> Callable[[], Tensor]:
         return lambda: checkpoint.tensor(name)

@@ -25,7 +25,8 @@ from qwenvl_edge.embedding import embedding_bytes
 from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.tokenizer import Tokenizer
-from qwenvl_edge_export.calibrate import Calibration
+from qwenvl_edge_export.calibrate import Calibration, decoder_names
+from qwenvl_edge_export.calibrate_vision import vision_names
 from qwenvl_edge_export.checkpoint import TOKENIZER_NAME, Checkpoint
 from qwenvl_edge_export.graphs.attention import DIALECTS, ONNXRUNTIME, STANDARD
 from qwenvl_edge_export.graphs.decoder import build_decoder
@@ -78,6 +79,8 @@ def export(
 
     Raises:
         CheckpointError: the checkpoint is not whole, or does not fit its configuration.
+        QwenVLError: a pattern of layers to be kept matches none; or there is nothing to calibrate, or not on these
+            samples.
         BundleError: `bundle_path` exists and `force` is not set or it is no bundle; it cannot be written (disk full,
             no permission); or the graphs do not compute what the checkpoint computes, within their precision's limits.
     """
@@ -88,6 +91,7 @@ def export(
     _check_tokenizer(checkpoint)
     config = checkpoint.config
     precision = (precision or ExportPrecision.choose()).fitted((config.hidden_size, config.mlp_width))
+    precision.check_kept([*decoder_names(checkpoint.config), *vision_names(checkpoint)])
     imported = checkpoint.group if precision.decoder.weights == "int4" else None
     if imported is not None:
         precision = precision.of_groups(imported)
@@ -163,7 +167,8 @@ def _calibrate(
         return None
     model, generation = model_info(checkpoint.config), generation_defaults(checkpoint.generation)
     builder = CaseBuilder(FAMILY, model, generation, checkpoint.path / TOKENIZER_NAME)
-    cases = read_samples(source if isinstance(source, Path) else None, builder)
+    notes: list[str] = []
+    cases = read_samples(source if isinstance(source, Path) else None, builder, notes.append)
     folder = target.with_name(f"{target.name}.calibration")
     calibration = Calibration(
         checkpoint,
@@ -172,6 +177,7 @@ def _calibrate(
         folder,
         progress or (lambda *_: None),
         decoder=decoder == STATIC or (bool(source) and decoder not in FLOATS),
+        notes=notes,
     )
     calibration.run()
     return calibration

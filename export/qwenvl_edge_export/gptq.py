@@ -8,6 +8,8 @@ that are repaired grow beyond their block's extremes and are clipped in turn.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from qwenvl_edge_export.quantize import Blocks
 
 _DAMPING = 0.01  # of the mean energy, added to H's diagonal
 _COLUMNS = 128  # rounded before the columns behind them are repaired
+_ROWS = 512  # of a weight at once, where a copy of the whole would only take memory
 
 
 def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -24,35 +27,45 @@ def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype
     """
     scales = blocks.scales(weight).to(dtype).to(torch.float32)
     order = hessian.diagonal().argsort(descending=True)
-    upper = _inverse_root(hessian[order][:, order])
-    each = scales.repeat_interleave(blocks.size, dim=1)[:, order]
-    rest = weight[:, order].clone()
+    upper = _inverse_root(hessian, order)
+    place = (order // blocks.size).tolist()  # of each input's scale
+    rest = weight[:, order]
     integers = torch.empty_like(rest, dtype=torch.uint8)
     for start in range(0, rest.shape[1], _COLUMNS):
         end = min(start + _COLUMNS, rest.shape[1])
         part, errors = rest[:, start:end], torch.empty_like(rest[:, start:end])
         for i in range(end - start):
-            column, row = part[:, i], upper[start + i, start + i : end]
-            rounded = (column / each[:, start + i]).round().clamp(-blocks.zero, blocks.zero - 1)
+            column, row, step = part[:, i], upper[start + i, start + i : end], scales[:, place[start + i]]
+            rounded = (column / step).round().clamp(-blocks.zero, blocks.zero - 1)
             integers[:, start + i] = (rounded + blocks.zero).to(torch.uint8)
-            errors[:, i] = (column - rounded * each[:, start + i]) / row[0]
+            errors[:, i] = (column - rounded * step) / row[0]
             part[:, i:] -= errors[:, i : i + 1] * row
-        rest[:, end:] -= errors @ upper[start:end, end:]
+        for behind, error in zip(torch.split(rest[:, end:], _ROWS), torch.split(errors, _ROWS), strict=True):
+            behind.sub_(error @ upper[start:end, end:])
     return integers[:, order.argsort()], scales
 
 
 def relative_loss(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
     """|(W - Q) X| / |W X|: by what share the layer's outputs change on the calibration inputs."""
-    change, whole = (((x @ hessian) * x).sum() for x in (weight - rounded, weight))
-    return float((change / whole.clamp(min=1e-30)).clamp(min=0).sqrt())
+    change = whole = 0.0
+    for wanted, given in zip(torch.split(weight, _ROWS), torch.split(rounded, _ROWS), strict=True):
+        lost = wanted - given
+        change += float(((lost @ hessian) * lost).sum())
+        whole += float(((wanted @ hessian) * wanted).sum())
+    return math.sqrt(max(change, 0.0) / max(whole, 1e-30))
 
 
-def _inverse_root(hessian: Tensor) -> Tensor:
-    """Upper triangular U with U^T U = (H + damping)^-1; inputs that never occur count as the mean."""
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
+def _inverse_root(hessian: Tensor, order: Tensor) -> Tensor:
+    """Upper triangular U with U^T U = (H + damping)^-1 in this order of inputs; those that never occur are the mean.
+
+    H is the largest matrix of all and is copied once: columns lie one behind another, as LAPACK wants them, so that
+    each step overwrites the one before.
+    """
+    root = hessian.mT[order[:, None], order].mT
+    diagonal = root.diagonal()
     diagonal[diagonal <= 0] = diagonal.mean().clamp(min=1e-6)
     diagonal += _DAMPING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return upper
+    torch.linalg.cholesky(root, out=root)
+    torch.cholesky_inverse(root, out=root)
+    torch.linalg.cholesky(root, upper=True, out=root)
+    return root

@@ -45,8 +45,7 @@ class GptqLayer:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The float weight, computed."""
-        found = self.integers()
-        return found.blocks.floats(found.values, found.scales)
+        return self.integers().floats()
 
     def integers(self) -> Integers:
         """The stored integers and scales, only in another order.
@@ -68,7 +67,8 @@ class GptqLayer:
         values = (packed[:, None] >> shifts[:, None] & 15).to(torch.uint8).flatten(0, 1).T.contiguous()
         scales = self._read("scales").float().T.contiguous()
         check_finite(self._name.replace(".weight", ".scales"), scales)
-        return Integers(values, scales, Blocks(_BITS, self.group))
+        blocks = Blocks(_BITS, self.group)
+        return Integers(blocks.pack(values), scales, blocks)
 
     def _describe(self, part: str) -> tuple[tuple[int, ...], torch.dtype]:
         shard, name = self._parts[part]

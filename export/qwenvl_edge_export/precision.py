@@ -7,6 +7,7 @@ is float32 (ONNX Runtime computes float16 there through float32 copies, and bflo
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,6 +137,19 @@ class ExportPrecision:
     def of_groups(self, group: int) -> ExportPrecision:
         """The same with blocks of `group` inputs in the decoder, those of a quantized checkpoint."""
         return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, block=group))
+
+    def check_kept(self, names: Sequence[str]) -> None:
+        """Check that every pattern of layers to be kept in floats matches one of all weights' `names`.
+
+        Raises:
+            QwenVLError: names the first that does not, and the weight's name that is nearest to it.
+        """
+        for pattern in self.decoder.keep:
+            if not any(fnmatch.fnmatch(name, pattern) for name in names):
+                nearest = max(names, key=lambda name: difflib.SequenceMatcher(None, name, pattern).ratio())
+                raise QwenVLError(
+                    f'--keep-fp16 "{pattern}" matches no linear layer\'s weight; they have names such as "{nearest}".'
+                )
 
     def describe(self, method: str) -> Precision:
         """The manifest's record; `method` says where the integers come from."""

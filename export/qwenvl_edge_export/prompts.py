@@ -6,6 +6,7 @@ that they are compared on the same input throughout.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,14 @@ class Case:
     prompt: Prompt
     pixels: npt.NDArray[np.float32]
     answer: npt.NDArray[np.int64]
+
+    def digest(self) -> str:
+        """SHA-256 over the shapes and bytes of all that the model is given; the name does not count."""
+        total = hashlib.sha256()
+        for part in (self.prompt.ids, self.answer, self.pixels):
+            total.update(f"{part.dtype.str} {part.shape}\n".encode())
+            total.update(np.ascontiguousarray(part).data)
+        return total.hexdigest()
 
 
 class CaseBuilder:

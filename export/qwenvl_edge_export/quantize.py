@@ -66,6 +66,12 @@ class Blocks:
         pairs = integers.view(torch.int16)  # the second integer in the high byte
         return (pairs | pairs >> 4).to(torch.uint8)
 
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The integers uint8 [out, in] of packed bytes."""
+        if self.bits == 8:
+            return packed
+        return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
+
     def floats(self, integers: Tensor, scales: Tensor) -> Tensor:
         """The float32 weight [out, in] that integers and scales stand for."""
         centred = integers.to(torch.float32).sub_(self.zero)
@@ -74,11 +80,15 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Integers:
-    """A weight that is quantized already: integers uint8 [out, in], scales [out, in / size], and their layout."""
+    """A weight that is quantized already: packed bytes [out, in * bits / 8], scales [out, in / size], their layout."""
 
-    values: Tensor
+    packed: Tensor
     scales: Tensor
     blocks: Blocks
+
+    def floats(self) -> Tensor:
+        """The float32 weight [out, in] that it stands for."""
+        return self.blocks.floats(self.blocks.unpack(self.packed), self.scales.to(torch.float32))
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import glob
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from qwenvl_edge.errors import BundleError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
@@ -29,8 +35,8 @@ def staged_folder(target: Path, *, replace: bool) -> Iterator[Path]:
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
         try:
+            partial.mkdir()
             yield partial
             _flush(partial)
             if replace and target.exists():
@@ -39,7 +45,7 @@ def staged_folder(target: Path, *, replace: bool) -> Iterator[Path]:
                 partial.rename(target)
             _flush_one(target.parent)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _discard(partial)
     except OSError as error:
         reason = error.strerror or str(error)
         raise BundleError(f'cannot write "{target}": {reason}; nothing was left behind.') from error
@@ -54,10 +60,14 @@ def clean_up(target: Path) -> None:
         if match[1] == "old" and not target.exists():
             path.rename(target)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            _discard(path)
 
 
 def _swap(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`, in one step where the system can; what was there is discarded."""
+    if _exchange(partial, target):
+        _discard(partial)
+        return
     old = target.with_name(f"{target.name}.old-{os.getpid()}")
     target.rename(old)
     try:
@@ -65,10 +75,33 @@ def _swap(partial: Path, target: Path) -> None:
     except BaseException:
         old.rename(target)
         raise
-    if old.is_symlink():
-        old.unlink()
+    _discard(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places at once (renameat2 of Linux); False where system or file system do not know how.
+
+    Raises:
+        OSError: they cannot be renamed.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if renameat2 is None:
+        return False
+    ctypes.set_errno(0)
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def _discard(path: Path) -> None:
+    """Remove a folder or a link to one, if it is there."""
+    if path.is_symlink():
+        path.unlink()
     else:
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

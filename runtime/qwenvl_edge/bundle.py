@@ -7,6 +7,7 @@ folder, sizes, and SHA-256 (of files up to 64 MB at every open, of all of them b
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -191,6 +192,11 @@ class Bundle:
         """
         folder = Path(path)
         if not folder.exists():
+            if replaced := sorted(folder.parent.glob(f"{glob.escape(folder.name)}.old-*")):
+                raise BundleError(
+                    f'there is no bundle at "{folder}": its replacement was cut short; rename "{replaced[-1]}", the '
+                    f'old one, to "{folder.name}", or export again.'
+                )
             raise BundleError(f'there is no bundle at "{folder}"; make one with `qwenvl export CHECKPOINT BUNDLE`.')
         if not folder.is_dir():
             raise BundleError(f'"{folder}" is a file, not a bundle; give the folder that `qwenvl export` wrote.')

@@ -1,7 +1,7 @@
 """The program `qwenvl`: export, build, verify, chat, plan.
 
 Exit codes: 0 success, 1 a bundle that fails verification or does not fit a board, 2 an error (one line on stderr),
-130 interrupted.
+130 interrupted (128 + its number by another signal).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from qwenvl_edge import __version__
 from qwenvl_edge.doctor import add_doctor
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.server.command import add_serve
+from qwenvl_edge.signals import Terminated, terminable
 from qwenvl_edge.terminal import ProgressBar, say
 
 
@@ -31,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QwenVLError as error:
         say(f"qwenvl: {error}", to=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         say("qwenvl: interrupted", to=sys.stderr)
-        return 130
+        return interruption.code if isinstance(interruption, Terminated) else 130
     return code
 
 
@@ -194,7 +195,7 @@ def _export(arguments: argparse.Namespace) -> int:
         keep=arguments.keep_fp16,
         kv_cache=arguments.kv_cache,
     )
-    with ProgressBar(sys.stderr) as progress:
+    with terminable(), ProgressBar(sys.stderr) as progress:
         exporter.export(
             arguments.checkpoint,
             arguments.bundle,
@@ -221,7 +222,7 @@ def _build(arguments: argparse.Namespace) -> int:
         max_images=arguments.max_images,
         chunk=arguments.chunk,
     )
-    with ProgressBar(sys.stderr) as progress:
+    with terminable(), ProgressBar(sys.stderr) as progress:
         plan = builder.build(
             bundle,
             arguments.target,

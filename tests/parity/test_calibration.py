@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
-from qwenvl_edge_export import calibrate, exporter
+from qwenvl_edge_export import calibrate, exporter, kept, spool
 from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.metadata import generation_defaults, model_info
@@ -38,6 +42,19 @@ def builder_of(path):
     checkpoint = Checkpoint.open(path)
     model, generation = model_info(checkpoint.config), generation_defaults(checkpoint.generation)
     return CaseBuilder("qwen_vl", model, generation, path / "qwen.tiktoken")
+
+
+def interrupted(quantize, call=7):
+    """`quantize`, interrupted at one of its calls: the seventh is in the second layer."""
+    seen = []
+
+    def function(*arguments):
+        seen.append(1)
+        if len(seen) == call:
+            raise KeyboardInterrupt
+        return quantize(*arguments)
+
+    return function
 
 
 def divergence(bundle):
@@ -82,18 +99,13 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
     target, folder = tmp_path / "bundle", tmp_path / "bundle.calibration"
     quantize, seen = calibrate.quantize, []
 
-    def interrupted(*arguments):
-        seen.append(1)
-        if stage == "layer" and len(seen) == 7:
-            raise KeyboardInterrupt
-        return quantize(*arguments)
-
     def refuse(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "quantize", interrupted)
-        if stage == "write":
+        if stage == "layer":
+            patch.setattr(calibrate, "quantize", interrupted(quantize))
+        else:
             patch.setattr(exporter, "build_vision", refuse)
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
@@ -106,6 +118,19 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_what_is_kept_is_no_larger_than_in_the_bundle(checkpoint, tmp_path, target):
+    cases = read_samples(None, builder_of(checkpoint))[-2:]
+    precision = ExportPrecision.choose("int4", target=target, head="int4")
+    calibrate.Calibration(Checkpoint.open(checkpoint), precision, cases, tmp_path / "work", lambda *_: None).run()
+    scale = 2 if target == "gpu" else 4
+    for i in range(2):
+        kept = load_file(tmp_path / "work" / f"layer-{i}.safetensors")
+        elements = sum(2 * each.numel() for name, each in kept.items() if name.endswith(".integers"))
+        assert elements == 128 * 384 + 128 * 128 + 3 * 128 * 96
+        assert sum(each.nbytes for each in kept.values()) == elements // 2 + elements // 32 * scale
+
+
 def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
     target = tmp_path / "bundle"
     with monkeypatch.context() as patch:
@@ -115,6 +140,41 @@ def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
     wider = ExportPrecision.choose("int8", vision="fp32")
     found = export(checkpoint, target, precision=wider, calibration=True)
     assert found.manifest.parity["passed"]
+
+
+def write_samples(folder, answer="1 2 3", prompt="ab", columns=1):
+    """A line with a picture, whose size and sum stay what they are however its columns are turned."""
+    pixels = np.random.default_rng(0).integers(0, 256, (42, 42, 3), np.uint8)
+    Image.fromarray(np.roll(pixels, columns, axis=1)).save(folder / "own.png")
+    line = {"image": "own.png", "prompt": prompt, "answer": answer}
+    (folder / "own.jsonl").write_text(json.dumps(line))
+    return folder / "own.jsonl"
+
+
+@pytest.mark.parametrize("change", [{"answer": "3 1 2"}, {"prompt": "ba"}, {"columns": 21}])
+def test_samples_of_equal_length_and_sum_are_not_taken_for_each_other(checkpoint, tmp_path, monkeypatch, change):
+    quantize, seen = calibrate.quantize, []
+    options = {"precision": INT4, "allow_loss": True, "check": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "quantize", interrupted(calibrate.quantize))
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, tmp_path / "bundle", calibration=write_samples(tmp_path), **options)
+    monkeypatch.setattr(calibrate, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
+    samples = write_samples(tmp_path, **change)
+    rerun = export(checkpoint, tmp_path / "bundle", calibration=samples, **options)
+    assert seen.count(2) == 10
+    assert rerun.manifest.files == export(checkpoint, tmp_path / "fresh", calibration=samples, **options).manifest.files
+
+
+def test_another_exporter_starts_anew(checkpoint, tmp_path, monkeypatch):
+    """What an older version found may not be what this one would find."""
+    cases = read_samples(None, builder_of(checkpoint))[-2:]
+    told = []
+    for version in ("1", "1", "2"):
+        monkeypatch.setattr(calibrate, "exporter_name", lambda version=version: version)
+        arguments = (Checkpoint.open(checkpoint), INT4, cases, tmp_path / "work")
+        calibrate.Calibration(*arguments, lambda *call: told.append(call[2])).run()
+    assert told.count("calibrating layer 1 of 2") == 2
 
 
 @pytest.mark.parametrize(
@@ -145,6 +205,83 @@ def test_too_little_disk_space_is_said_before_calibrating(checkpoint, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def begun(checkpoint, tmp_path, monkeypatch):
+    """A calibration that was interrupted in its second layer."""
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "quantize", interrupted(calibrate.quantize))
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
+    return tmp_path / "bundle.calibration"
+
+
+def test_too_little_disk_space_is_said_before_going_on(checkpoint, calibrated, begun, monkeypatch):
+    """Of a calibration that is half done the other half's results are counted, and one file of activations."""
+    (begun / "activations-9.partial").write_bytes(b"half")
+    needed = (begun / "activations-1.f32").stat().st_size + (128 * 384 + 128 * 128 + 3 * 128 * 96) * (1 / 2 + 4 / 32)
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+        with pytest.raises(BundleError, match=r"calibration takes .* GB beside the bundle, but the disk of"):
+            export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True)
+        assert sorted(path.name for path in begun.iterdir()) == [
+            *("activations-1.f32", "key.json", "layer-0.json", "layer-0.safetensors"),
+        ]
+    resumed = export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True, allow_loss=True)
+    assert resumed.manifest.files == calibrated.manifest.files
+
+
+FULL = (errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "calls", "error"),
+    [
+        (spool.os, "posix_fallocate", 1, OSError(*FULL)),
+        (spool.os, "posix_fallocate", 2, OSError(*FULL)),
+        (kept, "save_file", 1, SafetensorError("I/O error: No space left on device (os error 28)")),
+        (kept, "save_file", 2, OSError(*FULL)),
+    ],
+)
+def test_a_disk_that_fills_while_calibrating(checkpoint, calibrated, tmp_path, monkeypatch, where, name, calls, error):
+    """The kept results and the reserved files may meet the disk's end; what was done before is kept."""
+    function, seen = getattr(where, name), []
+
+    def filling(*arguments):
+        seen.append(1)
+        if len(seen) == calls:
+            raise error
+        return function(*arguments)
+
+    monkeypatch.setattr(where, name, filling, raising=False)
+    begun = (name, calls) != ("posix_fallocate", 1)
+    said = "the same command goes on with what is done" if begun else "nothing was left behind"
+    with pytest.raises(BundleError, match=rf"calibration cannot write .*No space left on device.*; {said}\.$"):
+        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.calibration"] * begun
+    assert not list(tmp_path.rglob("*.partial"))
+    resumed = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, allow_loss=True)
+    assert resumed.manifest.files == calibrated.manifest.files
+
+
+def test_activations_are_reserved_on_the_disk(tmp_path):
+    """So that a mapped file does not meet the disk's end; some file systems cannot."""
+    rows = spool.Spool(tmp_path, [100, 28], 256)
+    with rows.written(0):
+        status = (tmp_path / "activations-0.partial").stat()
+    assert status.st_size == 4 * 128 * 256 and status.st_blocks * 512 >= status.st_size
+    assert not next(iter(rows.read(0))).any()
+
+
+def test_a_file_system_that_cannot_reserve(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(spool.os, "posix_fallocate", refuse, raising=False)
+    with spool.Spool(tmp_path, [3], 4).written(0) as written:
+        next(written).fill_(2)
+    assert (next(iter(spool.Spool(tmp_path, [3], 4).read(0))) == 2).all()
+
+
 def test_nothing_to_calibrate(checkpoint, tmp_path):
     with pytest.raises(QwenVLError, match="nothing to calibrate at fp32; choose --precision int4, int8 or w8a8"):
         export(checkpoint, tmp_path / "bundle", calibration=True)
@@ -156,9 +293,54 @@ def test_a_folder_of_pictures(checkpoint, tmp_path):
         Image.new("RGB", (20, 10), (200, 10, 10)).save(tmp_path / name)
     (tmp_path / "c.png").write_text("no picture")
     (tmp_path / "notes.txt").write_text("no picture either")
-    cases = read_samples(tmp_path, builder_of(checkpoint))
+    notes = []
+    cases = read_samples(tmp_path, builder_of(checkpoint), notes.append)
+    assert notes == ["1 of 3 pictures unreadable"]
     assert len(cases) == 8
     assert all(len(case.pixels) == 1 and len(case.answer) > 5 for case in cases)
+
+
+def test_pictures_that_are_left_out_are_said(checkpoint, tmp_path):
+    """While the others are encoded, in what a terminal's line has room for."""
+    (tmp_path / "shots").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "shots" / "a.png")
+    (tmp_path / "shots" / "b.png").write_text("no picture")
+    said = []
+    options = {"precision": INT4, "allow_loss": True, "check": False}
+    export(checkpoint, tmp_path / "b", calibration=tmp_path / "shots", progress=lambda *c: said.append(c[2]), **options)
+    assert said[0] == "encoding, 1 of 2 pictures unreadable"
+
+
+def test_progress_says_how_far_and_how_long(checkpoint, tmp_path, monkeypatch):
+    """The time left is that of the layers so far, times those to come."""
+    cases = read_samples(None, builder_of(checkpoint))[-2:]
+    clock, told = SimpleNamespace(seconds=0.0), []
+    monkeypatch.setattr(calibrate.time, "monotonic", lambda: clock.seconds)
+    layer = calibrate.Calibration._layer
+
+    def slow(self, i):
+        layer(self, i)
+        clock.seconds += 45 if i < 2 else 240
+
+    monkeypatch.setattr(calibrate.Calibration, "_layer", slow)
+    deep = write_checkpoint(tmp_path / "deep", raw=config_dict(num_hidden_layers=5))
+    arguments = (Checkpoint.open(deep), INT4, cases, tmp_path / "work")
+    calibrate.Calibration(*arguments, lambda *call: told.append(call)).run()
+    assert told == [
+        (0, 5, "encoding the calibration samples"),
+        (0, 5, "calibrating layer 1 of 5"),
+        (1, 5, "calibrating layer 2 of 5, 3 min left"),
+        (2, 5, "calibrating layer 3 of 5, 2 min left"),
+        (3, 5, "calibrating layer 4 of 5, 4 min left"),
+        (4, 5, "calibrating layer 5 of 5, 2 min left"),
+    ]
+
+
+def test_marks_that_windows_and_unicode_put_into_text(checkpoint, tmp_path):
+    """A byte order mark, carriage returns, and a line separator within a string."""
+    text = '\ufeff{"prompt": "a\u2028b"}\r\n{"prompt": "c"}\r\n'
+    (tmp_path / "own.jsonl").write_bytes(text.encode())
+    assert len(read_samples(tmp_path / "own.jsonl", builder_of(checkpoint))) == 2
 
 
 def test_lines_with_pictures(checkpoint, tmp_path):
@@ -182,13 +364,23 @@ def test_lines_with_pictures(checkpoint, tmp_path):
         ("{", QwenVLError, "line 1: it is not JSON"),
         ('{"prompt": "a"}\n["b"]', QwenVLError, 'line 2: it must be an object with "prompt"'),
         ('{"question": "a"}', QwenVLError, 'line 1: it must be an object with "prompt"'),
-        ('{"image": "nowhere.png", "prompt": "a"}', ImageError, "nowhere.png"),
+        ('{"image": "nowhere.png", "prompt": "a"}', ImageError, 'own.jsonl", line 1: .*nowhere.png'),
+        ('{"image": 5, "prompt": "a"}', QwenVLError, 'own.jsonl", line 1: "image" must be a file\'s name or a list'),
+        (
+            '\n{"image": [5], "prompt": "a"}',
+            QwenVLError,
+            'own.jsonl", line 2: "image" must be a file\'s name or a list',
+        ),
+        ('{"image": null, "prompt": "a"}', QwenVLError, 'line 1: "image" must be .*; leave it out where there is none'),
+        ('{"prompt": "a", "answer": null}', QwenVLError, 'own.jsonl", line 1: "answer" must be a text; leave it out'),
+        ('{"prompt": "a", "answer": 5}', QwenVLError, 'own.jsonl", line 1: "answer" must be a text'),
+        ('{"prompt": "a"}\n{"prompt": "\udcff"}', QwenVLError, 'own.jsonl", line 2: it is not UTF-8 .*at byte 12'),
     ],
 )
 def test_malformed_samples(checkpoint, tmp_path, content, error, match):
     path = tmp_path / ("missing" if content is None else "own.jsonl")
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(error, match=match):
         read_samples(path, builder_of(checkpoint))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,15 @@ from dialects import RUNNABLE
 from random_checkpoint import GENERATION, config_dict, random_tensors
 
 from qwenvl_edge.bundle import Bundle
-from qwenvl_edge.errors import BundleError, CheckpointError
-from qwenvl_edge_export import exporter
+from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
+from qwenvl_edge_export import exporter, staging
+from qwenvl_edge_export.calibrate import decoder_names
+from qwenvl_edge_export.calibrate_vision import vision_names
+from qwenvl_edge_export.checkpoint import Checkpoint
 from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.graphs import weights
 from qwenvl_edge_export.metadata import generation_defaults
+from qwenvl_edge_export.precision import ExportPrecision, GraphPrecision
 
 
 def listing(folder: Path) -> list[str]:
@@ -229,7 +234,24 @@ def test_failures_leave_the_old_bundle_or_none(
         assert Bundle.open(target).manifest == before
 
 
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("exchange", [False, True])
+def test_replacing_with_and_without_an_exchange(small_checkpoint, target, monkeypatch, exchange, link):
+    """Where system or file system cannot let two folders change places, the old one is renamed first."""
+    if not exchange:
+        monkeypatch.setattr(staging, "_exchange", lambda *paths: False)
+    export(small_checkpoint("a"), target)
+    if link:
+        target.rename(target.parent.with_name("elsewhere"))
+        target.symlink_to(target.parent.with_name("elsewhere"))
+    after = export(small_checkpoint("b", seed=1), target, force=True).manifest
+    assert Bundle.open(target).manifest == after
+    assert listing(target.parent) == ["bundle"] and not target.is_symlink()
+    assert not link or target.parent.with_name("elsewhere").is_dir()
+
+
 def test_interruption_in_the_swap_brings_the_old_bundle_back(small_checkpoint, target, monkeypatch):
+    monkeypatch.setattr(staging, "_exchange", lambda *paths: False)
     before = export(small_checkpoint("a"), target).manifest
     rename = Path.rename
 
@@ -273,6 +295,8 @@ def test_what_dead_exports_left_is_removed(small_checkpoint, target, dead_pid):
 def test_a_swap_cut_by_death_is_undone(small_checkpoint, target, dead_pid):
     before = export(small_checkpoint(), target).manifest
     target.rename(target.with_name(f"bundle.old-{dead_pid}"))
+    with pytest.raises(BundleError, match=rf'cut short; rename ".*bundle.old-{dead_pid}", the old one, to "bundle"'):
+        Bundle.open(target)
     with pytest.raises(BundleError, match="exists already"):
         export(small_checkpoint("b", seed=1), target)
     assert Bundle.open(target).manifest == before
@@ -334,3 +358,25 @@ def test_generation_settings_have_the_published_defaults():
     found = generation_defaults({"chat_format": "chatml", "top_p": 0.3, "repetition_penalty": None, "eos_token_id": 1})
     assert (found.do_sample, found.top_p, found.top_k, found.temperature) == (True, 0.3, 0, 1.0)
     assert (found.repetition_penalty, found.max_new_tokens, found.max_window_size) == (1.0, 512, 6144)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nearest"), [("*.c_prj.*", "c_proj.weight"), ("head.*", "lm_head.weight"), ("*.mlp.w3.weight", "mlp.w")]
+)
+def test_a_pattern_that_matches_nothing(small_checkpoint, target, pattern, nearest):
+    precision = ExportPrecision.choose("int4", keep=["lm_head.*", pattern])
+    with pytest.raises(QwenVLError, match=rf'--keep-fp16 "{re.escape(pattern)}" matches no .* such as ".*{nearest}'):
+        export(small_checkpoint(), target, precision=precision)
+    assert listing(target.parent) == []
+
+
+@pytest.mark.parametrize("visual", [{}, {"width": 128}])
+def test_patterns_are_held_against_all_linear_layers(small_checkpoint, target, monkeypatch, visual):
+    """The names that patterns are checked with are those that the graphs ask about."""
+    asked = set()
+    form = GraphPrecision.format
+    monkeypatch.setattr(GraphPrecision, "format", lambda self, name: asked.add(name) or form(self, name))
+    source = small_checkpoint(raw=config_dict(visual))
+    export(source, target, check=False)
+    checkpoint = Checkpoint.open(source)
+    assert asked == {*decoder_names(checkpoint.config), *vision_names(checkpoint)}

@@ -33,6 +33,32 @@ def test_outputs_change_less_than_by_rounding(layer, blocks):
     assert 0 < ours < 0.5 * relative_loss(weight, nearest(weight, blocks), hessian)
 
 
+def plainly(weight, hessian, blocks):
+    """The method as the paper has it: a column at a time, copies wherever they are plainest."""
+    scales = blocks.scales(weight)
+    order = hessian.diagonal().argsort(descending=True)
+    damped = hessian[order][:, order].double()
+    damped += 0.01 * damped.diagonal().mean() * torch.eye(len(damped))
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    each = scales.repeat_interleave(blocks.size, dim=1)[:, order]
+    rest, integers = weight[:, order].double(), torch.empty(weight.shape, dtype=torch.uint8)
+    for i, column in enumerate(order.tolist()):
+        rounded = (rest[:, i] / each[:, i]).round().clamp(-blocks.zero, blocks.zero - 1)
+        integers[:, column] = (rounded + blocks.zero).to(torch.uint8)
+        rest[:, i:] -= ((rest[:, i] - rounded * each[:, i]) / upper[i, i])[:, None] * upper[i, i:]
+    return integers
+
+
+@pytest.mark.parametrize("blocks", [Blocks(4, 32), Blocks(8, 64)])
+def test_integers_are_those_of_the_plain_method(layer, blocks):
+    """In float64; a value half way between two integers may fall to either side, and what follows it then differs."""
+    weight, hessian = layer
+    before = weight.clone(), hessian.clone()
+    integers, _ = quantize(weight, hessian, blocks, torch.float32)
+    assert (integers == plainly(weight, hessian, blocks)).float().mean() > 0.99
+    assert torch.equal(weight, before[0]) and torch.equal(hessian, before[1])
+
+
 def test_inputs_without_correlation_leave_nothing_to_repair():
     """With H the identity every input is rounded for itself: no integer but the nearest one is better."""
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))

@@ -5,7 +5,7 @@ import torch
 
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export import quantize
-from qwenvl_edge_export.quantize import Blocks, Rows, check_finite, row_pieces
+from qwenvl_edge_export.quantize import Blocks, Integers, Rows, check_finite, row_pieces
 
 
 @pytest.fixture
@@ -47,6 +47,16 @@ def test_the_first_of_two_integers_is_the_low_half():
     assert packed.shape == (1, 16)
     assert packed[0, :8].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
     assert Blocks(8, 32).pack(integers) is integers
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_integers_are_found_again(weight, bits):
+    blocks = Blocks(bits, 32)
+    scales = blocks.scales(weight)
+    integers = blocks.integers(weight, scales)
+    torch.testing.assert_close(blocks.unpack(blocks.pack(integers)), integers)
+    kept = Integers(blocks.pack(integers), scales.half(), blocks)
+    torch.testing.assert_close(kept.floats(), blocks.floats(integers, scales.half().float()), rtol=0, atol=0)
 
 
 def test_one_scale_a_row(weight):

@@ -160,7 +160,7 @@ class _BlockSource:
         """Bytes of the integers [out, in]."""
         if isinstance(given := self.given(self.matrix.name), Integers):
             self._kept = [given.scales]
-            yield tensor_bytes(self.blocks.pack(given.values))
+            yield tensor_bytes(given.packed)
             return
         for packed, scales in in_order(self._rounded, row_pieces(self.matrix.read())):
             self._kept.append(scales)

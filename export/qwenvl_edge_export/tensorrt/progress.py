@@ -51,23 +51,33 @@ def monitor(library: Library, report: Callable[[int], None]) -> Any:
 def interruptible(watch: Any) -> Iterator[None]:
     """Let Ctrl-C end the build that `watch` monitors, and raise it behind it: no exception may pass TensorRT's frames.
 
+    So do SIGTERM and SIGHUP where somebody handles them (signals.terminable).
+
     Raises:
-        KeyboardInterrupt: Ctrl-C came within the block.
+        KeyboardInterrupt: Ctrl-C came within the block, or what the other signal's handler raises.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread
         return
 
-    def note(*_: object) -> None:
-        watch.interrupted = True
+    came: list[int] = []
 
-    before = signal.signal(signal.SIGINT, note)
+    def note(number: int, _: object) -> None:
+        watch.interrupted = True
+        came.append(number)
+
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in known}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if watch.interrupted:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 class Phases:
