@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conversations import PICTURES, WORDS
+from conversations import PICTURES, WORDS, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoint import GENERATION, write_checkpoint
@@ -34,7 +34,7 @@ def item(seed):
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=7), st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_every_row_is_as_if_alone(engines, seeds, max_batch):
     together, alone = engines
     together.forget()
