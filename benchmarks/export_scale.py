@@ -28,7 +28,9 @@ from processes import run
 def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[str, Any]:
     """Export in a process of its own."""
     program = [sys.executable, "-m", "qwenvl_edge.cli", "export", str(checkpoint), str(bundle), "--force"]
-    chosen = ["--precision", options.precision, "--block-size", str(options.block_size), "--target", options.target]
+    chosen = ["--precision", options.precision, "--target", options.target]
+    if options.block_size:
+        chosen += ["--block-size", str(options.block_size)]
     if options.head_precision:
         chosen += ["--head-precision", options.head_precision]
     return run([*program, *chosen, "--allow-loss", *([] if options.verify else ["--skip-verify"])])
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=("tiny", "1b", "full"), default="1b")
     parser.add_argument("--checkpoint", type=Path, help="export this one instead of a random one")
     parser.add_argument("--precision", default="int4")
-    parser.add_argument("--block-size", type=int, default=32)
+    parser.add_argument("--block-size", type=int)
     parser.add_argument("--head-precision")
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")

@@ -227,7 +227,7 @@ def scale() -> str:
     """Exporting the full-size model, and a model of 1.1 billion weights beside PyTorch."""
     small = load("latency-1b")
     times = small["details"]["milliseconds"]
-    columns = ("int4", "int4-128", "int8", "int8-128", "torch-fp32", "torch-bf16")
+    columns = ("int4", "int4-32", "int8", "int8-32", "torch-fp32", "torch-bf16")
     names = {"vision": "a picture, ms", "prefill": "prefill of 288 tokens, ms", "decode": "a token, ms"}
     rows = [[name, *[number(times[each][stage]["median"]) for each in columns]] for stage, name in names.items()]
     share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
@@ -239,7 +239,7 @@ def scale() -> str:
 
 def full_size() -> str:
     """Exporting the full-size model, and what its bundles take to answer."""
-    found = [load(f"export-full-{name}") for name in ("fp16", "int4", "int4-128")]
+    found = [load(f"export-full-{name}") for name in ("fp16", "int4", "int4-32")]
     exports = [each["headline"] for each in found]
     asked = [each["details"].get("answer") for each in found]
 
@@ -258,7 +258,7 @@ def full_size() -> str:
         ["PyTorch's picture fp32, times as long", *cells(lambda each: each["vision_vs_torch"]["float32"]["median"])],
         ["PyTorch's picture bf16, times as long", *cells(lambda each: each["vision_vs_torch"]["bfloat16"]["median"])],
     ]
-    titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4", "int4, blocks of 128"]
+    titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4", "int4, blocks of 32"]
     said = prose(f"({conditions('export-full-int4')}.)")
     return f"{table(titles, rows)}\n{said}"
 

@@ -7,7 +7,7 @@ First one picture, one question, greedy; then the conversations of conversation.
 tenth turn, fork, look-up decoding, constraints, batches, memory over --requests (--cases names some, or none).
 Repeats of the runtime and of PyTorch alternate; every figure is a median over them with quartiles. Peak memory is the
 resident peak of a process of its own that loads the bundle and answers once.
-With --model, int4 and int8 bundles of random weights are measured instead (scaled.py): 5 GB on disk, 11 GB of memory.
+With --model, int4 and int8 bundles of random weights are measured instead (scaled.py): 6 GB on disk, 8 GB of memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """`latency.py --model 1b`: int4 and int8 bundles next to PyTorch eager on the same random weights of a preset's size.
 
-32 weights share a scale, as by default, or 128. Each subject gets one picture, a prompt of PROMPT embeddings and STEPS
-further tokens, in turns; ratios are of one turn each. PyTorch runs in float32 and in bfloat16, and each stage is
-compared with whichever is faster there.
+128 weights share a scale, as by default, or 32. Each subject gets one picture, a prompt of PROMPT embeddings and STEPS
+further tokens, in turns; ratios are of one turn each. PyTorch runs in bfloat16 beside all bundles and then in float32
+beside the default ones, so that no more than 8 GB are held, and each stage is compared with whichever is faster there.
+The default bundles are profiled afterwards.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from common import conditions, finish, ratio, spread
+from operators import last_runs, profiled
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -32,10 +34,14 @@ from qwenvl_edge_export.precision import ExportPrecision
 from tools.synthetic_checkpoint import write
 
 FloatArray = npt.NDArray[np.float32]
-BUNDLES = {"int4": ("int4", 32), "int4-128": ("int4", 128), "int8": ("int8", 32), "int8-128": ("int8", 128)}
+BUNDLES = {"int4": ("int4", None), "int4-32": ("int4", 32), "int8": ("int8", None), "int8-32": ("int8", 32)}
+DEFAULTS = ("int4", "int8")
+PHASES = {"torch-bf16": (torch.bfloat16, tuple(BUNDLES)), "torch-fp32": (torch.float32, DEFAULTS)}
 PROMPT, STEPS = 288, 8  # a picture's 256 positions and a short question; tokens timed a turn
 STAGES = ("vision", "prefill", "decode")
+Timings: TypeAlias = dict[str, dict[str, list[float]]]
 READ_BYTES = 1 << 29
+SETTLE_S = 0.1  # the worker threads of the one before go on spinning for a while
 _FIRST_TOKEN = """
 import time, sys
 import numpy as np
@@ -127,7 +133,7 @@ def prepare(folder: Path, preset: str) -> tuple[Checkpoint, dict[str, Bundle]]:
         write(source, preset, pickled=False)
     bundles = {}
     for name, (precision, block) in BUNDLES.items():
-        path = folder / f"{preset}-{name}"
+        path = folder / f"{preset}-{precision}-{block or 'default'}"
         chosen = ExportPrecision.choose(precision, block=block)
         made = path.exists() or export(source, path, precision=chosen, check=False)
         bundles[name] = Bundle.open(path) if made is True else made
@@ -168,31 +174,50 @@ def first_token_s(bundle: Bundle, threads: int | None) -> float:
     return time.perf_counter() - started
 
 
-def measure(
-    checkpoint: Checkpoint, bundles: dict[str, Bundle], threads: int | None, repeats: int
-) -> tuple[dict[str, dict[str, list[float]]], list[float]]:
+def measure(subjects: dict[str, Subject], samples: dict[str, FloatArray], repeats: int) -> tuple[Timings, list[float]]:
     """Milliseconds of every subject and stage, a value a turn, and read bandwidths, GB/s. The first turn is warm-up."""
-    subjects: dict[str, Subject] = {
-        name: Runtime(OnnxRuntimeBackend(bundle, threads=threads), PROMPT + STEPS) for name, bundle in bundles.items()
-    }
-    subjects |= {
-        "torch-fp32": Eager(load_model(checkpoint, torch.float32)),
-        "torch-bf16": Eager(load_model(checkpoint, torch.bfloat16)),
-    }
-    gc.collect()
-    samples = samples_of(checkpoint.config.vision.image_size, checkpoint.config.hidden_size)
     buffer = torch.ones(READ_BYTES // 4)
-    timings: dict[str, dict[str, list[float]]] = {}
+    timings: Timings = {}
     bandwidth: list[float] = []
     for number in range(repeats + 1):
         if number < 2:
             timings = {name: {stage: [] for stage in STAGES} for name in subjects}
             bandwidth.clear()
         for name, subject in subjects.items():
+            time.sleep(SETTLE_S)
             bandwidth.append(read_gb_s(buffer))
+            time.sleep(SETTLE_S)
             turn(subject, samples, timings[name])
         print(f"turn {number} of {repeats}", file=sys.stderr)
     return timings, bandwidth
+
+
+def measure_phases(
+    checkpoint: Checkpoint, bundles: dict[str, Bundle], samples: dict[str, FloatArray], options: argparse.Namespace
+) -> tuple[dict[str, Timings], list[float]]:
+    """`measure`, once beside each PyTorch, by its name."""
+    found, bandwidth = {}, []
+    for eager, (dtype, names) in PHASES.items():
+        subjects: dict[str, Subject] = {
+            name: Runtime(OnnxRuntimeBackend(bundles[name], threads=options.threads), PROMPT + STEPS) for name in names
+        }
+        subjects[eager] = Eager(load_model(checkpoint, dtype))
+        gc.collect()
+        found[eager], read = measure(subjects, samples, options.repeats)
+        bandwidth += read
+        del subjects
+        gc.collect()
+    return found, bandwidth
+
+
+def operators(bundle: Bundle, samples: dict[str, FloatArray], threads: int | None) -> dict[str, dict[str, float]]:
+    """Milliseconds of each stage ("run") and of its operators that take most, once warm."""
+    with profiled() as sessions:
+        subject = Runtime(OnnxRuntimeBackend(bundle, threads=threads), PROMPT + STEPS)
+        for _ in range(2):
+            turn(subject, samples, {stage: [] for stage in STAGES}, steps=2)
+        (vision,), (prefill, _, decode) = last_runs(sessions[0], 1), last_runs(sessions[1], 3)
+    return {"vision": vision, "prefill": prefill, "decode": decode}
 
 
 def decode_bytes(bundle: Bundle, prompt: int = PROMPT) -> int:
@@ -202,19 +227,18 @@ def decode_bytes(bundle: Bundle, prompt: int = PROMPT) -> int:
     return bundle.manifest.files["decoder.data"].size + cache
 
 
-def compare(
-    timings: dict[str, dict[str, list[float]]], bandwidth: list[float], bundles: dict[str, Bundle]
-) -> dict[str, Any]:
+def compare(phases: dict[str, Timings], bandwidth: list[float], bundles: dict[str, Bundle]) -> dict[str, Any]:
     """Ratios to the faster PyTorch of each stage, and the shares of the bandwidth."""
     ratios: dict[str, Any] = {"faster": {}}
     for stage in STAGES:
-        eager = min(("torch-fp32", "torch-bf16"), key=lambda name: np.median(timings[name][stage]))
+        eager = min(phases, key=lambda name: np.median(phases[name][name][stage]))
         ratios["faster"][stage] = eager
-        for name in bundles:
+        timings = phases[eager]
+        for name in PHASES[eager][1]:
             ratios[f"{stage}_{name}"] = ratio(timings[name][stage], timings[eager][stage])
     best = max(bandwidth)
     for name, bundle in bundles.items():
-        shares = [decode_bytes(bundle) / ms / 1e6 / best for ms in timings[name]["decode"]]
+        shares = [decode_bytes(bundle) / ms / 1e6 / best for ms in phases["torch-bf16"][name]["decode"]]
         ratios[f"bandwidth_share_{name}"] = spread(shares)
     return ratios
 
@@ -226,14 +250,17 @@ def run(options: argparse.Namespace) -> None:
     before = conditions()
     checkpoint, bundles = prepare(options.folder, options.model)
     starts = {name: first_token_s(bundle, options.threads) for name, bundle in bundles.items()}
-    timings, bandwidth = measure(checkpoint, bundles, options.threads, options.repeats)
+    samples = samples_of(checkpoint.config.vision.image_size, checkpoint.config.hidden_size)
+    phases, bandwidth = measure_phases(checkpoint, bundles, samples, options)
+    timings = phases["torch-bf16"] | {"torch-fp32": phases["torch-fp32"]["torch-fp32"]}
+    profiles = {name: operators(bundles[name], samples, options.threads) for name in DEFAULTS}
     print(f"{'median (quartiles), ms':<24}" + "".join(f"{name:>34}" for name in timings))
     for stage in STAGES:
         cells = [spread(each[stage]) for each in timings.values()]
         print(
             f"{stage:<24}" + "".join(f"{c['median']:.1f} ({c['q25']:.1f} .. {c['q75']:.1f})".rjust(34) for c in cells)
         )
-    ratios = compare(timings, bandwidth, bundles)
+    ratios = compare(phases, bandwidth, bundles)
     print(json.dumps({key: value.get("median", value) for key, value in ratios.items()}))
     headline = {
         "decode_int4_vs_torch": ratios["decode_int4"]["median"],
@@ -250,5 +277,6 @@ def run(options: argparse.Namespace) -> None:
         "start_to_first_token_s": starts,
         "ratios": ratios,
         "milliseconds": {name: {s: spread(each[s]) for s in STAGES} for name, each in timings.items()},
+        "operators_ms": profiles,
     }
     finish(options, before, headline, details)

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "input.hpp"
+#include "qwenvl/text_decoder.hpp"
 #include "qwenvl/tokenizer.hpp"
 
 using fuzz::require;
@@ -37,6 +38,33 @@ void check_text(fuzz::Input& input) {
     require(ids.size() > limit || end == text.size(), "a text within the limit stays whole");
 }
 
+template <typename Unit>
+bool is_transcoded(std::string_view utf8, const qwenvl::UnitBuffer<Unit>& text) {
+    std::basic_string<Unit> expected(qwenvl::summarize_utf8(utf8).characters, Unit{});
+    return qwenvl::transcode_utf8(utf8, expected.data(), expected.data() + expected.size()) && text.view() == expected;
+}
+
+// Any ids, most of them parts of characters, some of them many times.
+void check_decoder(fuzz::Input& input) {
+    std::vector<std::int64_t> ids;
+    while (input.left() > 2) {
+        const std::size_t times = input.between(1, 70);
+        ids.insert(ids.end(), times, input.take<std::uint16_t>() % 282);
+    }
+    const std::string bytes = tokenizer().decode(ids);
+    fuzz::Input whole(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size());
+    const bool is_utf8 = whole.take_text() == bytes;  // nothing was replaced
+    using Decoder = qwenvl::TextDecoder<qwenvl::UnitBuffer>;
+    Decoder decoder(tokenizer(), ids.size());
+    const bool is_text = decoder.run([&](std::size_t i) { return ids[i]; }) == Decoder::Result::kText;
+    require(is_text == is_utf8, "the decoder gives text where the bytes are UTF-8");
+    if (!is_text) return;
+    const bool same = decoder.four()  ? is_transcoded(bytes, *decoder.four())
+                      : decoder.two() ? is_transcoded(bytes, *decoder.two())
+                                      : bytes == decoder.ascii()->view();
+    require(same, "the decoder's characters are those of the bytes");
+}
+
 void check_vocabulary(fuzz::Input& input) {
     std::string file = fuzz::vocabulary_file(fuzz::small_vocabulary());
     while (input.left() > 4 && input.left() > 64) {
@@ -58,8 +86,11 @@ void check_vocabulary(fuzz::Input& input) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     fuzz::Input input(data, size);
-    if (input.take<std::uint8_t>() % 8 == 0) {
+    const int kind = input.take<std::uint8_t>() % 8;
+    if (kind == 0) {
         check_vocabulary(input);
+    } else if (kind < 3) {
+        check_decoder(input);
     } else {
         check_text(input);
     }

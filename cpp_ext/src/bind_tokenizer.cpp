@@ -12,6 +12,7 @@
 #include "qwenvl/parallel.hpp"
 #include "qwenvl/python_ints.hpp"
 #include "qwenvl/str_buffer.hpp"
+#include "qwenvl/text_decoder.hpp"
 #include "qwenvl/tokenizer.hpp"
 
 namespace py = pybind11;
@@ -172,41 +173,82 @@ py::str truncate(const PyTokenizer& tokenizer, const py::str& text, std::int64_t
     return size == utf8.size() ? text : to_str(utf8.substr(0, size));
 }
 
-// False, with nothing of use in `out`, where the ids are not a list or tuple of small ints.
-template <typename Buffer>
-bool append_small_ids(const Tokenizer& tokenizer, PyObject* ids, Buffer& out) {
-    if (!PyList_CheckExact(ids) && !PyTuple_CheckExact(ids)) return false;
-    PyObject** const items = PySequence_Fast_ITEMS(ids);
-    const auto count = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(ids));
-    const auto id_at = [=](std::size_t i) {
-        constexpr std::size_t ahead = 24;
-        __builtin_prefetch(items[std::min(i + ahead, count - 1)]);
-        return small_int(items[i]);
-    };
-    return tokenizer.append_bytes(count, id_at, out) == count;
-}
+// Items of a list or tuple, read without a function call; what is no small int reads as -1.
+class SmallIds {
+public:
+    explicit SmallIds(const py::handle& ids) {
+        if (!PyList_CheckExact(ids.ptr()) && !PyTuple_CheckExact(ids.ptr())) return;
+        items_ = PySequence_Fast_ITEMS(ids.ptr());
+        size_ = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(ids.ptr()));
+        known_ = true;
+    }
 
-template <typename Buffer>
-Buffer decode_ids(const PyTokenizer& tokenizer, const py::handle& ids) {
-    constexpr std::size_t likely_bytes = 6;  // of a token, enough for most texts
-    const Py_ssize_t hint = PyObject_LengthHint(ids.ptr(), 0);
-    if (hint < 0) PyErr_Clear();
-    Buffer fast(static_cast<std::size_t>(std::max<Py_ssize_t>(hint, 0)) * likely_bytes);
-    if (append_small_ids(*tokenizer, ids.ptr(), fast)) return fast;
+    bool known() const { return known_; }
+    std::size_t size() const { return size_; }
+    std::int64_t operator()(std::size_t i) const {
+        constexpr std::size_t ahead = 24;
+        __builtin_prefetch(items_[std::min(i + ahead, size_ - 1)]);
+        return small_int(items_[i]);
+    }
+
+private:
+    PyObject** items_ = nullptr;
+    std::size_t size_ = 0;
+    bool known_ = false;
+};
+
+// use(count, id_at) with the ids: as they lie if they are small ints, and where it then gives nothing because some are
+// not, as a copy with every value. Throws for negative ones.
+template <typename Use>
+auto with_ids(const Tokenizer& tokenizer, const py::handle& ids, Use use) {
+    const SmallIds small(ids);
+    if (small.known()) {
+        if (auto result = use(small.size(), small)) return *std::move(result);
+    }
     std::vector<std::int64_t> values;
     read_ids(ids, values);
-    Buffer out(values.size() * likely_bytes);
-    const std::size_t done = tokenizer->append_bytes(values.size(), [&](std::size_t i) { return values[i]; }, out);
-    if (done < values.size()) tokenizer->token_bytes(values[done]);  // throws: it has none
+    for (const std::int64_t id : values) {
+        if (id < 0) tokenizer.token_bytes(id);  // throws: it has none
+    }
+    return *use(values.size(), [&](std::size_t i) { return values[i]; });
+}
+
+// Nothing where an id is negative.
+template <typename IdAt>
+std::optional<ByteBuffer> bytes_of(const Tokenizer& tokenizer, std::size_t count, IdAt id_at) {
+    constexpr std::size_t likely_bytes = 6;  // of a token, enough for most texts
+    std::optional<ByteBuffer> out(count * likely_bytes);
+    if (tokenizer.append_bytes(count, id_at, *out) != count) out.reset();
     return out;
 }
 
+// A str must have the narrowest of its forms that holds its characters.
+py::str take_text(TextDecoder<StrBuffer>& decoder) {
+    if (decoder.four()) return decoder.four()->take();
+    if (!decoder.two()) return decoder.ascii()->take();
+    const std::u16string_view text = decoder.two()->view();
+    if (std::any_of(text.begin(), text.end(), [](char16_t unit) { return unit > 0xFF; })) return decoder.two()->take();
+    PyObject* const latin = PyUnicode_New(static_cast<Py_ssize_t>(text.size()), 0xFF);
+    if (latin == nullptr) throw py::error_already_set();
+    std::copy(text.begin(), text.end(), PyUnicode_1BYTE_DATA(latin));
+    return py::reinterpret_steal<py::str>(latin);
+}
+
 py::str decode(const PyTokenizer& tokenizer, const py::handle& ids, const std::string& errors) {
-    return decode_ids<StrBuffer>(tokenizer, ids).to_str(errors.c_str());
+    return with_ids(*tokenizer, ids, [&](std::size_t count, const auto& id_at) -> std::optional<py::str> {
+        using Decoder = TextDecoder<StrBuffer>;
+        Decoder decoder(*tokenizer, count);
+        const Decoder::Result result = decoder.run(id_at);
+        if (result == Decoder::Result::kText) return take_text(decoder);
+        if (result == Decoder::Result::kNegativeId) return std::nullopt;
+        const std::optional<ByteBuffer> bytes = bytes_of(*tokenizer, count, id_at);
+        return bytes ? std::optional(decode_utf8_text(bytes->view(), errors.c_str())) : std::nullopt;
+    });
 }
 
 py::bytes decode_bytes(const PyTokenizer& tokenizer, const py::handle& ids) {
-    const ByteBuffer bytes = decode_ids<ByteBuffer>(tokenizer, ids);
+    const ByteBuffer bytes = with_ids(
+        *tokenizer, ids, [&](std::size_t count, const auto& id_at) { return bytes_of(*tokenizer, count, id_at); });
     return py::bytes(bytes.view().data(), bytes.view().size());
 }
 

@@ -3,12 +3,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
-#include <optional>
-
 #include "qwenvl/instruction_set.hpp"
 #include "qwenvl/python_ints.hpp"
-#include "qwenvl/utf8_text.hpp"
 
 namespace py = pybind11;
 
@@ -26,51 +22,12 @@ std::string_view utf8_of(const py::str& text) {
     return {data, static_cast<std::size_t>(size)};
 }
 
-namespace {
-
-py::str steal_str(PyObject* text) {
-    if (text == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::str>(text);
-}
-
-template <typename Unit>
-bool transcode(std::string_view bytes, Unit* out, std::size_t characters) {
-    return transcode_utf8(bytes, out, out + characters);
-}
-
-// A str must have the narrowest of its forms that holds its characters, which the largest byte of UTF-8 tells.
-std::optional<py::str> text_of_utf8(std::string_view bytes) {
-    const Utf8Summary summary = summarize_utf8(bytes);
-    const unsigned char largest = summary.largest_byte;
-    const Py_UCS4 limit = largest < 0x80 ? 0x7F : largest < 0xC4 ? 0xFF : largest < 0xF0 ? 0xFFFF : 0x10FFFF;
-    const auto size = static_cast<Py_ssize_t>(summary.characters);
-    py::str text = steal_str(PyUnicode_New(size, limit));
-    if (size == 0) return bytes.empty() ? std::optional(text) : std::nullopt;
-    bool good = false;
-    switch (PyUnicode_KIND(text.ptr())) {
-        case PyUnicode_1BYTE_KIND:
-            if (largest < 0x80) {
-                std::memcpy(PyUnicode_1BYTE_DATA(text.ptr()), bytes.data(), bytes.size());
-                return text;
-            }
-            good = transcode(bytes, PyUnicode_1BYTE_DATA(text.ptr()), summary.characters);
-            break;
-        case PyUnicode_2BYTE_KIND:
-            good = transcode(bytes, PyUnicode_2BYTE_DATA(text.ptr()), summary.characters);
-            break;
-        default:
-            good = transcode(bytes, PyUnicode_4BYTE_DATA(text.ptr()), summary.characters);
-    }
-    return good ? std::optional(text) : std::nullopt;
-}
-
-}  // namespace
-
 py::str to_str(std::string_view utf8) { return decode_utf8_text(utf8, "strict"); }
 
 py::str decode_utf8_text(std::string_view bytes, const char* errors) {
-    if (std::optional<py::str> text = text_of_utf8(bytes)) return *std::move(text);
-    return steal_str(PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), errors));
+    PyObject* const text = PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), errors);
+    if (text == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::str>(text);
 }
 
 namespace {

@@ -54,8 +54,7 @@ void Tokenizer::split_part(std::string_view part, std::size_t readable, Workspac
 
 void Tokenizer::encode_long(std::string_view part, std::size_t readable, Workspace& workspace,
                             std::vector<TokenId>& ids) const {
-    const bool look_up = !linear_ && part.size() <= vocabulary_.longest_token();  // linear_ finds it by itself
-    const TokenId whole = look_up ? vocabulary_.find(part) : kNoToken;
+    const TokenId whole = vocabulary_.find(part);  // indentation, mostly, which linear_ would find letter by letter
     if (whole == kNoToken) return split_part(part, readable, workspace, ids);
     ids.push_back(whole);
 }

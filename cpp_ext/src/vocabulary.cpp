@@ -89,6 +89,7 @@ void Vocabulary::read(std::string_view file) {
 
 void Vocabulary::insert_all() {
     words_.reserve(size());
+    wide_words_.reserve(size());
     std::size_t long_tokens = 0;
     for (TokenId id = 0; id < size(); ++id) long_tokens += bytes(id).size() > ShortWord::kMost;
     std::size_t capacity = 16;
@@ -97,6 +98,7 @@ void Vocabulary::insert_all() {
     mask_ = capacity - 1;
     for (TokenId id = 0; id < size(); ++id) {
         const std::string_view token = bytes(id);
+        wide_words_.push_back(WideWord::of(token));
         const bool is_short = token.size() <= ShortWord::kMost;
         const TokenId there =
             is_short ? words_.insert(ShortWord::of(token.data(), token.size(), kPadding), id) : insert_long(id);

@@ -44,7 +44,7 @@ Progress = Callable[[int, int, str], None]
 
 FAMILY = "qwen_vl"
 EMBEDDING_NAME = "embedding.bin"
-VISION_NAME = "vision.onnx"
+VISION_NAME, VISION_ORT_NAME = "vision.onnx", "vision.ort.onnx"
 DECODER_NAMES = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx"}
 
 
@@ -86,7 +86,8 @@ def export(
     _check_target(target, force)
     checkpoint = Checkpoint.open(checkpoint_path)
     _check_tokenizer(checkpoint)
-    precision = precision or ExportPrecision.choose()
+    config = checkpoint.config
+    precision = (precision or ExportPrecision.choose()).fitted((config.hidden_size, config.mlp_width))
     imported = checkpoint.group if precision.decoder.weights == "int4" else None
     if imported is not None:
         precision = precision.of_groups(imported)
@@ -213,7 +214,12 @@ class _Export:
         vision_weights = WeightFile("vision.data", checkpoint)
         decoder_weights = WeightFile("decoder.data", checkpoint)
         vision_given, given, method = self._given()
-        self._save(build_vision(checkpoint, vision_weights, precision.vision, vision_given), VISION_NAME)
+        # On the CPU MultiHeadAttention takes float32 only.
+        own = VISION_ORT_NAME if precision.vision.compute == "fp32" else ""
+        for name, dialect in ((VISION_NAME, STANDARD), (own, ONNXRUNTIME)):
+            if name:
+                model = build_vision(checkpoint, vision_weights, precision.vision, vision_given, dialect)
+                self._save(model, name)
         for dialect in DIALECTS:
             model = build_decoder(config, decoder_weights, dialect, precision.decoder, given)
             self._save(model, DECODER_NAMES[dialect])
@@ -235,7 +241,7 @@ class _Export:
             model=model_info(config),
             precision=precision.describe(method),
             workspace=workspace(config),
-            graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES),
+            graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES, vision_ort=own),
             embedding=table,
             tokenizer=TOKENIZER_NAME,
             generation=generation,

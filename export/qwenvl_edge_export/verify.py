@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from qwenvl_edge.backends.base import Backend
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend, can_run
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend, can_run, vision_graph
 from qwenvl_edge.backends.selection import ONNXRUNTIME, TENSORRT, Request, select_backend
 from qwenvl_edge.bundle import INT8_CACHE, Bundle, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
@@ -100,18 +100,22 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
     rows: list[Row] = []
     for case in (*builtin_cases(builder), builtin_box_case(builder)):
         first = next(iter(sides.values()))
-        found = first.backend.encode_images(case.pixels) if len(case.pixels) else first.no_features
-        own = {name: side.answer(case, found) for name, side in sides.items()}
+        features = _features(sides, case)
+        own = {name: side.answer(case, features[name]) for name, side in sides.items()}
         reference = _Reference(model, case, first.answerable)
         asked = case
         if not len(case.answer):
-            asked = dataclasses.replace(case, answer=np.array(reference.answer(first, found), np.int64))
+            answer = reference.answer(first, features[next(iter(sides))])
+            asked = dataclasses.replace(case, answer=np.array(answer, np.int64))
         wanted = reference.logits([asked.answer.tolist(), *own.values()])
         if len(case.pixels):
-            rows.append(features_row("vision", case.name, found, reference.features.numpy(), LIMITS[precision.vision]))
+            found = np.concatenate(list(features.values()))  # of every dialect, one behind the other
+            expected = np.tile(reference.features.numpy(), (len(features), 1, 1))
+            rows.append(features_row("vision", case.name, found, expected, LIMITS[precision.vision]))
         for (name, side), chosen in zip(sides.items(), wanted[1:], strict=True):
             greedy = agreement(own[name], chosen[-len(own[name]) - 1 : -1, : first.answerable])
-            row = logits_row(name, case.name, side.decode(asked, found), wanted[0], _limits(precision, name), greedy)
+            logits = side.decode(asked, features[name])
+            row = logits_row(name, case.name, logits, wanted[0], _limits(precision, name), greedy)
             if asked is not case:
                 boxes = (builder.box(answer) for answer in (own[name], asked.answer.tolist()))
                 row = dataclasses.replace(row, iou=overlap(*boxes))
@@ -119,6 +123,18 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
     dialects = bundle.manifest.graphs.decoder if backend == ONNXRUNTIME else ()
     skipped = (f'"{name}", which needs a newer ONNX Runtime' for name in dialects if name not in sides)
     return Report(tuple(rows), tuple(skipped))
+
+
+def _features(sides: Mapping[str, _Side], case: Case) -> dict[str, FloatArray]:
+    """Image features [N, Q, H] by dialect; those with the same graph share them."""
+    by_graph: dict[str, FloatArray] = {}
+    found = {}
+    for name, side in sides.items():
+        graph = vision_graph(side.bundle, name)
+        if graph not in by_graph:
+            by_graph[graph] = side.backend.encode_images(case.pixels) if len(case.pixels) else side.no_features
+        found[name] = by_graph[graph]
+    return found
 
 
 def _limits(precision: Precision, side: str) -> Limits:

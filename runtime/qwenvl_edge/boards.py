@@ -135,18 +135,15 @@ def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int =
     On a GPU weights lie in memory as they do in the bundle, and CUDA's own share is added.
     """
     from qwenvl_edge.bundle import FLOAT_CACHE
-    from qwenvl_edge.memory import plan_memory
+    from qwenvl_edge.memory import gpu_weight_bytes, plan_memory
 
     # A GPU's cache is the bundle's, a plan with the plugin taken for granted; a CPU's is float.
     kv_cache = FLOAT_CACHE if board.compute_capability is None else bundle.manifest.precision.kv_cache
     plan = plan_memory(bundle, max_context=max_context, max_batch=max_batch, kv_cache=kv_cache)
-    files = bundle.manifest.files
-    decoder = files["decoder.data"].size
     if board.compute_capability is not None:
-        plan = dataclasses.replace(
-            plan, weights=decoder + files["vision.data"].size, process=plan.process + _CUDA_BYTES
-        )
-    return Fit(board, plan, decoder + plan.cache // max_batch)
+        plan = dataclasses.replace(plan, weights=gpu_weight_bytes(bundle), process=plan.process + _CUDA_BYTES)
+    cache = plan.cache // (max_batch + 1 if max_batch > 1 else 1)
+    return Fit(board, plan, bundle.manifest.files["decoder.data"].size + cache)
 
 
 def table(fits: Sequence[Fit]) -> str:

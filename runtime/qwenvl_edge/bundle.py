@@ -67,10 +67,14 @@ class Precision:
 
 @dataclass(frozen=True)
 class Graphs:
-    """File names of the graphs; the decoder has one a dialect ("standard", "onnxruntime")."""
+    """File names of the graphs; the decoder has one a dialect ("standard", "onnxruntime").
+
+    vision_ort: the picture side with ONNX Runtime's own attention, for its CPU provider; empty without one.
+    """
 
     vision: str
     decoder: dict[str, str]
+    vision_ort: str = ""
 
 
 @dataclass(frozen=True)
@@ -300,8 +304,9 @@ def _check_manifest(manifest: Manifest) -> None:
         pure = PurePosixPath(name)
         if not name or "\\" in name or ":" in name or pure.is_absolute() or ".." in pure.parts:
             raise BundleError(f'{MANIFEST_NAME}: the file name "{name}" leaves the bundle\'s folder.')
-    used = [manifest.graphs.vision, *manifest.graphs.decoder.values(), embedding.file, manifest.tokenizer]
-    for name in used:
+    graphs = manifest.graphs
+    used = [graphs.vision, *graphs.decoder.values(), embedding.file, manifest.tokenizer]
+    for name in used + [graphs.vision_ort] * bool(graphs.vision_ort):
         if name not in manifest.files:
             raise BundleError(f'{MANIFEST_NAME}: "{name}" is used but not listed under "files".')
     size = manifest.files[embedding.file].size

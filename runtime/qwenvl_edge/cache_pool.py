@@ -12,6 +12,8 @@ from qwenvl_edge.kv_cache import KVCache
 from qwenvl_edge.prefix import common_prefix
 
 IntArray = npt.NDArray[np.int64]
+MEMORY_MB = 512
+"""Memory for KV caches of recent conversations, unless another size is asked for."""
 _MOST = 8  # conversations kept, however small the model
 _FORK_LOSS = 64  # a copy of the shared prefix is made to save more computed tokens than these
 
@@ -29,6 +31,11 @@ class Slot:
         return self.keys[: self.cache.length]
 
 
+def conversations_kept(memory_bytes: int, cache_bytes: int) -> int:
+    """How many KV caches of a size are kept within a memory: 1 at least, the one in use."""
+    return min(max(memory_bytes // cache_bytes, 1), _MOST)
+
+
 class CachePool:
     """Hands out caches, at most as many as fit into `memory_bytes` (but one at least), least recently used first.
 
@@ -40,7 +47,7 @@ class CachePool:
     def __init__(self, backend: Backend, *, capacity: int, memory_bytes: int) -> None:
         self._backend = backend
         self._capacity = capacity
-        self._limit = min(max(memory_bytes // backend.cache_bytes(capacity), 1), _MOST)
+        self._limit = conversations_kept(memory_bytes, backend.cache_bytes(capacity))
         self._slots = [self._new()]  # least recently used first; the first is reserved at load
 
     @property

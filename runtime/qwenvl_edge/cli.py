@@ -82,7 +82,10 @@ def _add_export(commands: Any) -> None:
     )
     parser.add_argument("--target", default="cpu", metavar="T", help="where it will run: cpu (default) or gpu")
     parser.add_argument(
-        "--block-size", type=int, default=32, metavar="N", help="weights that share a scale: 32, 64, 128"
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="weights that share a scale: 32, 64, 128 (default: 128 for the CPU, 32 for a GPU, or what divides)",
     )
     parser.add_argument("--head-precision", metavar="P", help="of the output layer (default: int8 with int4)")
     parser.add_argument(

@@ -12,6 +12,7 @@ from qwenvl_edge.backends.selection import Request as BackendRequest
 from qwenvl_edge.backends.selection import Selection, select_backend
 from qwenvl_edge.batching import Batcher
 from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.cache_pool import MEMORY_MB
 from qwenvl_edge.conversation import Message
 from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from qwenvl_edge.options import Overrides
-
-_KEPT_FEATURES = 16  # pictures whose features are kept for follow-up questions
 
 
 class QwenVLEngine:
@@ -65,17 +64,19 @@ class QwenVLEngine:
         device: str = "auto",
         channel_order: ChannelOrder = "rgb",
         prefill_chunk: int = 128,
-        cache_memory_mb: int = 512,
+        cache_memory_mb: int = MEMORY_MB,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
         model = manifest.model
         _check_capacity(max_context, model.max_position_embeddings)
         chunk = _check_positive("prefill_chunk", prefill_chunk)
+        memory_mb = _check_positive("cache_memory_mb", cache_memory_mb)
         if isinstance(backend, Backend):
             self._selection = Selection(backend)
         else:
-            self._selection = select_backend(BackendRequest(self.bundle, threads, max_context, chunk), backend, device)
+            request = BackendRequest(self.bundle, threads, max_context, chunk, memory_mb)
+            self._selection = select_backend(request, backend, device)
         opened = self._selection.backend
         most = opened.limits.max_context or model.max_position_embeddings
         self.max_context = _check_capacity(max_context, most, opened.description)
@@ -95,9 +96,9 @@ class QwenVLEngine:
             decodable=self._family.decodable,
             image_tokens=model.image_tokens,
             chunk=min(chunk, self.max_context),
-            memory_bytes=_check_positive("cache_memory_mb", cache_memory_mb) << 20,
+            memory_bytes=memory_mb << 20,
         )
-        features = FeatureCache(opened, self._family.preprocessing(model.image_size), _KEPT_FEATURES)
+        features = FeatureCache(opened, self._family.preprocessing(model.image_size))
         self._answerer = Answerer(self._family, self._tokenizer, features, self._decoder, stop=stop)
 
     def describe(self) -> str:

@@ -7,17 +7,19 @@ from collections import OrderedDict
 from qwenvl_edge.backends.base import Backend, Features
 from qwenvl_edge.image import Picture, Preprocessing, pixel_values
 
+KEPT = 16
+"""Pictures whose features are kept for follow-up questions."""
+
 
 class FeatureCache:
-    """Encodes pictures; the features of the `capacity` last used ones stay where the backend wants them.
+    """Encodes pictures; the features of the KEPT last used ones stay where the backend wants them.
 
     They are found again by the pictures' content digests.
     """
 
-    def __init__(self, backend: Backend, preprocessing: Preprocessing, capacity: int) -> None:
+    def __init__(self, backend: Backend, preprocessing: Preprocessing) -> None:
         self._backend = backend
         self._preprocessing = preprocessing
-        self._capacity = capacity
         self._kept: OrderedDict[str, Features] = OrderedDict()
 
     def forget(self) -> None:
@@ -32,6 +34,6 @@ class FeatureCache:
             pixels = pixel_values(picture, self._preprocessing)
             self._kept[picture.digest] = self._backend.keep_images(pixels[None])[0]
         self._kept.move_to_end(picture.digest)
-        if len(self._kept) > self._capacity:
+        if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return self._kept[picture.digest], missing

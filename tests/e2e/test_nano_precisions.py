@@ -22,10 +22,12 @@ def bundles(tmp_path_factory):
     samples = write(folder / "samples", 64)
     kept = {name: ExportPrecision.choose(name) for name in ("fp16", "int8", "w8a8")}
     made = {name: export(NANO, folder / name, precision=precision) for name, precision in kept.items()}
-    int4 = ExportPrecision.choose("int4")
-    made["rounded"] = export(NANO, folder / "rounded", precision=int4, allow_loss=True)
     # Near its limit on some prompts: GPTQ makes other integers of sums in another order, so KL is 0.03 to 0.08 there.
-    made["calibrated"] = export(NANO, folder / "calibrated", precision=int4, calibration=samples, allow_loss=True)
+    # With blocks of 32 the two differ by more than that.
+    int4, small = ExportPrecision.choose("int4"), ExportPrecision.choose("int4", block=32)
+    made["int4"] = export(NANO, folder / "int4", precision=int4, calibration=samples, allow_loss=True)
+    made["rounded"] = export(NANO, folder / "rounded", precision=small, allow_loss=True)
+    made["calibrated"] = export(NANO, folder / "calibrated", precision=small, calibration=samples, allow_loss=True)
     return made
 
 
@@ -38,7 +40,7 @@ def test_losses_are_within_the_limits(bundles, name):
     assert bundles[name].manifest.parity["passed"]
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "w8a8", "rounded", "calibrated"])
+@pytest.mark.parametrize("name", ["fp16", "int8", "w8a8", "int4", "rounded"])
 def test_verification_compares_everything(bundles, name):
     rows = bundles[name].manifest.parity["stages"]
     assert all(-1 <= row["cosine"] <= 1 for row in rows)
@@ -53,7 +55,7 @@ def test_calibration_loses_less_than_rounding(bundles):
     assert divergence(bundles["calibrated"]) < 0.6 * divergence(bundles["rounded"])
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "w8a8", "rounded", "calibrated"])
+@pytest.mark.parametrize("name", ["fp16", "int8", "w8a8", "int4", "rounded"])
 def test_every_precision_answers(bundles, name):
     engine = QwenVLEngine(bundles[name], threads=1, max_context=1024)
     reply = engine.chat("What colour is the car?", images=[NANO / "demo.png"], do_sample=False)

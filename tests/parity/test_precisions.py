@@ -177,9 +177,11 @@ def test_embedding_rows_are_widened(exports, tiny_bundle):
 
 def test_a_block_size_that_does_not_divide_leaves_nothing(tmp_path):
     source = write_checkpoint(tmp_path / "checkpoint")
+    fitted = export(source, tmp_path / "fitted", precision=ExportPrecision.choose("int4"), check=False)
+    assert fitted.manifest.precision.block_size == 32
     with pytest.raises(CheckpointError, match=r"h\.0\.mlp\.c_proj\.weight has 96 inputs, .* blocks of 64"):
         export(source, tmp_path / "bundle", precision=ExportPrecision.choose("int4", block=64))
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "fitted"]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,9 @@ class Runtime:
     def cudaGetLastError(self):
         return (_OK,)
 
+    def cudaMemGetInfo(self):
+        return _OK, self._machine.free_bytes, self._machine.total_bytes
+
     def cudaMalloc(self, size):
         address = self._machine.allocate(size)
         return (_OK, address) if address else (cudaError_t.cudaErrorMemoryAllocation, None)

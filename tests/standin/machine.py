@@ -93,6 +93,10 @@ class Machine:
     def used_bytes(self) -> int:
         return sum(block.data.nbytes for block in self.blocks if not block.pinned and not block.freed)
 
+    @property
+    def free_bytes(self) -> int:
+        return self.total_bytes - self.used_bytes
+
     def allocate(self, nbytes: int) -> int | None:
         """Device memory full of garbage; None where there is not enough."""
         self._refuse_in_capture("cudaMalloc")

@@ -177,13 +177,13 @@ def test_no_threads(tiny_bundle):
 
 
 def test_a_graph_that_cannot_be_loaded(tiny_bundle, tmp_path):
-    model = onnx.load(tiny_bundle.file("vision.onnx"), load_external_data=False)
+    model = onnx.load(tiny_bundle.file("vision.ort.onnx"), load_external_data=False)
     model.graph.node[0].op_type = "Unheard"
-    onnx.save(model, tmp_path / "vision.onnx")
-    path = tmp_path / "vision.onnx"
-    files = tiny_bundle.manifest.files | {"vision.onnx": FileInfo(path.stat().st_size, sha256(path))}
+    onnx.save(model, tmp_path / "vision.ort.onnx")
+    path = tmp_path / "vision.ort.onnx"
+    files = tiny_bundle.manifest.files | {"vision.ort.onnx": FileInfo(path.stat().st_size, sha256(path))}
     bundle = Bundle(tmp_path, dataclasses.replace(tiny_bundle.manifest, files=files))
-    with pytest.raises(BackendError, match=r"could not load .*vision.onnx.*Unheard"):
+    with pytest.raises(BackendError, match=r"could not load .*vision.ort.onnx.*Unheard"):
         OnnxRuntimeBackend(bundle)
 
 

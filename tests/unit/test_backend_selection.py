@@ -64,6 +64,7 @@ def test_a_plan_comes_first(planned):
     [
         (Machine(capability=(8, 6)), {}, "local was built for sm_87, but this GPU is sm_86"),
         (Machine(), {"version": "11.0.0.1"}, "built by tensorrt 10.3.0.30, but tensorrt 11.0.0.1 is installed"),
+        (Machine(total_bytes=1 << 18), {}, "KV cache on a GPU, but 0.00 GB are free there"),
         (Machine(driver=0), {}, "there is no NVIDIA driver on this machine"),
         (Machine(driver=11080), {}, "cudaErrorInsufficientDriver"),
     ],

@@ -37,6 +37,7 @@ def test_a_bundle_holds_what_the_design_says(tiny_bundle):
     assert listing(tiny_bundle.path) == sorted([*tiny_bundle.manifest.files, "bundle.json"])
     assert set(tiny_bundle.manifest.files) == {
         "vision.onnx",
+        "vision.ort.onnx",
         "vision.data",
         "decoder.onnx",
         "decoder.ort.onnx",
@@ -56,7 +57,10 @@ def test_a_bundle_holds_what_the_design_says(tiny_bundle):
     assert manifest.provenance.versions["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize(("name", "opset"), [("vision.onnx", 23), ("decoder.onnx", 24), ("decoder.ort.onnx", 23)])
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    [("vision.onnx", 23), ("vision.ort.onnx", 23), ("decoder.onnx", 24), ("decoder.ort.onnx", 23)],
+)
 def test_graphs_are_valid_and_keep_weights_outside(tiny_bundle, name, opset):
     path = tiny_bundle.file(name)
     onnx.checker.check_model(str(path))

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
-from qwenvl_edge import QwenVLEngine, cli, memory
+from qwenvl_edge import QwenVLEngine, cli, memory, system_memory
+from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.memory import available_bytes, plan_memory
+from qwenvl_edge.memory import plan_memory
+from qwenvl_edge.system_memory import available_bytes, swap_bytes
 
 pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
 
@@ -20,14 +22,30 @@ from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.precision import ExportPrecision
 
 _RUN = """
-import json, sys
+import json, sys, threading, time
 import numpy as np
 from qwenvl_edge import QwenVLEngine
-engine = QwenVLEngine(sys.argv[1], max_context=int(sys.argv[2]), threads=1)
-words = "hello " * int(sys.argv[3])
-engine.chat(words, images=[np.zeros((40, 40, 3), np.uint8)], do_sample=False, max_new_tokens=2)
-status = open("/proc/self/status").read()
-print(json.dumps(int(status.split("RssAnon:")[1].split()[0]) * 1024))
+
+peak = 0
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024)
+        time.sleep(0.002)
+
+threading.Thread(target=watch, daemon=True).start()
+context, conversations, batch, memory_mb = map(int, sys.argv[2:])
+engine = QwenVLEngine(sys.argv[1], max_context=context, threads=1, cache_memory_mb=memory_mb)
+picture = np.zeros((40, 40, 3), np.uint8)
+words = [f"{number} hello" + " hello" * (context // 7) for number in range(max(conversations, batch))]
+for number in range(conversations):
+    engine.chat(words[number], images=[picture + number], do_sample=False, max_new_tokens=2)
+if batch:
+    questions = [{"message": text, "images": [picture]} for text in words[:batch]]
+    engine.chat_many(questions, max_batch=batch, do_sample=False, max_new_tokens=2)
+time.sleep(0.1)
+print(json.dumps(peak))
 """
 LARGE = config_dict(
     {"output_dim": 1024, "width": 256},
@@ -51,23 +69,36 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.skipif(available_bytes() is None, reason="the system does not tell its memory")
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_the_plan_is_within_a_tenth_of_a_run(checkpoint, precision):
-    bundle = export(
-        checkpoint, checkpoint.with_name(precision), precision=ExportPrecision.choose(precision), check=False
-    )
-    arguments = [str(bundle.path), "3000", "450"]
+@pytest.mark.parametrize(
+    ("precision", "context", "batch", "memory_mb"),
+    [("fp32", 800, 0, 120), ("fp16", 800, 0, 60), ("int8", 800, 0, 120), ("int4", 800, 0, 120), ("int8", 600, 3, 90)],
+)
+def test_the_plan_is_within_a_tenth_of_a_run(checkpoint, precision, context, batch, memory_mb):
+    path = checkpoint.with_name(precision)
+    if not path.exists():
+        export(checkpoint, path, precision=ExportPrecision.choose(precision), check=False)
+    bundle = Bundle.open(path)
+    arguments = [str(path), *map(str, (context, 3, batch, memory_mb))]
     run = subprocess.run([sys.executable, "-c", _RUN, *arguments], capture_output=True, text=True, check=True)
-    assert plan_memory(bundle, max_context=3000).total == pytest.approx(json.loads(run.stdout), rel=0.1)
+    plan = plan_memory(bundle, max_context=context, max_batch=max(batch, 1), cache_memory_mb=memory_mb)
+    alone = plan_memory(bundle, max_context=context, cache_memory_mb=memory_mb)
+    assert 2 * alone.cache < plan.kept < 3 * alone.cache  # what two of the three conversations are kept with
+    assert plan.total == pytest.approx(json.loads(run.stdout), rel=0.1)
 
 
 def test_parts_follow_their_causes(tiny_bundle):
     plan = plan_memory(tiny_bundle, max_context=1000)
+    model = tiny_bundle.manifest.model
+    features = 16 * model.image_tokens * model.hidden_size * 4
     assert plan.cache == 2 * 2 * 4 * 64 * 1000 * 4
+    assert plan.kept == 7 * plan.cache + features
     wider = plan_memory(tiny_bundle, max_context=1000, max_batch=3)
-    assert (wider.cache, wider.weights, wider.picture) == (3 * plan.cache, plan.weights, plan.picture)
+    assert (wider.cache, wider.weights, wider.picture) == (4 * plan.cache, plan.weights, plan.picture)
     assert wider.workspace > plan.workspace
-    assert plan.total == plan.weights + plan.cache + max(plan.workspace, plan.picture) + plan.process
+    narrow = plan_memory(tiny_bundle, max_context=1000, cache_memory_mb=1)
+    assert narrow.kept == features
+    parts = (plan.weights, plan.cache, plan.kept, max(plan.workspace, plan.picture), plan.process)
+    assert plan.total == sum(parts)
 
 
 @pytest.mark.parametrize(("options", "match"), [({"max_context": 0}, "max-context"), ({"max_batch": 0}, "max-batch")])
@@ -78,7 +109,10 @@ def test_limits_out_of_range(tiny_bundle, options, match):
 
 def test_a_bundle_that_cannot_fit_is_refused_before_it_is_loaded(tiny_bundle, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 50_000_000)
-    with pytest.raises(BackendError, match=r"would take 0\.\d+ GB \(weights .*, KV cache .*, workspace .*but 0\.05 GB"):
+    with pytest.raises(
+        BackendError,
+        match=r"would take 0\.\d+ GB \(weights .*, KV cache .*, earlier conversations .*, workspace .*but 0\.05 GB",
+    ):
         QwenVLEngine(tiny_bundle, max_context=512)
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
     QwenVLEngine(tiny_bundle, max_context=512)
@@ -86,10 +120,10 @@ def test_a_bundle_that_cannot_fit_is_refused_before_it_is_loaded(tiny_bundle, mo
 
 def test_free_memory_is_read_from_the_system(tmp_path, monkeypatch):
     file = tmp_path / "meminfo"
-    monkeypatch.setattr(memory, "_MEMINFO", file)
-    assert (available_bytes(), memory.swap_bytes()) == (None, 0)
+    monkeypatch.setattr(system_memory, "_MEMINFO", file)
+    assert (available_bytes(), swap_bytes()) == (None, 0)
     file.write_text("MemTotal: 10 kB\nMemAvailable:    7 kB\nSwapFree: 3 kB\n")
-    assert (available_bytes(), memory.swap_bytes()) == (7 * 1024, 3 * 1024)
+    assert (available_bytes(), swap_bytes()) == (7 * 1024, 3 * 1024)
 
 
 def test_the_program_prints_the_plan(tiny_bundle, capsys):

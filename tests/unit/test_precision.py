@@ -37,22 +37,39 @@ def test_formats_of_layers():
     assert chosen.decoder.format(LAYER) is None
     assert chosen.decoder.format(LAYER.replace("h.0", "h.1")) == Blocks(4, 64)
     assert chosen.decoder.format(HEAD) == Blocks(8, 64)
-    assert ExportPrecision.choose("int4", head="int4").decoder.format(HEAD) == Blocks(4, 32)
+    assert ExportPrecision.choose("int4", head="int4").decoder.format(HEAD) == Blocks(4, 128)
     assert ExportPrecision.choose("int4", head="fp32").decoder.format(HEAD) is None
     static = ExportPrecision.choose("w8a8", head="int8", keep=["*.h.0.*"])
     assert static.vision.format(PICTURE) == StaticRows()
     assert static.decoder.format(LAYER) is None
     assert static.decoder.format(LAYER.replace("h.0", "h.1")) == StaticRows()
-    assert static.decoder.format(HEAD) == Blocks(8, 32)
+    assert static.decoder.format(HEAD) == Blocks(8, 128)
     assert ExportPrecision.choose("w8a8").decoder.format(HEAD) == StaticRows()
     for name in PRECISIONS[:3]:
         assert ExportPrecision.choose(name).decoder.format(LAYER) is None
 
 
+@pytest.mark.parametrize(
+    ("options", "inputs", "block"),
+    [
+        ({}, (4096, 11008), 128),
+        ({"target": "gpu"}, (4096, 11008), 32),
+        ({}, (256, 192), 64),
+        ({}, (128, 96), 32),
+        ({}, (128, 40), 128),
+        ({"block": 64}, (128, 96), 64),
+        ({"block": 32}, (256, 128), 32),
+    ],
+)
+def test_blocks_are_as_large_as_the_layers_allow_unless_asked_for(options, inputs, block):
+    chosen = ExportPrecision.choose("int4", **options).fitted(inputs)
+    assert chosen.decoder.format(LAYER) == Blocks(4, block)
+
+
 def test_the_manifest_says_what_was_chosen():
     found = ExportPrecision.choose("int4", vision="fp32", keep=["a", "b"]).describe("rtn")
     assert (found.vision, found.decoder, found.lm_head, found.block_size, found.method, found.kept) == (
-        *("fp32", "int4", "int8", 32, "rtn"),
+        *("fp32", "int4", "int8", 128, "rtn"),
         "a, b",
     )
     assert found.compute == {"vision": "fp32", "decoder": "fp32"}

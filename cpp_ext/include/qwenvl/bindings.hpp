@@ -17,7 +17,7 @@ void read_ids(const pybind11::handle& ids, std::vector<std::int64_t>& out);
 
 pybind11::str to_str(std::string_view utf8);
 
-// bytes.decode("utf-8", errors), faster where the bytes are UTF-8.
+// bytes.decode("utf-8", errors)
 pybind11::str decode_utf8_text(std::string_view bytes, const char* errors);
 
 void bind_tokenizer(pybind11::module_& module);

@@ -12,8 +12,6 @@ namespace qwenvl {
 using Symbol = std::uint32_t;
 constexpr Symbol kByteSymbol = 0x110000;  // kByteSymbol | byte: a byte that is no whole character
 
-inline std::size_t utf8_length(unsigned char lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
-
 struct SymbolAt {
     Symbol symbol;
     std::uint32_t length;

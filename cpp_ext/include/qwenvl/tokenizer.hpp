@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "qwenvl/byte_buffer.hpp"
+#include "qwenvl/unit_buffer.hpp"
 #include "qwenvl/linear_bpe.hpp"
 #include "qwenvl/pretokenizer.hpp"
 #include "qwenvl/special_tokens.hpp"
@@ -43,32 +43,29 @@ public:
     std::size_t append_bytes(std::size_t count, IdAt id_at, Buffer& out) const {
         constexpr std::size_t many = 64;
         std::int64_t ids[many];
-        const WordTable& words = vocabulary_.words();
+        const std::uintptr_t table = vocabulary_.table(false);
         for (std::size_t done = 0; done < count; done += many) {
             const std::size_t size = std::min(count - done, many);
             for (std::size_t i = 0; i < size; ++i) {
                 ids[i] = id_at(done + i);
-                if (is_rank(ids[i])) words.prefetch(static_cast<TokenId>(ids[i]));
+                prefetch(table, ids[i]);
             }
-            const std::size_t appended = append_some(ids, size, out);
+            const std::size_t appended = append_tokens(ids, size, out);
             if (appended != size) return done + appended;
         }
         return count;
     }
 
-    std::string decode(const std::vector<std::int64_t>& ids) const;
-
-private:
-    bool is_rank(std::int64_t id) const { return static_cast<std::uint64_t>(id) < vocabulary_.size(); }
-
+    // The same for ids that are there already.
     template <typename Buffer>
-    std::size_t append_some(const std::int64_t* ids, std::size_t count, Buffer& out) const {
-        const WordTable& words = vocabulary_.words();
+    std::size_t append_tokens(const std::int64_t* ids, std::size_t count, Buffer& out) const {
+        const ShortWord* const words = &vocabulary_.words()[0];  // the stores might change what is no local variable
+        const std::size_t ranks = vocabulary_.size();
         std::size_t i = 0;
         while (i < count) {
             char* end = out.reserve((count - i) * sizeof(ShortWord));
-            for (; i < count && is_rank(ids[i]); ++i) {
-                const ShortWord& word = words[static_cast<TokenId>(ids[i])];
+            for (; i < count && static_cast<std::uint64_t>(ids[i]) < ranks; ++i) {
+                const ShortWord word = words[ids[i]];
                 if (word.is_too_long()) break;
                 std::memcpy(end, &word, sizeof word);  // of fixed size; the next one overwrites its end
                 end += word.size();
@@ -80,6 +77,18 @@ private:
         }
         return i;
     }
+
+    // A token's characters; null where they have no such form.
+    const WideWord* wide_word(std::int64_t id) const {
+        if (!is_rank(id)) return nullptr;
+        const WideWord& word = vocabulary_.wide_words()[static_cast<TokenId>(id)];
+        return word.exists() ? &word : nullptr;
+    }
+
+    std::string decode(const std::vector<std::int64_t>& ids) const;
+
+private:
+    bool is_rank(std::int64_t id) const { return static_cast<std::uint64_t>(id) < vocabulary_.size(); }
 
     std::string_view special_bytes(std::int64_t id) const;
     void split_part(std::string_view part, std::size_t readable, Workspace& workspace, std::vector<TokenId>& ids) const;

@@ -7,7 +7,11 @@
 #include <cstring>
 #include <string_view>
 
+#include "qwenvl/unicode.hpp"
+
 namespace qwenvl {
+
+constexpr unsigned char kFourBytes = 0xF0;  // from here on, the first byte of a character above U+FFFF
 
 // What well-formed UTF-8 with these bytes holds; of other bytes it says nothing.
 struct Utf8Summary {
@@ -30,6 +34,26 @@ inline Utf8Summary summarize_utf8(std::string_view bytes) {
         bytes.remove_prefix(std::min(block, bytes.size()));
     }
     return summary;
+}
+
+inline bool is_ascii(std::string_view bytes) {
+    std::uint64_t any = 0, word;
+    for (; bytes.size() >= sizeof word; bytes.remove_prefix(sizeof word)) {
+        std::memcpy(&word, bytes.data(), sizeof word);
+        any |= word;
+    }
+    for (const char byte : bytes) any |= static_cast<unsigned char>(byte);
+    return (any & 0x8080808080808080u) == 0;
+}
+
+// The bytes before a character that the end of well-formed UTF-8 cuts off, or all.
+inline std::size_t whole_characters(std::string_view bytes) {
+    for (std::size_t left = 1; left <= 3 && left <= bytes.size(); ++left) {
+        const auto byte = static_cast<unsigned char>(bytes[bytes.size() - left]);
+        if (is_continuation(byte)) continue;
+        return utf8_length(byte) > left ? bytes.size() - left : bytes.size();
+    }
+    return bytes.size();
 }
 
 // One well-formed sequence of `lead` >= 0x80 at `text`, of which `left` bytes may be read; 0 bytes when there is none.

@@ -7,9 +7,16 @@
 #include <string_view>
 #include <vector>
 
+#include "qwenvl/wide_word.hpp"
 #include "qwenvl/word_table.hpp"
 
 namespace qwenvl {
+
+// What decoding will read for an id of any value: a number for an address, since that of no token is outside the table.
+inline void prefetch(std::uintptr_t table, std::int64_t id) {
+    static_assert(sizeof(ShortWord) == sizeof(WideWord));
+    __builtin_prefetch(reinterpret_cast<const void*>(table + static_cast<std::uintptr_t>(id) * sizeof(WideWord)));
+}
 
 class Vocabulary {
 public:
@@ -36,6 +43,13 @@ public:
         return words_.find(ShortWord::of(bytes.data(), bytes.size(), readable));
     }
     const WordTable& words() const { return words_; }
+    const std::vector<WideWord>& wide_words() const { return wide_words_; }  // by id
+
+    // Where the words or the wide words lie, for prefetch.
+    std::uintptr_t table(bool wide) const {
+        const void* const first = wide ? static_cast<const void*>(wide_words_.data()) : &words_[0];
+        return reinterpret_cast<std::uintptr_t>(first);
+    }
 
 private:
     struct Slot {
@@ -52,6 +66,7 @@ private:
     std::string bytes_;
     std::vector<std::uint32_t> offsets_;
     WordTable words_;
+    std::vector<WideWord> wide_words_;  // by id
     std::array<TokenId, 256> single_{};
     std::vector<Slot> slots_;  // tokens that are too long for words_
     std::size_t mask_ = 0;

@@ -67,7 +67,6 @@ public:
 
     // Of an id below the count; is_too_long() where it has no short word.
     const ShortWord& operator[](TokenId id) const { return words_[id]; }
-    void prefetch(TokenId id) const { __builtin_prefetch(&words_[id]); }
 
 private:
     static constexpr int kPresentBits = 21;  // 256 KiB

@@ -5,6 +5,9 @@
 
 Everything that depends on the checkpoint alone is computed at export: both position tables are interpolated to the
 picture's grid, and the resampler's queries, the same for every picture, are stored already projected.
+
+attn is Attention in the "standard" dialect, com.microsoft.MultiHeadAttention, which goes through the keys in blocks
+instead of writing all scores, in the "onnxruntime" one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwenvl_edge_export.checkpoint import Checkpoint
-from qwenvl_edge_export.graphs.builder import FLOAT, GraphBuilder
+from qwenvl_edge_export.graphs.attention import STANDARD
+from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import Matrix, WeightFile
 from qwenvl_edge_export.modeling import VISION_EPS, resize_positions
@@ -30,19 +34,26 @@ _POOL = f"{_VISUAL}.attn_pool"
 
 
 def build_vision(
-    checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision = FP32, given: Given = nothing_given
+    checkpoint: Checkpoint,
+    weights: WeightFile,
+    precision: GraphPrecision = FP32,
+    given: Given = nothing_given,
+    dialect: str = STANDARD,
 ) -> ir.Model:
     """The picture side of `checkpoint` as one graph, over the tensors of `weights`; pictures and features float32.
 
     `given` yields the scales of linear layers' inputs where these are quantized with fixed ones.
     """
-    return _Vision(checkpoint, weights, precision, given).build()
+    return _Vision(checkpoint, weights, precision, given, dialect).build()
 
 
 class _Vision:
     """Like the decoder, everything but attention works on rows [M, width] with M = N * P."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision, given: Given):
+    def __init__(
+        self, checkpoint: Checkpoint, weights: WeightFile, precision: GraphPrecision, given: Given, dialect: str
+    ):
+        self.dialect = dialect
         self.checkpoint = checkpoint
         self.config = checkpoint.config.vision
         self.weights = weights
@@ -86,10 +97,16 @@ class _Vision:
         weight, bias = (self._deinterleaved(f"{name}.attn.in_proj.{part}") for part in ("weight", "bias"))
         qkv = self.linear(y, weight, self._table(bias.name, bias.shape, bias.read))
         q, k, v = g.ops("Split", 3, g.reshape(qkv, -1, self.patches, 3 * width), axis=2, num_outputs=3)
-        out = g.op("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads)
+        out = self._attend(q, k, v, heads)
         x = g.op("Add", x, self._linear(g.reshape(out, -1, width), f"{name}.attn.out_proj"))
         y = g.op("Gelu", self._linear(self._norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc"))
         return g.op("Add", x, self._linear(y, f"{name}.mlp.c_proj"))
+
+    def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value, heads: int) -> ir.Value:
+        """q [N, T, W] reads k and v [N, P, W]."""
+        if self.dialect == STANDARD:
+            return self.g.op("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads)
+        return self.g.op("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=heads)
 
     def _deinterleaved(self, name: str) -> Matrix:
         """in_proj with rows [q|k|v] of head 0, of head 1, ... reordered to all q, all k, all v."""
@@ -119,7 +136,7 @@ class _Vision:
         queries = self._table(f"{_POOL}.query.projected", (1, config.n_queries, dim), self._projected_queries)
         pictures = g.op("Shape", k, start=0, end=1)
         q = g.op("Expand", queries, g.op("Concat", pictures, g.const([1, 1]), axis=0))
-        out = g.op("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads)
+        out = self._attend(q, k, v, heads)
         return self._linear(g.reshape(out, -1, dim), f"{_POOL}.attn.out_proj")
 
     def _in_proj(self, rows: ir.Value, block: int) -> ir.Value:

@@ -6,16 +6,18 @@ its error code and then its values. One GPU is used, number 0; CUDA_VISIBLE_DEVI
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.system_memory import available_bytes
 
 Bytes = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -58,16 +60,26 @@ class Cuda:
             )
         return cls(api)
 
+    def free_bytes(self) -> int:
+        """Memory of the GPU that nothing has taken; on a board what the system would give up counts too."""
+        free = int(self._query("read how much memory is free", self.api.cudaMemGetInfo)[0])
+        return max(free, available_bytes() or 0) if self.integrated else free
+
     def call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a CUDA function and return its value; `what` it is for goes into the message.
 
         Raises:
             BackendError: it failed, or an earlier one did, which CUDA reports late.
         """
+        values = self._query(what, function, *arguments)
+        return values[0] if values else None
+
+    def _query(self, what: str, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        values: list[Any]
         error, *values = function(*arguments)
         if error != self.api.cudaError_t.cudaSuccess:
             raise BackendError(f"CUDA could not {what}: {describe(self.api, error)}.")
-        return values[0] if values else None
+        return values
 
 
 def describe(api: Any, error: Any) -> str:
@@ -144,6 +156,17 @@ class Stream:
     def synchronize(self) -> None:
         """Wait until everything on the stream is done. Raises BackendError where something of it failed."""
         self._cuda.call("finish the work on the GPU", self._api.cudaStreamSynchronize, self._stream)
+
+    @contextlib.contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Wait behind the block, also where it fails half-way: what is under way still uses the memory of the call."""
+        try:
+            yield
+        except BackendError:
+            with contextlib.suppress(BackendError):  # the first error is the one to tell
+                self.synchronize()
+            raise
+        self.synchronize()
 
     def upload(self, target: int, source: npt.NDArray[Any]) -> None:
         """Copy a contiguous array to the GPU. Pinned memory must stay as it is until the stream is synchronised."""

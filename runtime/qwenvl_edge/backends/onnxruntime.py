@@ -4,9 +4,9 @@ Keys and values live in buffers that are bound as past and present at once, so t
 
 Prepacking copies the weights into the kernels' own order: a token then takes 2.0 instead of 3.5 ms with 29 MB of
 weights and 120 instead of 139 ms with 2.4 GB (one thread, Zen 3, ONNX Runtime 1.32), but the copy cannot be dropped
-from memory as the mapped file can. So graphs with weights up to 1 GiB are prepacked, and larger ones run from the file:
-a picture then takes 1.08 to 1.18 times as long in 8 bits. Only the decoder's integers are always prepacked: without it the kernels widen
-whole matrices at every call, and a token takes 100 times as long.
+from memory as the mapped file can. So graphs with weights up to 1 GiB are prepacked, and larger ones run from the
+file: a picture then takes 1.08 to 1.18 times as long in 8 bits. Only the decoder's integers are always prepacked:
+without it the kernels widen whole matrices at every call, and a token takes 100 times as long.
 
 On x86 without VNNI ONNX Runtime is told to make the signed weights of the picture side unsigned when it loads them
 (its sums would saturate: error 0.19 instead of 0.006), which costs a copy of them in memory.
@@ -73,7 +73,7 @@ class OnnxRuntimeBackend(CheckedBackend):
     Args:
         bundle: an opened bundle.
         threads: threads of one operator; None takes one a physical core, or fewer if the process is pinned to fewer.
-        dialect: which decoder graph: "onnxruntime", or "standard" to check that one.
+        dialect: which graphs: "onnxruntime", or "standard" to check those.
 
     Raises:
         BackendError: the bundle has no such graph, ONNX Runtime cannot load it, or an older version exported it.
@@ -102,7 +102,7 @@ class OnnxRuntimeBackend(CheckedBackend):
             raise BackendError(
                 "ONNX Runtime computes bfloat16 on GPUs only; for the CPU export the bundle in fp32, int8 or int4."
             )
-        self._vision = _session(bundle, graphs.vision, threads, "vision")
+        self._vision = _session(bundle, vision_graph(bundle, dialect), threads, "vision")
         self._decoder = _session(bundle, graphs.decoder[dialect], threads, "decoder")
         check_inputs(self._decoder, bundle.file(graphs.decoder[dialect]), dialect)
         # By name: type, and [heads, D] or, of a scale, [heads], around the capacity.
@@ -210,6 +210,12 @@ def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> Non
             f'"{path}" {" and ".join(differences)}: the bundle was exported by another version of Qwen-VL Edge; '
             "export it again."
         )
+
+
+def vision_graph(bundle: Bundle, dialect: str) -> str:
+    """Name of the picture side's graph in a dialect."""
+    graphs = bundle.manifest.graphs
+    return (dialect == ONNXRUNTIME and graphs.vision_ort) or graphs.vision
 
 
 def can_run(dialect: str) -> bool:

@@ -180,15 +180,15 @@ class _Exchange:
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the logits are waited for
         if graph is not None:
             options.add_run_config_entry("gpu_graph_id", graph)
-        self._inputs.upload(self._stream, used)
-        if pictures:
-            splice(self._stream, addresses["inputs_embeds"], pictures)
-        try:
-            session.run_with_iobinding(binding, options)
-        except Exception as error:
-            raise failed(f"compute the {output.replace('_', ' ')}", error) from None
-        self._output.download(self._stream, 4 * math.prod(shape))
-        self._stream.synchronize()
+        with self._stream.waited_for():
+            self._inputs.upload(self._stream, used)
+            if pictures:
+                splice(self._stream, addresses["inputs_embeds"], pictures)
+            try:
+                session.run_with_iobinding(binding, options)
+            except Exception as error:
+                raise failed(f"compute the {output.replace('_', ' ')}", error) from None
+            self._output.download(self._stream, 4 * math.prod(shape))
         return self._output
 
     def _reserve(self, inputs: Inputs, shape: tuple[int, ...]) -> None:
@@ -198,8 +198,8 @@ class _Exchange:
             self._output = Staging(self._cuda, needed)
 
 
-def check_cuda(bundle: Bundle) -> None:
-    """Check that ONNX Runtime can run the bundle on a GPU here, before anything is loaded.
+def check_cuda(bundle: Bundle) -> Cuda:
+    """Check that ONNX Runtime can run the bundle on a GPU here, before anything is loaded; return the GPU.
 
     Raises:
         BackendError: it was built without CUDA, there is no GPU, or the bundle computes in float32.
@@ -215,4 +215,4 @@ def check_cuda(bundle: Bundle) -> None:
             f"the bundle's decoder computes in {compute}, but ONNX Runtime's attention takes fp16 or bf16 on a GPU; "
             "export it with --target gpu or --precision fp16"
         )
-    Cuda.open()
+    return Cuda.open()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.cache_pool import MEMORY_MB
 from qwenvl_edge.errors import BackendError, QwenVLError
 
 TENSORRT, ONNXRUNTIME = "tensorrt", "onnxruntime"
@@ -20,12 +21,22 @@ DEVICES = ("auto", "cuda", "cpu")
 
 @dataclass(frozen=True)
 class Request:
-    """What a backend is opened for. max_context, chunk: tokens of a conversation (None: all it takes), of a call."""
+    """What a backend is opened for.
+
+    max_context, chunk: tokens of a conversation (None: all it takes), of a call. cache_memory_mb: for KV caches of
+    recent conversations.
+    """
 
     bundle: Bundle
     threads: int | None
     max_context: int | None
     chunk: int
+    cache_memory_mb: int = MEMORY_MB
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest conversation."""
+        return self.max_context or self.bundle.manifest.model.max_position_embeddings
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ def _tensorrt(request: Request) -> Callable[[], Backend]:
     from qwenvl_edge.backends.cuda_device import Cuda
     from qwenvl_edge.backends.tensorrt import TensorRTBackend
     from qwenvl_edge.backends.tensorrt_library import Library, installed_libraries
+    from qwenvl_edge.memory import check_fits_gpu
 
     cuda = Cuda.open()  # before the libraries, which are large
     libraries = installed_libraries()
@@ -111,13 +123,16 @@ def _tensorrt(request: Request) -> Callable[[], Backend]:
         return choose_plan(bundle, libraries[-1].machine(cuda.compute_capability)), libraries[-1]
 
     plan, library = choose()
+    check_fits_gpu(bundle, min(request.context, plan.manifest.limits.max_context), cuda.free_bytes())
     return lambda: TensorRTBackend(bundle, plan, library, cuda)
 
 
 def _cuda(request: Request) -> Callable[[], Backend]:
     from qwenvl_edge.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend, check_cuda
+    from qwenvl_edge.memory import check_fits_gpu
 
-    check_cuda(request.bundle)
+    cuda = check_cuda(request.bundle)
+    check_fits_gpu(request.bundle, request.context, cuda.free_bytes())
     return lambda: OnnxRuntimeCudaBackend(request.bundle)
 
 
@@ -126,8 +141,14 @@ def _cpu(request: Request) -> Callable[[], Backend]:
     from qwenvl_edge.memory import check_fits, plan_memory
 
     def open_it() -> Backend:
-        context = request.max_context or request.bundle.manifest.model.max_position_embeddings
-        check_fits(plan_memory(request.bundle, max_context=context, chunk=min(request.chunk, context)))
+        context = request.context
+        plan = plan_memory(
+            request.bundle,
+            max_context=context,
+            chunk=min(request.chunk, context),
+            cache_memory_mb=request.cache_memory_mb,
+        )
+        check_fits(plan)
         return OnnxRuntimeBackend(request.bundle, threads=request.threads)
 
     return open_it

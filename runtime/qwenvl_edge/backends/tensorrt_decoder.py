@@ -184,12 +184,13 @@ class PlanDecoder:
             if profile not in self._shared:
                 self._shared[profile] = self._context(profile)
             call = self._call(self._shared[profile], buffers.memory, inputs, addresses, used)
-            replace(call, pictures=pictures).enqueue()
+            run = replace(call, pictures=pictures).enqueue
         else:
             if buffers.step is None:
                 buffers.step = Step(self._call(self._context(profile), buffers.memory, inputs, addresses, used))
-            buffers.step.run()
-        self._stream.synchronize()
+            run = buffers.step.run
+        with self._stream.waited_for():
+            run()
         logits: FloatArray = self._logits.view((batch, max(rows, 1), self._model.vocab_size))[:, :rows].copy()
         return logits
 

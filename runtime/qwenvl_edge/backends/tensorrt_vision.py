@@ -35,8 +35,8 @@ class PlanVision:
         """
         addresses, used = self._inputs.write({"pixel_values": pixels})
         self._context.bind({"pixel_values": pixels.shape}, addresses | {"image_features": self._outputs.address})
-        self._inputs.upload(self._stream, used)
-        self._context.enqueue()
-        self._outputs.download(self._stream, 4 * len(pixels) * math.prod(self._features))
-        self._stream.synchronize()
+        with self._stream.waited_for():
+            self._inputs.upload(self._stream, used)
+            self._context.enqueue()
+            self._outputs.download(self._stream, 4 * len(pixels) * math.prod(self._features))
         return self._outputs

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from decoding import decode
 from dialects import RUNNABLE
-from standin import plans
+from standin import plans, tensorrt_api
 
 from qwenvl_edge.backends.onnxruntime import STANDARD
 from qwenvl_edge.backends.plans import Plan
@@ -55,3 +56,18 @@ def test_a_profile_that_the_engine_does_not_have(own_bundle, open_backend):
     with pytest.raises(BackendError, match=r"could not take inputs_embeds of shape \[1, 100, 256\]: .*satisfyProfile"):
         decode(backend, backend.new_cache(1, 128), 100)
     assert decode(backend, backend.new_cache(1, 128), 64).shape[1] == 1
+
+
+def test_a_run_that_tensorrt_refuses(backend, monkeypatch):
+    """It leaves nothing under way that the next call's inputs would disturb."""
+    cache = backend.new_cache(1, 64)
+    decode(backend, cache, 5)
+    complete = tensorrt_api.IExecutionContext._incomplete
+    monkeypatch.setattr(tensorrt_api.IExecutionContext, "_incomplete", lambda self: "the sun shines")
+    with pytest.raises(BackendError, match=r'TensorRT 10\.3\.0\.30 could not run "decoder\.plan": .*the sun shines'):
+        decode(backend, cache, 5)
+    assert cache.length == 5
+    with pytest.raises(BackendError, match=r'could not run "vision\.plan": .*the sun shines'):
+        backend.encode_images(np.zeros((1, 3, 56, 56), np.float32))
+    monkeypatch.setattr(tensorrt_api.IExecutionContext, "_incomplete", complete)
+    assert np.isfinite(decode(backend, cache, 5, seed=1)).all() and cache.length == 10
