@@ -72,8 +72,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/image.py
 	$(BIN)/python benchmarks/install_size.py
 
-# An hour of sixteen threads asking one engine, every answer checked.
+# Ten minutes of random conversations and batches, each compared with an engine that reuses nothing or answers alone;
+# then an hour of sixteen threads asking one engine, every answer checked.
+PROPERTIES := $(addprefix tests/e2e/test_,reuse_random.py batches.py batching.py)
 soak: $(READY)
+	$(BIN)/python -m pytest $(PROPERTIES) --hypothesis-profile soak
 	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60 --soak-json benchmarks/results/soak.json
 
 # Sixteen clients ask a server 10,000 questions, every answer checked.

@@ -22,6 +22,7 @@ import gc
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from common import arguments, conditions, finish, percentiles
 from PIL import Image
+from repeating import READ, REPEATING, Repeating, dictating
 
 from qwenvl_edge import Constraint, QwenVLEngine, Reply
 from qwenvl_edge.families import create_family
@@ -36,7 +38,6 @@ from qwenvl_edge.stats import Stats
 
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
 QUESTIONS = ("Describe the picture.", "How many objects are there?", "What does the sign say?", "Is there a red mug?")
-READ = "OCR with grounding:"
 SCHEMA = {
     "type": "object",
     "properties": {name: {"type": "string", "maxLength": 12} for name in ("thing", "colour", "place", "text")},
@@ -56,9 +57,10 @@ class Bench:
     def __init__(self, bundle: str, threads: int | None, size: tuple[int, int]) -> None:
         self.engine = QwenVLEngine(bundle, threads=threads)
         model = self.engine.bundle.manifest.model
-        family = create_family("qwen_vl", image_start_id=model.image_start_id, image_tokens=model.image_tokens)
+        self.family = create_family("qwen_vl", image_start_id=model.image_start_id, image_tokens=model.image_tokens)
         # Answers of one length: the ids that end an answer are not drawn.
-        self.endless = {"banned_ids": [family.turn_end, family.turn_start, family.end_of_text]}
+        ends = [self.family.turn_end, self.family.turn_start, self.family.end_of_text]
+        self.endless = {"banned_ids": ends}
         self._scene = np.asarray(Image.open(PICTURE).convert("RGB").resize(size))
         self._count = itertools.count()
         self._random = np.random.default_rng(0)
@@ -79,6 +81,19 @@ class Bench:
     def ask(self, question: str, *frames: Frame, **options: Any) -> Reply:
         """A greedy answer of at most TOKENS tokens."""
         return self.engine.chat(question, images=frames, **{"do_sample": False, "max_new_tokens": TOKENS, **options})
+
+    def dictate(self, repeating: Repeating, frame: Frame, lookup: bool) -> Reply:
+        """The answer that is dictated; nothing but its prompt was said before."""
+        self.engine.forget()
+        turns: list[Any] = [([{"image": frame}, {"text": words}], answer) for words, answer in repeating.turns]
+        frames = () if turns else (frame,)
+        options = {**repeating.options, "history": turns}
+        prompt = self.ask(repeating.question, *frames, lookup=False, **options, max_new_tokens=1).stats.prompt_tokens
+        with dictating(self.engine, self.family, repeating.answer, prompt):
+            reply = self.ask(repeating.question, *frames, lookup=lookup, **options, max_new_tokens=500)
+        if reply.raw_text != repeating.answer:
+            raise RuntimeError(f"{reply.raw_text!r} was said, dictated was {repeating.answer!r}.")
+        return reply
 
 
 def reuse(bench: Bench, samples: Samples) -> None:
@@ -104,27 +119,36 @@ def reuse(bench: Bench, samples: Samples) -> None:
 def lookup(bench: Bench, samples: Samples) -> None:
     """Tokens a second with look-up decoding over those without, on the same prompt, computed before."""
 
-    def compare(name: str, question: str, frame: Frame, *, forget: bool, **options: Any) -> None:
+    def compare(name: str, ask: Callable[[bool], Reply]) -> None:
         speeds = {}
         rounds = len(samples[f"look-up, {name}"])
         for on in (True, False) if rounds % 2 else (False, True):
-            if forget:
-                bench.engine.forget()
-            bench.ask(question, frame, lookup=False, **{**options, "max_new_tokens": 1})
-            speeds[on] = bench.ask(question, frame, lookup=on, **options).stats.tokens_per_s
+            speeds[on] = ask(on).stats.tokens_per_s
         if all(speeds.values()):
             samples[f"look-up, {name}"].append(speeds[True] / speeds[False])
             samples[f"{name}, tokens/s with look-up"].append(speeds[True])
             samples[f"{name}, tokens/s without"].append(speeds[False])
 
+    def free(name: str, question: str, frame: Frame, *, forget: bool = True, **options: Any) -> None:
+        def ask(on: bool) -> Reply:
+            if forget:
+                bench.engine.forget()
+            bench.ask(question, frame, lookup=False, **{**options, "max_new_tokens": 1})
+            return bench.ask(question, frame, lookup=on, **options)
+
+        compare(name, ask)
+
+    for name, repeating in REPEATING.items():
+        compare(name, partial(bench.dictate, repeating, bench.frame()))
     # A robot's standing question: the answer to the frame before is the answer again.
     for name, question in {"words again": QUESTIONS[0], "text and boxes again": READ}.items():
         bench.ask(question, bench.frame())
-        compare(name, question, bench.frame(), forget=False)
+        free(name, question, bench.frame(), forget=False)
     # Not allowed to end, a model goes on with boxes that resemble each other.
-    compare("list of boxes", READ, bench.frame(), forget=True, **{**bench.endless, "max_new_tokens": 4 * TOKENS})
-    compare("new text and boxes", READ, bench.elsewhere(), forget=True)
-    compare("new words", QUESTIONS[0], bench.elsewhere(), forget=True)
+    free("endless boxes", READ, bench.frame(), **{**bench.endless, "max_new_tokens": 4 * TOKENS})
+    free("new text and boxes", READ, bench.elsewhere())
+    free("new words", QUESTIONS[0], bench.elsewhere())
+    free("new JSON", QUESTIONS[0], bench.elsewhere(), constraint=Constraint.json(SCHEMA), max_new_tokens=3 * TOKENS)
 
 
 def constrained(bench: Bench, samples: Samples) -> None:
@@ -227,8 +251,8 @@ def summary(samples: Samples) -> dict[str, float]:
         "second_question_ttft_ratio": to_cold("second question"),
         "same_picture_again_ttft_ratio": to_cold("same picture again"),
         "tenth_turn_ttft_ratio": to_cold("tenth turn"),
-        "lookup_speedup_repeating": middle("look-up, text and boxes again"),
-        "lookup_speedup_free": middle("look-up, new words"),
+        "lookup_speedup_repeating": min(middle(f"look-up, {name}") for name in [*REPEATING, "text and boxes again"]),
+        "lookup_speedup_free": min(middle(f"look-up, new {kind}") for kind in ("text and boxes", "words", "JSON")),
         "constrained_overhead": middle("every token masked / free") - 1,
         "schema_ms_a_token_ratio": middle("JSON Schema / free"),
         "batch4_speedup": middle("batch 4, tokens/s") / middle("batch 1, tokens/s"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,22 @@ def core() -> str:
     return f"{table(['', *texts], rows)}\n{said}"
 
 
+LOOKUPS = {
+    "an answer that repeats the prompt's boxes / list / JSON / JSON by a schema": (
+        *("the prompt's text and boxes", "the prompt's list"),
+        *("the prompt's JSON", "the prompt's JSON, constrained"),
+    ),
+    "the boxes of the answer before": ("text and boxes again",),
+    "new boxes / words / JSON by a schema": ("new text and boxes", "new words", "new JSON"),
+}
+
+
+def speedups(found: dict[str, Any], cases: Sequence[str]) -> str:
+    """Medians of cases of look-up decoding, a dash for one that was not measured; nothing if none was."""
+    medians = [found.get(f"look-up, {case}", {}).get("p50") for case in cases]
+    return " / ".join("-" if median is None else number(median) for median in medians) if any(medians) else ""
+
+
 def conversation() -> str:
     """What reuse, look-up decoding, constraints and batches give and cost, on nano and on random weights."""
     nano, small = load("latency"), load("latency-small")
@@ -135,8 +151,6 @@ def conversation() -> str:
     names = {
         "second_question_ttft_ratio": "second question: of the cold picture's time",
         "tenth_turn_ttft_ratio": "tenth turn: the same",
-        "lookup_speedup_repeating": "look-up decoding, text and boxes that repeat: times as fast",
-        "lookup_speedup_free": "look-up decoding, new words: times as fast",
         "constrained_overhead": "every token masked: further time, of a step",
         "schema_ms_a_token_ratio": "JSON Schema: time a token, of a free answer's",
         "batch4_speedup": "four answers together: times the tokens a second",
@@ -146,12 +160,20 @@ def conversation() -> str:
         [name, *[number(found["headline"][key]) if key in found["headline"] else "" for found in (nano, small)]]
         for key, name in names.items()
     ]
+    lookups = [load("lookup")["details"]["cases"], measured[1]]
+    rows += [
+        [f"look-up decoding, {name}: times as fast", *[speedups(found, cases) for found in lookups]]
+        for name, cases in LOOKUPS.items()
+    ]
     opening, soak = nano["headline"], load("soak")["headline"]
     repeats = [found["cold picture"]["n"] for found in measured]
+    repeated = lookups[0]["look-up, new words"]["n"]
     said = prose(
         f"Times are p50 / p90 / p99 / jitter (p99 - p50) of {repeats[0]} and {repeats[1]} repeats.",
         f"Opening the nano engine takes {opening['load_ms']:.0f} ms, its resident peak is",
-        f"{opening['peak_memory_mb']:.0f} MB. ({conditions('latency')}.) `make soak`, sixteen threads on one engine:",
+        f"{opening['peak_memory_mb']:.0f} MB. ({conditions('latency')}.) Answers that repeat the prompt are dictated",
+        f"(`benchmarks/conversation.py --cases lookup`, {repeated} repeats).",
+        "`make soak`, sixteen threads on one engine:",
         f"{soak['requests']:,} requests in {soak['minutes']:.0f} minutes, {soak['wrong_answers']} wrong answers,",
         f"memory {soak['soak_growth_mb']:+.1f} MB.",
     )

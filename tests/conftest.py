@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from qwenvl_edge.bundle import Bundle
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DATA = Path(__file__).parent / "data"
+hypothesis.settings.register_profile("soak", max_examples=3000)  # pytest --hypothesis-profile soak
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -215,10 +215,12 @@ class Answerer:
             images_encoded=work.images_encoded,
             history_turns_dropped=len(request.history) - request.prompt.turns,
         )
+        complete = None
         if request.matcher is not None:
+            complete = request.matcher.is_whole(work.writer.raw_text)
             request.matcher.release()
         reason = (run.finish_reason if run else None) or work.control.reason or "cancelled"
-        return make_reply(self._family, request, work.writer, reason, stats)
+        return make_reply(self._family, request, work.writer, reason, complete, stats)
 
 
 def finish(work: Work) -> str:

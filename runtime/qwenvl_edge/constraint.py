@@ -17,7 +17,7 @@ class Constraint:
     An answer that ends by itself (finish_reason "stop") is what the model said. One that is cut (by max_new_tokens, a
     deadline, ...) is closed with the shortest text found that completes the form, so that its raw_text parses too;
     finish_reason says that it was cut. It stays open behind a stop string, if nothing was said yet, and if the form
-    asks for too much to be found in some milliseconds.
+    asks for too much to be found in some milliseconds: `Reply.complete` is False then.
     """
 
     kind: Literal["json", "regex", "choice", "boxes"]

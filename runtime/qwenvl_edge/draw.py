@@ -1,15 +1,17 @@
-"""Boxes and quads drawn on a picture, with labels that stay readable and inside it."""
+"""Boxes and quads drawn on a picture, with labels that stay readable, apart from each other and inside it."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
 from qwenvl_edge.grounding import Box, Quad
+from qwenvl_edge.labels import Rectangle, place_labels
 
 # Colours apart in hue and lightness (Okabe and Ito's palette, safe for colour-blind readers).
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
@@ -28,12 +30,22 @@ _Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 _Corners: TypeAlias = "Sequence[tuple[float, float]]"
 
 
+class _Label(NamedTuple):
+    """Words as they are drawn: from `start` in a rectangle of `size`, both in pixels."""
+
+    text: str
+    font: _Font
+    start: tuple[float, float]
+    size: tuple[int, int]
+
+
 def draw_shapes(image: Image.Image, boxes: Iterable[Box], quads: Iterable[Quad] = ()) -> Image.Image:
     """Draw boxes and quads, given in pixels of `image`, onto it and return it; one colour a label."""
     draw = ImageDraw.Draw(image)
     side = min(image.size)
     line = max(1, round(side / 150))
-    outlines = [(box.label, _box_corners(box)) for box in boxes] + [(quad.label, quad.points) for quad in quads]
+    outlines: list[tuple[str, _Corners]] = [(box.label, _box_corners(box)) for box in boxes]
+    outlines += [(quad.label, quad.points) for quad in quads]
     colours: dict[str, str] = {}
     for label, corners in outlines:
         colour = colours.setdefault(label, _COLOURS[len(colours) % len(_COLOURS)])
@@ -41,9 +53,13 @@ def draw_shapes(image: Image.Image, boxes: Iterable[Box], quads: Iterable[Quad] 
         outline = [*inside, inside[0], inside[1]]
         draw.line(outline, fill="black", width=line + 2, joint="curve")  # an edge that shows on any background
         draw.line(outline, fill=colour, width=line, joint="curve")
-    for label, corners in outlines:  # labels last, so that no outline crosses one
-        if label:
-            _draw_label(image, label, corners, colours[label], max(11, round(side / 25)))
+    # Labels come last, so that no outline crosses one.
+    labelled = [outline for outline in outlines if outline[0]]
+    labels = [_label(draw, words, max(11, round(side / 25)), image.size) for words, _ in labelled]
+    places = place_labels([_bounds(corners) for _, corners in labelled], [each.size for each in labels], image.size)
+    for (words, _), each, (x1, y1, x2, y2) in zip(labelled, labels, places, strict=True):
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colours[words])
+        draw.text((x1 + each.start[0], y1 + each.start[1]), each.text, _contrast(colours[words]), each.font)
     return image
 
 
@@ -51,19 +67,19 @@ def _box_corners(box: Box) -> tuple[tuple[float, float], ...]:
     return (box.x1, box.y1), (box.x2, box.y1), (box.x2, box.y2), (box.x1, box.y2)
 
 
-def _draw_label(image: Image.Image, label: str, corners: _Corners, colour: str, size: int) -> None:
-    """Write the label above the shape's top left corner, or inside the shape where there is no room above."""
-    draw = ImageDraw.Draw(image)
-    text, font = _printable(label, size)
+def _bounds(corners: _Corners) -> Rectangle:
+    xs, ys = zip(*corners, strict=True)
+    return math.floor(min(xs)), math.floor(min(ys)), math.ceil(max(xs)), math.ceil(max(ys))
+
+
+def _label(draw: ImageDraw.ImageDraw, words: str, size: int, picture: tuple[int, int]) -> _Label:
+    """Set words in letters of `size` pixels, shortened to the picture's width."""
+    text, font = _printable(words, size)
     pad = max(1, size // 8)
-    text = _shorten(draw, text, font, image.width - 2 * pad)
+    text = _shorten(draw, text, font, picture[0] - 2 * pad)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    left_edge, top_edge = (min(values) for values in zip(*corners, strict=True))
-    x = max(0.0, min(left_edge, image.width - width))
-    y = max(0.0, min(top_edge - height if top_edge >= height else top_edge, image.height - height))
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + pad - left, y + pad - top), text, fill=_contrast(colour), font=font)
+    width, height = math.ceil(right - left) + 2 * pad, math.ceil(bottom - top) + 2 * pad
+    return _Label(text, font, (pad - left, pad - top), (min(width, picture[0]), min(height, picture[1])))
 
 
 def _contrast(colour: str) -> str:

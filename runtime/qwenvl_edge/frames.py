@@ -45,6 +45,11 @@ class FrameSource:
         self._count = 0
         self.dropped = 0
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: no more frames come."""
+        return self._closed
+
     def put(self, pixels: Any, *, captured: float | None = None, header: Any = None) -> None:
         """Put a frame into the slot, in place of one that is still there.
 

@@ -98,7 +98,13 @@ class Generation:
         """Write what a constraint still asks for behind an answer that was cut; return the text."""
         if self._matcher is None or self.finish_reason in ("stop", "stop_string"):
             return ""
-        return "".join(self._writer.push(token) for token in self._matcher.closing())
+        return "".join(map(self._close, self._matcher.closing()))
+
+    def _close(self, token: int) -> str:
+        """Write a token that a constraint asks for."""
+        if self._matcher is not None:
+            self._matcher.take(token)
+        return self._writer.push(token)
 
     def _propose(self) -> npt.NDArray[np.int64]:
         """Ids that may come next; often none."""

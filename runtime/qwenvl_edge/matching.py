@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qwenvl_edge.closing import preference, shortest_end
@@ -21,12 +22,22 @@ _KEPT = 8
 _NO_WHITE_SPACE = {"whitespace_flexible": False}
 
 
+@dataclass(frozen=True)
+class _Ids:
+    """Ids and their bytes: `single` of each byte alone, `closing` in the order in which an end is sought."""
+
+    single: Mapping[int, int]
+    closing: Sequence[int]
+    text_of: Callable[[Sequence[int]], bytes]
+
+
 class Matcher:
     """Follows one answer; `release` it then."""
 
-    def __init__(self, matcher: Any, order: Sequence[int], give_back: Callable[[Any], None]) -> None:
+    def __init__(self, matcher: Any, ids: _Ids, give_back: Callable[[Any], None]) -> None:
         self._matcher = matcher
-        self._order = order
+        self._ids = ids
+        self._taken: list[int] = []
         self._give_back = give_back
 
     def allowed(self) -> bytes:
@@ -45,7 +56,7 @@ class Matcher:
 
     def closing(self) -> list[int]:
         """Ids that complete the form behind what was said, as few as are found soon; none if none are."""
-        return shortest_end(self._matcher, self._order)
+        return shortest_end(self._matcher, self._ids.closing)
 
     def take(self, token: int) -> bool:
         """Go on behind an allowed id; return whether nothing may follow but the end.
@@ -56,8 +67,20 @@ class Matcher:
         if not self._matcher.consume_token(token):
             reason = _sentence(self._matcher.get_error())
             raise QwenVLError(f"the constraint could not be followed: {reason}; simplify it.")
+        self._taken.append(token)
         stopped: bool = self._matcher.is_stopped()
         return stopped
+
+    def is_whole(self, text: str) -> bool:
+        """Whether `text`, the beginning of what was taken or all of it, is a whole form; nothing can be taken then."""
+        rest, kept = text.encode(), 0
+        for piece in (self._ids.text_of([token]) for token in self._taken):
+            if not rest.startswith(piece):
+                break
+            rest, kept = rest[len(piece) :], kept + 1
+        self._matcher.rollback(len(self._taken) - kept)
+        taken: int = self._matcher.try_consume_tokens([self._ids.single[byte] for byte in rest])
+        return taken == len(rest) and bool(self._matcher.is_accepting())
 
     def release(self) -> None:
         """Give back what was learned of the constraint, for the next answer; the matcher is of no use after that."""
@@ -77,7 +100,7 @@ class MatcherFactory:
         self._lock = threading.Lock()
         self._vocabulary: Any = None
         self._idle: OrderedDict[Constraint, Any] = OrderedDict()
-        self._order: list[int] = []
+        self._ids = _Ids({}, (), tokenizer.decode_bytes)
 
     def start(self, constraint: Constraint) -> Matcher:
         """Return a matcher at the beginning of an answer.
@@ -98,7 +121,7 @@ class MatcherFactory:
             raise PromptError(f"the constraint is malformed: {_sentence(error)}.") from None
         if matcher.is_error():
             raise PromptError(f"the constraint is malformed: {_sentence(matcher.get_error())}.")
-        return Matcher(matcher, self._order, lambda idle: self._keep(constraint, idle))
+        return Matcher(matcher, self._ids, lambda idle: self._keep(constraint, idle))
 
     def _keep(self, constraint: Constraint, matcher: Any) -> None:
         with self._lock:
@@ -109,12 +132,12 @@ class MatcherFactory:
 
     def _read_vocabulary(self, llguidance: Any) -> Any:
         vocabulary = _Vocabulary(self._family, self._tokenizer)
-        self._order = self._closing_order(vocabulary.tokens)
+        single = {text[0]: id_ for id_, text in enumerate(vocabulary.tokens) if len(text) == 1}
+        self._ids = _Ids(single, self._closing_order(single), self._tokenizer.decode_bytes)
         wrapper = llguidance.TokenizerWrapper(vocabulary)
         return llguidance.LLTokenizer(wrapper, n_vocab=self._family.decodable, eos_token=self._ends)
 
-    def _closing_order(self, vocabulary: Sequence[bytes]) -> list[int]:
-        single = {text[0]: id_ for id_, text in enumerate(vocabulary) if len(text) == 1}
+    def _closing_order(self, single: Mapping[int, int]) -> list[int]:
         tokens, tags = self._family.special_tokens, self._family.markup.tags
         closing = [tokens[tag] for tag in tags if tag.startswith("</")]
         return preference(single, closing, [tokens[tag] for tag in tags if tokens[tag] not in closing])

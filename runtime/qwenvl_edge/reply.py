@@ -30,6 +30,7 @@ class Reply:
     history: the turns so far, to be given to the next call.
     finish_reason: "stop" (the model ended), "stop_string" (one of `stop` came), "length" (max_new_tokens), "context"
         (no room left), "deadline" or "cancelled".
+    complete: whether raw_text is the whole form that a constraint asked for, so that it parses; None without one.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Reply:
     history: tuple[Turn, ...] = field(repr=False)
     finish_reason: FinishReason
     stats: Stats
+    complete: bool | None = None
 
     def draw(self, image: int | None = None) -> Image.Image:
         """Return a copy of picture number `image` with its boxes and quads (None: the first with some, or the last).

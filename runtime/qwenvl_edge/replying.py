@@ -13,7 +13,9 @@ from qwenvl_edge.request import Request
 from qwenvl_edge.stats import Stats
 
 
-def make_reply(family: QwenVL, request: Request, writer: AnswerWriter, reason: FinishReason, stats: Stats) -> Reply:
+def make_reply(
+    family: QwenVL, request: Request, writer: AnswerWriter, reason: FinishReason, complete: bool | None, stats: Stats
+) -> Reply:
     """Build the reply to a request from its finished writer."""
     turn = Turn(request.message, writer.raw_text)
     kept = request.history[len(request.history) - request.prompt.turns :]
@@ -37,6 +39,7 @@ def make_reply(family: QwenVL, request: Request, writer: AnswerWriter, reason: F
         history=(*request.history, turn) if request.is_chat else (),
         finish_reason=reason,
         stats=stats,
+        complete=complete,
     )
 
 

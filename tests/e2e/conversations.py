@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 
+import hypothesis
 import numpy as np
 
 import qwenvl_edge.generation
@@ -14,6 +15,11 @@ from qwenvl_edge.sampling import Sampler
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (9 + seed, 7, 3), np.uint8) for seed in range(4)]
 WORDS = ["What is it?", "Where?", "And now?", "红色的杯子在哪里?", "Compare them. " * 3, "a"]
 TOLERANCE = 2e-4
+
+
+def examples(usual: int) -> int:
+    """How many random examples to try: as usual, or with `--hypothesis-profile soak` thirty times as many."""
+    return usual * hypothesis.settings.default.max_examples // 100
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conversations import PICTURES, WORDS
+from conversations import PICTURES, WORDS, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoint import GENERATION, write_checkpoint
@@ -34,7 +34,7 @@ def item(seed):
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=7), st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_every_row_is_as_if_alone(engines, seeds, max_batch):
     together, alone = engines
     together.forget()
@@ -85,6 +85,41 @@ def test_rows_have_their_own_controls(engines):
     assert [reply.finish_reason for reply in replies] == ["length", "cancelled", "stop", "length"]
     assert replies[1].raw_text == "" and replies[2].raw_text in ("yes", "no")
     assert replies[0].raw_text == replies[3].raw_text == engines[1].chat(**long).raw_text
+
+
+def test_rows_have_their_own_deadlines(engines, monkeypatch):
+    """The clock moves only with a step of the batch, ten milliseconds each."""
+    together, alone = engines
+    backend = together._decoder._backend
+    plain, steps = backend.decode, []
+
+    def decode(cache, embeds, *arguments, **options):
+        steps.extend([embeds] if len(embeds) > 1 else [])
+        return plain(cache, embeds, *arguments, **options)
+
+    for module in ("control", "request"):
+        monkeypatch.setattr(f"qwenvl_edge.{module}.time.perf_counter", lambda: len(steps) * 0.01)
+    monkeypatch.setattr(backend, "decode", decode)
+    long = {"message": "a", "max_new_tokens": 20, "do_sample": False}
+    replies = together.chat_many([long, {**long, "deadline_ms": 45}, {**long, "deadline_ms": 95}, long])
+    assert [reply.finish_reason for reply in replies] == ["length", "deadline", "deadline", "length"]
+    assert [reply.stats.new_tokens for reply in replies] == [20, 6, 11, 20]  # one before the first step, one in each
+    whole = alone.chat(**long).raw_text
+    assert replies[0].raw_text == replies[3].raw_text == whole
+    assert all(whole.startswith(reply.raw_text.rstrip("\ufffd")) for reply in replies)
+    assert [reply.raw_text for reply in together.chat_many([long, long])] == [whole, whole]
+
+
+def test_deadlines_that_pass_before_the_batch_begins(engines):
+    long = {"message": "a", "max_new_tokens": 20, "do_sample": False}
+    late = {**long, "deadline_ms": 1e-6}
+    replies = engines[0].chat_many([late, long, late])
+    assert [reply.finish_reason for reply in replies] == ["deadline", "length", "deadline"]
+    assert [reply.stats.new_tokens for reply in replies] == [0, 20, 0]
+    assert replies[1].raw_text == engines[1].chat(**long).raw_text
+    everyone = engines[0].chat_many(["a", "b"], deadline_ms=1e-6)
+    assert [reply.finish_reason for reply in everyone] == ["deadline", "deadline"]
+    assert engines[0].chat(**long).raw_text == replies[1].raw_text
 
 
 def test_a_full_context_ends_a_row(engines):

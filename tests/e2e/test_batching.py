@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import wait
 
 import pytest
-from conversations import PICTURES, WORDS
+from conversations import PICTURES, WORDS, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoint import GENERATION, write_checkpoint
@@ -64,7 +64,7 @@ def ask(batcher, arguments):
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_every_answer_is_as_if_alone(engines, seeds, rows):
     together, alone = engines
     with together.batcher(rows=rows) as batcher:

@@ -1,7 +1,7 @@
 """Reuse, chunks and look-up decoding change nothing: random conversations against an engine that has none of them."""
 
 import pytest
-from conversations import PICTURES, WORDS, ask, assert_same
+from conversations import PICTURES, WORDS, ask, assert_same, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_checkpoint import GENERATION, write_checkpoint
@@ -38,7 +38,7 @@ def items(pictures, words):
 
 
 @given(STEPS, st.sampled_from([1, 7, 64]), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_random_conversations(engines, steps, chunk, sampled):
     reusing, plain = engines[0][chunk], engines[1]
     reusing.forget()

@@ -125,7 +125,7 @@ def test_options(model, engine):
     )
     assert short["finish_reason"] == "length" and short["new_tokens"] == 3
     assert later["text"] == engine.chat("And?", history=history, system="Be brief.", **GREEDY).text
-    assert set(json.loads(form["raw_text"])) == {"count"}
+    assert set(json.loads(form["raw_text"])) == {"count"} and form["complete"] is True and short["complete"] is None
 
 
 def test_a_client_that_goes_away_ends_its_answer(model):

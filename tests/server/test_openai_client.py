@@ -85,6 +85,19 @@ def test_structured_output(client, stream):
     assert set(answer) == {"thing", "count"} and answer["thing"] in ("mug", "car") and 0 <= answer["count"] <= 9
 
 
+def test_the_answer_tells_whether_its_structure_is_whole(client):
+    structure = {"type": "json_schema", "json_schema": {"name": "things", "schema": SCHEMA, "strict": True}}
+
+    def complete(**options):
+        choice = client.chat.completions.create(**ask("What is there?", url=data_uri(), **options)).choices[0]
+        return choice.finish_reason, choice.message.qwenvl["complete"]
+
+    assert complete(response_format=structure) == ("stop", True)
+    assert complete(response_format=structure, max_tokens=2) == ("length", True)
+    assert complete(response_format=structure, stop=["thing"]) == ("stop", False)
+    assert complete(max_tokens=2) == ("length", None)
+
+
 def test_any_json_object(client):
     body = ask("Tell me.", response_format={"type": "json_object"}, max_tokens=60)
     assert isinstance(json.loads(client.chat.completions.create(**body).choices[0].message.content), dict)

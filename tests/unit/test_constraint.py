@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from scripted import FAMILY, engine, ids
+from scripted import FAMILY, decode, engine, ids
 from vocabularies import full_vocabulary
 
 from qwenvl_edge import CancelToken, Constraint
@@ -127,9 +127,74 @@ def test_nothing_is_closed_that_was_not_begun_or_ends_as_wanted(tmp_path):
     assert (reply.raw_text, reply.finish_reason) == ('{"col', "stop_string")
 
 
+TWO = Constraint.choice(["yes", "yes. really"])
+WORDS = Constraint.regex("狗狗+( 狗)?")
+
+
+@pytest.mark.parametrize(
+    ("form", "script", "options", "text", "reason", "complete"),
+    [
+        (None, "yes<|im_end|>", {}, "yes", "stop", None),
+        (None, "yes", {"max_new_tokens": 1}, decode(ids("yes")[:1]), "length", None),
+        (TWO, "yes<|im_end|>", {}, "yes", "stop", True),
+        (TWO, "yes. really", {}, "yes. really", "stop", True),
+        (TWO, "yes. really", {"stop": ["."]}, "yes", "stop_string", True),  # by chance
+        (TWO, "yes. really", {"stop": ["s"]}, "ye", "stop_string", False),
+        (TWO, "yes. really", {"stop": [" "]}, "yes.", "stop_string", False),
+        (TWO, "yes. really", {"max_new_tokens": 1}, "yes", "length", True),
+        (
+            TWO,
+            "yes. really",
+            {"max_new_tokens": 1, "stop": ["es"]},
+            "y",
+            "length",
+            False,
+        ),  # closed into the stop string
+        (WORDS, "狗狗狗狗狗", {"max_new_tokens": 7}, "狗狗狗", "length", True),  # cut inside a character
+        (WORDS, "狗狗 狗", {"stop": [" "]}, "狗狗", "stop_string", True),
+        (Constraint.regex(" a"), " a", {}, "a", "stop", False),  # raw_text has no white space around it
+    ],
+)
+def test_the_reply_tells_whether_its_form_is_whole(tmp_path, form, script, options, text, reason, complete):
+    qwen, _ = engine(tmp_path, script, "yes<|im_end|>")
+    reply = qwen.chat("hi", constraint=form, **options)
+    assert (reply.raw_text, reply.finish_reason, reply.complete) == (text, reason, complete)
+    assert qwen.chat("again", constraint=form and TWO).complete == (form and True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_complete_is_what_a_parser_finds(tmp_path, seed):
+    """Cut anywhere, by the number of tokens or a stop string."""
+    form = re.compile(r"[A-Z]{2,4}-\d{3}(狗|\.)")
+    stop = "狗.-7KQ,A"[seed % 8]
+    found = set()
+    for limit in range(1, 9):
+        reply = random_answer(tmp_path, Constraint.regex(form.pattern), seed, max_new_tokens=limit, stop=[stop])
+        assert reply.complete == bool(form.fullmatch(reply.raw_text))
+        found.add(reply.complete)
+    assert found
+
+
+def test_complete_after_a_cancellation_and_a_deadline(tmp_path, monkeypatch):
+    early = CancelToken()
+    early.cancel()
+    form = Constraint.regex("a*")
+    qwen, backend = engine(tmp_path, CHATTER, CHATTER)
+    assert qwen.chat("hi", constraint=TWO, cancel=early).complete is False
+    assert qwen.chat("hi", constraint=form, cancel=early).complete is True  # nothing is what it allows
+    backend.runner_up = 0
+    with qwen.stream("hi", constraint=Constraint.json(SCHEMA)) as stream:
+        next(stream)
+        stream.cancel()
+    assert (stream.reply.finish_reason, stream.reply.complete) == ("cancelled", True)
+    monkeypatch.setattr("qwenvl_edge.control.time.perf_counter", lambda: backend.steps * 1e9)
+    reply = qwen.chat("hi", constraint=Constraint.json(SCHEMA), deadline_ms=1)
+    assert (reply.finish_reason, reply.complete) == ("deadline", bool(reply.raw_text))
+
+
 def test_what_cannot_be_closed_soon_stays_open(tmp_path):
     reply = random_answer(tmp_path, Constraint.regex("[a-z]{3000}"), 1, max_new_tokens=3)
-    assert reply.finish_reason == "length" and len(reply.raw_text) < 100
+    assert reply.finish_reason == "length" and len(reply.raw_text) < 100 and reply.complete is False
 
 
 def test_forced_tokens_are_computed_together(tmp_path):

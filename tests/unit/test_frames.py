@@ -93,9 +93,10 @@ def test_closing_ends_the_wait():
 
     thread = threading.Thread(target=work)
     thread.start()
+    assert not source.closed
     source.close()
     thread.join()
-    assert errors == ["the frame source is closed; look after the camera."]
+    assert source.closed and errors == ["the frame source is closed; look after the camera."]
     with pytest.raises(FrameError, match="closed"):
         source.put(frame(0))
 

@@ -168,6 +168,7 @@ def _answer(reply: Reply) -> dict[str, Any]:
         "quads": [dataclasses.asdict(quad) for quad in reply.quads],
         "malformed": list(reply.malformed),
         "finish_reason": reply.finish_reason,
+        "complete": reply.complete,
         "prompt_tokens": stats.prompt_tokens,
         "reused_tokens": stats.reused_tokens,
         "new_tokens": stats.new_tokens,

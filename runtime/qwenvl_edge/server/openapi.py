@@ -76,6 +76,7 @@ _COMPLETION: dict[str, Any] = {
                                 "required": ["raw_text", "boxes", "quads"],
                                 "properties": {
                                     "raw_text": {"type": "string"},
+                                    "complete": {"type": ["boolean", "null"]},
                                     "boxes": {"type": "array", "items": _BOX},
                                     "quads": {"type": "array", "items": {"type": "object"}},
                                 },

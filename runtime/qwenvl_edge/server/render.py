@@ -87,6 +87,7 @@ def extension(reply: Reply) -> dict[str, Any]:
         "quads": [dataclasses.asdict(quad) for quad in reply.quads],
         "malformed": list(reply.malformed),
         "finish_reason": reply.finish_reason,
+        "complete": reply.complete,
         "ttft_ms": round(reply.stats.ttft_ms, 3),
         "tokens_per_s": round(reply.stats.tokens_per_s, 3),
     }
