@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 
 #include "qwenvl/hash.hpp"
@@ -89,7 +90,6 @@ void Vocabulary::read(std::string_view file) {
 
 void Vocabulary::insert_all() {
     words_.reserve(size());
-    wide_words_.reserve(size());
     std::size_t long_tokens = 0;
     for (TokenId id = 0; id < size(); ++id) long_tokens += bytes(id).size() > ShortWord::kMost;
     std::size_t capacity = 16;
@@ -98,12 +98,19 @@ void Vocabulary::insert_all() {
     mask_ = capacity - 1;
     for (TokenId id = 0; id < size(); ++id) {
         const std::string_view token = bytes(id);
-        wide_words_.push_back(WideWord::of(token));
         const bool is_short = token.size() <= ShortWord::kMost;
         const TokenId there =
             is_short ? words_.insert(ShortWord::of(token.data(), token.size(), kPadding), id) : insert_long(id);
         if (there != kNoToken) fail(id + 1, "repeats the token of line " + std::to_string(there + 1));
     }
+}
+
+void Vocabulary::make_wide_words() const {
+    const std::lock_guard<std::mutex> lock(wide_->mutex);
+    if (wide_->made.load(std::memory_order_relaxed)) return;
+    wide_->words.reserve(size());
+    for (TokenId id = 0; id < size(); ++id) wide_->words.push_back(WideWord::of(bytes(id)));
+    wide_->made.store(true, std::memory_order_release);
 }
 
 TokenId Vocabulary::insert_long(TokenId id) {

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,15 +46,25 @@ public:
         return words_.find(ShortWord::of(bytes.data(), bytes.size(), readable));
     }
     const WordTable& words() const { return words_; }
-    const std::vector<WideWord>& wide_words() const { return wide_words_; }  // by id
+
+    // By id; made when they are first asked for, since much text is ASCII.
+    const std::vector<WideWord>& wide_words() const {
+        if (!wide_->made.load(std::memory_order_acquire)) make_wide_words();
+        return wide_->words;
+    }
 
     // Where the words or the wide words lie, for prefetch.
     std::uintptr_t table(bool wide) const {
-        const void* const first = wide ? static_cast<const void*>(wide_words_.data()) : &words_[0];
+        const void* const first = wide ? static_cast<const void*>(wide_words().data()) : &words_[0];
         return reinterpret_cast<std::uintptr_t>(first);
     }
 
 private:
+    struct WideWords {
+        std::atomic<bool> made = false;
+        std::mutex mutex;
+        std::vector<WideWord> words;
+    };
     struct Slot {
         std::uint32_t tag;
         TokenId id;
@@ -59,6 +72,7 @@ private:
 
     void read(std::string_view file);
     void insert_all();
+    void make_wide_words() const;
     TokenId insert_long(TokenId id);
     TokenId find_long(std::string_view bytes) const;
     void find_single_bytes();
@@ -66,7 +80,7 @@ private:
     std::string bytes_;
     std::vector<std::uint32_t> offsets_;
     WordTable words_;
-    std::vector<WideWord> wide_words_;  // by id
+    std::unique_ptr<WideWords> wide_ = std::make_unique<WideWords>();
     std::array<TokenId, 256> single_{};
     std::vector<Slot> slots_;  // tokens that are too long for words_
     std::size_t mask_ = 0;
