@@ -10,7 +10,7 @@ import numpy as np
 
 import qwenvl_edge.generation
 from qwenvl_edge import ContextError
-from qwenvl_edge.sampling import Sampler
+from qwenvl_edge.sampling import Sampler, SamplingParams
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (9 + seed, 7, 3), np.uint8) for seed in range(4)]
 WORDS = ["What is it?", "Where?", "And now?", "红色的杯子在哪里?", "Compare them. " * 3, "a"]
@@ -24,10 +24,11 @@ def examples(usual: int) -> int:
 
 @dataclass
 class Recorded:
-    """Tokens sampled and the logits that they were sampled from."""
+    """Tokens sampled, the logits that they were sampled from, and by which settings."""
 
     tokens: list[int] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
+    params: SamplingParams | None = None
 
 
 @contextlib.contextmanager
@@ -38,6 +39,7 @@ def recording():
     class Recorder(Sampler):
         def sample(self, logits, *arguments, **options):
             token = super().sample(logits, *arguments, **options)
+            recorded.params = self.params
             recorded.tokens.append(token)
             recorded.logits.append(logits.copy())
             return token
@@ -59,6 +61,25 @@ def ask(qwen, message, history, **options):
 
 
 def assert_same(ours, theirs):
-    """The same tokens from logits within the tolerance."""
-    assert ours.tokens == theirs.tokens
-    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=0, atol=TOLERANCE)
+    """The same tokens from logits within the tolerance; return whether they are.
+
+    Logits that differ by rounding may lie on two sides of the border between two tokens, once in some hundred thousand
+    draws. Then both tokens must be what a draw of that number gives, and nothing behind it can be compared.
+    """
+    pairs = zip(ours.tokens, theirs.tokens, strict=False)
+    parted = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+    end = None if parted is None else parted + 1
+    np.testing.assert_allclose(ours.logits[:end], theirs.logits[:end], rtol=0, atol=TOLERANCE)
+    if parted is None:
+        assert ours.tokens == theirs.tokens
+        return True
+    assert np.abs(ours.logits[parted] - theirs.logits[parted]).max() > 0
+    for one in (ours, theirs):
+        assert _drawn(one, parted) == one.tokens[parted]
+    return False
+
+
+def _drawn(recorded, number):
+    """What a draw gives that comes behind as many others."""
+    sampler = Sampler(recorded.params)
+    return [sampler.sample(logits) for logits in recorded.logits[: number + 1]][-1]

@@ -25,7 +25,7 @@ from qwenvl_edge_export.precision import ExportPrecision
 from qwenvl_edge_export.prompts import CaseBuilder
 from qwenvl_edge_export.samples import read_samples
 
-INT4 = ExportPrecision.choose("int4", vision="fp32")
+INT4 = ExportPrecision.choose("int4", vision="fp32", block=32)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_samples_matter_and_the_result_is_repeatable(checkpoint, calibrated,
 
 
 def test_kept_layers_are_not_calibrated(checkpoint, tmp_path):
-    kept = ExportPrecision.choose("int4", vision="fp32", keep=["*.h.0.*", "*.mlp.*"])
+    kept = ExportPrecision.choose("int4", vision="fp32", block=32, keep=["*.h.0.*", "*.mlp.*"])
     found = export(checkpoint, tmp_path / "kept", precision=kept, calibration=True, allow_loss=True)
     assert set(found.manifest.sensitivity) == {f"transformer.h.1.attn.{name}.weight" for name in ("c_attn", "c_proj")}
 
@@ -121,7 +121,7 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_what_is_kept_is_no_larger_than_in_the_bundle(checkpoint, tmp_path, target):
     cases = read_samples(None, builder_of(checkpoint))[-2:]
-    precision = ExportPrecision.choose("int4", target=target, head="int4")
+    precision = ExportPrecision.choose("int4", target=target, head="int4", block=32)
     calibrate.Calibration(Checkpoint.open(checkpoint), precision, cases, tmp_path / "work", lambda *_: None).run()
     scale = 2 if target == "gpu" else 4
     for i in range(2):
@@ -137,7 +137,7 @@ def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
         patch.setattr(exporter, "build_vision", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
-    wider = ExportPrecision.choose("int8", vision="fp32")
+    wider = ExportPrecision.choose("int8", vision="fp32", block=32)
     found = export(checkpoint, target, precision=wider, calibration=True)
     assert found.manifest.parity["passed"]
 
