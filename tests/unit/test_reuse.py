@@ -94,7 +94,10 @@ def test_conversations_beyond_the_memory_are_forgotten_oldest_first(tmp_path):
 def test_smaller_numbers_leave_room_for_more_conversations(tmp_path, monkeypatch):
     """What a backend says that a cache takes is what is counted."""
     model = {"num_layers": (1 << 20) // cache_bytes(MODEL, MODEL.max_position_embeddings)}
-    half = lambda self, capacity: cache_bytes(self.model, capacity, item_bytes=2)  # noqa: E731
+
+    def half(self, capacity):
+        return cache_bytes(self.model, capacity, item_bytes=2)
+
     monkeypatch.setattr(ScriptedBackend, "cache_bytes", half)
     qwen, _ = engine(tmp_path, *[OK] * 3, model=model, cache_memory_mb=1)
     for name in ("alpha", "beta"):
