@@ -1,23 +1,41 @@
 #include "qwenvl/linear_bpe.hpp"
 
+#include "qwenvl/longest_prefixes.hpp"
+#include "qwenvl/parallel.hpp"
+
 namespace qwenvl {
+namespace {
+
+// Prefixes of longer tokens take too long to look up, since every one is hashed.
+constexpr std::size_t kLongestToken = 256;
+
+}  // namespace
+
 LinearBpe::LinearBpe(const Vocabulary& vocabulary)
-    : vocabulary_(vocabulary), trie_(vocabulary), merges_(vocabulary.size()) {}
+    : vocabulary_(vocabulary), shorter_(longest_prefixes(vocabulary)), merges_(vocabulary.size()) {}
 
 std::unique_ptr<LinearBpe> LinearBpe::make(const Vocabulary& vocabulary) {
+    if (vocabulary.longest_token() > kLongestToken) return nullptr;
     for (TokenId id = 0; id < vocabulary.size(); ++id) {
         if ((vocabulary.bytes(id).size() == 1) != (id < MergeTree::kFirstMerge)) return nullptr;
     }
     std::unique_ptr<LinearBpe> bpe(new LinearBpe(vocabulary));
-    return bpe->trie_.complete() && bpe->add_merges() ? std::move(bpe) : nullptr;
+    bool whole[2];
+    parallel_for(2, 2, [&](std::size_t part) { whole[part] = part == 0 ? bpe->add_merges() : bpe->make_trie(); });
+    return whole[0] && whole[1] ? std::move(bpe) : nullptr;
+}
+
+bool LinearBpe::make_trie() {
+    trie_ = std::make_unique<PrefixTrie>(vocabulary_, shorter_);
+    return trie_->complete();
 }
 
 // The last merge of a token is the one split into two lower tokens that stay apart under the merges before it.
 bool LinearBpe::add_merges() {
     for (TokenId id = MergeTree::kFirstMerge; id < vocabulary_.size(); ++id) {
         const std::string_view bytes = vocabulary_.bytes(id);
-        TokenId left = trie_.shorter(id);
-        for (; left != kNoToken; left = trie_.shorter(left)) {
+        TokenId left = shorter_[id];
+        for (; left != kNoToken; left = shorter_[left]) {
             if (left > id) continue;
             const TokenId right = vocabulary_.find(bytes.substr(vocabulary_.bytes(left).size()), Vocabulary::kPadding);
             if (right > id || !merges_.stays_apart(left, right)) continue;
@@ -34,16 +52,16 @@ void LinearBpe::encode(std::string_view piece, OpenPlaces& open, std::vector<Tok
     open.reset(piece.size());
     const std::size_t first = ids.size();
     std::size_t at = 0;
-    TokenId token = trie_.longest(piece);
+    TokenId token = trie_->longest(piece);
     while (true) {
         const std::size_t end = at + vocabulary_.bytes(token).size();
         if (open.at(end) && (ids.size() == first || merges_.stays_apart(ids.back(), token))) {
             ids.push_back(token);
             if (end == piece.size()) return;
             at = end;
-            token = trie_.longest(piece.substr(at));
-        } else if (trie_.shorter(token) != kNoToken) {
-            token = trie_.shorter(token);
+            token = trie_->longest(piece.substr(at));
+        } else if (shorter_[token] != kNoToken) {
+            token = shorter_[token];
         } else {
             open.close(at);
             token = ids.back();

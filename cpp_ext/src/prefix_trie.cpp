@@ -11,32 +11,29 @@ constexpr int kFilterBits = 22;
 
 std::uint64_t hash(std::uint64_t key) { return key * 0x9E3779B97F4A7C15u; }
 
-// Ids by length of the token, so that every prefix of a token comes before it.
-std::vector<TokenId> by_length(const Vocabulary& vocabulary) {
-    std::vector<std::uint32_t> start(vocabulary.longest_token() + 2);
-    for (TokenId id = 0; id < vocabulary.size(); ++id) ++start[vocabulary.bytes(id).size() + 1];
-    for (std::size_t length = 1; length < start.size(); ++length) start[length] += start[length - 1];
-    std::vector<TokenId> order(vocabulary.size());
-    for (TokenId id = 0; id < vocabulary.size(); ++id) order[start[vocabulary.bytes(id).size()]++] = id;
-    return order;
+// Whether a character of `bytes` goes across `at`.
+bool is_inside_character(std::string_view bytes, std::size_t at) {
+    if (!is_continuation(static_cast<unsigned char>(bytes[at]))) return false;
+    for (std::size_t back = 1; back <= std::min<std::size_t>(at, 3); ++back) {
+        if (any_symbol_at(bytes, at - back).length > back) return true;
+    }
+    return false;
 }
 
 }  // namespace
 
-PrefixTrie::PrefixTrie(const Vocabulary& vocabulary)
+PrefixTrie::PrefixTrie(const Vocabulary& vocabulary, const std::vector<TokenId>& shorter)
     : filter_(std::size_t{1} << (kFilterBits - 6)),
       first_(kFirst, kNone),
-      shorter_(vocabulary.size(), kNoToken),
-      nodes_(static_cast<Node>(vocabulary.size())) {
+      tokens_(static_cast<Node>(vocabulary.size())),
+      nodes_(tokens_) {
     int bits = 10;
     while ((std::size_t{1} << bits) < vocabulary.size() * 3) ++bits;
     shift_ = 64 - bits;
     edges_.assign(std::size_t{1} << bits, kEmpty);
     max_nodes_ = static_cast<Node>(std::min<std::size_t>(kMaxNodes, edges_.size() / 4 * 3));
     partial_.assign((kMaxNodes + 64) / 64, 0);
-    for (TokenId id : by_length(vocabulary)) {
-        if (complete()) add(vocabulary.bytes(id), id);
-    }
+    for (TokenId id = 0; id < tokens_ && complete(); ++id) add(vocabulary, shorter, id);
 }
 
 inline PrefixTrie::Node PrefixTrie::child(Node node, Symbol symbol) const {
@@ -58,11 +55,8 @@ TokenId PrefixTrie::character(Symbol symbol) const {
     return is_token(node) ? node : kNoToken;
 }
 
-void PrefixTrie::put(Node node, Symbol symbol, Node child) {
-    if (node == kRoot && symbol < kFirst) {
-        first_[symbol] = child;
-        return;
-    }
+PrefixTrie::Node PrefixTrie::put(Node node, Symbol symbol, Node child) {
+    if (node == kRoot && symbol < kFirst) return first_[symbol] = child;
     const std::uint64_t key = std::uint64_t{node} << 21 | symbol, h = hash(key), bit = h >> (64 - kFilterBits);
     filter_[bit / 64] |= std::uint64_t{1} << (bit % 64);
     const std::size_t mask = edges_.size() - 1;
@@ -70,24 +64,23 @@ void PrefixTrie::put(Node node, Symbol symbol, Node child) {
     while (edges_[at] != kEmpty) at = (at + 1) & mask;
     edges_[at] = key << 22 | child;
     if (symbol >= kByteSymbol) partial_[node / 64] |= std::uint64_t{1} << (node % 64);
+    return child;
 }
 
-void PrefixTrie::add(std::string_view bytes, TokenId id) {
-    Node node = kRoot;
-    TokenId shorter = kNoToken;
-    for (std::size_t at = 0; at < bytes.size();) {
+// In any order, since a token's node is known before its path is: the path goes on from the longest prefix that ends with
+// a symbol. Only what lies between the two may have been made for another token.
+void PrefixTrie::add(const Vocabulary& vocabulary, const std::vector<TokenId>& shorter, TokenId id) {
+    const std::string_view bytes = vocabulary.bytes(id);
+    const auto size_of = [&](TokenId prefix) { return vocabulary.bytes(prefix).size(); };
+    TokenId prefix = shorter[id];
+    while (prefix != kNoToken && is_inside_character(bytes, size_of(prefix))) prefix = shorter[prefix];
+    Node node = prefix == kNoToken ? kRoot : prefix;
+    for (std::size_t at = prefix == kNoToken ? 0 : size_of(prefix); at < bytes.size();) {
         const SymbolAt next = any_symbol_at(bytes, at);
-        if (next.length > 1) {
-            const TokenId partial = partial_character(node, bytes, at, next.length);
-            if (partial != kNoToken) shorter = partial;
-        }
         at += next.length;
-        Node below = node == kRoot ? first(next.symbol) : child(node, next.symbol);
-        if (below == kNone) put(node, next.symbol, below = at == bytes.size() ? id : nodes_++);
-        node = below;
-        if (is_token(node) && node != id) shorter = node;
+        const Node below = at == bytes.size() ? kNone : node == kRoot ? first(next.symbol) : child(node, next.symbol);
+        node = below == kNone ? put(node, next.symbol, at == bytes.size() ? id : nodes_++) : below;
     }
-    shorter_[id] = shorter;
 }
 
 // Longest token that goes from `node` into the character at `at` but not to its end; kNoToken when there is none.

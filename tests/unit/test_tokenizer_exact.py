@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from unicodedata import normalize
 
@@ -127,3 +128,43 @@ def test_vocabularies_that_no_trainer_would_make(generator: random.Random, extra
         text = bytes(generator.choices(alphabet, k=length)).decode()
         assert ours.encode(text) == theirs.encode_ordinary(text)
         assert ours.decode(ours.encode(text)) == text
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(0, 80))
+def test_tokens_that_end_inside_characters(generator: random.Random, merges: int) -> None:
+    """Merges of random neighbours, as a trainer makes them, also across the bytes of characters."""
+    characters = "\u4e2d\u4e2e\u4f2de\u00e9 "
+    text = "".join(generator.choices(characters, k=400)).encode()
+    parts = [bytes([byte]) for byte in text]
+    listed = [bytes([i]) for i in range(256)]
+    while len(parts) > 1 and len(listed) < 256 + merges:
+        pair = tuple(generator.choice(list(pairwise(parts))))
+        parts = merged(parts, pair)
+        if b"".join(pair) not in listed:
+            listed.append(b"".join(pair))
+    ours = Tokenizer(vocabulary_file(listed), {})
+    ranks = {token: rank for rank, token in enumerate(listed)}
+    theirs = tiktoken.Encoding("made up", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    for length in (3, 20, 200):
+        sample = "".join(generator.choices(characters, k=length))
+        assert ours.encode(sample) == theirs.encode_ordinary(sample)
+
+
+def merged(parts: list[bytes], pair: tuple[bytes, ...]) -> list[bytes]:
+    """The parts with every such pair of neighbours joined, from the left."""
+    joined: list[bytes] = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+def test_very_long_token() -> None:
+    """A vocabulary with a token of a megabyte loads and is used at once: work per token is linear in its length."""
+    listed = [bytes([i]) for i in range(256)] + [b"a" * 2**power for power in range(1, 21)]
+    ours = Tokenizer(vocabulary_file(listed), {})
+    assert ours.encode("a" * 2**20) == [len(listed) - 1]
+    assert ours.encode("a" * (2**20 - 1)) == [*reversed(range(256, len(listed) - 1)), ord("a")]

@@ -18,7 +18,8 @@ namespace qwenvl {
 
 class LinearBpe {
 public:
-    // nullptr when the vocabulary has tokens that no merge of two lower ranks makes; merging has to serve it then.
+    // nullptr when the vocabulary has tokens that no merge of two lower ranks makes, or very long ones; merging has to
+    // serve it then.
     static std::unique_ptr<LinearBpe> make(const Vocabulary& vocabulary);
 
     // Places where a token may end; cleared where going on from there has failed. Working memory of `encode`.
@@ -30,15 +31,18 @@ public:
     const BorderFilter& borders() const { return borders_; }
 
     // The token that a code point is by itself, or kNoToken.
-    TokenId character(std::uint32_t point) const { return trie_.character(point); }
+    TokenId character(std::uint32_t point) const { return trie_->character(point); }
 
 private:
     explicit LinearBpe(const Vocabulary& vocabulary);
 
+    // Two halves of the work that share nothing; false when the vocabulary is not for this.
     bool add_merges();
+    bool make_trie();
 
     const Vocabulary& vocabulary_;
-    PrefixTrie trie_;
+    std::vector<TokenId> shorter_;  // of every token the longest one that is a proper prefix, or kNoToken
+    std::unique_ptr<PrefixTrie> trie_;
     MergeTree merges_;
     BorderFilter borders_;
 };

@@ -14,7 +14,8 @@ namespace qwenvl {
 // token has the token's id; others are numbered above.
 class PrefixTrie {
 public:
-    explicit PrefixTrie(const Vocabulary& vocabulary);
+    // `shorter`: of every token the longest one that is a proper prefix, or kNoToken.
+    PrefixTrie(const Vocabulary& vocabulary, const std::vector<TokenId>& shorter);
 
     // False when the vocabulary's tokens are too many or too long for the table; nothing else may be used then.
     bool complete() const { return nodes_ <= max_nodes_; }
@@ -26,27 +27,23 @@ public:
     // The token that is this symbol alone, or kNoToken.
     TokenId character(Symbol symbol) const;
 
-    // Longest token that is a proper prefix of the token, or kNoToken.
-    TokenId shorter(TokenId id) const { return shorter_[id]; }
-
 private:
     using Node = std::uint32_t;
     static constexpr Node kMaxNodes = (1u << 21) - 1;  // the edge table packs a node into 21 bits
     static constexpr Node kNone = 0xFFFFFFFFu, kRoot = kMaxNodes;
 
-    void add(std::string_view bytes, TokenId id);
+    void add(const Vocabulary& vocabulary, const std::vector<TokenId>& shorter, TokenId id);
     Node child(Node node, Symbol symbol) const;
     Node first(Symbol symbol) const;
-    void put(Node node, Symbol symbol, Node child);
+    Node put(Node node, Symbol symbol, Node child);
     TokenId partial_character(Node node, std::string_view text, std::size_t at, std::size_t length) const;
-    bool is_token(Node node) const { return node < shorter_.size(); }
+    bool is_token(Node node) const { return node < tokens_; }
 
     std::vector<std::uint64_t> edges_;    // node: 21 bits, symbol: 21 bits, child: 22 bits; all ones: empty
     std::vector<std::uint64_t> filter_;   // one bit a hash: most symbols do not go on from most nodes
     std::vector<Node> first_;             // [65536] children of the root, of characters up to U+FFFF
     std::vector<std::uint64_t> partial_;  // bit a node: a token goes on with a part of a character
-    std::vector<TokenId> shorter_;
-    Node nodes_, max_nodes_;
+    Node tokens_, nodes_, max_nodes_;
     int shift_;
 };
 
