@@ -88,6 +88,13 @@ def hugging_face(tokens: list[bytes]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def load_tiktoken(path: Path) -> tiktoken.Encoding:
+    """tiktoken's encoding of the file, as Qwen-VL's published tokenizer makes it."""
+    rows = (row.split() for row in path.read_bytes().splitlines() if row)
+    ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
+    return tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
 def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every call, one repeat of each in turn after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -103,19 +110,21 @@ def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 
 def measure_load(path: Path, repeats: int) -> dict[str, Any]:
-    """Milliseconds and resident megabytes of loading, the latter in a process of its own."""
-    milliseconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        Tokenizer(path, {})
-        milliseconds.append((time.perf_counter() - started) * 1e3)
+    """Milliseconds of loading, tiktoken's next to them, and resident megabytes, those in a process of its own."""
+    seconds = interleaved({"ours": lambda: Tokenizer(path, {}), "tiktoken": lambda: load_tiktoken(path)}, repeats)
     program = (
         "import os, sys; from qwenvl_edge.tokenizer import Tokenizer\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGESIZE') / 1e6\n"
         "before = rss(); kept = Tokenizer(sys.argv[1], {}); print(rss() - before)"
     )
     output = subprocess.run([sys.executable, "-c", program, path], check=True, capture_output=True, text=True).stdout
-    return {"ms": spread(milliseconds), "resident_mb": float(output)}
+    milliseconds = {name: [each * 1e3 for each in times] for name, times in seconds.items()}
+    return {
+        "ms": spread(milliseconds["ours"]),
+        "tiktoken_ms": spread(milliseconds["tiktoken"]),
+        "vs_tiktoken": ratio(milliseconds["ours"], milliseconds["tiktoken"]),
+        "resident_mb": float(output),
+    }
 
 
 def measure_runs(ours: Tokenizer, repeats: int) -> dict[str, list[float]]:
@@ -207,15 +216,17 @@ def main() -> None:
     options = parser.parse_args()
     before = conditions()
     tokens = [base64.b64decode(line.split()[0]) for line in options.vocabulary.read_bytes().splitlines()]
-    ranks = {token: rank for rank, token in enumerate(tokens)}
     load = measure_load(options.vocabulary, options.repeats)
     ours = Tokenizer(options.vocabulary, {})
-    peer = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    peer = load_tiktoken(options.vocabulary)
     hub = hugging_face(tokens)
     results = {name: measure_text(ours, peer, hub, text, options.repeats) for name, text in texts().items()}
     curves = measure_runs(ours, max(3, options.repeats // 3))
     show(results)
-    print(f"load {load['ms']['median']:.1f} ms, {load['resident_mb']:.1f} MB resident")
+    print(
+        f"load {load['ms']['median']:.1f} ms, tiktoken {load['tiktoken_ms']['median']:.0f} ms, "
+        f"{load['resident_mb']:.1f} MB resident"
+    )
     for name, seconds in curves.items():
         print(f"a megabyte of one {name}: {seconds[-1] * 1e3:.1f} ms, {seconds[-1] / seconds[0]:.0f} times 16 KiB's")
     if options.plot:
@@ -223,6 +234,7 @@ def main() -> None:
     keys = ("encode_vs_tiktoken", "encode_vs_tokenizers", "decode_vs_tiktoken")
     headline = {key: min(result[key]["median"] for result in results.values()) for key in keys}
     headline |= {"load_ms": load["ms"]["median"], "load_mb": load["resident_mb"]}
+    headline |= {"load_vs_tiktoken": load["vs_tiktoken"]["median"]}
     headline |= {"two_threads": min(result["two_threads"]["median"] for result in results.values())}
     headline |= {"megabyte_worst_s": max(seconds[-1] for seconds in curves.values())}
     finish(options, before, headline, {"texts": results, "load": load, "runs": {"bytes": RUN_BYTES, "seconds": curves}})

@@ -37,10 +37,11 @@ bool LinearBpe::add_merges() {
         TokenId left = shorter_[id];
         for (; left != kNoToken; left = shorter_[left]) {
             if (left > id) continue;
-            const TokenId right = vocabulary_.find(bytes.substr(vocabulary_.bytes(left).size()), Vocabulary::kPadding);
+            const std::size_t border = vocabulary_.bytes(left).size();
+            const TokenId right = vocabulary_.find(bytes.substr(border), Vocabulary::kPadding);
             if (right > id || !merges_.stays_apart(left, right)) continue;
             merges_.add(id, {left, right});
-            borders_.add(vocabulary_.bytes(left), vocabulary_.bytes(right));
+            borders_.add(bytes.substr(0, border), bytes.substr(border));
             break;
         }
         if (left == kNoToken) return false;
