@@ -1,9 +1,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
+#include "qwenvl/bicubic.hpp"
 #include "qwenvl/bindings.hpp"
 #include "qwenvl/pixel_values.hpp"
 
@@ -75,11 +77,31 @@ py::array_t<float> make_pixel_values(const py::array& array, std::pair<py::ssize
     return values;
 }
 
+// The taps of every output pixel as arrays, padded with zeros to the widest: for whoever resamples elsewhere.
+py::tuple bicubic_axis(py::ssize_t input, py::ssize_t output) {
+    if (input < 1 || output < 1) {
+        throw py::value_error("cannot resample " + std::to_string(input) + " to " + std::to_string(output) +
+                              " pixels; both must be 1 or more");
+    }
+    const BicubicAxis axis(static_cast<std::size_t>(input), static_cast<std::size_t>(output));
+    const auto widest = static_cast<py::ssize_t>(axis.widest());
+    py::array_t<std::int32_t> first(output), count(output), weights({output, widest});
+    std::fill_n(weights.mutable_data(), weights.size(), 0);
+    for (py::ssize_t i = 0; i < output; ++i) {
+        const Taps taps = axis[static_cast<std::size_t>(i)];
+        first.mutable_data()[i] = static_cast<std::int32_t>(taps.first);
+        count.mutable_data()[i] = static_cast<std::int32_t>(taps.count);
+        std::copy_n(taps.weights, taps.count, weights.mutable_data() + i * widest);
+    }
+    return py::make_tuple(first, count, weights);
+}
+
 }  // namespace
 
 void bind_image(py::module_& module) {
     module.def("pixel_values", &make_pixel_values, py::arg("pixels").noconvert(), py::arg("size"), py::arg("mean"),
                py::arg("std"), py::arg("layout"));
+    module.def("bicubic_axis", &bicubic_axis, py::arg("input"), py::arg("output"));
 }
 
 }  // namespace qwenvl

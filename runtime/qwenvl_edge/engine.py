@@ -18,7 +18,7 @@ from qwenvl_edge.decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import create_family
 from qwenvl_edge.features import FeatureCache
-from qwenvl_edge.image import ChannelOrder
+from qwenvl_edge.image import ChannelOrder, Picture
 from qwenvl_edge.pictures import PictureLoader
 from qwenvl_edge.reply import Reply
 from qwenvl_edge.request import Request, RequestBuilder
@@ -84,9 +84,13 @@ class QwenVLEngine:
             manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens
         )
         self._tokenizer = self._open_tokenizer()
-        loader = PictureLoader(channel_order)
+        self._pictures = PictureLoader(channel_order, opened.load_frame)
         self._requests = RequestBuilder(
-            self._family, self._tokenizer, loader.load, defaults=manifest.generation, max_context=self.max_context
+            self._family,
+            self._tokenizer,
+            self._pictures.load,
+            defaults=manifest.generation,
+            max_context=self.max_context,
         )
         stop = self._family.stop_sequences(manifest.generation.chat_format, self._tokenizer.encode)
         self._decoder = SequenceDecoder(
@@ -104,6 +108,14 @@ class QwenVLEngine:
     def describe(self) -> str:
         """What runs the bundle and where, and why nothing faster does."""
         return self._selection.describe()
+
+    def load_picture(self, source: Any, *, channel_order: ChannelOrder | None = None, name: str = "picture") -> Picture:
+        """Load a picture as the engine's calls do: a frame in the memory of the GPU that runs the engine stays there.
+
+        Its pixels are copied, on the GPU, so the caller may use its buffer again. channel_order: None takes the
+        engine's. Arguments and errors are those of image.load_picture.
+        """
+        return self._pictures.load_anew(source, name, channel_order)
 
     @property
     def can_chat(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from qwenvl_edge.backends.base import Backend, Features
-from qwenvl_edge.image import Picture, Preprocessing, pixel_values
+from qwenvl_edge.image import Picture, Preprocessing
 
 KEPT = 16
 """Pictures whose features are kept for follow-up questions."""
@@ -31,8 +31,7 @@ class FeatureCache:
         missing = picture.digest not in self._kept
         if missing:
             # One at a time: a picture is work enough for every core, and what a cancellation waits for stays small.
-            pixels = pixel_values(picture, self._preprocessing)
-            self._kept[picture.digest] = self._backend.keep_images(pixels[None])[0]
+            self._kept[picture.digest] = self._backend.keep_picture(picture, self._preprocessing)
         self._kept.move_to_end(picture.digest)
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Protocol
 
 from qwenvl_edge.errors import FrameError
 from qwenvl_edge.image import ChannelOrder, Picture, array_to_rgb, freeze
@@ -30,17 +27,30 @@ class Frame:
         return (time.monotonic() - self.captured) * 1e3
 
 
+class Loader(Protocol):
+    """What makes a picture of a frame, as image.load_picture does; `QwenVLEngine.load_picture` is one."""
+
+    def __call__(self, source: Any, *, channel_order: ChannelOrder, name: str) -> Picture:
+        """The picture, which no longer needs the frame's memory. Raises ImageError."""
+
+
 class FrameSource:
     """A slot of depth one between a camera, which puts frames at its own pace, and whoever takes the newest.
 
     The camera is never kept waiting, and an answer is never about a frame that a newer one has replaced. May be used
     from several threads. dropped: frames that nobody took, because a newer one came or because they were stale.
+
+    Args:
+        channel_order: that of the frames, "rgb" or "bgr".
+        load: what copies a frame; `engine.load_picture` leaves those in the GPU's memory there, None copies every frame
+            to the host.
     """
 
-    def __init__(self, *, channel_order: ChannelOrder = "rgb") -> None:
+    def __init__(self, *, channel_order: ChannelOrder = "rgb", load: Loader | None = None) -> None:
         self._channel_order = channel_order
+        self._load = load or _load_array
         self._changed = threading.Condition()
-        self._slot: tuple[npt.NDArray[np.uint8], float, int, Any] | None = None
+        self._slot: tuple[Picture, float, int, Any] | None = None
         self._closed = False
         self._count = 0
         self.dropped = 0
@@ -67,12 +77,12 @@ class FrameSource:
         captured = now if captured is None else captured
         if captured > now:
             raise FrameError(f"the frame was captured {captured - now:,.3f} s from now; give time.monotonic().")
-        rgb = array_to_rgb(pixels, self._channel_order, f"frame {self._count}")
+        picture = self._load(pixels, channel_order=self._channel_order, name=f"frame {self._count}")
         with self._changed:
             if self._closed:
                 raise FrameError("the frame source is closed; make a new one.")
             self.dropped += self._slot is not None
-            self._slot = rgb, captured, self._count, header
+            self._slot = picture, captured, self._count, header
             self._count += 1
             self._changed.notify()
 
@@ -91,7 +101,7 @@ class FrameSource:
             if self._slot is None:
                 reason = "the frame source is closed" if self._closed else f"no frame came within {timeout_s:g} s"
                 raise FrameError(f"{reason}; look after the camera.")
-            pixels, captured, number, header = self._slot
+            picture, captured, number, header = self._slot
             self._slot = None
             age_ms = (time.monotonic() - captured) * 1e3
             if max_age_ms is not None and age_ms > max_age_ms:
@@ -100,10 +110,14 @@ class FrameSource:
                     f"frame {number} is {age_ms:,.0f} ms old, older than the limit of {max_age_ms:g} ms; "
                     "take the next one, or look after the camera."
                 )
-        return Frame(freeze(pixels, f"frame {number}"), captured, number, header)
+        return Frame(picture, captured, number, header)
 
     def close(self) -> None:
         """End the source: a frame in the slot may still be taken, then `take` raises FrameError."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+def _load_array(source: Any, *, channel_order: ChannelOrder, name: str) -> Picture:
+    return freeze(array_to_rgb(source, channel_order, name), name)

@@ -52,6 +52,13 @@ class Picture:
         """Return a copy as an RGB Pillow image."""
         return Image.fromarray(self.pixels)
 
+    def same_pixels(self, other: Picture) -> bool:
+        """Whether both hold the same pixels in the same kind of memory; pictures of two kinds are not compared."""
+        if type(other) is not type(self) or self.size != other.size:
+            return False
+        middle = len(self.pixels) // 2  # one row tells most pictures apart
+        return np.array_equal(self.pixels[middle], other.pixels[middle]) and np.array_equal(self.pixels, other.pixels)
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -75,8 +82,7 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
     Raises:
         ImageError: the source is missing, unreadable, truncated, empty, larger than MAX_PIXELS, or of another type.
     """
-    if channel_order not in ("rgb", "bgr"):
-        raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
+    check_channel_order(channel_order)
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
@@ -124,7 +130,20 @@ def freeze(pixels: npt.NDArray[np.uint8], name: str) -> Picture:
     return Picture(pixels, name)
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def check_channel_order(channel_order: str) -> None:
+    """Check the name of a channel order. Raises ImageError."""
+    if channel_order not in ("rgb", "bgr"):
+        raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
+
+
+def check_channels(shape: tuple[int, ...], name: str) -> None:
+    """Check the shape of an array that is to be a picture. Raises ImageError."""
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name} is an array of shape {list(shape)}; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].")
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Check a picture's size in pixels. Raises ImageError where it is empty or has more than MAX_PIXELS."""
     if width < 1 or height < 1:
         raise ImageError(f"{name} is empty ({width}x{height} pixels); give one with content.")
     if width * height > MAX_PIXELS:
@@ -139,21 +158,17 @@ def is_array(source: Any) -> bool:
 
 def array_to_rgb(array: Any, channel_order: ChannelOrder, name: str) -> npt.NDArray[np.uint8]:
     """Return a copy of what is_array as RGB [H, W, 3]; raises ImageError as load_picture does."""
-    if channel_order not in ("rgb", "bgr"):
-        raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
+    check_channel_order(channel_order)
     if not is_array(array):
         raise ImageError(f"{name} is a {type(array).__name__}; give a uint8 array, such as numpy.asarray(it).")
     if not isinstance(array, np.ndarray):
         from qwenvl_edge.backends.cuda_frames import frame_array
 
         array = frame_array(array, name)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(
-            f"{name} is an array of shape {list(array.shape)}; give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]."
-        )
+    check_channels(array.shape, name)
     if array.dtype != np.uint8:
         raise ImageError(f"{name} is an array of dtype {array.dtype}; scale it to 0..255 and give uint8.")
-    _check_size(array.shape[1], array.shape[0], name)
+    check_size(array.shape[1], array.shape[0], name)
     if array.ndim == 2:
         array = array[:, :, None]
     if array.shape[2] == 1:
@@ -195,7 +210,7 @@ def _open(file: Any, name: str) -> Image.Image:
 
 
 def _pil_to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
-    _check_size(image.width, image.height, name)
+    check_size(image.width, image.height, name)
     try:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         # One copy; through Pillow's array interface it would be two.

@@ -2,6 +2,8 @@
 
 machine.py        the GPU: memory, streams whose work waits until somebody synchronises, captured graphs
 cuda_runtime.py   cuda.bindings.runtime
+nvrtc.py          cuda.bindings.nvrtc: kernels become a library for the CPU (simt.hpp of the plugin's tests)
+cuda_driver.py    cuda.bindings.driver: runs such a library on the machine's memory, with a guard behind each allocation
 tensorrt_api.py   tensorrt; an engine runs its ONNX graph with ONNX Runtime on the bound addresses
 plans.py          plans for it, from a bundle
 

@@ -53,6 +53,7 @@ def make_module(machine: Machine) -> ModuleType:
         setattr(module, constant.__name__, constant)
     module.cudaHostAllocMapped = 2
     module.cudaStreamNonBlocking = 1
+    module.cudaEventDisableTiming = 2
     api = Runtime(machine)
     for name in dir(api):
         if name.startswith("cuda"):
@@ -147,6 +148,7 @@ class Runtime:
     def cudaMemcpy2D(self, dst, dpitch, src, spitch, width, height, kind):
         source = self._machine.view(Range(src, (height - 1) * spitch + width))
         target = self._machine.host_bytes(dst, (height - 1) * dpitch + width)
+        self._machine.downloads.append(Range(src, (height - 1) * spitch + width))
         _rows(target, dpitch, width, height)[:] = _rows(source, spitch, width, height)
         return (_OK,)
 
@@ -156,7 +158,22 @@ class Runtime:
             return cudaError_t.cudaErrorInvalidValue, None
         pinned = self._machine.is_pinned(place)
         kind = cudaMemoryType.cudaMemoryTypeHost if pinned else cudaMemoryType.cudaMemoryTypeDevice
-        return _OK, SimpleNamespace(type=kind, hostPointer=ptr if pinned else None)
+        return _OK, SimpleNamespace(type=kind, device=0, devicePointer=ptr, hostPointer=ptr if pinned else None)
+
+    def cudaEventCreateWithFlags(self, flags):
+        return _OK, []
+
+    def cudaEventRecord(self, event, stream):
+        event[:] = self._machine.mark(int(stream))
+        return (_OK,)
+
+    def cudaStreamWaitEvent(self, stream, event, flags):
+        self._machine.wait_for(int(stream), event)
+        return (_OK,)
+
+    def cudaEventDestroy(self, event):
+        event.clear()  # not what waits for it
+        return (_OK,)
 
     def cudaMemsetAsync(self, devPtr, value, count, stream):
         place = Range(devPtr, count)
@@ -220,6 +237,8 @@ class Runtime:
             return (_OK,)
         if to_host and not machine.is_pinned(target):
             return (cudaError_t.cudaErrorInvalidValue,)
+        if to_host:
+            machine.downloads.append(source)
         machine.put(int(stream), Operation("a copy", [source], [target], run))
         return (_OK,)
 

@@ -64,17 +64,25 @@ class Launched:
 
     operation: Operation
     sums: list[int]
+    after: list[Launched]
 
 
 @dataclass(eq=False)
 class Stream:
+    """waits: what other streams have to do before what is put on this one from now on."""
+
     pending: list[Launched] = field(default_factory=list)
+    waits: list[Launched] = field(default_factory=list)
     captured: list[Operation] | None = None
     broken: bool = False
 
 
 class Machine:
-    """A GPU with `total_bytes` of memory. counts: allocations, synchronizations, launches, enqueues, copies."""
+    """A GPU with `total_bytes` of memory.
+
+    counts: allocations, synchronizations, launches, enqueues, copies. downloads: what was copied to the host.
+    architectures: what NVRTC compiles for, None where it is not installed. descending: the order of kernels' threads.
+    """
 
     def __init__(self, *, name="Stand-in", capability=(8, 7), integrated=False, total_bytes=1 << 32, driver=12060):
         self.name = name
@@ -86,6 +94,9 @@ class Machine:
         self.streams: dict[int, Stream] = {LEGACY_STREAM: Stream()}
         self.blocks: list[Block] = []
         self.capturable = True
+        self.downloads: list[Range] = []
+        self.architectures: list[int] | None = [75, 80, 86, 87, 89, 90]
+        self.descending = False
         self._next = _FIRST_ADDRESS
         self._handles = 1
 
@@ -170,15 +181,37 @@ class Machine:
         self.counts["synchronizations"] += 1
         stream = self.streams[handle]
         while stream.pending:
-            launched = stream.pending[0]
-            operation = launched.operation
-            if launched.sums != self._sums(operation):
-                raise UndefinedBehaviorError(f"pinned memory changed before {operation.name} had read it")
-            operation.run()
-            del stream.pending[0]
-            for later in stream.pending:  # what the GPU itself writes into pinned memory, later work may read
-                if any(self._overlap(a, b) for a in operation.writes for b in later.operation.reads):
-                    later.sums = self._sums(later.operation)
+            self._run_next(stream)
+        stream.waits.clear()
+
+    def mark(self, handle: int) -> list[Launched]:
+        """What a stream has to do now."""
+        return list(self.streams[handle].pending)
+
+    def wait_for(self, handle: int, marked: list[Launched]) -> None:
+        """Let what a stream gets from now on come after what was marked."""
+        self.streams[handle].waits += marked
+
+    def block_range(self, address: int) -> Range:
+        """From an address to the end of its allocation: what a kernel that gets the address may touch."""
+        block = self._block(Range(address, 1))
+        if block is None:
+            raise UndefinedBehaviorError(f"a kernel gets {address:#x}, which is not inside an allocation")
+        return Range(address, block.end - address)
+
+    def _run_next(self, stream: Stream) -> None:
+        launched = stream.pending[0]
+        for other in self.streams.values():
+            while any(earlier in launched.after for earlier in other.pending):
+                self._run_next(other)
+        operation = launched.operation
+        if launched.sums != self._sums(operation):
+            raise UndefinedBehaviorError(f"pinned memory changed before {operation.name} had read it")
+        operation.run()
+        del stream.pending[0]
+        for later in stream.pending:  # what the GPU itself writes into pinned memory, later work may read
+            if any(self._overlap(a, b) for a in operation.writes for b in later.operation.reads):
+                later.sums = self._sums(later.operation)
 
     def host_bytes(self, address: int, nbytes: int) -> np.ndarray:
         """Memory of the host at any address, pinned or not."""
@@ -194,7 +227,7 @@ class Machine:
         for other in self.streams.values():
             if other is stream:
                 continue
-            for launched in other.pending:
+            for launched in (each for each in other.pending if each not in stream.waits):
                 if touched & {self._block(place) for place in launched.operation.reads + launched.operation.writes}:
                     raise UndefinedBehaviorError(
                         f"{operation.name} and {launched.operation.name} use one memory on two streams"
@@ -203,7 +236,7 @@ class Machine:
         for place in operation.writes:
             if self.is_pinned(place) and not any(self._block(place) is self._block(read) for read in operation.reads):
                 self.view(place)[:] = _GARBAGE  # what the host reads before it waits
-        stream.pending.append(Launched(operation, sums))
+        stream.pending.append(Launched(operation, sums, list(stream.waits)))
 
     @staticmethod
     def _overlap(a: Range, b: Range) -> bool:

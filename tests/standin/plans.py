@@ -26,7 +26,7 @@ from qwenvl_edge.backends.plans import (
 )
 from qwenvl_edge.bundle import Bundle, FileInfo, sha256
 from qwenvl_edge_export.tensorrt.profiles import decoder_profiles
-from standin import cuda_runtime, tensorrt_api
+from standin import cuda_driver, cuda_runtime, nvrtc, tensorrt_api
 from standin.machine import Machine
 
 VERSION = "10.3.0.30"
@@ -97,9 +97,11 @@ def edit_engine(bundle: Bundle, name: str, **changes) -> None:
 
 
 def install(monkeypatch, machine: Machine, *, version: str = VERSION) -> ModuleType:
-    """Let `import tensorrt` and `from cuda.bindings import runtime` find the stand-in; return the former."""
+    """Let `import tensorrt` and `from cuda.bindings import ...` find the stand-in; return the former."""
     packages = [ModuleType("cuda"), ModuleType("cuda.bindings"), cuda_runtime.make_module(machine)]
-    packages[0].bindings, packages[1].runtime = packages[1:]
+    packages += [nvrtc.make_module(machine), cuda_driver.make_module(machine)]
+    packages[0].bindings = packages[1]
+    packages[1].runtime, packages[1].nvrtc, packages[1].driver = packages[2:]
     tensorrt = tensorrt_api.make_module(machine, version=version)
     for module in (*packages, tensorrt):
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -7,8 +7,12 @@ from qwenvl_edge.image import load_picture
 from qwenvl_edge.pictures import PictureLoader
 
 
+def no_frames(source, channel_order, name):
+    """What a backend on the CPU loads."""
+
+
 def test_pixels_that_come_again_are_the_picture_that_came_before():
-    loader = PictureLoader("rgb")
+    loader = PictureLoader("rgb", no_frames)
     frame = np.random.default_rng(3).integers(0, 256, (9, 7, 3), np.uint8)
     first = loader.load(frame, "picture 1")
     assert loader.load(frame.copy(), "picture 2") is first
@@ -22,7 +26,7 @@ def test_pixels_that_come_again_are_the_picture_that_came_before():
 
 
 def test_pictures_are_not_kept_for_comparing():
-    loader = PictureLoader("bgr")
+    loader = PictureLoader("bgr", no_frames)
     frame = np.zeros((9, 7, 3), np.uint8)
     reference = weakref.ref(loader.load(frame, "picture"))
     assert reference() is None

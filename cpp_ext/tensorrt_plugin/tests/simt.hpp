@@ -62,6 +62,16 @@ void check_aligned(const void* pointer, std::size_t alignment, const char* what)
 
 inline void __syncthreads() { qwenvl::simt::block_barrier(); }
 inline void __syncwarp() { qwenvl::simt::exchange(nullptr, 0); }
+template <typename T>
+T __shfl_xor_sync(unsigned, T x, int mask) {
+    return qwenvl::simt::from_lane<T>(qwenvl::simt::exchange(&x, sizeof x), qwenvl::simt::lane() ^ mask);
+}
+template <typename T>
+T atomicAdd(T* place, T x) {
+    const T before = *place;
+    *place += x;
+    return before;
+}
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __fmul_rn(float x, float y) { return x * y; }
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from qwenvl_edge.bundle import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
+from qwenvl_edge.image import ChannelOrder, Picture, Preprocessing, pixel_values
 from qwenvl_edge.kv_cache import KVCache, cache_bytes
 
 FloatArray = npt.NDArray[np.float32]
@@ -56,6 +57,10 @@ class Backend(ABC):
     description: str = "a backend of the caller's"
     limits: Limits = Limits()
 
+    def describe(self) -> str:
+        """The description, and what of it has changed since."""
+        return self.description
+
     @abstractmethod
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """Preprocessed pictures [N, 3, S, S] float32 -> image features [N, Q, H] float32.
@@ -71,6 +76,25 @@ class Backend(ABC):
             BackendError: as encode_images.
         """
         return list(self.encode_images(pixel_values).copy())  # does not depend on a buffer of the backend
+
+    def keep_picture(self, picture: Picture, preprocessing: Preprocessing) -> Features:
+        """As keep_images, of one picture, resized and normalised where this backend does that: here on the CPU.
+
+        Raises:
+            BackendError: as encode_images.
+        """
+        return self.keep_images(pixel_values(picture, preprocessing)[None])[0]
+
+    def load_frame(self, source: Any, channel_order: ChannelOrder, name: str) -> Picture | None:
+        """A picture in memory of this backend's, for a source whose pixels lie there; None: load it as any other.
+
+        source, channel_order and name are those of image.load_picture. Unlike the rest it may be called by any thread
+        at any time.
+
+        Raises:
+            ImageError: as image.load_picture.
+        """
+        return None
 
     @abstractmethod
     def new_cache(self, batch: int, capacity: int) -> KVCache:

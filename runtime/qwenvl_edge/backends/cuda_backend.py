@@ -1,4 +1,5 @@
-"""What the backends on a GPU have in common: one stream, caches in the GPU's memory, and what is checked when."""
+"""What the backends on a GPU have in common: one stream, caches and pictures in the GPU's memory, and what is checked
+when."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qwenvl_edge.backends.base import (
+    Features,
     FloatArray,
     Placed,
     check_cache_size,
@@ -20,6 +22,10 @@ from qwenvl_edge.backends.base import (
 from qwenvl_edge.backends.checked import CheckedBackend
 from qwenvl_edge.backends.cuda_cache import CacheMemory
 from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Staging, Stream
+from qwenvl_edge.backends.cuda_frame_kernels import FrameKernels
+from qwenvl_edge.backends.cuda_pictures import DevicePicture, FrameLoader
+from qwenvl_edge.backends.cuda_pixel_values import PixelValues
+from qwenvl_edge.image import ChannelOrder, Picture, Preprocessing
 from qwenvl_edge.kv_cache import KVCache
 
 
@@ -55,6 +61,15 @@ class CudaBackend(CheckedBackend):
     def __init__(self, cuda: Cuda):
         self.cuda = cuda
         self.stream = Stream(cuda)
+        self._frame_kernels = FrameKernels(cuda)
+        self._frames = FrameLoader(cuda, self._frame_kernels)
+        self._pixel_values = PixelValues(cuda, self._frame_kernels, self.stream)
+
+    def describe(self) -> str:
+        """See Backend.describe; says so where frames of the GPU cannot stay there."""
+        problem = self._frame_kernels.problem()
+        note = f"; frames in the GPU's memory are copied to the host, because {problem}" if problem else ""
+        return self.description + note
 
     @property
     @abstractmethod
@@ -64,6 +79,10 @@ class CudaBackend(CheckedBackend):
     @abstractmethod
     def _encode(self, pixel_values: FloatArray) -> Staging:
         """Checked pictures -> features [N, Q, H] at the beginning of a buffer, unchecked, waited for."""
+
+    @abstractmethod
+    def _encode_at(self, address: int) -> Staging:
+        """As _encode, of one picture whose pixel_values the stream's work so far writes to an address of the GPU."""
 
     @abstractmethod
     def _memory(self, batch: int, capacity: int) -> CacheMemory:
@@ -78,27 +97,38 @@ class CudaBackend(CheckedBackend):
         check_pixels(self.model, pixel_values)
         most = self._most_images or len(pixel_values)
         starts = range(0, len(pixel_values), most)
-        features = [self._features(pixel_values[start : start + most])[0].copy() for start in starts]
-        return np.concatenate(features)
+        batches = [np.ascontiguousarray(pixel_values[start : start + most]) for start in starts]
+        return np.concatenate([self._features(self._encode(batch), len(batch)).copy() for batch in batches])
 
     def keep_images(self, pixel_values: FloatArray) -> list[DeviceFeatures]:
         """See Backend.keep_images."""
         check_pixels(self.model, pixel_values)
-        kept = []
-        for pixels in pixel_values:
-            _, source = self._features(pixels[None])
-            features = DeviceFeatures(self.cuda, self.model.image_tokens, self.model.hidden_size)
-            self.stream.copy(features.memory.address, source, features.memory.nbytes)
-            self.stream.synchronize()
-            kept.append(features)
-        return kept
+        return [self._keep(self._encode(np.ascontiguousarray(pixels[None]))) for pixels in pixel_values]
 
-    def _features(self, pixel_values: FloatArray) -> tuple[FloatArray, int]:
-        """Checked features, where the host and where the GPU sees them until the next call."""
-        output = self._encode(np.ascontiguousarray(pixel_values))
-        features = output.view((len(pixel_values), self.model.image_tokens, self.model.hidden_size))
+    def keep_picture(self, picture: Picture, preprocessing: Preprocessing) -> Features:
+        """See Backend.keep_picture; a picture in the GPU's memory is resized and normalised there."""
+        if not isinstance(picture, DevicePicture):
+            return super().keep_picture(picture, preprocessing)
+        with self.stream.waited_for():
+            return self._keep(self._encode_at(self._pixel_values.compute(picture, preprocessing)))
+
+    def load_frame(self, source: Any, channel_order: ChannelOrder, name: str) -> Picture | None:
+        """See Backend.load_frame; takes what is in CUDA's memory and visible to this GPU."""
+        return self._frames.load(source, channel_order, name)
+
+    def _features(self, output: Staging, count: int) -> FloatArray:
+        """The features [N, Q, H] of so many pictures, checked, which the next call overwrites."""
+        features = output.view((count, self.model.image_tokens, self.model.hidden_size))
         check_finite(features, "image features")
-        return features, output.address
+        return features
+
+    def _keep(self, output: Staging) -> DeviceFeatures:
+        """One picture's features, checked and copied."""
+        self._features(output, 1)
+        features = DeviceFeatures(self.cuda, self.model.image_tokens, self.model.hidden_size)
+        self.stream.copy(features.memory.address, output.address, features.memory.nbytes)
+        self.stream.synchronize()
+        return features
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """See Backend.new_cache."""

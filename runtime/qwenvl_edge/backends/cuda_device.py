@@ -157,6 +157,16 @@ class Stream:
         """Wait until everything on the stream is done. Raises BackendError where something of it failed."""
         self._cuda.call("finish the work on the GPU", self._api.cudaStreamSynchronize, self._stream)
 
+    def wait_for(self, other: int) -> None:
+        """Let what is put on this stream from now on wait for what another one, given by its handle, has to do now."""
+        api, call = self._api, self._cuda.call
+        event = call("make an event", api.cudaEventCreateWithFlags, api.cudaEventDisableTiming)
+        try:
+            call("mark another stream", api.cudaEventRecord, event, other)
+            call("wait for another stream", api.cudaStreamWaitEvent, self._stream, event, 0)
+        finally:
+            api.cudaEventDestroy(event)  # lives on until it is no longer waited for
+
     @contextlib.contextmanager
     def waited_for(self) -> Iterator[None]:
         """Wait behind the block, also where it fails half-way: what is under way still uses the memory of the call."""

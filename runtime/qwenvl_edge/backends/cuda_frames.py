@@ -1,7 +1,8 @@
-"""Frames of other libraries as arrays: through the CUDA Array Interface, version 3, or DLPack.
+"""Frames of other libraries: found through the CUDA Array Interface, version 3, or DLPack, and read by the CPU.
 
 A frame that the CPU can read (managed or mapped memory, as camera libraries of boards with unified memory use) is seen
-where it lies; one in the GPU's own memory is copied once, without PyTorch or CuPy.
+where it lies; one in the GPU's own memory is copied once, without PyTorch or CuPy. Backends on a GPU take frames
+without that copy: cuda_pictures.py.
 https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
 https://dmlc.github.io/dlpack/latest/python_spec.html
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from qwenvl_edge.errors import BackendError, ImageError
 
 _CUDA, _MANAGED = 2, 13  # DLDeviceType
 _LEGACY_STREAM = 1  # a producer makes its frame ready on this one, CUDA's default stream, where it is asked to
+_DLPACK_ERRORS = (BackendError, BufferError, RuntimeError, TypeError, ValueError)
 _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # DLDataTypeCode, as the letters of type strings
 
 
@@ -41,6 +44,49 @@ class _DLTensor(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True)
+class DeviceFrame:
+    """Pixels that CUDA has: uint8 `shape` [H, W] or [H, W, channels] at `address`, rows `pitch` bytes apart.
+
+    stream: whose work they wait for (None: they are ready). owner: keeps the memory alive.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    pitch: int
+    stream: int | None
+    owner: Any
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        height, width, *channels = self.shape
+        return height, width, channels[0] if channels else 1
+
+
+def is_cuda_frame(frame: Any) -> bool:
+    """Whether device_frame can be asked about `frame`: it says that CUDA has its pixels."""
+    if isinstance(frame, np.ndarray):
+        return False
+    return hasattr(frame, "__cuda_array_interface__") or _dlpack_device(frame) == _CUDA
+
+
+def device_frame(frame: Any, name: str, *, reader: int = _LEGACY_STREAM) -> DeviceFrame:
+    """A frame that is_cuda_frame. reader: the stream that DLPack's producer is asked to make it ready for.
+
+    Raises:
+        ImageError: it is not uint8 [H, W] or [H, W, channels] with contiguous rows, or DLPack fails.
+    """
+    if hasattr(frame, "__cuda_array_interface__"):
+        return _checked(frame.__cuda_array_interface__, name, frame)
+    try:
+        capsule = frame.__dlpack__(stream=reader)  # alive as long as its pixels are wanted
+        interface = _interface(capsule, reader)
+    except _DLPACK_ERRORS as error:
+        raise _unreadable(name, _CUDA, error) from None
+    return _checked(interface, name, capsule)
+
+
 def frame_array(frame: Any, name: str) -> npt.NDArray[Any]:
     """The pixels of an object that has `__cuda_array_interface__` or `__dlpack__`.
 
@@ -50,24 +96,40 @@ def frame_array(frame: Any, name: str) -> npt.NDArray[Any]:
         ImageError: in CUDA's memory, it is not uint8 [H, W] or [H, W, channels] with contiguous rows, or it cannot be
             reached; or it lies on another kind of device. `name` is the picture's.
     """
-    if hasattr(frame, "__cuda_array_interface__"):
-        return _device_array(frame.__cuda_array_interface__, name)
-    device = int(frame.__dlpack_device__()[0])
+    if is_cuda_frame(frame):
+        found = device_frame(frame, name)
+        try:
+            return _view(Cuda.open(), found)
+        except BackendError as error:
+            raise ImageError(f"{name} lies in a GPU's memory and cannot be read: {error}") from None
+    device = _dlpack_device(frame)
     try:
-        if device == _CUDA:
-            capsule = frame.__dlpack__(stream=_LEGACY_STREAM)  # alive until its pixels are copied
-            return _device_array(_interface(capsule), name)
         if device == _MANAGED:
             cuda = Cuda.open()
             array = np.from_dlpack(frame)
             cuda.call("wait for the frame", cuda.api.cudaStreamSynchronize, _LEGACY_STREAM)
             return array
         return np.from_dlpack(frame)
-    except (BackendError, BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise ImageError(f"{name} cannot be read through DLPack (device type {device}): {error}") from None
+    except _DLPACK_ERRORS as error:
+        raise _unreadable(name, device, error) from None
 
 
-def _interface(capsule: Any) -> dict[str, Any]:
+def copy_to_host(cuda: Cuda, address: int, pitch: int, rows: npt.NDArray[np.uint8]) -> None:
+    """Fill `rows` [height, bytes of a row] from rows in the GPU's memory that are `pitch` bytes apart and ready."""
+    height, row_bytes = rows.shape
+    kind, target = cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost, rows.ctypes.data
+    cuda.call("copy the frame", cuda.api.cudaMemcpy2D, target, row_bytes, address, pitch, row_bytes, height, kind)
+
+
+def _dlpack_device(frame: Any) -> int | None:
+    return int(frame.__dlpack_device__()[0]) if hasattr(frame, "__dlpack_device__") else None
+
+
+def _unreadable(name: str, device: int | None, error: Exception) -> ImageError:
+    return ImageError(f"{name} cannot be read through DLPack (device type {device}): {error}")
+
+
+def _interface(capsule: Any, stream: int) -> dict[str, Any]:
     """A capsule's tensor as the CUDA Array Interface has it. The capsule is not consumed, and frees what it holds."""
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.argtypes, get_pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
@@ -77,42 +139,35 @@ def _interface(capsule: Any) -> dict[str, Any]:
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(item * tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
     pointer = (tensor.data or 0) + tensor.byte_offset
-    return {"shape": shape, "typestr": typestr, "strides": strides, "data": (pointer, False), "stream": _LEGACY_STREAM}
+    return {"shape": shape, "typestr": typestr, "strides": strides, "data": (pointer, False), "stream": stream}
 
 
-def _device_array(interface: Mapping[str, Any], name: str) -> npt.NDArray[np.uint8]:
+def _checked(interface: Mapping[str, Any], name: str, owner: Any) -> DeviceFrame:
     """The pixels behind a CUDA Array Interface."""
     shape, (pointer, _) = tuple(interface["shape"]), interface["data"]
     if interface["typestr"] != "|u1" or len(shape) not in (2, 3) or not math.prod(shape):
         raise ImageError(f"{name} is a GPU frame of {interface['typestr']} {list(shape)}; give uint8 [H, W, channels].")
-    height, row_bytes = shape[0], math.prod(shape[1:])
     dense = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     pitch, *inner = interface.get("strides") or dense
-    if tuple(inner) != dense[1:] or pitch < row_bytes:
+    if tuple(inner) != dense[1:] or pitch < math.prod(shape[1:]):
         raise ImageError(f"{name} is a GPU frame with strides {interface['strides']}; give one with contiguous rows.")
-    try:
-        rows = _rows(Cuda.open(), pointer, height, row_bytes, pitch, interface.get("stream"))
-    except BackendError as error:
-        raise ImageError(f"{name} lies in a GPU's memory and cannot be read: {error}") from None
-    return np.lib.stride_tricks.as_strided(rows, shape, (rows.strides[0], *inner))
+    return DeviceFrame(pointer, shape, pitch, interface.get("stream"), owner)
 
 
-def _rows(
-    cuda: Cuda, pointer: int, height: int, row_bytes: int, pitch: int, stream: int | None
-) -> npt.NDArray[np.uint8]:
-    """[height, row_bytes] at `pointer`, where it lies if the CPU can read it."""
+def _view(cuda: Cuda, frame: DeviceFrame) -> npt.NDArray[np.uint8]:
+    """The pixels as an array, where they lie if the CPU can read them there."""
     api = cuda.api
-    if stream is not None:
-        cuda.call("wait for the frame", api.cudaStreamSynchronize, stream)
-    where = cuda.call("find the frame", api.cudaPointerGetAttributes, pointer)
+    if frame.stream is not None:
+        cuda.call("wait for the frame", api.cudaStreamSynchronize, frame.stream)
+    where = cuda.call("find the frame", api.cudaPointerGetAttributes, frame.address)
     kinds = api.cudaMemoryType
+    height, row_bytes = frame.shape[0], math.prod(frame.shape[1:])
     if where.type == kinds.cudaMemoryTypeDevice:
         rows = np.empty((height, row_bytes), np.uint8)
-        kind = api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        target = rows.ctypes.data
-        cuda.call("copy the frame", api.cudaMemcpy2D, target, row_bytes, pointer, pitch, row_bytes, height, kind)
-        return rows
-    address = int(where.hostPointer) if where.type == kinds.cudaMemoryTypeHost else pointer
-    size = (height - 1) * pitch + row_bytes
+        copy_to_host(cuda, frame.address, frame.pitch, rows)
+        return rows.reshape(frame.shape)
+    address = int(where.hostPointer) if where.type == kinds.cudaMemoryTypeHost else frame.address
+    size = (height - 1) * frame.pitch + row_bytes
     data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-    return np.lib.stride_tricks.as_strided(data, (height, row_bytes), (pitch, 1))
+    inner = (frame.shape[2], 1) if len(frame.shape) == 3 else (1,)
+    return np.lib.stride_tricks.as_strided(data, frame.shape, (frame.pitch, *inner))

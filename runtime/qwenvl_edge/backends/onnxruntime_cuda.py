@@ -90,6 +90,12 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         binding = self._vision.io_binding()
         return self._large.run(self._vision, binding, {"pixel_values": pixel_values}, "image_features", shape)
 
+    def _encode_at(self, address: int) -> Staging:
+        binding, side = self._vision.io_binding(), self.model.image_size
+        binding.bind_input("pixel_values", "cuda", 0, np.float32, (1, 3, side, side), address)
+        shape = (1, self.model.image_tokens, self.model.hidden_size)
+        return self._large.run(self._vision, binding, {}, "image_features", shape)
+
     def _memory(self, batch: int, capacity: int) -> CacheMemory:
         """2 * layers * batch * heads * capacity * head_dim numbers of 2 bytes."""
         head_dim = self.model.head_dim

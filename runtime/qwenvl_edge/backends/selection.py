@@ -49,7 +49,7 @@ class Selection:
     def describe(self) -> str:
         """What runs, where, and why, in a line."""
         reasons = "; ".join(self.passed_over)
-        return self.backend.description + (f" (because {reasons})" if reasons else "")
+        return self.backend.describe() + (f" (because {reasons})" if reasons else "")
 
 
 def select_backend(request: Request, backend: str, device: str) -> Selection:

@@ -67,6 +67,9 @@ class TensorRTBackend(CudaBackend):
     def _encode(self, pixel_values: FloatArray) -> Staging:
         return self._vision.encode(pixel_values)
 
+    def _encode_at(self, address: int) -> Staging:
+        return self._vision.encode_at(address)
+
     def _memory(self, batch: int, capacity: int) -> CacheMemory:
         """The plan's whole context, however small `capacity` is."""
         return self._decoder.new_memory(batch, capacity)

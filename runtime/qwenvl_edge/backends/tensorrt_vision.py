@@ -1,4 +1,4 @@
-"""vision.plan: preprocessed pictures up, image features down."""
+"""vision.plan: preprocessed pictures, brought up or there already; image features down."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class PlanVision:
         engine.check_tensors({"pixel_values": "FLOAT", "image_features": "FLOAT"})
         self._stream = stream
         self.most = plan.manifest.limits.max_images
+        self._picture = (3, model.image_size, model.image_size)
         self._features = (model.image_tokens, model.hidden_size)
-        self._inputs = Staging(cuda, 4 * self.most * 3 * model.image_size**2 + ALIGNMENT)
+        self._inputs = Staging(cuda, 4 * self.most * math.prod(self._picture) + ALIGNMENT)
         self._outputs = Staging(cuda, 4 * self.most * math.prod(self._features))
         self._context = engine.context(0, stream, scratch)
 
@@ -34,9 +35,18 @@ class PlanVision:
             BackendError: TensorRT or CUDA failed.
         """
         addresses, used = self._inputs.write({"pixel_values": pixels})
-        self._context.bind({"pixel_values": pixels.shape}, addresses | {"image_features": self._outputs.address})
+        return self._run(addresses["pixel_values"], len(pixels), used)
+
+    def encode_at(self, address: int) -> Staging:
+        """As encode, of one picture that the stream's work so far writes to an address of the GPU."""
+        return self._run(address, 1, 0)
+
+    def _run(self, address: int, count: int, upload: int) -> Staging:
+        """Encode what lies at an address once so many bytes of the staged inputs are there."""
+        shapes = {"pixel_values": (count, *self._picture)}
+        self._context.bind(shapes, {"pixel_values": address, "image_features": self._outputs.address})
         with self._stream.waited_for():
-            self._inputs.upload(self._stream, used)
+            self._inputs.upload(self._stream, upload)
             self._context.enqueue()
-            self._outputs.download(self._stream, 4 * len(pixels) * math.prod(self._features))
+            self._outputs.download(self._stream, 4 * count * math.prod(self._features))
         return self._outputs
