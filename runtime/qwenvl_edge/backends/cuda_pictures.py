@@ -89,9 +89,8 @@ class FrameLoader:
         """32 hexadecimal digits that tell a picture's pixels from those of others of its size."""
         width, height = picture.size
         with self._lock:
-            self._sums.host[:_SUMS_BYTES] = 0
             with self._stream.waited_for():
-                self._sums.upload(self._stream, _SUMS_BYTES)
+                self._stream.clear(self._sums.address, _SUMS_BYTES)
                 self._kernels.digest(self._stream, picture.address, 3 * width * height, self._sums.address)
                 self._sums.download(self._stream, _SUMS_BYTES)
             return self._sums.host[:_SUMS_BYTES].tobytes().hex()
