@@ -6,13 +6,17 @@ import numpy as np
 import onnxruntime
 import pytest
 from decoding import assert_close, decode, pictured
-from standin import onnxruntime_cuda, plans
+from device_frames import frame, put
+from standin import nvrtc, onnxruntime_cuda, plans
 from standin.machine import Machine
 
 from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.backends.cuda_device import Stream
+from qwenvl_edge.backends.cuda_pictures import DevicePicture
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.image import Preprocessing, load_picture
 
 HIDDEN, SIZE = 256, 56
 
@@ -70,6 +74,28 @@ def test_pictures(open_backend, reference):
 
 def test_features_stay_on_the_gpu(open_backend, reference):
     assert_close(*(pictured(backend) for backend in (open_backend()[0], reference)))
+
+
+@pytest.mark.skipif(bool(nvrtc.missing()), reason=f"kernels are not emulated here: {nvrtc.missing()}")
+def test_a_frame_in_the_gpu_s_memory_stays_there(open_backend, bundle):
+    backend, machine = open_backend()
+    engine, stream = QwenVLEngine(bundle, backend=backend, max_context=512), Stream(backend.cuda)
+    pixels = np.random.default_rng(4).integers(0, 256, (61, 87, 3), np.uint8)
+    memory = put(backend.cuda, pixels, stream)
+    source = frame(memory.address, pixels.shape, stream=stream.handle)
+    options = {"do_sample": False, "max_new_tokens": 4}
+    replies = [engine.chat("What is it?", images=[image], **options) for image in (source, pixels)]
+    assert replies[0].raw_text == replies[1].raw_text
+    (picture,) = replies[0].pictures
+    assert isinstance(picture, DevicePicture)
+    taken = [machine.block_range(address) for address in (memory.address, picture.address)]
+    assert not set(taken) & set(machine.downloads)
+    on_host = load_picture(pixels)
+    preprocessing = Preprocessing(SIZE, (0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
+    kept = [backend.keep_picture(each, preprocessing) for each in (picture, on_host)]
+    places = [machine.block_range(features.memory.address) for features in kept]
+    np.testing.assert_array_equal(*map(machine.view, places))
+    np.testing.assert_array_equal(picture.pixels, pixels)
 
 
 def test_a_token_reserves_nothing_and_waits_once(open_backend):

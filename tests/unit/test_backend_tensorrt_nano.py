@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from device_frames import frame, put
 from dialects import RUNNABLE
-from standin import plans
+from PIL import Image
+from standin import nvrtc, plans
 from standin.machine import Machine
 
 from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.backends.cuda_device import Cuda, Stream
+from qwenvl_edge.backends.cuda_pictures import DevicePicture
 from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
 from qwenvl_edge.backends.plans import PlanLimits
 
@@ -59,6 +64,21 @@ def test_a_conversation_about_pictures(engines):
 def test_sampled_answers_and_grounding(engines):
     same(*(e.chat("Describe it.", images=[PICTURE], do_sample=True, top_p=0.9, seed=7) for e in engines))
     assert same(*(e.ground(PICTURE, "the red mug") for e in engines)).boxes
+
+
+@pytest.mark.skipif(bool(nvrtc.missing()), reason=f"kernels are not emulated here: {nvrtc.missing()}")
+def test_boxes_in_a_frame_of_the_gpu(engines):
+    """A camera's RGBA frame, rows apart, in the GPU's memory: the places and the drawing of the picture file."""
+    pixels = np.asarray(Image.open(PICTURE).convert("RGBA"))
+    rows = np.zeros((len(pixels), pixels.shape[1] * 4 + 64), np.uint8)
+    rows[:, :-64] = pixels.reshape(len(pixels), -1)
+    cuda = Cuda.open()
+    stream = Stream(cuda)
+    memory = put(cuda, rows, stream)
+    source = frame(memory.address, pixels.shape, strides=(rows.shape[1], 4, 1), stream=stream.handle)
+    found = same(engines[0].ground(source, "the red mug"), engines[1].ground(PICTURE, "the red mug"))
+    assert isinstance(found.pictures[0], DevicePicture) and found.boxes
+    assert found.draw().tobytes() == engines[1].ground(PICTURE, "the red mug").draw().tobytes()
 
 
 def test_a_batch(engines):
