@@ -75,7 +75,16 @@ class Driver:
     def cuGetErrorName(self, error):
         return _OK, CUresult(error).name.encode()
 
-    def cuLibraryLoadData(self, code, jitOptions, jitValues, numJit, libraryOptions, libraryValues, numLibrary):
+    def cuLibraryLoadData(
+        self,
+        code,
+        jitOptions,
+        jitOptionsValues,
+        numJitOptions,
+        libraryOptions,
+        libraryOptionValues,
+        numLibraryOptions,
+    ):
         if not code.startswith(MAGIC):
             return CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU, None
         return _OK, ctypes.CDLL(os.fsdecode(code.removeprefix(MAGIC).rstrip(b"\0")))
@@ -89,12 +98,25 @@ class Driver:
         self._kernels.append(Kernel(name.decode(), library))
         return _OK, len(self._kernels) - 1
 
-    def cuLaunchKernel(self, f, gridX, gridY, gridZ, blockX, blockY, blockZ, sharedMemBytes, hStream, params, extra):
-        kernel, machine, grid = self._kernels[f], self._machine, (gridX, gridY, gridZ)
-        assert (blockY, blockZ, sharedMemBytes, extra) == (1, 1, 0, 0)
-        if blockX > 1024 or any(not 1 <= blocks <= most for blocks, most in zip(grid, _MOST, strict=True)):
+    def cuLaunchKernel(
+        self,
+        f,
+        gridDimX,
+        gridDimY,
+        gridDimZ,
+        blockDimX,
+        blockDimY,
+        blockDimZ,
+        sharedMemBytes,
+        hStream,
+        kernelParams,
+        extra,
+    ):
+        kernel, machine, grid = self._kernels[f], self._machine, (gridDimX, gridDimY, gridDimZ)
+        assert (blockDimY, blockDimZ, sharedMemBytes, extra) == (1, 1, 0, 0)
+        if blockDimX > 1024 or any(not 1 <= blocks <= most for blocks, most in zip(grid, _MOST, strict=True)):
             return (CUresult.CUDA_ERROR_INVALID_VALUE,)
-        values = _values(params, kernel.kinds)
+        values = _values(kernelParams, kernel.kinds)
         pointers = {i: int.from_bytes(values[i], "little") for i, kind in enumerate(kernel.kinds) if kind in "rw"}
         places = {i: machine.block_range(address) for i, address in pointers.items()}
         reads = list(places.values())
@@ -105,7 +127,7 @@ class Driver:
                 held = [seen[places[i]].to_bytes(8, "little") if i in places else v for i, v in enumerate(values)]
                 buffers = [ctypes.create_string_buffer(value, len(value)) for value in held]
                 array = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
-                getattr(kernel.library, f"call_{kernel.name}")(*grid, blockX, machine.descending, array)
+                getattr(kernel.library, f"call_{kernel.name}")(*grid, blockDimX, machine.descending, array)
 
         machine.put(hStream, Operation(kernel.name, reads, writes, run))
         return (_OK,)

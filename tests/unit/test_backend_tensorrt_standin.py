@@ -9,8 +9,8 @@ import re
 import numpy as np
 import onnx
 import pytest
-from standin import cuda_runtime, plans, tensorrt_api
-from standin.machine import Machine, UndefinedBehaviorError
+from standin import cuda_driver, cuda_runtime, nvrtc, plans, tensorrt_api
+from standin.machine import Machine, Range, UndefinedBehaviorError
 
 from qwenvl_edge.backends.cuda_device import Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.plans import TENSORRT_RTX
@@ -23,7 +23,7 @@ def parameters(text: str, name: str) -> list[str]:
     """The parameters in a docstring's signature, without types and self."""
     found = re.search(rf"{name}\((.*?)\)", text.replace("\n", " "))
     parts = [part.strip() for part in re.sub(r"\[[^]]*\]", "", found[1]).split(",")]
-    names = [re.split(r"[:=]", part)[0].split()[-1] for part in parts if part]
+    names = [re.split(r"[:=]", part)[0].split()[-1].lstrip("*") for part in parts if part]
     return [name for name in names if name != "self"]
 
 
@@ -38,8 +38,23 @@ def test_every_cuda_function_is_called_like_the_real_one():
     for enum in (module.cudaError_t, module.cudaMemcpyKind, module.cudaMemoryType, module.cudaStreamCaptureMode):
         for member in enum:
             assert int(getattr(getattr(real, enum.__name__), member.name)) == member
-    for name in ("cudaHostAllocMapped", "cudaStreamNonBlocking"):
+    for name in ("cudaHostAllocMapped", "cudaStreamNonBlocking", "cudaEventDisableTiming"):
         assert getattr(module, name) == getattr(real, name)
+    assert hasattr(real.cudaPointerAttributes, "devicePointer") and hasattr(real.cudaPointerAttributes, "device")
+
+
+@pytest.mark.parametrize("ours", [nvrtc.Nvrtc, cuda_driver.Driver])
+def test_compiling_and_launching_are_called_like_the_real_ones(ours):
+    prefix, module = ("nvrtc", "nvrtc") if ours is nvrtc.Nvrtc else ("cu", "driver")
+    real = pytest.importorskip(f"cuda.bindings.{module}", reason="cuda-python is not installed")
+    functions = [name for name in dir(ours) if name.startswith(prefix)]
+    assert len(functions) > 5
+    for name in functions:
+        mine = [p for p in inspect.signature(getattr(ours, name)).parameters if p != "self"]
+        assert mine == parameters(getattr(real, name).__doc__, name), name
+    for member in nvrtc.nvrtcResult if prefix == "nvrtc" else cuda_driver.CUresult:
+        assert int(getattr(getattr(real, type(member).__name__), member.name)) == member
+    assert prefix == "nvrtc" or int(real.CUfunction(int(real.CUkernel(5)))) == int(real.CUstream(5)) == 5
 
 
 def test_every_tensorrt_name_is_a_real_one():
@@ -112,6 +127,20 @@ def test_one_memory_on_two_streams(cuda, stream, machine):
     with pytest.raises(UndefinedBehaviorError, match="is freed that cudaMemsetAsync under way still uses"):
         machine.free(memory.address)
     stream.synchronize()
+
+
+def test_a_stream_that_waits_for_another(cuda, stream, machine):
+    memory, other = DeviceMemory(cuda, 16), Stream(cuda)
+    stream.clear(memory.address, 16)
+    other.wait_for(stream.handle)
+    other.upload(memory.address, np.full(16, 3, np.uint8))
+    other.synchronize()  # which takes the first stream along
+    assert not machine.streams[stream.handle].pending
+    assert (machine.view(Range(memory.address, 16)) == 3).all()
+    other.clear(memory.address, 16)
+    with pytest.raises(UndefinedBehaviorError, match="one memory on two streams"):
+        stream.clear(memory.address, 16)  # nobody told it to wait
+    other.synchronize()
 
 
 def test_memory_that_is_not_there(cuda, stream, machine):

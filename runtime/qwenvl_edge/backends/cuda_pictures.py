@@ -47,7 +47,7 @@ class DevicePicture(Picture):
         """Identifies the picture in this process: its size and 128 bits that the GPU computes from its pixels.
 
         Not a cryptographic digest, and never that of the same pixels on the host. Its seeds are drawn in every process,
-        so pictures that differ have one digest with a chance of 2**-128, whoever makes them.
+        so nobody can aim at equal ones, and pictures that differ have one digest about once in 2**128 times.
         """
         width, height = self._size
         return f"{width}x{height} on the GPU {self._loader.digest(self)}"
