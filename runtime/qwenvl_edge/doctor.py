@@ -57,7 +57,7 @@ class Finding:
 
 def examine(root: Path = Path("/"), *, bundle: Bundle | None = None) -> list[Finding]:
     """Look at the machine whose file system is at `root`, and at what would run `bundle` on it."""
-    findings = [*_software(root), *_cpu(root), *_memory(root), *_gpu(root), *_jetson(root)]
+    findings = [*_software(root), *_cpu(root), *_memory(root), *_gpu(root), *_nvrtc(root), *_jetson(root)]
     return findings + ([] if bundle is None else list(_backends(bundle)))
 
 
@@ -131,6 +131,18 @@ def _gpu(root: Path) -> Iterator[Finding]:
     yield Finding("driver", driver[1] if driver else "unknown")
     cuda = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([^"]+)"', _read(root / "usr/local/cuda/version.json"))
     yield Finding("CUDA toolkit", cuda[1] if cuda else "not installed; only building the plugin needs it")
+
+
+def _nvrtc(root: Path) -> Iterator[Finding]:
+    """What compiles the kernels for frames in the GPU's memory, where there is a GPU."""
+    from qwenvl_edge.backends.cuda_kernels import NVRTC_FIX, nvrtc_problem
+
+    if not any(_read(root / path) for path in ("proc/driver/nvidia/version", "etc/nv_tegra_release")):
+        return
+    if nvrtc_problem():
+        yield Finding("NVRTC", "not found: frames in the GPU's memory are copied to the host", "note", NVRTC_FIX)
+    else:
+        yield Finding("NVRTC", "found: frames in the GPU's memory stay there")
 
 
 def _jetson(root: Path) -> Iterator[Finding]:

@@ -104,6 +104,22 @@ def test_a_dlpack_frame_whose_rows_lie_apart(cuda):
         load_picture(Exported(memory.address, code=2, bits=32))
 
 
+def test_an_interface_that_knows_no_streams(cuda):
+    """Version 2: DLPack is asked where there is it, else CUDA's default stream is waited for."""
+    memory = DeviceMemory(cuda, PIXELS.nbytes)
+    fill = cuda.api.cudaMemcpyAsync
+    kind = cuda.api.cudaMemcpyKind.cudaMemcpyHostToDevice
+    fill(memory.address, PIXELS.ctypes.data, PIXELS.nbytes, kind, 1)
+    np.testing.assert_array_equal(load_picture(frame(memory.address, version=2)).pixels, PIXELS)
+    both = Exported(memory.address)
+    both.__cuda_array_interface__ = frame(memory.address, version=2).__cuda_array_interface__
+    np.testing.assert_array_equal(load_picture(both).pixels, PIXELS)
+    assert both.asked_for == [1]
+    both.__cuda_array_interface__["version"] = 3
+    np.testing.assert_array_equal(load_picture(both).pixels, PIXELS)
+    assert both.asked_for == [1]
+
+
 def test_a_frame_of_another_library_on_the_cpu():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     tensor = torch.from_numpy(PIXELS.copy())

@@ -90,6 +90,7 @@ def test_a_server(machine):
     found = machine(SERVER)
     assert found["CPU"].found == "AMD EPYC 7763, 1 threads: AVX2, AVX-512, AVX-512 VNNI"
     assert [found[name].found for name in ("GPU", "driver", "CUDA toolkit")] == ["NVIDIA L4", "570.124.06", "12.8.1"]
+    assert found["NVRTC"].grade in ("good", "note") and (found["NVRTC"].grade == "note") == bool(found["NVRTC"].fix)
     assert found["memory"].grade == "slow" and "multi-user.target" in found["memory"].fix
     assert "JetPack" not in found
 

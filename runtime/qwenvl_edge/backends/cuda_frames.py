@@ -77,8 +77,10 @@ def device_frame(frame: Any, name: str, *, reader: int = _LEGACY_STREAM) -> Devi
     Raises:
         ImageError: it is not uint8 [H, W] or [H, W, channels] with contiguous rows, or DLPack fails.
     """
-    if hasattr(frame, "__cuda_array_interface__"):
-        return _checked(frame.__cuda_array_interface__, name, frame)
+    interface = getattr(frame, "__cuda_array_interface__", None)
+    # Before version 3 the interface does not tell what the frame waits for; DLPack's producer sees to that.
+    if interface is not None and (interface.get("version", 0) >= 3 or _dlpack_device(frame) != _CUDA):
+        return _checked(interface, name, frame)
     try:
         capsule = frame.__dlpack__(stream=reader)  # alive as long as its pixels are wanted
         interface = _interface(capsule, reader)
@@ -139,7 +141,8 @@ def _interface(capsule: Any, stream: int) -> dict[str, Any]:
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(item * tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
     pointer = (tensor.data or 0) + tensor.byte_offset
-    return {"shape": shape, "typestr": typestr, "strides": strides, "data": (pointer, False), "stream": stream}
+    found = {"shape": shape, "typestr": typestr, "strides": strides, "data": (pointer, False)}
+    return {**found, "version": 3, "stream": stream}
 
 
 def _checked(interface: Mapping[str, Any], name: str, owner: Any) -> DeviceFrame:
@@ -151,7 +154,8 @@ def _checked(interface: Mapping[str, Any], name: str, owner: Any) -> DeviceFrame
     pitch, *inner = interface.get("strides") or dense
     if tuple(inner) != dense[1:] or pitch < math.prod(shape[1:]):
         raise ImageError(f"{name} is a GPU frame with strides {interface['strides']}; give one with contiguous rows.")
-    return DeviceFrame(pointer, shape, pitch, interface.get("stream"), owner)
+    stream = interface.get("stream") if interface.get("version", 0) >= 3 else _LEGACY_STREAM
+    return DeviceFrame(pointer, shape, pitch, stream, owner)
 
 
 def _view(cuda: Cuda, frame: DeviceFrame) -> npt.NDArray[np.uint8]:

@@ -15,6 +15,10 @@ from typing import Any
 from qwenvl_edge.backends.cuda_device import Cuda, Stream
 from qwenvl_edge.errors import BackendError
 
+NVRTC_FIX = (
+    "JetPack and the CUDA toolkit have it; for CUDA 13: pip install nvidia-cuda-nvrtc, for 12: nvidia-cuda-nvrtc-cu12"
+)
+
 
 class Kernels:
     """The kernels `names` of a source file, for one GPU.
@@ -66,10 +70,7 @@ def nvrtc_problem() -> str:
 
         nvrtc.nvrtcVersion()  # which loads the library
     except (ImportError, OSError, RuntimeError):
-        return (
-            "CUDA's run-time compiler NVRTC is not found here (JetPack and the CUDA toolkit have it; for CUDA 13 run: "
-            "pip install nvidia-cuda-nvrtc, for 12: nvidia-cuda-nvrtc-cu12)"
-        )
+        return f"CUDA's run-time compiler NVRTC is not found here ({NVRTC_FIX})"
     return ""
 
 

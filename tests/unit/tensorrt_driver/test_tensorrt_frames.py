@@ -123,6 +123,16 @@ def test_a_frame_through_dlpack_is_made_ready_for_our_stream(opened):
     np.testing.assert_array_equal(picture.pixels, PIXELS[..., ::-1])
 
 
+def test_an_interface_that_knows_no_streams_waits_for_the_default_one(opened):
+    engine, backend, _ = opened
+    api, memory = backend.cuda.api, DeviceMemory(backend.cuda, PIXELS.nbytes)
+    kind = api.cudaMemcpyKind.cudaMemcpyHostToDevice
+    api.cudaMemcpyAsync(memory.address, PIXELS.ctypes.data, PIXELS.nbytes, kind, 1)
+    picture = engine.load_picture(frame(memory.address, PIXELS.shape, version=2))
+    assert isinstance(picture, DevicePicture)
+    np.testing.assert_array_equal(picture.pixels, PIXELS)
+
+
 def test_mapped_memory_is_read_where_it_lies(opened):
     engine, backend, machine = opened
     staging = Staging(backend.cuda, PIXELS.nbytes)
