@@ -18,7 +18,8 @@ namespace qwenvl::vnni {
 namespace {
 
 constexpr std::size_t kChunkBytes = 64, kGroups = 16;
-constexpr std::size_t kAhead = 2;  // groups of outputs that are fetched before they are needed: weights come from memory
+constexpr float kMost = 127;  // an activation
+constexpr std::size_t kAhead = 16384;  // weights that are fetched before their turn: they come from memory
 
 // Of a chunk of which so many bytes are left.
 inline __mmask64 bytes_there(std::size_t left) {
@@ -67,7 +68,7 @@ template <int kBits, int kCount, int kOutputs>
 QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows& rows, std::size_t row,
                                     const GroupScales& group_scales, const float* bias, std::size_t output, float* y) {
     constexpr std::size_t kPlanes = kBits == 4 ? 2 : 1;
-    const std::size_t bytes = matrix.row_bytes(), chunks = (bytes + kChunkBytes - 1) / kChunkBytes;
+    const std::size_t bytes = matrix.row_bytes(), chunks = matrix.chunks();
     __m512 totals[kCount][kOutputs];
     for (auto& total : totals) {
         for (__m512& each : total) each = _mm512_setzero_ps();
@@ -79,7 +80,7 @@ QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows
         for (int i = 0; i < kOutputs; ++i) {
             const std::uint8_t* const at = matrix.packed + (output + i) * bytes + chunk * kChunkBytes;
             const __m512i packed = _mm512_maskz_loadu_epi8(there, at);
-            _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead * kOutputs * bytes, _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead * kBits / 8, _MM_HINT_T1);
             low[i] = kBits == 4 ? low_halves(packed) : packed;
             high[i] = kBits == 4 ? high_halves(packed) : packed;
             weight_scales[i] = group_scales.of(matrix.scales + (output + i) * matrix.blocks(), chunk);
@@ -107,13 +108,26 @@ QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows
 template <int kBits, int kCount>
 QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, std::size_t row, const float* bias,
                      std::size_t first, std::size_t last, float* y) {
-    constexpr int kOutputs = kCount <= 2 ? 4 : 2;
+    constexpr int kOutputs = 2;
     const GroupScales scales(matrix);
     std::size_t output = first;
     for (; output + kOutputs <= last; output += kOutputs) {
         few_outputs<kBits, kCount, kOutputs>(matrix, rows, row, scales, bias, output, y);
     }
     for (; output < last; ++output) few_outputs<kBits, kCount, 1>(matrix, rows, row, scales, bias, output, y);
+}
+
+// 16 values of a block, rounded to the nearest, halves to even.
+QWENVL_VNNI inline __m128i rounded(const float* values, __m512 inverse) {
+    return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values), inverse)));
+}
+
+// The values of 16-bit lanes' low or high bytes, of two vectors one behind the other.
+QWENVL_VNNI inline __m512i low_bytes(__m512i first, __m512i second) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(first)), _mm512_cvtepi16_epi8(second), 1);
+}
+QWENVL_VNNI inline __m512i high_bytes(__m512i first, __m512i second) {
+    return low_bytes(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(second, 8));
 }
 
 // 16 rows of 16 groups of four bytes, turned so that a vector has one group of every row.
@@ -149,7 +163,7 @@ public:
     template <int kBits>
     QWENVL_VNNI void fill(const BlockMatrix& matrix, std::size_t first, std::size_t last) {
         constexpr std::size_t kPlanes = kBits == 4 ? 2 : 1;
-        const std::size_t bytes = matrix.row_bytes(), chunks = (bytes + kChunkBytes - 1) / kChunkBytes;
+        const std::size_t bytes = matrix.row_bytes(), chunks = matrix.chunks();
         bytes_.resize(chunks * kPlanes * kGroups * 2 * kChunkBytes + kChunkBytes);
         std::uint8_t* const to = aligned(bytes_.data());
         for (std::size_t half = 0; half < 2; ++half) {
@@ -258,6 +272,47 @@ QWENVL_VNNI void all_rows(const BlockMatrix& matrix, const RoundedRows& rows, co
 }
 
 }  // namespace
+
+QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const RoundedRow& out) {
+    const std::size_t planes = matrix.planes(), chunks = matrix.chunks();
+    _mm512_storeu_si512(out.values + (chunks * planes - 1) * kChunkBytes, _mm512_setzero_si512());
+    _mm512_storeu_si512(out.values + (chunks - 1) * planes * kChunkBytes, _mm512_setzero_si512());
+    for (std::size_t b = 0; b < matrix.blocks(); ++b) {
+        const std::size_t first = b * matrix.block, last = first + matrix.block;
+        __m512 most_of = _mm512_setzero_ps();
+        for (std::size_t i = first; i < last; i += 16) {
+            most_of = _mm512_max_ps(most_of, _mm512_abs_ps(_mm512_loadu_ps(values + i)));
+        }
+        const float most = _mm512_reduce_max_ps(most_of), inverse = most > 0 ? kMost / most : 0.0f;
+        out.scales[b] = most / kMost;
+        for (std::size_t i = first; i < last; i += 16) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.values + i), rounded(values + i, _mm512_set1_ps(inverse)));
+        }
+    }
+    const GroupScales group_scales(matrix);
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
+        std::int8_t* const at = out.values + chunk * planes * kChunkBytes;
+        const __m512i first = _mm512_loadu_si512(at);
+        __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, first);
+        if (planes == 2) {
+            const __m512i second = _mm512_loadu_si512(at + kChunkBytes);
+            const __m512i even = low_bytes(first, second), odd = high_bytes(first, second);
+            _mm512_storeu_si512(at, even);
+            _mm512_storeu_si512(at + kChunkBytes, odd);
+            sums = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, even), ones, odd);
+        }
+        const __m512i starts = _mm512_mullo_epi32(sums, _mm512_set1_epi32(-matrix.zero()));
+        _mm512_storeu_si512(out.starts + chunk * kGroups, starts);
+        _mm512_storeu_ps(out.group_scales + chunk * kGroups, group_scales.of(out.scales, chunk));
+    }
+    const std::size_t groups = matrix.block / (4 * planes);  // of a block
+    for (std::size_t b = 0; b < matrix.blocks(); ++b) {
+        std::int32_t start = 0;
+        for (std::size_t i = 0; i < groups; ++i) start += out.starts[b * groups + i];
+        out.block_starts[b] = start;
+    }
+}
 
 void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, std::size_t row, std::size_t count,
                   const float* bias, std::size_t first, std::size_t last, float* y) {

@@ -10,6 +10,7 @@ namespace qwenvl {
 namespace {
 
 constexpr std::size_t kChunkBytes = 64, kGroups = 16, kGroupBytes = 4;
+constexpr float kMost = 127;  // an activation
 
 bool use_vnni() {
 #if defined(__x86_64__)
@@ -22,54 +23,35 @@ bool use_vnni() {
 }  // namespace
 
 void RoundedRows::reset(const BlockMatrix& matrix, std::size_t count) {
+    form_ = matrix;
     count_ = count;
-    inputs_ = matrix.inputs;
-    block_ = matrix.block;
     blocks_ = matrix.blocks();
-    planes_ = matrix.bits == 4 ? 2 : 1;
-    zero_ = matrix.zero();
-    chunks_ = (matrix.row_bytes() + kChunkBytes - 1) / kChunkBytes;
-    padded_ = chunks_ * planes_ * kChunkBytes;
+    chunks_ = matrix.chunks();
+    padded_ = chunks_ * matrix.planes() * kChunkBytes;
     values_.resize(count * padded_);
     starts_.resize(count * chunks_ * kGroups);
+    group_scales_.resize(count * chunks_ * kGroups);
     block_starts_.resize(count * blocks_);
     scales_.resize(count * blocks_);
-    group_scales_.resize(count * chunks_ * kGroups);
 }
 
 void RoundedRows::round(std::size_t row, const float* values) {
-    std::int8_t* const out = values_.data() + row * padded_;
-    std::int32_t* const starts = starts_.data() + row * chunks_ * kGroups;
-    float* const group_scales = group_scales_.data() + row * chunks_ * kGroups;
-    const std::size_t group = planes_ * kGroupBytes;  // values of a group of four bytes
-    std::fill(out + (chunks_ - 1) * planes_ * kChunkBytes, out + padded_, std::int8_t{0});
-    std::fill(starts + (chunks_ - 1) * kGroups, starts + chunks_ * kGroups, 0);
-    std::fill(group_scales + (chunks_ - 1) * kGroups, group_scales + chunks_ * kGroups, 0.0f);
-    for (std::size_t b = 0; b < blocks_; ++b) {
-        const float* const from = values + b * block_;
-        float most = 0;
-        for (std::size_t i = 0; i < block_; ++i) most = std::max(most, std::fabs(from[i]));
-        const float inverse = most > 0 ? 127.0f / most : 0.0f, scale = most / 127.0f;
-        scales_[row * blocks_ + b] = scale;
-        std::int32_t whole = 0;
-        for (std::size_t i = 0; i < block_; i += group) {
-            const std::size_t at = (b * block_ + i) / group, chunk = at / kGroups, place = at % kGroups;
-            std::int8_t* const to = out + chunk * planes_ * kChunkBytes + place * kGroupBytes;
-            std::int32_t sum = 0;
-            for (std::size_t j = 0; j < group; ++j) {
-                const auto value = static_cast<std::int32_t>(std::nearbyintf(from[i + j] * inverse));
-                to[j % planes_ * kChunkBytes + j / planes_] = static_cast<std::int8_t>(value);
-                sum += value;
-            }
-            starts[at] = -zero_ * sum;
-            group_scales[at] = scale;
-            whole += sum;
-        }
-        block_starts_[row * blocks_ + b] = -zero_ * whole;
-    }
+    const RoundedRow out{values_.data() + row * padded_, starts_.data() + row * chunks_ * kGroups,
+                         group_scales_.data() + row * chunks_ * kGroups, block_starts_.data() + row * blocks_,
+                         scales_.data() + row * blocks_};
+    RoundRow* round_row = portable::round_row;
+#if defined(__x86_64__)
+    if (use_vnni()) round_row = vnni::round_row;
+#endif
+    round_row(form_, values, out);
 }
 
-std::size_t outputs_per_task(std::size_t rows) { return rows <= kFewRows ? 2 * kPanelRows : kPanelRows; }
+// Few rows: long stretches of memory, read in order. Many: a panel.
+std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows) {
+    if (rows > kFewRows) return kPanelRows;
+    constexpr std::size_t kStretch = std::size_t{1} << 18;
+    return std::max(kStretch / matrix.row_bytes(), std::size_t{1}) / kPanelRows * kPanelRows + kPanelRows;
+}
 
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
               std::size_t last, float* y) {
@@ -101,6 +83,28 @@ std::size_t place_of(const BlockMatrix& matrix, std::size_t input) {
 }
 
 }  // namespace
+
+void round_row(const BlockMatrix& matrix, const float* values, const RoundedRow& out) {
+    const std::size_t groups = matrix.chunks() * kGroups, group = kGroupBytes * matrix.planes();
+    std::fill(out.values, out.values + groups * group, std::int8_t{0});
+    std::fill(out.starts, out.starts + groups, 0);
+    std::fill(out.group_scales, out.group_scales + groups, 0.0f);
+    for (std::size_t b = 0; b < matrix.blocks(); ++b) {
+        const std::size_t first = b * matrix.block, last = first + matrix.block;
+        float most = 0;
+        for (std::size_t i = first; i < last; ++i) most = std::max(most, std::fabs(values[i]));
+        const float inverse = most > 0 ? kMost / most : 0.0f;
+        out.scales[b] = most / kMost;
+        out.block_starts[b] = 0;
+        for (std::size_t i = first; i < last; ++i) {
+            const auto value = static_cast<std::int8_t>(std::nearbyintf(values[i] * inverse));
+            out.values[place_of(matrix, i)] = value;
+            out.starts[i / group] -= matrix.zero() * value;
+            out.group_scales[i / group] = out.scales[b];
+            out.block_starts[b] -= matrix.zero() * value;
+        }
+    }
+}
 
 // In the order of vector kernels: sixteen sums, one for each group of four bytes of a chunk, which are then added up.
 void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, std::size_t row, std::size_t count,

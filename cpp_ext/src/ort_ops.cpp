@@ -134,7 +134,7 @@ private:
                 rounded.round(row, x + row * matrix.inputs);
             }
         });
-        const std::size_t each = outputs_per_task(count);
+        const std::size_t each = outputs_per_task(matrix, count);
         share(api_, context, (matrix.outputs + each - 1) / each, [&](std::size_t task) {
             multiply(matrix, rounded, bias, task * each, std::min((task + 1) * each, matrix.outputs), y);
         });

@@ -23,9 +23,22 @@ struct BlockMatrix {
     std::size_t blocks() const { return inputs / block; }
     std::size_t row_bytes() const { return inputs * static_cast<std::size_t>(bits) / 8; }
     std::int32_t zero() const { return 1 << (bits - 1); }
+
+    // 64 bytes of a row of weights, the last one perhaps less; and how many vectors of 64 activations go with one.
+    std::size_t chunks() const { return (row_bytes() + 63) / 64; }
+    std::size_t planes() const { return bits == 4 ? 2 : 1; }
 };
 
-// Rows of activations as the kernels read them, for matrices of one form.
+// A row of activations as the kernels read it. A chunk is what 64 bytes of weights stand for, in 16 groups of 4 bytes.
+struct RoundedRow {
+    std::int8_t* values;         // by chunk; of 4-bit weights first the 64 in even places, then those in odd places
+    std::int32_t* starts;        // by chunk and group: what a sum of products starts from
+    float* group_scales;         // by chunk and group: the scale of the group's block
+    std::int32_t* block_starts;  // by block: what a sum of the whole block starts from
+    float* scales;               // by block
+};
+
+// Rows of activations for matrices of one form.
 class RoundedRows {
 public:
     // Room for `count` rows, which are then made by `round`, from several threads if need be.
@@ -34,26 +47,24 @@ public:
 
     std::size_t count() const { return count_; }
 
-    // A chunk is what 64 bytes of weights stand for: of 4-bit values 64 in even places, then 64 in odd places.
     const std::int8_t* values(std::size_t row) const { return values_.data() + row * padded_; }
-    // By chunk and group of four bytes: the integer that a sum starts from.
-    const std::int32_t* starts(std::size_t row) const { return starts_.data() + row * chunks_ * 16; }
-    // By block: the same for the block's whole sum; and its scale.
+    const std::int32_t* starts(std::size_t row) const { return starts_.data() + row * chunks_ * kGroups; }
+    const float* group_scales(std::size_t row) const { return group_scales_.data() + row * chunks_ * kGroups; }
     const std::int32_t* block_starts(std::size_t row) const { return block_starts_.data() + row * blocks_; }
     const float* scales(std::size_t row) const { return scales_.data() + row * blocks_; }
-    // By chunk and group of four bytes: the scale of the group's block.
-    const float* group_scales(std::size_t row) const { return group_scales_.data() + row * chunks_ * 16; }
 
 private:
-    std::size_t count_ = 0, inputs_ = 0, block_ = 0, blocks_ = 0, planes_ = 0, chunks_ = 0, padded_ = 0;
-    std::int32_t zero_ = 0;
+    static constexpr std::size_t kGroups = 16;
+
+    BlockMatrix form_{};
+    std::size_t count_ = 0, blocks_ = 0, chunks_ = 0, padded_ = 0;
     std::vector<std::int8_t> values_;
     std::vector<std::int32_t> starts_, block_starts_;
     std::vector<float> scales_, group_scales_;
 };
 
-// Outputs that one call of `multiply` should be given: more than these share nothing.
-std::size_t outputs_per_task(std::size_t rows);
+// Outputs that one call of `multiply` should be given, beside so many rows.
+std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows);
 
 // y[row * matrix.outputs + i] for outputs `first` to `last`, plus `bias` where it is given.
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
