@@ -30,7 +30,8 @@ import numpy as np
 from common import arguments, conditions, finish
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.bundle import FLOAT_CACHE, MANIFEST_NAME, Bundle
 from tools.nano.answerers import EngineAnswerer, TorchAnswerer
 from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, evaluate_all, headline

@@ -40,7 +40,7 @@ PHASES = {"torch-bf16": (torch.bfloat16, tuple(BUNDLES)), "torch-fp32": (torch.f
 PROMPT, STEPS = 288, 8  # a picture's 256 positions and a short question; tokens timed a turn
 STAGES = ("vision", "prefill", "decode")
 Timings: TypeAlias = dict[str, dict[str, list[float]]]
-READ_BYTES = 1 << 29
+READ, READ_BYTES, READS = "read_gb_s", 1 << 29, 5
 SETTLE_S = 0.1  # the worker threads of the one before go on spinning for a while
 _FIRST_TOKEN = """
 import time, sys
@@ -141,10 +141,14 @@ def prepare(folder: Path, preset: str) -> tuple[Checkpoint, dict[str, Bundle]]:
 
 
 def read_gb_s(buffer: torch.Tensor) -> float:
-    """Gigabytes a second at which this machine reads memory, by a sum over a buffer larger than its caches."""
-    started = time.perf_counter()
-    buffer.sum()
-    return buffer.nbytes / (time.perf_counter() - started) / 1e9
+    """Gigabytes a second at which this machine reads memory: sums over a buffer larger than its caches, the median."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        buffer.sum()
+        return buffer.nbytes / (time.perf_counter() - started) / 1e9
+
+    return float(np.median([once() for _ in range(READS)]))
 
 
 def samples_of(side: int, hidden: int, prompt: int = PROMPT) -> dict[str, FloatArray]:
@@ -174,40 +178,42 @@ def first_token_s(bundle: Bundle, threads: int | None) -> float:
     return time.perf_counter() - started
 
 
-def measure(subjects: dict[str, Subject], samples: dict[str, FloatArray], repeats: int) -> tuple[Timings, list[float]]:
-    """Milliseconds of every subject and stage, a value a turn, and read bandwidths, GB/s. The first turn is warm-up."""
+def measure(subjects: dict[str, Subject], samples: dict[str, FloatArray], repeats: int) -> Timings:
+    """Milliseconds of every subject and stage, a value a turn, and under READ what the machine read around it, GB/s.
+
+    Neighbours on the same machine take bandwidth, now more, now less, so each turn has its own. The first is warm-up.
+    """
     buffer = torch.ones(READ_BYTES // 4)
     timings: Timings = {}
-    bandwidth: list[float] = []
     for number in range(repeats + 1):
         if number < 2:
-            timings = {name: {stage: [] for stage in STAGES} for name in subjects}
-            bandwidth.clear()
+            timings = {name: {stage: [] for stage in (*STAGES, READ)} for name in subjects}
         for name, subject in subjects.items():
             time.sleep(SETTLE_S)
-            bandwidth.append(read_gb_s(buffer))
+            before = read_gb_s(buffer)
             time.sleep(SETTLE_S)
             turn(subject, samples, timings[name])
+            time.sleep(SETTLE_S)
+            timings[name][READ].append((before + read_gb_s(buffer)) / 2)
         print(f"turn {number} of {repeats}", file=sys.stderr)
-    return timings, bandwidth
+    return timings
 
 
 def measure_phases(
     checkpoint: Checkpoint, bundles: dict[str, Bundle], samples: dict[str, FloatArray], options: argparse.Namespace
-) -> tuple[dict[str, Timings], list[float]]:
+) -> dict[str, Timings]:
     """`measure`, once beside each PyTorch, by its name."""
-    found, bandwidth = {}, []
+    found = {}
     for eager, (dtype, names) in PHASES.items():
         subjects: dict[str, Subject] = {
             name: Runtime(OnnxRuntimeBackend(bundles[name], threads=options.threads), PROMPT + STEPS) for name in names
         }
         subjects[eager] = Eager(load_model(checkpoint, dtype))
         gc.collect()
-        found[eager], read = measure(subjects, samples, options.repeats)
-        bandwidth += read
+        found[eager] = measure(subjects, samples, options.repeats)
         del subjects
         gc.collect()
-    return found, bandwidth
+    return found
 
 
 def operators(bundle: Bundle, samples: dict[str, FloatArray], threads: int | None) -> dict[str, dict[str, float]]:
@@ -227,8 +233,8 @@ def decode_bytes(bundle: Bundle, prompt: int = PROMPT) -> int:
     return bundle.manifest.files["decoder.data"].size + cache
 
 
-def compare(phases: dict[str, Timings], bandwidth: list[float], bundles: dict[str, Bundle]) -> dict[str, Any]:
-    """Ratios to the faster PyTorch of each stage, and the shares of the bandwidth."""
+def compare(phases: dict[str, Timings], bundles: dict[str, Bundle]) -> dict[str, Any]:
+    """Ratios to the faster PyTorch of each stage, and the shares of the bandwidth, of one turn each."""
     ratios: dict[str, Any] = {"faster": {}}
     for stage in STAGES:
         eager = min(phases, key=lambda name: np.median(phases[name][name][stage]))
@@ -236,10 +242,10 @@ def compare(phases: dict[str, Timings], bandwidth: list[float], bundles: dict[st
         timings = phases[eager]
         for name in PHASES[eager][1]:
             ratios[f"{stage}_{name}"] = ratio(timings[name][stage], timings[eager][stage])
-    best = max(bandwidth)
     for name, bundle in bundles.items():
-        shares = [decode_bytes(bundle) / ms / 1e6 / best for ms in phases["torch-bf16"][name]["decode"]]
-        ratios[f"bandwidth_share_{name}"] = spread(shares)
+        turns = phases["torch-bf16"][name]
+        pairs = zip(turns["decode"], turns[READ], strict=True)
+        ratios[f"bandwidth_share_{name}"] = spread([decode_bytes(bundle) / ms / 1e6 / read for ms, read in pairs])
     return ratios
 
 
@@ -251,7 +257,7 @@ def run(options: argparse.Namespace) -> None:
     checkpoint, bundles = prepare(options.folder, options.model)
     starts = {name: first_token_s(bundle, options.threads) for name, bundle in bundles.items()}
     samples = samples_of(checkpoint.config.vision.image_size, checkpoint.config.hidden_size)
-    phases, bandwidth = measure_phases(checkpoint, bundles, samples, options)
+    phases = measure_phases(checkpoint, bundles, samples, options)
     timings = phases["torch-bf16"] | {"torch-fp32": phases["torch-fp32"]["torch-fp32"]}
     profiles = {name: operators(bundles[name], samples, options.threads) for name in DEFAULTS}
     print(f"{'median (quartiles), ms':<24}" + "".join(f"{name:>34}" for name in timings))
@@ -260,7 +266,7 @@ def run(options: argparse.Namespace) -> None:
         print(
             f"{stage:<24}" + "".join(f"{c['median']:.1f} ({c['q25']:.1f} .. {c['q75']:.1f})".rjust(34) for c in cells)
         )
-    ratios = compare(phases, bandwidth, bundles)
+    ratios = compare(phases, bundles)
     print(json.dumps({key: value.get("median", value) for key, value in ratios.items()}))
     headline = {
         "decode_int4_vs_torch": ratios["decode_int4"]["median"],
@@ -273,7 +279,7 @@ def run(options: argparse.Namespace) -> None:
         "model": options.model,
         "prompt_tokens": PROMPT,
         "threads": options.threads,
-        "read_gb_s": max(bandwidth),
+        READ: spread([read for turns in phases.values() for each in turns.values() for read in each[READ]]),
         "start_to_first_token_s": starts,
         "ratios": ratios,
         "milliseconds": {name: {s: spread(each[s]) for s in STAGES} for name, each in timings.items()},

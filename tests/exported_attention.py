@@ -9,7 +9,8 @@ import onnxruntime
 import torch
 from kv_cache_attention import Call
 
-from qwenvl_edge_export.graphs.attention import OPSETS, STANDARD, CachedAttention, StepInputs, cache_tensors
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
+from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 
 

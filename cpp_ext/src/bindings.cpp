@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include "qwenvl/block_matmul.hpp"
 #include "qwenvl/instruction_set.hpp"
 #include "qwenvl/python_ints.hpp"
 
@@ -69,6 +70,7 @@ PYBIND11_MODULE(_core, module) {
     qwenvl::bind_tokenizer(module);
     qwenvl::bind_sampler(module);
     qwenvl::bind_image(module);
+    module.def("has_fast_multiply", &qwenvl::has_fast_multiply);
     module.def("kernel_variants", &qwenvl::kernel_variants);
     module.def("use_kernels", &qwenvl::use_kernels, py::arg("name"));
 }

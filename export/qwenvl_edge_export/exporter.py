@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
+from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle import (
     FORMAT,
     MANIFEST_NAME,
@@ -28,8 +29,7 @@ from qwenvl_edge.tokenizer import Tokenizer
 from qwenvl_edge_export.calibrate import Calibration, decoder_names
 from qwenvl_edge_export.calibrate_vision import vision_names
 from qwenvl_edge_export.checkpoint import TOKENIZER_NAME, Checkpoint
-from qwenvl_edge_export.graphs.attention import DIALECTS, ONNXRUNTIME, STANDARD
-from qwenvl_edge_export.graphs.decoder import build_decoder
+from qwenvl_edge_export.graphs.decoder import build_decoder, dialects
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
 from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions, workspace
@@ -46,7 +46,7 @@ Progress = Callable[[int, int, str], None]
 FAMILY = "qwen_vl"
 EMBEDDING_NAME = "embedding.bin"
 VISION_NAME, VISION_ORT_NAME = "vision.onnx", "vision.ort.onnx"
-DECODER_NAMES = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx"}
+DECODER_NAMES = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx", NATIVE: "decoder.native.onnx"}
 
 
 def export(
@@ -226,9 +226,9 @@ class _Export:
             if name:
                 model = build_vision(checkpoint, vision_weights, precision.vision, vision_given, dialect)
                 self._save(model, name)
-        for dialect in DIALECTS:
-            model = build_decoder(config, decoder_weights, dialect, precision.decoder, given)
-            self._save(model, DECODER_NAMES[dialect])
+        decoders = {dialect: DECODER_NAMES[dialect] for dialect in dialects(precision.decoder)}
+        for dialect, name in decoders.items():
+            self._save(build_decoder(config, decoder_weights, dialect, precision.decoder, given), name)
         table = EmbeddingInfo(EMBEDDING_NAME, precision.embedding, (config.vocab_size, config.hidden_size))
         needed = vision_weights.size_bytes + decoder_weights.size_bytes + embedding_bytes(table.dtype, table.shape)
         self._check_space(needed)
@@ -247,7 +247,7 @@ class _Export:
             model=model_info(config),
             precision=precision.describe(method),
             workspace=workspace(config),
-            graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES, vision_ort=own),
+            graphs=Graphs(vision=VISION_NAME, decoder=decoders, vision_ort=own),
             embedding=table,
             tokenizer=TOKENIZER_NAME,
             generation=generation,

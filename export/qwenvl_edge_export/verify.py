@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 
 from qwenvl_edge.backends.base import Backend
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend, can_run, vision_graph
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_session import STANDARD, can_run, missing, vision_graph
 from qwenvl_edge.backends.selection import ONNXRUNTIME, TENSORRT, Request, select_backend
 from qwenvl_edge.bundle import INT8_CACHE, Bundle, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
@@ -121,7 +122,7 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
                 row = dataclasses.replace(row, iou=overlap(*boxes))
             rows.append(row)
     dialects = bundle.manifest.graphs.decoder if backend == ONNXRUNTIME else ()
-    skipped = (f'"{name}", which needs a newer ONNX Runtime' for name in dialects if name not in sides)
+    skipped = (f'"{name}", which needs {missing(name)}' for name in dialects if name not in sides)
     return Report(tuple(rows), tuple(skipped))
 
 
@@ -138,9 +139,9 @@ def _features(sides: Mapping[str, _Side], case: Case) -> dict[str, FloatArray]:
 
 
 def _limits(precision: Precision, side: str) -> Limits:
-    """What logits may lose: what the part may that may lose most. ONNX Runtime's own dialect has a float cache."""
+    """What logits may lose: what the part may that may lose most. "standard" and plans may have an int8 cache."""
     parts = [LIMITS[precision.vision], LIMITS[precision.decoder]]
-    if side != ONNXRUNTIME and precision.kv_cache == INT8_CACHE:
+    if side in (STANDARD, TENSORRT) and precision.kv_cache == INT8_CACHE:
         parts.append(INT8_CACHE_LIMITS)
     return max(parts, key=lambda limits: limits.max_relative)
 

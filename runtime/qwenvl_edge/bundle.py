@@ -68,7 +68,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class Graphs:
-    """File names of the graphs; the decoder has one a dialect ("standard", "onnxruntime").
+    """File names of the graphs; the decoder has one a dialect ("standard", "onnxruntime", "native").
 
     vision_ort: the picture side with ONNX Runtime's own attention, for its CPU provider; empty without one.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwenvl_edge.backends.onnxruntime import cache_item_bytes, weight_bytes
+from qwenvl_edge.backends.onnxruntime_session import cache_item_bytes, fastest_dialect, weight_bytes
 from qwenvl_edge.bundle import FLOAT_CACHE, INT8_CACHE, Bundle
 from qwenvl_edge.cache_pool import MEMORY_MB, conversations_kept
 from qwenvl_edge.errors import BackendError
@@ -82,7 +82,7 @@ def plan_memory(
     cache = cache_bytes(model, max_context, **item)
     features = KEPT * 4 * model.image_tokens * model.hidden_size
     return MemoryPlan(
-        weights=weight_bytes(bundle),
+        weights=weight_bytes(bundle, fastest_dialect(bundle)),
         cache=cache * (max_batch + 1 if max_batch > 1 else 1),
         kept=cache * (conversations_kept(cache_memory_mb << 20, cache) - 1) + features,
         workspace=tokens * space.token_bytes + scores + logits,

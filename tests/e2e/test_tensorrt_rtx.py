@@ -15,7 +15,7 @@ pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTor
 from dialects import RUNNABLE
 
 from qwenvl_edge import cli
-from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.backends.plans import TENSORRT_RTX, Plan
 from qwenvl_edge.backends.tensorrt_library import installed_libraries
 from qwenvl_edge.bundle import Bundle

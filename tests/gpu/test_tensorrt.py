@@ -12,7 +12,8 @@ from decoding import assert_close, decode, pictured, rows_of_different_length
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.cuda_device import Cuda
-from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.backends.selection import Request, select_backend
 from qwenvl_edge.backends.tensorrt import TensorRTBackend
 from qwenvl_edge.backends.tensorrt_library import installed_libraries

@@ -11,7 +11,8 @@ from decoding import assert_close, decode, embeds
 from dialects import RUNNABLE
 from random_checkpoint import write_checkpoint
 
-from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, STANDARD, OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_session import ONNXRUNTIME, STANDARD
 from qwenvl_edge.boards import find_board, plan_for
 from qwenvl_edge.cli import main
 from qwenvl_edge.engine import QwenVLEngine

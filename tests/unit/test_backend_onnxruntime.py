@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from dialects import DIALECTS
 
-from qwenvl_edge.backends import onnxruntime as backend_module
+from qwenvl_edge.backends import onnxruntime_session as session_module
 from qwenvl_edge.backends.base import check_finite
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
 from qwenvl_edge.bundle import Bundle, FileInfo, sha256
@@ -164,11 +164,11 @@ def test_the_standard_dialect_needs_a_new_onnx_runtime(tiny_bundle, monkeypatch)
 
 
 def test_a_pinned_process_takes_no_more_threads_than_it_may_run(monkeypatch):
-    monkeypatch.setattr(backend_module.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(backend_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert backend_module._default_threads() == 3
-    monkeypatch.setattr(backend_module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert backend_module._default_threads() == 0
+    monkeypatch.setattr(session_module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(session_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert session_module._default_threads() == 3
+    monkeypatch.setattr(session_module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert session_module._default_threads() == 0
 
 
 def test_no_threads(tiny_bundle):

@@ -12,7 +12,8 @@ from standin import plans
 from standin.machine import Machine
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.backends.tensorrt import TensorRTBackend
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.cli import main

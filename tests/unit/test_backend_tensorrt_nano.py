@@ -15,7 +15,8 @@ from standin.machine import Machine
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.cuda_device import Cuda, Stream
 from qwenvl_edge.backends.cuda_pictures import DevicePicture
-from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.backends.plans import PlanLimits
 
 pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")

@@ -17,7 +17,7 @@ pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTor
 
 import kv_cache_attention_onnx
 
-from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.backends.plans import DECODER_PLAN, TENSORRT, TENSORRT_RTX, VISION_PLAN, Plan, PlanLimits
 from qwenvl_edge.backends.tensorrt_library import Library
 from qwenvl_edge.errors import BackendError, BundleError

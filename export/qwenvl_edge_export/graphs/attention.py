@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qwenvl_edge.backends.onnxruntime import TOTAL
+from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 
-STANDARD = "standard"
-ONNXRUNTIME = "onnxruntime"
-DIALECTS = (STANDARD, ONNXRUNTIME)
-OPSETS = {STANDARD: 24, ONNXRUNTIME: 23}
+OPSETS = {STANDARD: 24, ONNXRUNTIME: 23, NATIVE: 23}
 LEVELS = 127.0
 """An int8 cache holds -127 .. 127, as the plugin's does (docs/plugin.md)."""
 
@@ -42,7 +40,7 @@ class StepInputs:
 
 
 class CachedAttention:
-    """Rotary embedding (in float32), cache update and causal attention, in one of two dialects.
+    """Rotary embedding (in float32), cache update and causal attention, in one of two forms.
 
         q [B,T,H] --rotary-- x logn --.
         k [B,T,H] --rotary--> write --+--> attention [B,T,H]
@@ -52,8 +50,9 @@ class CachedAttention:
     "standard": RotaryEmbedding, TensorScatter and Attention of opset 24. The causal rule is an explicit mask, key row c
     is seen by token t if c <= write_index + t: what is_causal means beside a static cache changed between versions.
     With an int8 cache, new keys and values are quantized and written, and the whole cache is widened to attend to it.
-    "onnxruntime": com.microsoft.GroupQueryAttention, whose cost follows the tokens in use instead of the capacity. Its
-    quantized cache has one scale a tensor or a channel, fixed before the first token, so here the cache is float.
+    "onnxruntime", "native": com.microsoft.GroupQueryAttention, whose cost follows the tokens in use instead of the
+    capacity. Its quantized cache has one scale a tensor or a channel, fixed before the first token, so here the cache
+    is float.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qwenvl_edge_export.graphs.weights import WeightFile
 
 MICROSOFT = "com.microsoft"
+OWN = "qwenvl_edge"  # operators of the runtime's native core
 FLOAT = ir.DataType.FLOAT
 INT64 = ir.DataType.INT64
 _IR_VERSION = 10
@@ -88,7 +89,7 @@ class GraphBuilder:
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": self.opset} | ({MICROSOFT: 1} if MICROSOFT in domains else {}),
+            opset_imports={"": self.opset} | {domain: 1 for domain in (MICROSOFT, OWN) if domain in domains},
             name=self.name,
         )
         return ir.Model(graph, ir_version=_IR_VERSION, producer_name="qwenvl-edge")

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle import INT8_CACHE
 from qwenvl_edge_export.config import QwenVLConfig
-from qwenvl_edge_export.graphs.attention import OPSETS, STANDARD, CachedAttention, StepInputs, cache_tensors
+from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import WeightFile
 from qwenvl_edge_export.precision import FP32, GraphPrecision
-from qwenvl_edge_export.quantize import Given, nothing_given
+from qwenvl_edge_export.quantize import Blocks, Given, nothing_given
 
 
 def build_decoder(
@@ -30,7 +31,7 @@ def build_decoder(
     precision: GraphPrecision = FP32,
     given: Given = nothing_given,
 ) -> ir.Model:
-    """The decoder graph in `dialect` ("standard" or "onnxruntime"), over the tensors of `weights`.
+    """The decoder graph in a dialect (`dialects` has the choice), over the tensors of `weights`.
 
     `given` yields linear weights that are quantized already, and the scales of inputs where those are fixed.
     """
@@ -56,7 +57,7 @@ def build_decoder(
         tokens=g.op("Shape", embeds, start=1, end=2),
         capacity=g.op("Shape", past[0][0], start=2, end=3),
     )
-    linear = Linear(g, precision, standard=dialect == STANDARD, given=given)
+    linear = Linear(g, precision, standard=dialect == STANDARD, own=dialect == NATIVE, given=given)
     attention = CachedAttention(g, config, dialect, step, int8_cache=int8_cache)
     decoder = _Decoder(g, config, attention, linear, embeds)
 
@@ -70,6 +71,12 @@ def build_decoder(
         for value, (part, described) in zip(present, cache.items(), strict=True):
             g.output(value, f"present.{i}.{part}", *described)
     return g.build()
+
+
+def dialects(precision: GraphPrecision) -> tuple[str, ...]:
+    """Those that a decoder of this precision has a graph in. The native core multiplies float32 by blocks."""
+    native = precision.compute == "fp32" and isinstance(precision.format(""), Blocks)
+    return (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
 
 
 class _Decoder:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
+from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, OWN, GraphBuilder
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES, Matrix, float_pieces, tensor_bytes
 from qwenvl_edge_export.parallel import in_order
 from qwenvl_edge_export.precision import GraphPrecision
@@ -32,8 +32,8 @@ class Linear:
     """y = x W^T + b on rows [M, in] -> [M, out], W [out, in] as PyTorch stores it.
 
     floats: Gemm with a transposed B, so that the weight is used where it lies, without a transposed copy.
-    Blocks: com.microsoft.MatMulNBits, or where only standard operators are allowed, DequantizeLinear by blocks in front
-        of that Gemm, over the same bytes.
+    Blocks: com.microsoft.MatMulNBits or, where asked for, the native core's operator of that name; where only standard
+        operators are allowed, DequantizeLinear by blocks in front of that Gemm. All over the same bytes.
     Rows: the activations are quantized at run time, one scale a call: DynamicQuantizeLinear, MatMulInteger and the two
         scales, which ONNX Runtime fuses. Weights are signed, which VNNI and AMX want; on x86 without them the sums
         saturate, so there the runtime lets ONNX Runtime make the weights unsigned when it loads them.
@@ -42,8 +42,17 @@ class Linear:
         by their smoothing factors first, an operator that TensorRT fuses. Activations without given scales stay floats.
     """
 
-    def __init__(self, g: GraphBuilder, precision: GraphPrecision, *, standard: bool, given: Given = nothing_given):
+    def __init__(
+        self,
+        g: GraphBuilder,
+        precision: GraphPrecision,
+        *,
+        standard: bool,
+        own: bool = False,
+        given: Given = nothing_given,
+    ):
         self.g = g
+        self._own = own
         self._given = given
         self.precision = precision
         self.standard = standard
@@ -74,21 +83,12 @@ class Linear:
         scales = g.table(g.weights.planned(f"{name}.scales", (outputs, count), g.dtype, source.scales))
         if not self.standard:
             size = (outputs, count, blocks.size * blocks.bits // 8)
-            return g.op(
-                "MatMulNBits",
-                x,
-                g.table(_as_bytes(packed, size)),
-                scales,
-                None,
-                None,
-                bias,
-                domain=MICROSOFT,
-                K=inputs,
-                N=outputs,
-                bits=blocks.bits,
-                block_size=blocks.size,
-                accuracy_level=_INT8_ACTIVATIONS,
-            )
+            tables = (g.table(_as_bytes(packed, size)), scales)
+            shape = {"K": inputs, "N": outputs, "bits": blocks.bits, "block_size": blocks.size}
+            if self._own:
+                return g.op("MatMulNBits", x, *tables, bias, domain=OWN, **shape)
+            shape["accuracy_level"] = _INT8_ACTIVATIONS
+            return g.op("MatMulNBits", x, *tables, None, None, bias, domain=MICROSOFT, **shape)
         byte = blocks.zero * 0x11 if four else blocks.zero
         zeros = _filled(g, f"zeros.{blocks.bits}.{outputs}.{count}", (outputs, count), packed_dtype, byte)
         weight = g.op("DequantizeLinear", g.table(packed), scales, zeros, axis=1, block_size=blocks.size)

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge_export.checkpoint import Checkpoint
-from qwenvl_edge_export.graphs.attention import STANDARD
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import Matrix, WeightFile

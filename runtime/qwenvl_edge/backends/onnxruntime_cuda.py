@@ -24,7 +24,8 @@ from qwenvl_edge.backends.checked import Inputs
 from qwenvl_edge.backends.cuda_backend import CudaBackend, splice
 from qwenvl_edge.backends.cuda_cache import PAST, PRESENT, CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda_device import ALIGNMENT, Cuda, Staging, Stream
-from qwenvl_edge.backends.onnxruntime import ONNXRUNTIME, TOTAL, cache_note, check_inputs, failed
+from qwenvl_edge.backends.onnxruntime import TOTAL, check_inputs
+from qwenvl_edge.backends.onnxruntime_session import ONNXRUNTIME, cache_note, failed
 from qwenvl_edge.bundle import Bundle, ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.kv_cache import KVCache

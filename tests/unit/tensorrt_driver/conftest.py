@@ -9,7 +9,8 @@ from standin import plans
 from standin.machine import Machine
 
 from qwenvl_edge.backends.cuda_device import Cuda
-from qwenvl_edge.backends.onnxruntime import STANDARD, OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.backends.plans import Plan
 from qwenvl_edge.backends.tensorrt import TensorRTBackend
 from qwenvl_edge.backends.tensorrt_library import installed_libraries

@@ -9,7 +9,7 @@ from dialects import RUNNABLE
 from standin import plans
 
 from qwenvl_edge.backends.base import Placed
-from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.errors import BackendError
 
 pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")

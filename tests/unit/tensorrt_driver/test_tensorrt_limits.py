@@ -8,7 +8,7 @@ from decoding import decode
 from dialects import RUNNABLE
 from standin import plans, tensorrt_api
 
-from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.backends.plans import Plan
 from qwenvl_edge.errors import BackendError
 

@@ -11,7 +11,7 @@ from dialects import RUNNABLE
 from standin import plans
 
 from qwenvl_edge.backends.cuda_device import Cuda
-from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.backends.plans import Plan
 from qwenvl_edge.backends.tensorrt import TensorRTBackend
 from qwenvl_edge.backends.tensorrt_library import installed_libraries

@@ -13,7 +13,7 @@ from standin import plans
 from standin.machine import Machine
 
 from qwenvl_edge.backends.base import Placed
-from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError
 
