@@ -14,13 +14,26 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from qwenvl_edge.bundle import INT8_CACHE
+from qwenvl_edge_export.checkpoint import Checkpoint
 from qwenvl_edge_export.config import QwenVLConfig
-from qwenvl_edge_export.graphs.attention import OPSETS, STANDARD, CachedAttention, StepInputs, cache_tensors
+from qwenvl_edge_export.graphs.attention import DIALECTS, OPSETS, STANDARD, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import WeightFile
 from qwenvl_edge_export.precision import FP32, GraphPrecision
 from qwenvl_edge_export.quantize import Given, nothing_given
+
+
+def build_decoders(
+    checkpoint: Checkpoint, precision: GraphPrecision, given: Given = nothing_given
+) -> tuple[dict[str, ir.Model], WeightFile]:
+    """The decoder graph in every dialect, and the weights that they share.
+
+    Where weights lie depends on `given` only if the scales of inputs are among it.
+    """
+    weights = WeightFile("decoder.data", checkpoint)
+    models = {dialect: build_decoder(checkpoint.config, weights, dialect, precision, given) for dialect in DIALECTS}
+    return models, weights
 
 
 def build_decoder(
