@@ -249,7 +249,7 @@ class _Export:
             family=FAMILY,
             model=model_info(config),
             precision=precision.describe(method),
-            workspace=workspace(config),
+            workspace=workspace(config, vision_ort=bool(own)),
             graphs=Graphs(vision=VISION_NAME, decoder=DECODER_NAMES, vision_ort=own),
             embedding=table,
             tokenizer=TOKENIZER_NAME,
