@@ -99,6 +99,13 @@ class Kept:
                 return None
             return InputScales(content.get_tensor(f"{name}.factors"), float(content.get_tensor(f"{name}.scale")))
 
+    def integers(self, name: str) -> Integers:
+        """What was found for the weight `name`, of a layer that is done, where there is a plan."""
+        assert self._plan is not None
+        blocks, outputs = self._blocks(name), self._plan.checkpoint.shape(name)[0]
+        packed, scales = (self._plan.get(self._folder, part).view(outputs, -1) for part in blocks.names(name))
+        return Integers(packed, scales.view(TORCH_DTYPES[self._precision.dtype]), blocks)
+
     def losses(self) -> Losses:
         """Those of all stages that are done."""
         losses: Losses = {}

@@ -148,6 +148,9 @@ def test_what_is_kept_is_no_larger_than_in_the_bundle(checkpoint, tmp_path, targ
     found = allocated(tmp_path / "work" / "decoder.data")
     assert run.kept.bytes_in_place <= found < run.kept.bytes_in_place + tensors * weights.ALIGNMENT_BYTES
     assert sum(path.stat().st_size for path in (tmp_path / "work").glob("layer-*")) < 2000
+    name = "transformer.h.1.mlp.c_proj.weight"
+    weight = run.checkpoint.tensor(name)
+    assert 0.01 < (run.kept.integers(name).floats() - weight).norm() / weight.norm() < 0.2
 
 
 def allocated(path):

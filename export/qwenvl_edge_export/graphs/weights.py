@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -126,6 +127,11 @@ class WeightFile:
                     file.write(piece)
             file.flush()
             os.fsync(file.fileno())
+
+    def get(self, folder: Path, name: str) -> torch.Tensor:
+        """The bytes of a tensor that was put into the file, uint8 [size]."""
+        weight = self._weights[name]
+        return torch.from_numpy(np.fromfile(folder / self.location, np.uint8, weight.size_bytes, offset=weight.offset))
 
     def bytes_of(self, names: Collection[str]) -> int:
         """What planned tensors take in the file."""
