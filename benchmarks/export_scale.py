@@ -124,6 +124,8 @@ def main() -> None:
             bundle = f"bundle-{options.preset}-{options.precision}"
             for made in (f"checkpoint-{options.preset}", bundle, f"{bundle}.calibration", "samples"):
                 shutil.rmtree(folder / made, ignore_errors=True)
+            if options.folder is None:
+                folder.rmdir()
     print(json.dumps(details, indent=1))
     finish(options, before, headline, details)
 
