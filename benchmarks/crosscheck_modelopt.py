@@ -37,7 +37,7 @@ from qwenvl_edge_export.modeling import QwenVL, ntk_alpha
 from qwenvl_edge_export.parity import divergence
 from qwenvl_edge_export.precision import HEAD, ExportPrecision
 from qwenvl_edge_export.prompts import Case, CaseBuilder, builtin_cases
-from qwenvl_edge_export.quantize import Blocks, Integers, StaticRows
+from qwenvl_edge_export.quantize import Blocks, StaticRows
 from qwenvl_edge_export.samples import read_samples
 from qwenvl_edge_export.verify import PROMPT_ROWS
 from tools.nano.calibration import write
@@ -141,9 +141,7 @@ def by_calibration(subject: Subject, block: int) -> QwenVL:
         run = Calibration(subject.checkpoint, precision, subject.cases, Path(folder) / "work", lambda *_: None)
         run.run()
         for name in subject.names:
-            given = run.given(f"{name}.weight")
-            assert isinstance(given, Integers)  # every layer of the decoder is calibrated
-            model.get_parameter(f"{name}.weight").copy_(given.floats())
+            model.get_parameter(f"{name}.weight").copy_(run.kept.integers(f"{name}.weight").floats())
     return model
 
 

@@ -3,7 +3,8 @@
     python benchmarks/export_scale.py --preset full --precision int4 [--calibrate [N]] [--folder DIR] [--verify] [--ask]
 
 A random checkpoint of the preset is written to DIR (or one given by --checkpoint is read), `qwenvl export` runs as a
-process of its own, and its anonymous memory (what cannot be dropped, unlike mapped pages of files) is read every 20 ms.
+process of its own, and its anonymous memory (what cannot be dropped, unlike mapped pages of files) is read every 20 ms,
+the disk that its folders take (the bundle that is being made, and `.calibration` beside it) every 60 ms.
 With --ask a new process loads the bundle and answers questions about pictures, which PyTorch encodes too, and a token's
 share of the read bandwidth is measured.
 """
@@ -29,7 +30,7 @@ from processes import run
 
 def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[str, Any]:
     """Export in a process of its own."""
-    program = [sys.executable, "-m", "qwenvl_edge.cli", "export", str(checkpoint), str(bundle), "--force"]
+    program = [sys.executable, "-m", "qwenvl_edge.cli", "export", str(checkpoint), str(bundle)]
     chosen = ["--precision", options.precision, "--target", options.target]
     if options.block_size:
         chosen += ["--block-size", str(options.block_size)]
@@ -37,7 +38,8 @@ def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[
         chosen += ["--head-precision", options.head_precision]
     if options.calibrate is not None:
         chosen += ["--calibrate", *([str(samples(bundle.parent, options.calibrate))] if options.calibrate else [])]
-    return run([*program, *chosen, "--allow-loss", *([] if options.verify else ["--skip-verify"])])
+    shutil.rmtree(bundle, ignore_errors=True)  # its disk would be counted
+    return run([*program, *chosen, "--allow-loss", *([] if options.verify else ["--skip-verify"])], made=bundle)
 
 
 def samples(folder: Path, count: int) -> Path:
@@ -76,6 +78,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
         "seconds": exported["seconds"],
         "peak_anonymous_gb": exported["peak_anonymous_gb"],
         "disk_gb": size_gb(bundle),
+        "peak_disk_gb": exported["peak_disk_gb"],
     }
     manifest = json.loads((bundle / "bundle.json").read_text())
     details = {
@@ -121,6 +124,8 @@ def main() -> None:
             bundle = f"bundle-{options.preset}-{options.precision}"
             for made in (f"checkpoint-{options.preset}", bundle, f"{bundle}.calibration", "samples"):
                 shutil.rmtree(folder / made, ignore_errors=True)
+            if options.folder is None:
+                folder.rmdir()
     print(json.dumps(details, indent=1))
     finish(options, before, headline, details)
 

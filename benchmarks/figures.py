@@ -233,7 +233,7 @@ def scale() -> str:
     share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
     rows.append(["share of the read bandwidth at a token", *map(number, share.values()), "", ""])
     said = prose(f"({conditions('latency-1b')}.)")
-    titles = ["", "int4", "int4, blocks of 128", "int8", "int8, blocks of 128", "PyTorch fp32", "PyTorch bf16"]
+    titles = ["", "int4", "int4, blocks of 32", "int8", "int8, blocks of 32", "PyTorch fp32", "PyTorch bf16"]
     return f"{table(titles, rows)}\n{said}\n{full_size()}"
 
 

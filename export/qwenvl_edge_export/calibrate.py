@@ -29,6 +29,7 @@ from qwenvl_edge_export.calibrate_vision import VisionInputs
 from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.gptq import quantize, relative_loss
+from qwenvl_edge_export.graphs.decoder import build_decoders
 from qwenvl_edge_export.graphs.weights import TORCH_DTYPES
 from qwenvl_edge_export.kept import HEAD_STAGE, VISION_STAGE, Kept, Losses, kept_bytes
 from qwenvl_edge_export.metadata import exporter_name
@@ -86,7 +87,9 @@ class Calibration:
         self._on_layer = on_layer
         self._layers = checkpoint.config.num_layers if decoder else 0
         self._lengths = [len(case.prompt.ids) + len(case.answer) for case in cases]
-        self._kept = Kept(folder, self._layers, precision.decoder)
+        blocks = self._layers and precision.decoder.weights != STATIC
+        plan = build_decoders(checkpoint, precision.decoder)[1] if blocks else None
+        self.kept = Kept(folder, self._layers, precision.decoder, plan)
         self._spool = Spool(folder, self._lengths, checkpoint.config.hidden_size)
         self._scale_dtype = TORCH_DTYPES[precision.decoder.dtype]
 
@@ -109,17 +112,13 @@ class Calibration:
 
     def _run(self) -> None:
         self._open()
-        started, first = time.monotonic(), self._kept.layers_done()
+        started, first = time.monotonic(), self.kept.layers_done()
         for i in range(first, self._layers):
             left = (time.monotonic() - started) / (i - first) * (self._layers - i) if i > first else None
             note = "" if left is None else f", {left / 60:.0f} min left" if left >= 60 else f", {left:.0f} s left"
             self._on_layer(i, self._layers, f"calibrating layer {i + 1} of {self._layers}{note}")
             self._layer(i)
-        if (
-            self._layers
-            and self.precision.decoder.format(HEAD) == StaticRows()
-            and not self._kept.path(HEAD_STAGE).exists()
-        ):
+        if self._layers and self.precision.decoder.format(HEAD) == StaticRows() and not self.kept.is_done(HEAD_STAGE):
             self._on_layer(self._layers, self._layers, "calibrating the output layer")
             self._head()
 
@@ -130,29 +129,24 @@ class Calibration:
             return "rtn"
         return "smoothquant" if self.precision.decoder.weights == STATIC else "gptq"
 
-    def given(self, name: str) -> Integers | InputScales | None:
-        """What was found for the weight `name`, if it was calibrated."""
-        return self._kept.given(name)
-
-    def losses(self) -> Losses:
-        """For each calibrated weight the relative change of its layer's outputs, plainly rounded and calibrated."""
-        return self._kept.losses()
-
     def remove(self) -> None:
         """Delete the working folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open(self) -> None:
         """Continue the folder if it is of the same work, else start it anew with the samples' embeddings."""
-        key, done = json.dumps(self._key()), self._kept.layers_done()
-        if self._key_path.exists() and self._key_path.read_text() == key and self._spool.path(done).exists():
+        key, done = json.dumps(self._key()), self.kept.layers_done()
+        same = self._key_path.exists() and self._key_path.read_text() == key
+        if same and self._spool.path(done).exists() and self.kept.is_begun():
             self._spool.keep_only(done)
             self._check_space()
+            self.kept.go_on()
             return
         self.remove()
         try:
             self.folder.mkdir(parents=True)
             self._check_space()
+            self.kept.begin()
             self._begin()
             self._key_path.write_text(key)
         except BaseException:
@@ -174,14 +168,14 @@ class Calibration:
                     self._blame()
                 rows.copy_(embeds)
         if vision is not None:
-            self._kept.keep(VISION_STAGE, *_collect(vision.solve()))
+            self.kept.keep(VISION_STAGE, *_collect(vision.solve()))
 
     def _check_space(self) -> None:
         """Ask for room for what flows into and out of a layer and for what is still to be found, before it is begun.
 
         The picture side's scales are a few MB at most and not counted.
         """
-        done = self._kept.layers_done()
+        done = self.kept.layers_done()
         files = int(done < self._layers) + int(not self._spool.path(done).exists())
         needed = files * self._spool.size_bytes + sum(
             kept_bytes(self.precision.decoder.format(name), self.checkpoint.shape(name), self._scale_dtype.itemsize)
@@ -234,7 +228,7 @@ class Calibration:
 
     def _layer(self, i: int) -> None:
         found, losses = (self._smooth if self.precision.decoder.weights == STATIC else self._gptq)(i)
-        self._kept.keep(i, found, losses)
+        self.kept.keep(i, found, losses)
         self._spool.path(i).unlink()
 
     def _gptq(self, i: int) -> tuple[dict[str, Integers], Losses]:
@@ -272,7 +266,7 @@ class Calibration:
         seen = InputSample(len(self._cases))
         for rows in self._spool.read(self._layers):
             seen.add(norm(rows))
-        self._kept.keep(HEAD_STAGE, *_collect([(HEAD, *smooth([self.checkpoint.tensor(HEAD)], seen))]))
+        self.kept.keep(HEAD_STAGE, *_collect([(HEAD, *smooth([self.checkpoint.tensor(HEAD)], seen))]))
 
     def _groups(self, i: int) -> Iterator[list[str]]:
         """The weights of each group of the layer's linear layers that share their inputs and are quantized."""

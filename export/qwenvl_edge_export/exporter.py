@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -29,7 +30,7 @@ from qwenvl_edge.tokenizer import Tokenizer
 from qwenvl_edge_export.calibrate import Calibration, decoder_names
 from qwenvl_edge_export.calibrate_vision import vision_names
 from qwenvl_edge_export.checkpoint import TOKENIZER_NAME, Checkpoint
-from qwenvl_edge_export.graphs.decoder import build_decoder, dialects
+from qwenvl_edge_export.graphs.decoder import build_decoders
 from qwenvl_edge_export.graphs.vision import build_vision
 from qwenvl_edge_export.graphs.weights import HashingWriter, WeightFile, float_pieces
 from qwenvl_edge_export.metadata import exporter_name, generation_defaults, model_info, tool_versions, workspace
@@ -218,7 +219,6 @@ class _Export:
         checkpoint, config, precision = self.checkpoint, self.checkpoint.config, self.precision
         generation = generation_defaults(checkpoint.generation)
         vision_weights = WeightFile("vision.data", checkpoint)
-        decoder_weights = WeightFile("decoder.data", checkpoint)
         vision_given, given, method = self._given()
         # On the CPU MultiHeadAttention takes float32 only.
         own = VISION_ORT_NAME if precision.vision.compute == "fp32" else ""
@@ -226,17 +226,20 @@ class _Export:
             if name:
                 model = build_vision(checkpoint, vision_weights, precision.vision, vision_given, dialect)
                 self._save(model, name)
-        decoders = {dialect: DECODER_NAMES[dialect] for dialect in dialects(precision.decoder)}
-        for dialect, name in decoders.items():
-            self._save(build_decoder(config, decoder_weights, dialect, precision.decoder, given), name)
+        decoders, decoder_weights = build_decoders(checkpoint, precision.decoder, given)
+        for dialect, model in decoders.items():
+            self._save(model, DECODER_NAMES[dialect])
         table = EmbeddingInfo(EMBEDDING_NAME, precision.embedding, (config.vocab_size, config.hidden_size))
         needed = vision_weights.size_bytes + decoder_weights.size_bytes + embedding_bytes(table.dtype, table.shape)
-        self._check_space(needed)
+        kept = None if self.calibrated is None else self.calibrated.kept
+        self._check_space(needed - (0 if kept is None else kept.bytes_in_place))
         self.total = needed + sum(path.stat().st_size for path in checkpoint.source_files)
 
         with one_thread_an_operator():
-            for weights in (vision_weights, decoder_weights):
-                self.files[weights.location] = weights.write(self.folder, self._counter(f"writing {weights.location}"))
+            self._write(vision_weights, vision_weights.write)
+            self._write(
+                decoder_weights, decoder_weights.write if kept is None else partial(kept.write, decoder_weights)
+            )
             self._write_embedding()
         shutil.copyfile(checkpoint.path / TOKENIZER_NAME, self.folder / TOKENIZER_NAME)
         self._describe(TOKENIZER_NAME)
@@ -246,20 +249,20 @@ class _Export:
             family=FAMILY,
             model=model_info(config),
             precision=precision.describe(method),
-            workspace=workspace(config),
-            graphs=Graphs(vision=VISION_NAME, decoder=decoders, vision_ort=own),
+            workspace=workspace(config, vision_ort=bool(own)),
+            graphs=Graphs(VISION_NAME, {dialect: DECODER_NAMES[dialect] for dialect in decoders}, own),
             embedding=table,
             tokenizer=TOKENIZER_NAME,
             generation=generation,
             files=self.files,
             provenance=Provenance(digest, exporter_name(), tool_versions()),
             parity={},
-            sensitivity={} if self.calibrated is None else self.calibrated.losses(),
+            sensitivity={} if kept is None else kept.losses(),
         )
 
     def _given(self) -> tuple[Given, Given, str]:
         """What is known of the weights of the picture side and of the decoder, and how the decoder's was found."""
-        calibrated = nothing_given if self.calibrated is None else self.calibrated.given
+        calibrated = nothing_given if self.calibrated is None else self.calibrated.kept.given
         if self.checkpoint.group is not None and self.precision.decoder.weights == "int4":
             return calibrated, self.checkpoint.integers, "imported"
         return calibrated, calibrated, "rtn" if self.calibrated is None else self.calibrated.method
@@ -274,6 +277,9 @@ class _Export:
     def _save(self, model: ir.Model, name: str) -> None:
         ir.save(model, self.folder / name)
         self._describe(name)
+
+    def _write(self, weights: WeightFile, write: Callable[[Path, Callable[[int], None]], FileInfo]) -> None:
+        self.files[weights.location] = write(self.folder, self._counter(f"writing {weights.location}"))
 
     def _write_embedding(self) -> None:
         name = "transformer.wte.weight"

@@ -46,13 +46,22 @@ def model_info(config: QwenVLConfig) -> ModelInfo:
     )
 
 
-def workspace(config: QwenVLConfig) -> Workspace:
-    """Intermediate values that are alive at once in float32, at the widest place of a decoder and of a ViT layer."""
+def workspace(config: QwenVLConfig, *, vision_ort: bool) -> Workspace:
+    """Intermediate values that are alive at once in float32, at the widest place of a decoder and of a ViT layer.
+
+    vision_ort: whether the picture side goes through MultiHeadAttention, which keeps no scores.
+    """
     vision = config.vision
-    patches = vision.grid**2
-    block = patches * (vision.width + 2 * vision.mlp_width)
-    attention = patches * 7 * vision.width + vision.heads * patches**2
-    pool = patches * 5 * vision.output_dim + vision.resampler_heads * patches * vision.n_queries
+    patches, width = vision.grid**2, vision.width
+    if vision_ort:
+        # x and q, k, v, once as one tensor, once apart, once by head; the MLP's rows find no room in half of them.
+        attention = patches * 10 * width
+        block = patches * (6 * width + 2 * vision.mlp_width)
+        pool = patches * 5 * vision.output_dim
+    else:
+        attention = patches * 7 * width + vision.heads * patches**2
+        block = patches * (width + 2 * vision.mlp_width)
+        pool = patches * 5 * vision.output_dim + vision.resampler_heads * patches * vision.n_queries
     return Workspace(
         token_bytes=4 * max(2 * config.hidden_size + 3 * config.mlp_width, 8 * config.hidden_size),
         picture_bytes=4 * max(block, attention, pool),

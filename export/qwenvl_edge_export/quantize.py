@@ -34,6 +34,10 @@ class Blocks:
         """The stored integer that stands for zero."""
         return 1 << (self.bits - 1)
 
+    def names(self, name: str) -> tuple[str, str]:
+        """What the integers and the scales of the weight `name` are called in a bundle."""
+        return f"{name}.int{self.bits}", f"{name}.int{self.bits}.scales"
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Check that the layer `name` [out, in] divides into whole blocks.
 

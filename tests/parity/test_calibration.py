@@ -12,20 +12,20 @@ import pytest
 import torch
 from PIL import Image
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from qwenvl_edge.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
 from qwenvl_edge_export import calibrate, exporter, kept, spool
 from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.graphs import weights
 from qwenvl_edge_export.metadata import generation_defaults, model_info
 from qwenvl_edge_export.precision import ExportPrecision
 from qwenvl_edge_export.prompts import CaseBuilder
 from qwenvl_edge_export.samples import read_samples
 
 INT4 = ExportPrecision.choose("int4", vision="fp32", block=32)
+LAYER_BYTES = (128 * 384 + 128 * 128 + 3 * 128 * 96) * (4 + 1) // 8  # integers, and 32 bits of scale every 32
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,19 @@ def interrupted(quantize, call=7):
         if len(seen) == call:
             raise KeyboardInterrupt
         return quantize(*arguments)
+
+    return function
+
+
+def cut(float_pieces, call):
+    """`float_pieces`, of which one call's result is interrupted when it is written: behind other tensors."""
+    seen = []
+
+    def function(*arguments):
+        seen.append(1)
+        if len(seen) == call:
+            raise KeyboardInterrupt
+        yield from float_pieces(*arguments)
 
     return function
 
@@ -94,25 +107,31 @@ def test_kept_layers_are_not_calibrated(checkpoint, tmp_path):
     assert set(found.manifest.sensitivity) == {f"transformer.h.1.attn.{name}.weight" for name in ("c_attn", "c_proj")}
 
 
-@pytest.mark.parametrize("stage", ["layer", "write"])
+# While the bundle is written: its first weights, those beside the calibrated ones, and behind them, in both folders.
+STAGES = {"writing vision.data": 5, "writing decoder.data": 5, "writing embedding.bin": 1}
+
+
+@pytest.mark.parametrize("stage", ["layer", "keeping", *STAGES])
 def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, monkeypatch, stage):
     target, folder = tmp_path / "bundle", tmp_path / "bundle.calibration"
-    quantize, seen = calibrate.quantize, []
+    quantize, seen, told = calibrate.quantize, [], []
 
-    def refuse(*arguments):
-        raise KeyboardInterrupt
+    def progress(done, total, what):
+        told.append(what)
+        if what == stage and told.count(what) == STAGES[stage]:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         if stage == "layer":
             patch.setattr(calibrate, "quantize", interrupted(quantize))
-        else:
-            patch.setattr(exporter, "build_vision", refuse)
+        elif stage == "keeping":
+            patch.setattr(kept, "float_pieces", cut(kept.float_pieces, call=7))
         with pytest.raises(KeyboardInterrupt):
-            export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
+            export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True, progress=progress)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     monkeypatch.setattr(calibrate, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
     resumed = export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
-    assert seen.count(2) == (5 if stage == "layer" else 0)
+    assert seen.count(2) == (0 if stage in STAGES else 5)
     assert resumed.manifest.files == calibrated.manifest.files
     assert resumed.manifest.sensitivity == calibrated.manifest.sensitivity
     assert not folder.exists()
@@ -122,13 +141,86 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
 def test_what_is_kept_is_no_larger_than_in_the_bundle(checkpoint, tmp_path, target):
     cases = read_samples(None, builder_of(checkpoint))[-2:]
     precision = ExportPrecision.choose("int4", target=target, head="int4", block=32)
-    calibrate.Calibration(Checkpoint.open(checkpoint), precision, cases, tmp_path / "work", lambda *_: None).run()
-    scale = 2 if target == "gpu" else 4
-    for i in range(2):
-        kept = load_file(tmp_path / "work" / f"layer-{i}.safetensors")
-        elements = sum(2 * each.numel() for name, each in kept.items() if name.endswith(".integers"))
-        assert elements == 128 * 384 + 128 * 128 + 3 * 128 * 96
-        assert sum(each.nbytes for each in kept.values()) == elements // 2 + elements // 32 * scale
+    run = calibrate.Calibration(Checkpoint.open(checkpoint), precision, cases, tmp_path / "work", lambda *_: None)
+    run.run()
+    assert run.kept.bytes_in_place == 2 * LAYER_BYTES * (4.5 / 5 if target == "gpu" else 1)
+    tensors = 2 * 2 * 5
+    found = allocated(tmp_path / "work" / "decoder.data")
+    assert run.kept.bytes_in_place <= found < run.kept.bytes_in_place + tensors * weights.ALIGNMENT_BYTES
+    assert sum(path.stat().st_size for path in (tmp_path / "work").glob("layer-*")) < 2000
+    name = "transformer.h.1.mlp.c_proj.weight"
+    weight = run.checkpoint.tensor(name)
+    assert 0.01 < (run.kept.integers(name).floats() - weight).norm() / weight.norm() < 0.2
+
+
+def allocated(path):
+    return path.stat().st_blocks * 512
+
+
+def test_no_weight_lies_on_the_disk_twice(checkpoint, tmp_path):
+    """Whenever a piece of the bundle has been written, it and what calibration keeps take no more than the result."""
+    seen = []
+
+    def progress(done, total, what):
+        if what.startswith(("writing", "hashing")):
+            seen.append(sum({path.stat().st_ino: allocated(path) for path in tmp_path.glob("bundle*/*")}.values()))
+
+    export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False, progress=progress)
+    cases = read_samples(None, builder_of(checkpoint))
+    activations = 4 * 128 * sum(len(case.prompt.ids) + len(case.answer) for case in cases)
+    result = sum(map(allocated, (tmp_path / "bundle").iterdir()))
+    assert max(seen) <= result + activations + 4 * 4096  # the JSON files beside them
+
+
+def test_a_file_system_without_second_names(checkpoint, calibrated, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(kept.os, "link", refuse)
+    found = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
+    assert found.manifest.files == calibrated.manifest.files
+    Bundle.open(found.path).check_files()
+
+
+def test_a_finished_bundle_is_not_written_to(checkpoint, calibrated, tmp_path, monkeypatch):
+    """A run that was killed before it could remove its folder shares a file with the bundle that it made."""
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate.Calibration, "remove", lambda self: None)
+        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
+    finished, left = tmp_path / "bundle" / "decoder.data", tmp_path / "bundle.calibration" / "decoder.data"
+    assert finished.samefile(left)
+    (tmp_path / "bundle").rename(tmp_path / "first")
+    before = (tmp_path / "first" / "decoder.data").stat()
+    monkeypatch.setattr(calibrate, "quantize", lambda *arguments: pytest.fail("calibrated again"))
+    again = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
+    after = (tmp_path / "first" / "decoder.data").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert after.st_ino != finished.stat().st_ino
+    assert again.manifest.files == calibrated.manifest.files
+    again.check_files()
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+def test_a_folder_that_lost_its_integers_starts_anew(checkpoint, calibrated, begun, harm):
+    path = begun / "decoder.data"
+    if harm == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size - 1)
+    again = export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True, check=False)
+    assert again.manifest.files == calibrated.manifest.files
+
+
+def test_the_disk_need_not_hold_twice_what_is_kept(checkpoint, calibrated, tmp_path, monkeypatch):
+    files = calibrated.manifest.files
+    needed = sum(files[name].size for name in ("vision.data", "decoder.data", "embedding.bin")) - 2 * LAYER_BYTES
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b"}))
+    options = {"precision": INT4, "calibration": tmp_path / "own.jsonl", "check": False}
+    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    with pytest.raises(BundleError, match=r"the bundle takes .* GB, but the disk of"):
+        export(checkpoint, tmp_path / "bundle", **options)
+    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    export(checkpoint, tmp_path / "bundle", **options)
 
 
 def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
@@ -218,13 +310,13 @@ def begun(checkpoint, tmp_path, monkeypatch):
 def test_too_little_disk_space_is_said_before_going_on(checkpoint, calibrated, begun, monkeypatch):
     """Of a calibration that is half done the other half's results are counted, and one file of activations."""
     (begun / "activations-9.partial").write_bytes(b"half")
-    needed = (begun / "activations-1.f32").stat().st_size + (128 * 384 + 128 * 128 + 3 * 128 * 96) * (1 / 2 + 4 / 32)
+    needed = (begun / "activations-1.f32").stat().st_size + LAYER_BYTES
     with monkeypatch.context() as patch:
         patch.setattr(calibrate.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
         with pytest.raises(BundleError, match=r"calibration takes .* GB beside the bundle, but the disk of"):
             export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True)
         assert sorted(path.name for path in begun.iterdir()) == [
-            *("activations-1.f32", "key.json", "layer-0.json", "layer-0.safetensors"),
+            *("activations-1.f32", "decoder.data", "key.json", "layer-0.json"),
         ]
     resumed = export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True, allow_loss=True)
     assert resumed.manifest.files == calibrated.manifest.files
@@ -238,8 +330,8 @@ FULL = (errno.ENOSPC, os.strerror(errno.ENOSPC))
     [
         (spool.os, "posix_fallocate", 1, OSError(*FULL)),
         (spool.os, "posix_fallocate", 2, OSError(*FULL)),
-        (kept, "save_file", 1, SafetensorError("I/O error: No space left on device (os error 28)")),
-        (kept, "save_file", 2, OSError(*FULL)),
+        (weights.os, "fsync", 1, OSError(*FULL)),
+        (weights.os, "fsync", 2, OSError(*FULL)),
     ],
 )
 def test_a_disk_that_fills_while_calibrating(checkpoint, calibrated, tmp_path, monkeypatch, where, name, calls, error):

@@ -34,12 +34,16 @@ REPLACING = [
 CALIBRATING = [
     ("KILL", "open", "activations-0", 1),
     ("KILL", "open", "key.json", 1),
-    ("KILL", "open", "layer-0.json", 1),
+    ("KILL", "open", "layer-0.partial", 1),
     ("KILL", "os.remove", "activations-0.f32", 1),
     ("KILL", "os.rename", "layer-1.partial", 1),
-    ("KILL", "open", "decoder.data", 1),
+    *(("KILL", "open", "decoder.data", nth) for nth in (1, 2, 3, 4)),  # made, a layer, the other one, the rest
+    ("KILL", "os.link", "decoder.data", 1),
+    ("KILL", "open", "embedding.bin", 1),  # of both names of decoder.data
+    ("KILL", "os.rename", "bundle.partial-", 1),
     ("KILL", "shutil.rmtree", ".calibration", 2),
-    ("HUP", "open", "layer-1.json", 1),
+    ("HUP", "open", "layer-1.partial", 1),
+    ("TERM", "open", "embedding.bin", 1),
 ]
 RUNS = [(True, *each) for each in REPLACING] + [(False, *each) for each in CALIBRATING]
 

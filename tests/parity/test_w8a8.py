@@ -13,9 +13,10 @@ import torch
 from dialects import RUNNABLE
 from PIL import Image
 from random_checkpoint import write_checkpoint
+from safetensors import SafetensorError
 
-from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge_export import calibrate, exporter
+from qwenvl_edge.errors import BundleError, QwenVLError
+from qwenvl_edge_export import calibrate, exporter, kept
 from qwenvl_edge_export.checkpoint import Checkpoint
 from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.graphs.builder import FLOAT, GraphBuilder
@@ -159,6 +160,25 @@ def test_an_interrupted_calibration_goes_on(checkpoint, bundle, tmp_path, monkey
     assert len(seen) == (5 if stage == "layer" else 0)
     assert resumed.manifest.files == bundle.manifest.files
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])  # the picture side, and the two layers
+def test_a_disk_that_fills_while_calibrating(checkpoint, bundle, tmp_path, monkeypatch, calls):
+    save, seen = kept.save_file, []
+
+    def filling(*arguments):
+        seen.append(1)
+        if len(seen) == calls:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(*arguments)
+
+    monkeypatch.setattr(kept, "save_file", filling)
+    with pytest.raises(BundleError, match=r"calibration cannot write .*No space left on device"):
+        export(checkpoint, tmp_path / "bundle", precision=W8A8)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.calibration"] * (calls > 1)
+    assert not list(tmp_path.rglob("*.partial"))
+    resumed = export(checkpoint, tmp_path / "bundle", precision=W8A8)
+    assert resumed.manifest.files == bundle.manifest.files
 
 
 def test_own_samples(checkpoint, bundle, tmp_path):

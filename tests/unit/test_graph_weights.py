@@ -33,6 +33,24 @@ def test_tensors_lie_where_the_plan_says(checkpoint, tmp_path):
         np.testing.assert_array_equal(values, checkpoint.tensor(name).float().flatten())
 
 
+def test_tensors_that_are_put_into_the_file_before(checkpoint, tmp_path):
+    """They are hashed as they are; the others, and what lies between, are written."""
+    names = ["transformer.ln_f.weight", "lm_head.weight", "transformer.h.0.attn.c_attn.bias"]
+    file = WeightFile("some.data", checkpoint)
+    for name in names:
+        file.stored(name)
+    (tmp_path / "other").mkdir()
+    expected = file.write(tmp_path / "other", lambda count: None)
+    assert not file.is_begun(tmp_path)
+    file.begin(tmp_path)
+    file.put(tmp_path, {names[1]: float_pieces(names[1], checkpoint.tensor(names[1]))})
+    assert file.is_begun(tmp_path) and file.bytes_of([names[1]]) == 4 * checkpoint.tensor(names[1]).numel()
+    counted: list[int] = []
+    assert file.write(tmp_path, counted.append, [names[1]]) == expected
+    assert sum(counted) == expected.size
+    assert (tmp_path / "some.data").read_bytes() == (tmp_path / "other" / "some.data").read_bytes()
+
+
 def test_values_are_read_when_the_file_is_written(checkpoint, tmp_path):
     reads: list[str] = []
 

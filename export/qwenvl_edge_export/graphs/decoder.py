@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle import INT8_CACHE
+from qwenvl_edge_export.checkpoint import Checkpoint
 from qwenvl_edge_export.config import QwenVLConfig
 from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
@@ -24,6 +25,21 @@ from qwenvl_edge_export.precision import FP32, GraphPrecision
 from qwenvl_edge_export.quantize import Blocks, Given, nothing_given
 
 
+def build_decoders(
+    checkpoint: Checkpoint, precision: GraphPrecision, given: Given = nothing_given
+) -> tuple[dict[str, ir.Model], WeightFile]:
+    """The decoder graph in every dialect that this precision has, and the weights that they share.
+
+    Where weights lie depends on `given` only if the scales of inputs are among it.
+    """
+    weights = WeightFile("decoder.data", checkpoint)
+    # The native core multiplies float32 by blocks.
+    native = precision.compute == "fp32" and isinstance(precision.format(""), Blocks)
+    dialects = (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
+    models = {dialect: build_decoder(checkpoint.config, weights, dialect, precision, given) for dialect in dialects}
+    return models, weights
+
+
 def build_decoder(
     config: QwenVLConfig,
     weights: WeightFile,
@@ -31,7 +47,7 @@ def build_decoder(
     precision: GraphPrecision = FP32,
     given: Given = nothing_given,
 ) -> ir.Model:
-    """The decoder graph in a dialect (`dialects` has the choice), over the tensors of `weights`.
+    """The decoder graph in one dialect, over the tensors of `weights`.
 
     `given` yields linear weights that are quantized already, and the scales of inputs where those are fixed.
     """
@@ -71,12 +87,6 @@ def build_decoder(
         for value, (part, described) in zip(present, cache.items(), strict=True):
             g.output(value, f"present.{i}.{part}", *described)
     return g.build()
-
-
-def dialects(precision: GraphPrecision) -> tuple[str, ...]:
-    """Those that a decoder of this precision has a graph in. The native core multiplies float32 by blocks."""
-    native = precision.compute == "fp32" and isinstance(precision.format(""), Blocks)
-    return (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
 
 
 class _Decoder:

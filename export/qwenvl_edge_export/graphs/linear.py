@@ -78,9 +78,9 @@ class Linear:
         source = _BlockSource(matrix, blocks, TORCH_DTYPES[self.g.dtype], self._given)
         four = blocks.bits == 4
         packed_dtype = ir.DataType.UINT4 if four else ir.DataType.UINT8
-        name = f"{matrix.name}.int{blocks.bits}"
-        packed = g.weights.planned(name, (outputs, inputs), packed_dtype, source.packed)
-        scales = g.table(g.weights.planned(f"{name}.scales", (outputs, count), g.dtype, source.scales))
+        names = blocks.names(matrix.name)
+        packed = g.weights.planned(names[0], (outputs, inputs), packed_dtype, source.packed)
+        scales = g.table(g.weights.planned(names[1], (outputs, count), g.dtype, source.scales))
         if not self.standard:
             size = (outputs, count, blocks.size * blocks.bits // 8)
             tables = (g.table(_as_bytes(packed, size)), scales)

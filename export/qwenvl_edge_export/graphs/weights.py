@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -24,6 +26,7 @@ from qwenvl_edge_export.quantize import check_finite
 
 ALIGNMENT_BYTES = 4096
 _PIECE_ELEMENTS = 1 << 20
+_READ_BYTES = 4 << 20
 TORCH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,
     ir.DataType.FLOAT16: torch.float16,
@@ -101,26 +104,64 @@ class WeightFile:
             self.location, weight.offset, weight.size_bytes, weight.dtype, shape=ir.Shape(weight.shape), name=name
         )
 
-    def write(self, folder: Path, on_bytes: Callable[[int], None]) -> FileInfo:
+    def begin(self, folder: Path) -> None:
+        """Make the file in `folder`, of its size but without a value, so that it takes no room yet."""
+        with (folder / self.location).open("xb") as file:
+            file.truncate(self.size_bytes)
+
+    def is_begun(self, folder: Path) -> bool:
+        """Whether the file is there and has its size."""
+        path = folder / self.location
+        return path.is_file() and path.stat().st_size == self.size_bytes
+
+    def put(self, folder: Path, values: Mapping[str, Iterable[memoryview]]) -> None:
+        """Write the bytes of some planned tensors into the begun file and flush them to the disk.
+
+        Raises:
+            OSError: the disk is full, or the like.
+        """
+        with (folder / self.location).open("r+b") as file:
+            for name, pieces in values.items():
+                file.seek(self._weights[name].offset)
+                for piece in pieces:
+                    file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def get(self, folder: Path, name: str) -> torch.Tensor:
+        """The bytes of a tensor that was put into the file, uint8 [size]."""
+        weight = self._weights[name]
+        return torch.from_numpy(np.fromfile(folder / self.location, np.uint8, weight.size_bytes, offset=weight.offset))
+
+    def bytes_of(self, names: Collection[str]) -> int:
+        """What planned tensors take in the file."""
+        return sum(self._weights[name].size_bytes for name in names)
+
+    def write(self, folder: Path, on_bytes: Callable[[int], None], present: Collection[str] | None = None) -> FileInfo:
         """Write the file into `folder`, a piece at a time; `on_bytes` is told of every piece.
+
+        present: tensors that were put into the file already, which is begun; None makes a new file.
 
         Raises:
             CheckpointError: a tensor holds NaN or infinity, or values too large for its type.
             OSError: the disk is full, or the like.
         """
-        with HashingWriter(folder / self.location, on_bytes) as out:
+        with HashingWriter(folder / self.location, on_bytes, begun=present is not None) as out:
             for weight in self._weights.values():
                 out.write(bytes(weight.offset - out.size))
-                for piece in weight.pieces():
-                    out.write(piece)
+                if weight.name in (present or ()):
+                    out.take(weight.size_bytes)
+                else:
+                    for piece in weight.pieces():
+                        out.write(piece)
         return out.info()
 
 
 class HashingWriter:
-    """Writes a new file and its SHA-256 in one pass."""
+    """Writes a new file, or over one that is begun, and its SHA-256 in one pass."""
 
-    def __init__(self, path: Path, on_bytes: Callable[[int], None]):
-        self._file = path.open("xb")
+    def __init__(self, path: Path, on_bytes: Callable[[int], None], *, begun: bool = False):
+        self._file: BinaryIO = path.open("r+b" if begun else "xb")
         self._digest = hashlib.sha256()
         self._on_bytes = on_bytes
         self.size = 0
@@ -132,8 +173,16 @@ class HashingWriter:
         self._file.close()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append `data`."""
+        """Write `data` behind what was written before."""
         self._file.write(data)
+        self._count(data)
+
+    def take(self, size: int) -> None:
+        """Leave the next `size` bytes as they are in the file."""
+        for start in range(0, size, _READ_BYTES):
+            self._count(self._file.read(min(_READ_BYTES, size - start)))
+
+    def _count(self, data: bytes | memoryview) -> None:
         self._digest.update(data)
         self.size += len(data)
         self._on_bytes(len(data))

@@ -109,8 +109,11 @@ def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> 
         options.add_session_config_entry("session.disable_prepacking", "1")
     if _makes_unsigned(bundle, graph):
         options.add_session_config_entry("session.x64quantprecision", "1")
-    if graph == "vision":  # its threads would go on spinning for a while, in the way of the decoder's
+    if graph == "vision":
+        # Its threads would go on spinning for a while, in the way of the decoder's.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # From the second picture on, one more block would hold what the first picture's pieces have room for.
+        options.enable_mem_pattern = False
     if name == bundle.manifest.graphs.decoder.get(NATIVE):
         options.register_custom_ops_library(_core.__file__)
     options.intra_op_num_threads = _default_threads() if threads is None else threads

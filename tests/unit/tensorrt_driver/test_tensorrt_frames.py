@@ -13,7 +13,7 @@ from standin import nvrtc
 from qwenvl_edge import FrameSource, QwenVLEngine
 from qwenvl_edge.backends.cuda_device import DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.cuda_pictures import DevicePicture
-from qwenvl_edge.backends.onnxruntime import STANDARD
+from qwenvl_edge.backends.onnxruntime_session import STANDARD
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.image import Preprocessing, load_picture
 
