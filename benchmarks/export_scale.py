@@ -117,6 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     before = conditions()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="export-scale-"))
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         headline, details = measure(options, folder)
     finally:
