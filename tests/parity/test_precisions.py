@@ -6,14 +6,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from dialects import DIALECTS, RUNNABLE
+from dialects import OF_BLOCKS
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
-from qwenvl_edge import QwenVLEngine, processor
-from qwenvl_edge.backends import onnxruntime as backend_module
+from qwenvl_edge import QwenVLEngine, _core, processor
+from qwenvl_edge.backends import onnxruntime_session as session_module
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
+from qwenvl_edge.memory import plan_memory
 from qwenvl_edge_export.checkpoint import Checkpoint, load_model
 from qwenvl_edge_export.exporter import export
 from qwenvl_edge_export.precision import ExportPrecision
@@ -68,7 +70,7 @@ def decode(bundle, dialect, embeds):
     return backend.decode(cache, embeds, every, np.zeros(1, np.int64), every)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", OF_BLOCKS)
 @pytest.mark.parametrize("head", [None, "int4"])
 @pytest.mark.parametrize(("precision", "block"), [("int4", 32), ("int4", 128), ("int8", 32), ("int8", 64)])
 def test_the_graph_computes_with_the_rounded_weights(exports, tiny_checkpoint, precision, block, head, dialect):
@@ -98,8 +100,10 @@ def test_sizes(exports, tiny_bundle, precision, options, share):
 def test_graphs_are_valid_and_share_their_weights(exports, precision, target):
     bundle = exports(precision, target=target)[0]
     places = {}
-    for name in ("vision.onnx", "decoder.onnx", "decoder.ort.onnx"):
-        onnx.checker.check_model(str(bundle.file(name)), full_check=name != "decoder.ort.onnx")
+    decoders = bundle.manifest.graphs.decoder
+    assert (NATIVE in decoders) == (target == "cpu" and precision in ("int8", "int4"))
+    for name in ("vision.onnx", *decoders.values()):
+        onnx.checker.check_model(str(bundle.file(name)), full_check=name in ("vision.onnx", "decoder.onnx"))
         graph = onnx.load(bundle.file(name), load_external_data=False).graph
         places[name] = {
             tensor.name: [each.value for each in tensor.external_data if each.key != "checksum"]
@@ -107,6 +111,7 @@ def test_graphs_are_valid_and_share_their_weights(exports, precision, target):
             if tensor.external_data
         }
     ours = places["decoder.ort.onnx"]
+    assert places.get("decoder.native.onnx", ours) == ours
     assert ours == {name: place for name, place in places["decoder.onnx"].items() if not name.startswith("zeros")}
 
 
@@ -115,7 +120,8 @@ def test_losses_are_within_the_limits(exports, precision, options):
     bundle, chosen = exports(precision, **options)
     parity = bundle.manifest.parity
     assert parity["passed"]
-    assert {row["graph"] for row in parity["stages"]} == {"vision", *RUNNABLE}
+    ran = {row["graph"] for row in parity["stages"]}
+    assert ran == {"vision", *run_by_default(bundle.manifest.graphs.decoder)}
     assert all(row["tokens"] == 24 and 0 <= row["agreed"] <= 24 for row in parity["stages"] if "kl" in row)
     assert bundle.manifest.precision == chosen.describe("rtn")
 
@@ -203,9 +209,44 @@ def test_pictures_are_the_same_where_signed_weights_are_made_unsigned(exports, m
     pixels = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
     found = {}
     for unsigned in (False, True):
-        monkeypatch.setattr(backend_module, "signed_products_saturate", lambda unsigned=unsigned: unsigned)
+        monkeypatch.setattr(session_module, "signed_products_saturate", lambda unsigned=unsigned: unsigned)
         found[unsigned] = OnnxRuntimeBackend(bundle, threads=1).encode_images(pixels)
     if processor.signed_products_saturate():
         assert not np.allclose(found[True], found[False], rtol=0, atol=0.01)
     else:  # the same integers; only the order of float operations differs
         np.testing.assert_allclose(found[True], found[False], rtol=0, atol=1e-4 * np.abs(found[False]).max())
+
+
+def test_the_native_dialect_is_taken_where_the_processor_is_for_it(exports, monkeypatch):
+    """Elsewhere ONNX Runtime's is, and asking for the native one is one sentence."""
+    bundle = exports("int8")[0]
+    monkeypatch.setattr(_core, "has_fast_multiply", lambda: False)
+    backend = OnnxRuntimeBackend(bundle)
+    assert backend.dialect == ONNXRUNTIME
+    assert "native core" not in backend.description
+    with pytest.raises(BackendError, match='the "native" decoder needs a processor with AVX-512 VNNI; use the dialect'):
+        OnnxRuntimeBackend(bundle, dialect=NATIVE)
+    prepacked = plan_memory(bundle, max_context=64).weights
+    monkeypatch.setattr(_core, "has_fast_multiply", lambda: True)  # the portable kernels serve too
+    native = OnnxRuntimeBackend(bundle)
+    assert native.dialect == NATIVE
+    assert "matrix products by the native core" in native.description
+    assert prepacked - plan_memory(bundle, max_context=64).weights > bundle.manifest.files["decoder.data"].size
+    embeds = bundle.embedding[np.arange(40)[None]].astype(np.float32)
+    found, wanted = decode(bundle, NATIVE, embeds), decode(bundle, ONNXRUNTIME, embeds)
+    assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+def test_rows_of_a_batch_are_computed_natively_as_alone(exports, monkeypatch):
+    monkeypatch.setattr(_core, "has_fast_multiply", lambda: True)
+    backend = OnnxRuntimeBackend(exports("int8")[0], threads=1, dialect=NATIVE)
+    embeds = np.random.default_rng(0).normal(size=(5, 1, backend.model.hidden_size)).astype(np.float32)
+    zeros = np.zeros((5, 1), np.int64)
+    together = backend.new_cache(5, 4)
+    together.reset(1)
+    logits = backend.decode(together, embeds, zeros, zeros[:, 0], zeros)
+    for row in range(5):
+        alone = backend.new_cache(1, 4)
+        alone.reset(1)
+        single = backend.decode(alone, embeds[row : row + 1], zeros[:1], zeros[:1, 0], zeros[:1])
+        np.testing.assert_allclose(logits[row], single[0], rtol=0, atol=1e-5 * np.abs(single).max())
