@@ -87,6 +87,8 @@ public:
         }
     }
 
+    const Api* api() const { return api_; }
+
     void compute(ort::KernelContext* context) const {
         const ort::Value* const x = input(api_, context, 0);
         std::vector<std::int64_t> shape = shape_of(api_, x);
@@ -114,7 +116,8 @@ private:
         const ort::Value* const packed = input(api_, context, 1);
         const ort::Value* const scales = input(api_, context, 2);
         const std::int64_t blocks = inputs_ / block_;
-        const std::vector<std::int64_t> packed_shape{outputs_, blocks, block_ * bits_ / 8}, scale_shape{outputs_, blocks};
+        const std::vector<std::int64_t> packed_shape{outputs_, blocks, block_ * bits_ / 8};
+        const std::vector<std::int64_t> scale_shape{outputs_, blocks};
         if (shape_of(api_, packed) != packed_shape || shape_of(api_, scales) != scale_shape) {
             throw std::invalid_argument("the weights have another shape than K, N, bits and block_size say");
         }
@@ -148,10 +151,9 @@ Status* create(const ort::CustomOp*, const Api* api, const ort::KernelInfo* info
     return guarded(api, [&] { *kernel = new MatMulNBits(api, info); });
 }
 
-const Api* g_api = nullptr;  // the process's one
-
 Status* compute(void* kernel, ort::KernelContext* context) {
-    return guarded(g_api, [&] { static_cast<const MatMulNBits*>(kernel)->compute(context); });
+    const auto* const op = static_cast<const MatMulNBits*>(kernel);
+    return guarded(op->api(), [&] { op->compute(context); });
 }
 
 const ort::CustomOp& mat_mul_n_bits() {
@@ -183,6 +185,13 @@ const ort::CustomOp& mat_mul_n_bits() {
     return op;
 }
 
+ort::CustomOpDomain* make_domain(const Api* api) {
+    ort::CustomOpDomain* domain = nullptr;
+    check(ort::CreateCustomOpDomain::call(api, "qwenvl_edge", &domain));
+    check(ort::CustomOpDomainAdd::call(api, domain, &mat_mul_n_bits()));
+    return domain;
+}
+
 }  // namespace
 }  // namespace qwenvl
 
@@ -190,15 +199,9 @@ const ort::CustomOp& mat_mul_n_bits() {
 extern "C" __attribute__((visibility("default"))) qwenvl::ort::Status* RegisterCustomOps(
     qwenvl::ort::SessionOptions* options, const qwenvl::ort::ApiBase* base) {
     using namespace qwenvl;
-    g_api = base->get_api(ort::kApiVersion);
-    return guarded(g_api, [&] {
-        static ort::CustomOpDomain* domain = nullptr;  // lives as long as the sessions that know it
-        if (domain == nullptr) {
-            ort::CustomOpDomain* made = nullptr;
-            check(ort::CreateCustomOpDomain::call(g_api, "qwenvl_edge", &made));
-            check(ort::CustomOpDomainAdd::call(g_api, made, &mat_mul_n_bits()));
-            domain = made;
-        }
-        check(ort::AddCustomOpDomain::call(g_api, options, domain));
+    const Api* const api = base->get_api(ort::kApiVersion);
+    return guarded(api, [&] {
+        static ort::CustomOpDomain* const domain = make_domain(api);  // lives as long as the sessions that know it
+        check(ort::AddCustomOpDomain::call(api, options, domain));
     });
 }

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from dialects import OF_BLOCKS
+from dialects import OF_BLOCKS, run_by_default
 from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
 from qwenvl_edge import QwenVLEngine, _core, processor
