@@ -239,7 +239,7 @@ def scale() -> str:
 
 def full_size() -> str:
     """Exporting the full-size model, and what its bundles take to answer."""
-    found = [load(f"export-full-{name}") for name in ("fp16", "int4", "int4-32")]
+    found = [load(f"export-full-{name}") for name in ("fp16", "int4")]
     exports = [each["headline"] for each in found]
     asked = [each["details"].get("answer") for each in found]
 
@@ -258,7 +258,7 @@ def full_size() -> str:
         ["PyTorch's picture fp32, times as long", *cells(lambda each: each["vision_vs_torch"]["float32"]["median"])],
         ["PyTorch's picture bf16, times as long", *cells(lambda each: each["vision_vs_torch"]["bfloat16"]["median"])],
     ]
-    titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4", "int4, blocks of 32"]
+    titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4"]
     said = prose(f"({conditions('export-full-int4')}.)")
     return f"{table(titles, rows)}\n{said}"
 
