@@ -8,6 +8,7 @@ import pytest
 from standin import plans
 from standin.machine import Machine
 
+from qwenvl_edge.backends import tensorrt_library
 from qwenvl_edge.backends.cuda_device import Cuda
 from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime_session import STANDARD
@@ -41,6 +42,8 @@ def reference(bundle) -> OnnxRuntimeBackend:
 @pytest.fixture
 def open_backend(monkeypatch):
     """Opens the plan of a bundle on a new stand-in machine; returns the backend and the machine."""
+
+    monkeypatch.setattr(tensorrt_library, "_registered", set())  # a process of its own, as far as plugins go
 
     def open_it(bundle: Bundle, **options):
         machine = Machine(**options)
