@@ -55,6 +55,11 @@ class GraphPrecision:
         """The float type."""
         return FLOATS[self.compute]
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its linear layers are integers that share scales by blocks of inputs."""
+        return self.weights in _BITS and not self.activations
+
     def format(self, name: str) -> WeightFormat:
         """How the linear layer whose weight is `name` is stored."""
         chosen = self.head if name == HEAD else self.weights

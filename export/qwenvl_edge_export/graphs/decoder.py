@@ -22,7 +22,7 @@ from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
 from qwenvl_edge_export.graphs.weights import WeightFile
 from qwenvl_edge_export.precision import FP32, GraphPrecision
-from qwenvl_edge_export.quantize import Blocks, Given, nothing_given
+from qwenvl_edge_export.quantize import Given, nothing_given
 
 
 def build_decoders(
@@ -34,7 +34,7 @@ def build_decoders(
     """
     weights = WeightFile("decoder.data", checkpoint)
     # The native core multiplies float32 by blocks.
-    native = precision.compute == "fp32" and isinstance(precision.format(""), Blocks)
+    native = precision.compute == "fp32" and precision.has_blocks
     dialects = (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
     models = {dialect: build_decoder(checkpoint.config, weights, dialect, precision, given) for dialect in dialects}
     return models, weights
