@@ -3,12 +3,13 @@
 
 #if defined(__x86_64__)
 
+#include <limits>
+
 #include "qwenvl/block_vnni.hpp"
 
 namespace qwenvl::vnni {
 namespace {
 
-constexpr float kMost = 127;           // an activation
 constexpr std::size_t kAhead = 16384;  // weights that are fetched before their turn: they come from memory
 
 // In a fixed order: halves onto each other.
@@ -21,7 +22,7 @@ QWENVL_VNNI inline float sum_of(__m512 v) {
 
 // kOutputs rows of weights beside kCount rows of activations, which are loaded once for all of them.
 template <int kBits, int kCount, int kOutputs>
-QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows& rows, std::size_t row,
+QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows& rows,
                                     const GroupScales& group_scales, const float* bias, std::size_t output, float* y) {
     constexpr std::size_t kPlanes = kBits == 4 ? 2 : 1;
     const std::size_t bytes = matrix.row_bytes(), chunks = matrix.chunks();
@@ -42,11 +43,11 @@ QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows
             weight_scales[i] = group_scales.of(matrix.scales + (output + i) * matrix.blocks(), chunk);
         }
         for (int m = 0; m < kCount; ++m) {
-            const std::int8_t* const values = rows.values(row + m) + chunk * kPlanes * kChunkBytes;
-            const __m512i start = _mm512_loadu_si512(rows.starts(row + m) + chunk * kGroups);
+            const std::int8_t* const values = rows.values(m) + chunk * kPlanes * kChunkBytes;
+            const __m512i start = _mm512_loadu_si512(rows.starts(m) + chunk * kGroups);
             const __m512i even = _mm512_loadu_si512(values);
             const __m512i odd = kBits == 4 ? _mm512_loadu_si512(values + kChunkBytes) : even;
-            const __m512 scale = _mm512_loadu_ps(rows.group_scales(row + m) + chunk * kGroups);
+            const __m512 scale = _mm512_loadu_ps(rows.group_scales(m) + chunk * kGroups);
             for (int i = 0; i < kOutputs; ++i) {
                 __m512i sums = _mm512_dpbusd_epi32(start, low[i], even);
                 if (kBits == 4) sums = _mm512_dpbusd_epi32(sums, high[i], odd);
@@ -56,21 +57,21 @@ QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows
         }
     }
     for (int m = 0; m < kCount; ++m) {
-        float* const to = y + (row + m) * matrix.outputs + output;
+        float* const to = y + m * matrix.outputs + output;
         for (int i = 0; i < kOutputs; ++i) to[i] = sum_of(totals[m][i]) + (bias ? bias[output + i] : 0.0f);
     }
 }
 
 template <int kBits, int kCount>
-QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, std::size_t row, const float* bias,
-                     std::size_t first, std::size_t last, float* y) {
+QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
+                     std::size_t last, float* y) {
     constexpr int kOutputs = 2;
     const GroupScales scales(matrix);
     std::size_t output = first;
     for (; output + kOutputs <= last; output += kOutputs) {
-        few_outputs<kBits, kCount, kOutputs>(matrix, rows, row, scales, bias, output, y);
+        few_outputs<kBits, kCount, kOutputs>(matrix, rows, scales, bias, output, y);
     }
-    for (; output < last; ++output) few_outputs<kBits, kCount, 1>(matrix, rows, row, scales, bias, output, y);
+    for (; output < last; ++output) few_outputs<kBits, kCount, 1>(matrix, rows, scales, bias, output, y);
 }
 
 // 16 values of a block, rounded to the nearest, halves to even.
@@ -95,13 +96,19 @@ QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const
     for (std::size_t b = 0; b < matrix.blocks(); ++b) {
         const std::size_t first = b * matrix.block, last = first + matrix.block;
         __m512 most_of = _mm512_setzero_ps();
+        __mmask16 is_finite = 0xFFFF;
+        const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
         for (std::size_t i = first; i < last; i += 16) {
-            most_of = _mm512_max_ps(most_of, _mm512_abs_ps(_mm512_loadu_ps(values + i)));
+            const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(values + i));
+            most_of = _mm512_max_ps(most_of, size);
+            is_finite &= _mm512_cmp_ps_mask(size, infinity, _CMP_LT_OQ);
         }
         const float most = _mm512_reduce_max_ps(most_of), inverse = most > 0 ? kMost / most : 0.0f;
-        out.scales[b] = most / kMost;
+        const bool is_number = is_finite == 0xFFFF;
+        out.scales[b] = is_number ? most / kMost : std::numeric_limits<float>::quiet_NaN();
         for (std::size_t i = first; i < last; i += 16) {
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.values + i), rounded(values + i, _mm512_set1_ps(inverse)));
+            const __m128i found = is_number ? rounded(values + i, _mm512_set1_ps(inverse)) : _mm_setzero_si128();
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.values + i), found);
         }
     }
     const GroupScales group_scales(matrix);
@@ -129,13 +136,11 @@ QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const
     }
 }
 
-void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, std::size_t row, std::size_t count,
-                  const float* bias, std::size_t first, std::size_t last, float* y) {
-    using Few =
-        void(const BlockMatrix&, const RoundedRows&, std::size_t, const float*, std::size_t, std::size_t, float*);
-    static constexpr Few* kFew[2][kFewRows] = {{few<4, 1>, few<4, 2>, few<4, 3>, few<4, 4>},
-                                               {few<8, 1>, few<8, 2>, few<8, 3>, few<8, 4>}};
-    kFew[matrix.bits == 8][count - 1](matrix, rows, row, bias, first, last, y);
+void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
+                  std::size_t last, float* y) {
+    static constexpr Multiply* kFew[2][kFewRows] = {{few<4, 1>, few<4, 2>, few<4, 3>, few<4, 4>},
+                                                    {few<8, 1>, few<8, 2>, few<8, 3>, few<8, 4>}};
+    kFew[matrix.bits == 8][rows.count() - 1](matrix, rows, bias, first, last, y);
 }
 
 bool supported() {

@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "qwenvl/block_kernels.hpp"
 #include "qwenvl/instruction_set.hpp"
 
 namespace qwenvl {
 namespace {
-
-constexpr std::size_t kChunkBytes = 64, kGroups = 16, kGroupBytes = 4;
-constexpr float kMost = 127;  // an activation
 
 bool use_vnni() {
 #if defined(__x86_64__)
@@ -50,17 +48,17 @@ void RoundedRows::round(std::size_t row, const float* values) {
 std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows) {
     if (rows > kFewRows) return kPanelRows;
     constexpr std::size_t kStretch = std::size_t{1} << 18;
-    return std::max(kStretch / matrix.row_bytes(), std::size_t{1}) / kPanelRows * kPanelRows + kPanelRows;
+    return (kStretch / matrix.row_bytes() / kPanelRows + 1) * kPanelRows;
 }
 
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
               std::size_t last, float* y) {
-    MultiplyFew* few = portable::multiply_few;
-    MultiplyPanel* panel = portable::multiply_panel;
+    Multiply* few = portable::multiply_few;
+    Multiply* panel = portable::multiply_panel;
 #if defined(__x86_64__)
     if (use_vnni()) few = vnni::multiply_few, panel = vnni::multiply_panel;
 #endif
-    if (rows.count() <= kFewRows) return few(matrix, rows, 0, rows.count(), bias, first, last, y);
+    if (rows.count() <= kFewRows) return few(matrix, rows, bias, first, last, y);
     for (std::size_t at = first; at < last; at += kPanelRows) {
         panel(matrix, rows, bias, at, std::min(at + kPanelRows, last), y);
     }
@@ -92,12 +90,16 @@ void round_row(const BlockMatrix& matrix, const float* values, const RoundedRow&
     for (std::size_t b = 0; b < matrix.blocks(); ++b) {
         const std::size_t first = b * matrix.block, last = first + matrix.block;
         float most = 0;
-        for (std::size_t i = first; i < last; ++i) most = std::max(most, std::fabs(values[i]));
+        bool is_finite = true;
+        for (std::size_t i = first; i < last; ++i) {
+            most = std::max(most, std::fabs(values[i]));
+            is_finite = is_finite && std::isfinite(values[i]);
+        }
         const float inverse = most > 0 ? kMost / most : 0.0f;
-        out.scales[b] = most / kMost;
+        out.scales[b] = is_finite ? most / kMost : std::numeric_limits<float>::quiet_NaN();
         out.block_starts[b] = 0;
         for (std::size_t i = first; i < last; ++i) {
-            const auto value = static_cast<std::int8_t>(std::nearbyintf(values[i] * inverse));
+            const auto value = static_cast<std::int8_t>(is_finite ? std::nearbyintf(values[i] * inverse) : 0.0f);
             out.values[place_of(matrix, i)] = value;
             out.starts[i / group] -= matrix.zero() * value;
             out.group_scales[i / group] = out.scales[b];
@@ -107,10 +109,10 @@ void round_row(const BlockMatrix& matrix, const float* values, const RoundedRow&
 }
 
 // In the order of vector kernels: sixteen sums, one for each group of four bytes of a chunk, which are then added up.
-void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, std::size_t row, std::size_t count,
-                  const float* bias, std::size_t first, std::size_t last, float* y) {
+void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
+                  std::size_t last, float* y) {
     const std::size_t group = matrix.bits == 4 ? 8 : 4;
-    for (std::size_t m = row; m < row + count; ++m) {
+    for (std::size_t m = 0; m < rows.count(); ++m) {
         for (std::size_t output = first; output < last; ++output) {
             float sums[kGroups] = {};
             for (std::size_t at = 0; at < matrix.inputs / group; ++at) {

@@ -90,6 +90,24 @@ def test_threads_and_leading_dimensions_change_nothing(rows):
     np.testing.assert_array_equal(one.run(None, {"x": x.reshape(-1, 512)})[0].reshape(y.shape), y)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_what_is_no_number_stays_none(bits, broken, rows):
+    """Rounded to integers it would look like one, and nobody would notice broken weights."""
+    _, packed, scales = matrix(512, 40, bits, 128)
+    run = session(packed, scales, None, K=512, N=40, bits=bits, block_size=128).run
+    x = np.ones((rows, 512), np.float32)
+    for name in _core.kernel_variants():
+        _core.use_kernels(name)
+        for place in (0, 200, 511):
+            wrong = x.copy()
+            wrong[-1, place] = broken
+            y = run(None, {"x": wrong})[0]
+            assert np.isnan(y[-1]).all()
+            assert np.isfinite(y[:-1]).all()
+
+
 def test_no_rows():
     _, packed, scales = matrix(256, 64, 8, 32)
     empty = session(packed, scales, None, K=256, N=64, bits=8, block_size=32)

@@ -11,6 +11,9 @@
 
 namespace qwenvl {
 
+// A row of weights is read in chunks of 64 bytes, each of 16 groups of 4 bytes.
+constexpr std::size_t kChunkBytes = 64, kGroups = 16, kGroupBytes = 4;
+
 // W [outputs, inputs] as ONNX Runtime's MatMulNBits stores it: `packed` holds for every row its values in order, two
 // 4-bit ones a byte, the first in the low half; w = scale * (value - zero), zero = 2^(bits - 1).
 struct BlockMatrix {
@@ -24,12 +27,13 @@ struct BlockMatrix {
     std::size_t row_bytes() const { return inputs * static_cast<std::size_t>(bits) / 8; }
     std::int32_t zero() const { return 1 << (bits - 1); }
 
-    // 64 bytes of a row of weights, the last one perhaps less; and how many vectors of 64 activations go with one.
-    std::size_t chunks() const { return (row_bytes() + 63) / 64; }
+    // Of a row, the last one perhaps broken; and how many vectors of 64 activations go with one.
+    std::size_t chunks() const { return (row_bytes() + kChunkBytes - 1) / kChunkBytes; }
     std::size_t planes() const { return bits == 4 ? 2 : 1; }
 };
 
-// A row of activations as the kernels read it. A chunk is what 64 bytes of weights stand for, in 16 groups of 4 bytes.
+// A row of activations as the kernels read it, by the chunks and groups of the weights that it meets. A block with NaN or
+// infinity has the scale NaN, so that nothing that depends on it looks like a number.
 struct RoundedRow {
     std::int8_t* values;         // by chunk; of 4-bit weights first the 64 in even places, then those in odd places
     std::int32_t* starts;        // by chunk and group: what a sum of products starts from
@@ -54,8 +58,6 @@ public:
     const float* scales(std::size_t row) const { return scales_.data() + row * blocks_; }
 
 private:
-    static constexpr std::size_t kGroups = 16;
-
     BlockMatrix form_{};
     std::size_t count_ = 0, blocks_ = 0, chunks_ = 0, padded_ = 0;
     std::vector<std::int8_t> values_;

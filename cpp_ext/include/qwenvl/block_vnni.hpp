@@ -17,8 +17,6 @@
 
 namespace qwenvl::vnni {
 
-constexpr std::size_t kChunkBytes = 64, kGroups = 16;
-
 // Of a chunk of which so many bytes are left.
 inline __mmask64 bytes_there(std::size_t left) {
     return left >= kChunkBytes ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
@@ -32,8 +30,8 @@ class GroupScales {
 public:
     QWENVL_VNNI explicit GroupScales(const BlockMatrix& matrix) : blocks_(matrix.blocks()) {
         const std::size_t group = matrix.bits == 4 ? 8 : 4, chunk = group * kGroups;
-        shared_ = std::max<std::size_t>(matrix.block / chunk, 1);      // chunks of a block
-        step_ = std::max<std::size_t>(chunk / matrix.block, 1);        // blocks of a chunk
+        shared_ = std::max<std::size_t>(matrix.block / chunk, 1);  // chunks of a block
+        step_ = std::max<std::size_t>(chunk / matrix.block, 1);    // blocks of a chunk
         alignas(64) std::int32_t lanes[kGroups];
         for (std::size_t i = 0; i < kGroups; ++i) {
             lanes[i] = static_cast<std::int32_t>(std::min(i * group / matrix.block, step_ - 1));
