@@ -3,8 +3,10 @@
     python benchmarks/matmul.py [--rows 1024 --inputs 1024 --outputs 4096] [--repeats 20] [--json FILE]
 
 signed, unsigned: 8-bit weights beside activations that are quantized when it runs; made-unsigned: signed weights that
-ONNX Runtime makes unsigned at load, as the runtime asks for on x86 without VNNI. int8, int4: blocks that share a scale.
-The forms take turns; GFLOP/s are medians with quartiles, errors the root mean square against fp32, as a share of it.
+ONNX Runtime makes unsigned at load, as the runtime asks for on x86 without VNNI. int8, int4: blocks that share a scale,
+by ONNX Runtime's MatMulNBits, and "native" by the native core's.
+The forms take turns, with a pause in which the threads of the one before come to rest; GFLOP/s are medians with
+quartiles, errors the root mean square against fp32, as a share of it.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ import onnxruntime as ort
 from common import arguments, conditions, finish, spread
 from onnx import TensorProto, helper, numpy_helper
 
+from qwenvl_edge import _core
+
 FloatArray = npt.NDArray[np.float32]
-MICROSOFT = "com.microsoft"
+MICROSOFT, OWN = "com.microsoft", "qwenvl_edge"
+SETTLE_S = 0.1
 
 
 def session(
@@ -31,8 +36,9 @@ def session(
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["M", None]) for name in "xy"]
     initializers = [numpy_helper.from_array(table, name) for name, table in tables.items()]
     graph = helper.make_graph(nodes, "linear", ends[:1], ends[1:], initializers)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid(OWN, 1)]
     options = ort.SessionOptions()
+    options.register_custom_ops_library(_core.__file__)
     for key, value in config.items():
         options.add_session_config_entry(f"session.{key}", value)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -58,17 +64,17 @@ def rows(weight: FloatArray, zero: int, dtype: type, **config: str) -> ort.Infer
     return session(nodes, {"w": np.ascontiguousarray(integers), "z": np.array(zero, dtype), "s": scales}, **config)
 
 
-def blocks(weight: FloatArray, bits: int, size: int) -> ort.InferenceSession:
-    """A scale for every `size` inputs, as MatMulNBits stores them."""
+def blocks(weight: FloatArray, bits: int, size: int, domain: str = MICROSOFT) -> ort.InferenceSession:
+    """A scale for every `size` inputs, as MatMulNBits stores them, that of ONNX Runtime or of the native core."""
     outputs, inputs = weight.shape
     parts, zero = weight.reshape(outputs, -1, size), 1 << (bits - 1)
     scales = np.abs(parts).max(axis=-1) / (zero - 1)
     integers = (np.round(parts / scales[..., None]) + zero).astype(np.uint8)
     packed = integers if bits == 8 else integers[..., 0::2] | integers[..., 1::2] << 4
-    shape = {"K": inputs, "N": outputs, "bits": bits, "block_size": size, "accuracy_level": 4}
-    return session(
-        [helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain=MICROSOFT, **shape)], {"w": packed, "s": scales}
-    )
+    shape = {"K": inputs, "N": outputs, "bits": bits, "block_size": size}
+    shape |= {"accuracy_level": 4} if domain == MICROSOFT else {}
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain=domain, **shape)
+    return session([node], {"w": packed, "s": scales})
 
 
 def measure(
@@ -80,6 +86,7 @@ def measure(
     errors = {}
     for number in range(repeats + 1):
         for name, form in forms.items():
+            time.sleep(SETTLE_S)
             started = time.perf_counter()
             y = form.run(None, {"x": x})[0]
             if number:
@@ -108,13 +115,19 @@ def main() -> None:
         "int8, 128": blocks(weight, 8, 128),
         "int4, 32": blocks(weight, 4, 32),
         "int4, 128": blocks(weight, 4, 128),
+        "int8, 128, native": blocks(weight, 8, 128, OWN),
+        "int4, 128, native": blocks(weight, 4, 128, OWN),
     }
     details = measure(forms, x, x @ weight.T, options.repeats)
     for name, found in details.items():
         low, middle, high = (found[key] for key in ("q25", "median", "q75"))
-        print(f"{name:<16}{middle:>8.0f} GFLOP/s ({low:.0f} .. {high:.0f}), error {found['error']:.4f}")
+        print(f"{name:<20}{middle:>8.0f} GFLOP/s ({low:.0f} .. {high:.0f}), error {found['error']:.4f}")
     shape = [options.rows, options.inputs, options.outputs]
     headline = {"signed_vs_unsigned": details["signed"]["median"] / details["unsigned"]["median"], "shape": shape}
+    headline |= {
+        f"native_{bits}": details[f"{bits}, 128, native"]["median"] / details[f"{bits}, 128"]["median"]
+        for bits in ("int8", "int4")
+    }
     finish(options, before, headline, details)
 
 
