@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qwenvl_edge.backends.onnxruntime import TOTAL
-from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME, STANDARD
-from qwenvl_edge_export.config import QwenVLConfig
+from qwenvl_edge.backends.onnxruntime.cpu import TOTAL
+from qwenvl_edge.backends.onnxruntime.session import NATIVE, ONNXRUNTIME, STANDARD
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 
 OPSETS = {STANDARD: 24, ONNXRUNTIME: 23, NATIVE: 23}

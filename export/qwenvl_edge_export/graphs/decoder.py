@@ -13,16 +13,16 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME, STANDARD
-from qwenvl_edge.bundle import INT8_CACHE
-from qwenvl_edge_export.checkpoint import Checkpoint
-from qwenvl_edge_export.config import QwenVLConfig
+from qwenvl_edge.backends.onnxruntime.session import NATIVE, ONNXRUNTIME, STANDARD
+from qwenvl_edge.bundle.manifest import INT8_CACHE
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
+from qwenvl_edge_export.graphs.data_file import WeightFile
 from qwenvl_edge_export.graphs.linear import Linear
-from qwenvl_edge_export.graphs.weights import WeightFile
-from qwenvl_edge_export.precision import FP32, GraphPrecision
-from qwenvl_edge_export.quantize import Given, nothing_given
+from qwenvl_edge_export.options import FP32, GraphPrecision
+from qwenvl_edge_export.quantization.formats import Given, nothing_given
 
 
 def build_decoders(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qwenvl_edge.backends.plans import TENSORRT_RTX
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.system_memory import available_bytes, swap_bytes
+from qwenvl_edge.machine.memory import available_bytes, swap_bytes
 from qwenvl_edge_export.tensorrt.targets import Target
 
 _PROCESS_BYTES = 300 << 20  # Python, onnx and TensorRT's own libraries and kernels

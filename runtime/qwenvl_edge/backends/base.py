@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.bundle import ModelInfo
+from qwenvl_edge.backends.kv_cache import KVCache, cache_bytes
+from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
-from qwenvl_edge.image import ChannelOrder, Picture, Preprocessing, pixel_values
-from qwenvl_edge.kv_cache import KVCache, cache_bytes
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, Preprocessing, pixel_values
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

@@ -19,8 +19,8 @@ from qwenvl_edge.backends.base import (
     check_placed,
     check_tokens,
 )
+from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.kv_cache import KVCache
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 
