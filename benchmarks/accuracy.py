@@ -31,8 +31,8 @@ from common import arguments, conditions, finish
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, MANIFEST_NAME
 from tools.nano.answerers import EngineAnswerer, TorchAnswerer
 from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, evaluate_all, headline

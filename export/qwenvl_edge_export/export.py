@@ -11,8 +11,16 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from qwenvl_edge.backends.onnxruntime.session import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import (
+    DECODER_GRAPHS,
+    EMBEDDING_FILE,
+    ONNXRUNTIME,
+    STANDARD,
+    VISION_DATA,
+    VISION_GRAPH,
+    VISION_ORT_GRAPH,
+)
 from qwenvl_edge.bundle.embedding import embedding_bytes
 from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.bundle.manifest import FORMAT, MANIFEST_NAME, EmbeddingInfo, Graphs, Manifest, Provenance
@@ -43,9 +51,6 @@ from qwenvl_edge_export.verification.verify import compare
 Progress = Callable[[int, int, str], None]
 
 FAMILY = "qwen_vl"
-EMBEDDING_NAME = "embedding.bin"
-VISION_NAME, VISION_ORT_NAME = "vision.onnx", "vision.ort.onnx"
-DECODER_NAMES = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx", NATIVE: "decoder.native.onnx"}
 
 
 def export(
@@ -69,8 +74,8 @@ def export(
         allow_loss: keep a bundle that differs from its checkpoint by more than its precision may.
         check: compare the bundle with PyTorch when it is written.
         calibration: quantize the decoder on samples of its use: True for built-in ones, or a folder of pictures, or a
-            JSONL file (quantization/samples.py). W8A8 is always calibrated, on built-in ones if this is False. What an interrupted
-            calibration has done lies beside `bundle_path` and is continued.
+            JSONL file (quantization/samples.py). W8A8 is always calibrated, on built-in ones if this is False. What an
+            interrupted calibration has done lies beside `bundle_path` and is continued.
         progress: called with (bytes done, bytes in total, what is being done).
 
     Returns:
@@ -216,18 +221,18 @@ class _Export:
     def run(self) -> Manifest:
         checkpoint, config, precision = self.checkpoint, self.checkpoint.config, self.precision
         generation = generation_defaults(checkpoint.generation)
-        vision_weights = WeightFile("vision.data", checkpoint)
+        vision_weights = WeightFile(VISION_DATA, checkpoint)
         vision_given, given, method = self._given()
         # On the CPU MultiHeadAttention takes float32 only.
-        own = VISION_ORT_NAME if precision.vision.compute == "fp32" else ""
-        for name, dialect in ((VISION_NAME, STANDARD), (own, ONNXRUNTIME)):
+        own = VISION_ORT_GRAPH if precision.vision.compute == "fp32" else ""
+        for name, dialect in ((VISION_GRAPH, STANDARD), (own, ONNXRUNTIME)):
             if name:
                 model = build_vision(checkpoint, vision_weights, precision.vision, vision_given, dialect)
                 self._save(model, name)
         decoders, decoder_weights = build_decoders(checkpoint, precision.decoder, given)
         for dialect, model in decoders.items():
-            self._save(model, DECODER_NAMES[dialect])
-        table = EmbeddingInfo(EMBEDDING_NAME, precision.embedding, (config.vocab_size, config.hidden_size))
+            self._save(model, DECODER_GRAPHS[dialect])
+        table = EmbeddingInfo(EMBEDDING_FILE, precision.embedding, (config.vocab_size, config.hidden_size))
         needed = vision_weights.size_bytes + decoder_weights.size_bytes + embedding_bytes(table.dtype, table.shape)
         kept = None if self.calibrated is None else self.calibrated.kept
         self._check_space(needed - (0 if kept is None else kept.bytes_in_place))
@@ -248,7 +253,7 @@ class _Export:
             model=model_info(config),
             precision=precision.describe(method),
             workspace=workspace(config, vision_ort=bool(own)),
-            graphs=Graphs(VISION_NAME, {dialect: DECODER_NAMES[dialect] for dialect in decoders}, own),
+            graphs=Graphs(VISION_GRAPH, {dialect: DECODER_GRAPHS[dialect] for dialect in decoders}, own),
             embedding=table,
             tokenizer=TOKENIZER_NAME,
             generation=generation,
@@ -281,10 +286,10 @@ class _Export:
 
     def _write_embedding(self) -> None:
         name = "transformer.wte.weight"
-        with HashingWriter(self.folder / EMBEDDING_NAME, self._counter(f"writing {EMBEDDING_NAME}")) as out:
+        with HashingWriter(self.folder / EMBEDDING_FILE, self._counter(f"writing {EMBEDDING_FILE}")) as out:
             for piece in float_pieces(name, self.checkpoint.tensor(name), getattr(torch, self.precision.embedding)):
                 out.write(piece)
-        self.files[EMBEDDING_NAME] = out.info()
+        self.files[EMBEDDING_FILE] = out.info()
 
     def _describe(self, name: str) -> None:
         path = self.folder / name

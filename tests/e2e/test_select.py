@@ -10,9 +10,9 @@ import pytest
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError, ContextError
 from support.dialects import RUNNABLE

@@ -14,9 +14,9 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX comes for Linu
 pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
 
 from qwenvl_edge import cli
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import TENSORRT_RTX, Plan
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision

@@ -16,8 +16,8 @@ from support.random_checkpoint import config_dict
 
 pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
 
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
 from qwenvl_edge.backends.tensorrt.library import Library
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import DECODER_PLAN, TENSORRT, TENSORRT_RTX, VISION_PLAN, Plan, PlanLimits
 from qwenvl_edge.errors import BackendError, BundleError
 from qwenvl_edge_export.export import export

@@ -10,7 +10,7 @@ import pytest
 
 from qwenvl_edge.backends.memory_estimate import plan_memory
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime.session import ONNXRUNTIME, STANDARD
+from qwenvl_edge.bundle.contract import ONNXRUNTIME, STANDARD
 from qwenvl_edge.cli import main
 from qwenvl_edge.cli.boards import find_board, plan_for
 from qwenvl_edge.engine import QwenVLEngine

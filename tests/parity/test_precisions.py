@@ -11,7 +11,7 @@ from qwenvl_edge import QwenVLEngine, _core
 from qwenvl_edge.backends.memory_estimate import plan_memory
 from qwenvl_edge.backends.onnxruntime import session as session_module
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime.session import NATIVE, ONNXRUNTIME
+from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
 from qwenvl_edge.machine import cpu as processor

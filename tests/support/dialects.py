@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from qwenvl_edge.backends.onnxruntime.session import NATIVE, ONNXRUNTIME, STANDARD, can_run
+from qwenvl_edge.backends.onnxruntime.session import can_run
+from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD
 
 RUNNABLE = {dialect for dialect in (STANDARD, ONNXRUNTIME) if can_run(dialect)}
 _TOO_OLD = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the standard decoder needs ONNX Runtime 1.25")

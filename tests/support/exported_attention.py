@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 from support.kv_cache_attention import Call

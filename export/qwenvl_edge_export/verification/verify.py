@@ -21,9 +21,10 @@ import torch
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime.session import STANDARD, can_run, missing, vision_graph
+from qwenvl_edge.backends.onnxruntime.session import can_run, missing, vision_graph
 from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, Request, select_backend
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
 from qwenvl_edge.families import create_family

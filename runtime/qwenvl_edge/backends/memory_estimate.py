@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qwenvl_edge.backends.kv_cache import cache_bytes
 from qwenvl_edge.backends.onnxruntime.session import cache_item_bytes, fastest_dialect, weight_bytes
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, INT8_CACHE
 from qwenvl_edge.decoding.feature_cache import KEPT
 from qwenvl_edge.decoding.prefix_cache import MEMORY_MB, conversations_kept
@@ -109,7 +110,7 @@ def check_fits(plan: MemoryPlan) -> None:
 
 def gpu_weight_bytes(bundle: Bundle) -> int:
     """Memory of a GPU that the weights take, as they lie in the bundle."""
-    return bundle.manifest.files["decoder.data"].size + bundle.manifest.files["vision.data"].size
+    return bundle.manifest.files[DECODER_DATA].size + bundle.manifest.files[VISION_DATA].size
 
 
 def check_fits_gpu(bundle: Bundle, max_context: int, free: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qwenvl_edge.bundle.contract import DECODER_DATA
 from qwenvl_edge.errors import QwenVLError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int =
     if board.compute_capability is not None:
         plan = dataclasses.replace(plan, weights=gpu_weight_bytes(bundle), process=plan.process + _CUDA_BYTES)
     cache = plan.cache // (max_batch + 1 if max_batch > 1 else 1)
-    return Fit(board, plan, bundle.manifest.files["decoder.data"].size + cache)
+    return Fit(board, plan, bundle.manifest.files[DECODER_DATA].size + cache)
 
 
 def table(fits: Sequence[Fit]) -> str:

@@ -10,7 +10,7 @@ from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.cuda.device import Cuda, Stream
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import PlanLimits
 from support.device_frames import frame, put
 from support.dialects import RUNNABLE

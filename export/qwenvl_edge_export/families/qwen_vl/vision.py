@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
+from qwenvl_edge.bundle.contract import IMAGE_FEATURES, PIXEL_VALUES, STANDARD
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.qwen_vl.reference import VISION_EPS, resize_positions
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
@@ -63,7 +63,7 @@ class _Vision:
 
     def build(self) -> ir.Model:
         g, config = self.g, self.config
-        pixels = g.input("pixel_values", FLOAT, ["N", 3, config.image_size, config.image_size])
+        pixels = g.input(PIXEL_VALUES, FLOAT, ["N", 3, config.image_size, config.image_size])
         x = self._embed(g.cast(pixels, FLOAT, g.dtype))
         for i in range(config.layers):
             x = self._block(x, f"{_VISUAL}.transformer.resblocks.{i}")
@@ -72,7 +72,7 @@ class _Vision:
         dim = config.output_dim
         x = self.linear(x, Matrix(f"{_VISUAL}.proj.transposed", (dim, dim), lambda: self._tensor("proj").T))
         features = g.cast(g.reshape(x, -1, config.n_queries, dim), g.dtype, FLOAT)
-        g.output(features, "image_features", FLOAT, ["N", config.n_queries, dim])
+        g.output(features, IMAGE_FEATURES, FLOAT, ["N", config.n_queries, dim])
         return g.build()
 
     def _embed(self, pixels: ir.Value) -> ir.Value:

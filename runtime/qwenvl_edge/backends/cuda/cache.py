@@ -12,10 +12,10 @@ import numpy as np
 from qwenvl_edge.backends.base import FloatArray
 from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Stream
 from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.bundle.contract import ROPE_COS, ROPE_SIN, present_of
 from qwenvl_edge.errors import BackendError
 
-PAST, PRESENT = "past_key_values.", "present."
-ROPE_TABLES = ("rope_cos", "rope_sin")
+ROPE_TABLES = (ROPE_COS, ROPE_SIN)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class CacheMemory:
         pairs = list(zip(self._tensors, self._caches, strict=True))
         caches = {tensor.name: (count, tensor.heads, self._capacity, *tensor.rest) for tensor in self._tensors}
         past = {tensor.name: memory.address + start * self._row_bytes(tensor) for tensor, memory in pairs}
-        present = {name.replace(PAST, PRESENT): address for name, address in past.items()}
+        present = {present_of(name): address for name, address in past.items()}
         self.shapes = caches | dict.fromkeys(ROPE_TABLES, self._tables.shape)
         self.addresses = past | present | self._tables.addresses
 

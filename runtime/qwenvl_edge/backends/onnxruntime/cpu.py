@@ -32,9 +32,6 @@ from qwenvl_edge.backends.base import (
 from qwenvl_edge.backends.checked import CheckedBackend, Inputs
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.session import (
-    NATIVE,
-    ONNXRUNTIME,
-    STANDARD,
     cache_note,
     can_run,
     failed,
@@ -44,13 +41,28 @@ from qwenvl_edge.backends.onnxruntime.session import (
     vision_graph,
 )
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import (
+    IMAGE_FEATURES,
+    INPUTS_EMBEDS,
+    LOGITS,
+    LOGITS_INDICES,
+    NATIVE,
+    ONNXRUNTIME,
+    PAST,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    ROPE_COS,
+    ROPE_SIN,
+    STANDARD,
+    TOTAL_LENGTH,
+    WRITE_INDICES,
+    present_of,
+)
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
 
-TOTAL = "total_sequence_length"
-"""An input of every dialect but "standard": the most tokens of any row after a call, int32 [1]."""
 _DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
-_INPUTS = ("inputs_embeds", "position_ids", "write_indices", "logits_indices", "rope_cos", "rope_sin")
+_INPUTS = (INPUTS_EMBEDS, POSITION_IDS, WRITE_INDICES, LOGITS_INDICES, ROPE_COS, ROPE_SIN)
 CacheArrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -105,14 +117,14 @@ class OnnxRuntimeBackend(CheckedBackend):
         self._cache = {
             node.name: (np.dtype(_DTYPES[node.type]), node.shape[1], node.shape[3:])
             for node in self._decoder.get_inputs()
-            if node.name.startswith("past_key_values.")
+            if node.name.startswith(PAST)
         }
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """See Backend.encode_images."""
         check_pixels(self.model, pixel_values)
         try:
-            features: FloatArray = self._vision.run(["image_features"], {"pixel_values": pixel_values})[0]
+            features: FloatArray = self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0]
         except Exception as error:
             raise failed("encode the pictures", error) from None
         check_finite(features, "image features")
@@ -151,7 +163,7 @@ class OnnxRuntimeBackend(CheckedBackend):
         for past, array in arrays.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
             binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(past.replace("past_key_values", "present"), value)
+            binding.bind_ortvalue_output(present_of(past), value)
         return _Buffers(arrays, binding)
 
     def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
@@ -162,24 +174,24 @@ class OnnxRuntimeBackend(CheckedBackend):
         target.length = max(target.length, tokens)
 
     def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
-        splice(inputs["inputs_embeds"], pictures)
-        tokens = inputs["inputs_embeds"].shape[1]
-        if self.dialect != STANDARD and cache.batch > 1 and tokens > 1 and inputs["write_indices"].any():
+        splice(inputs[INPUTS_EMBEDS], pictures)
+        tokens = inputs[INPUTS_EMBEDS].shape[1]
+        if self.dialect != STANDARD and cache.batch > 1 and tokens > 1 and inputs[WRITE_INDICES].any():
             raise BackendError(
                 f"ONNX Runtime's CPU attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
                 f"{cache.batch}; prefill the whole batch at once, or one row at a time."
             )
         given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        given |= {"rope_cos": cache.rope_cos, "rope_sin": cache.rope_sin}
+        given |= {ROPE_COS: cache.rope_cos, ROPE_SIN: cache.rope_sin}
         if self.dialect != STANDARD:
-            given[TOTAL] = np.array([length], np.int32)
+            given[TOTAL_LENGTH] = np.array([length], np.int32)
         binding = cache.buffers.binding
         for name, array in given.items():
             binding.bind_cpu_input(name, array)
         # ONNX Runtime writes them where they are to be read: its own buffer would be copied.
-        logits = np.empty((*inputs["logits_indices"].shape, self.model.vocab_size), np.float32)
+        logits = np.empty((*inputs[LOGITS_INDICES].shape, self.model.vocab_size), np.float32)
         address = logits.__array_interface__["data"][0]
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, address)
+        binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, address)
         try:
             self._decoder.run_with_iobinding(binding)
         except Exception as error:
@@ -197,8 +209,8 @@ def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> Non
     Raises:
         BackendError: it has others; another version exported it.
     """
-    found = {node.name for node in decoder.get_inputs() if not node.name.startswith("past_key_values.")}
-    wanted = {*_INPUTS, TOTAL} if dialect != STANDARD else {*_INPUTS}
+    found = {node.name for node in decoder.get_inputs() if not node.name.startswith(PAST)}
+    wanted = {*_INPUTS, TOTAL_LENGTH} if dialect != STANDARD else {*_INPUTS}
     differences = [f"lacks the input {name}" for name in sorted(wanted - found)]
     differences += [f"has the unknown input {name}" for name in sorted(found - wanted)]
     if differences:

@@ -22,12 +22,25 @@ import onnxruntime as ort
 from qwenvl_edge.backends.base import FloatArray, Placed
 from qwenvl_edge.backends.checked import Inputs
 from qwenvl_edge.backends.cuda.backend import CudaBackend, splice
-from qwenvl_edge.backends.cuda.cache import PAST, PRESENT, CacheMemory, CacheTensor, row_bytes
+from qwenvl_edge.backends.cuda.cache import CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, Staging, Stream
 from qwenvl_edge.backends.kv_cache import KVCache
-from qwenvl_edge.backends.onnxruntime.cpu import TOTAL, check_inputs
-from qwenvl_edge.backends.onnxruntime.session import ONNXRUNTIME, cache_note, failed
+from qwenvl_edge.backends.onnxruntime.cpu import check_inputs
+from qwenvl_edge.backends.onnxruntime.session import cache_note, failed
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import (
+    IMAGE_FEATURES,
+    INPUTS_EMBEDS,
+    LOGITS,
+    LOGITS_INDICES,
+    ONNXRUNTIME,
+    PAST,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    TOTAL_LENGTH,
+    past_name,
+    present_of,
+)
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
 
@@ -71,7 +84,7 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         check_inputs(self._decoder, bundle.file(decoder), ONNXRUNTIME)
         self._large = _Exchange(self.cuda, self.stream)
         self._graphs = itertools.count(1)
-        names = [f"{PAST}{i}.{part}" for i in range(self.model.num_layers) for part in ("key", "value")]
+        names = [past_name(i, part) for i in range(self.model.num_layers) for part in ("key", "value")]
         self._tensors = [CacheTensor(name, self.model.num_kv_heads, (self.model.head_dim,), 2) for name in names]
         how = "a CUDA graph a token" if self.captures else f"without CUDA graphs ({refusal})"
         self.description = (
@@ -90,13 +103,13 @@ class OnnxRuntimeCudaBackend(CudaBackend):
     def _encode(self, pixel_values: FloatArray) -> Staging:
         shape = (len(pixel_values), self.model.image_tokens, self.model.hidden_size)
         binding = self._vision.io_binding()
-        return self._large.run(self._vision, binding, {"pixel_values": pixel_values}, "image_features", shape)
+        return self._large.run(self._vision, binding, {PIXEL_VALUES: pixel_values}, IMAGE_FEATURES, shape)
 
     def _encode_at(self, address: int) -> Staging:
         binding, side = self._vision.io_binding(), self.model.image_size
-        binding.bind_input("pixel_values", "cuda", 0, np.float32, (1, 3, side, side), address)
+        binding.bind_input(PIXEL_VALUES, "cuda", 0, np.float32, (1, 3, side, side), address)
         shape = (1, self.model.image_tokens, self.model.hidden_size)
-        return self._large.run(self._vision, binding, {}, "image_features", shape)
+        return self._large.run(self._vision, binding, {}, IMAGE_FEATURES, shape)
 
     def _memory(self, batch: int, capacity: int) -> CacheMemory:
         """2 * layers * batch * heads * capacity * head_dim numbers of 2 bytes."""
@@ -104,7 +117,7 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         return CacheMemory(self.cuda, self.stream, self._tensors, batch=batch, capacity=capacity, head_dim=head_dim)
 
     def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
-        (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
+        (batch, tokens), rows = inputs[POSITION_IDS].shape, inputs[LOGITS_INDICES].shape[1]
         if tokens > 1 and batch > 1 and length > tokens:
             raise BackendError(
                 f"ONNX Runtime's attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
@@ -114,14 +127,14 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         is_step = tokens == rows == 1
         exchange = buffers.step if is_step else self._large
         if not rows:  # one row for nothing rather than an output without memory
-            inputs = {**inputs, "logits_indices": np.zeros((batch, 1), np.int64)}
+            inputs = {**inputs, LOGITS_INDICES: np.zeros((batch, 1), np.int64)}
         shape = (batch, max(rows, 1), self.model.vocab_size)
         captured = is_step and self.captures
         total = np.array([cache.capacity if captured else length], np.int32)
         buffers.memory.use_tables(cache)
-        buffers.binding.bind_cpu_input(TOTAL, total)
+        buffers.binding.bind_cpu_input(TOTAL_LENGTH, total)
         graph = (str(buffers.graph) if captured else _NOT_CAPTURED) if self.captures else None
-        output = exchange.run(self._decoder, buffers.binding, inputs, "logits", shape, graph, pictures)
+        output = exchange.run(self._decoder, buffers.binding, inputs, LOGITS, shape, graph, pictures)
         logits: FloatArray = output.view(shape)[:, :rows].copy()
         return logits
 
@@ -131,7 +144,7 @@ class OnnxRuntimeCudaBackend(CudaBackend):
             dtype = self._float if name.startswith(PAST) else np.float32
             binding.bind_input(name, "cuda", 0, dtype, shape, memory.addresses[name])
             if name.startswith(PAST):
-                present = name.replace(PAST, PRESENT)
+                present = present_of(name)
                 binding.bind_output(present, "cuda", 0, dtype, shape, memory.addresses[present])
         return _Buffers(memory, binding, _Exchange(self.cuda, self.stream), next(self._graphs))
 
@@ -191,7 +204,7 @@ class _Exchange:
         with self._stream.waited_for():
             self._inputs.upload(self._stream, used)
             if pictures:
-                splice(self._stream, addresses["inputs_embeds"], pictures)
+                splice(self._stream, addresses[INPUTS_EMBEDS], pictures)
             try:
                 session.run_with_iobinding(binding, options)
             except Exception as error:

@@ -18,15 +18,23 @@ import numpy as np
 from qwenvl_edge.backends.base import FloatArray, Placed
 from qwenvl_edge.backends.checked import Inputs
 from qwenvl_edge.backends.cuda.backend import splice
-from qwenvl_edge.backends.cuda.cache import PAST, PRESENT, ROPE_TABLES, CacheMemory, CacheTensor, row_bytes
+from qwenvl_edge.backends.cuda.cache import ROPE_TABLES, CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.tensorrt.engine import Context, Engine
+from qwenvl_edge.bundle.contract import (
+    INPUTS_EMBEDS,
+    LOGITS,
+    LOGITS_INDICES,
+    PAST,
+    POSITION_IDS,
+    STANDARD,
+    WRITE_INDICES,
+    present_of,
+)
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
-
-STANDARD = "standard"  # the dialect of TensorRT's own cache layers
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ class PlanDecoder:
         Raises:
             BackendError: several rows fit no profile, or TensorRT or CUDA failed.
         """
-        (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
+        (batch, tokens), rows = inputs[POSITION_IDS].shape, inputs[LOGITS_INDICES].shape[1]
         profile = self._profile(tokens, max(rows, 1))
         if profile is not None:
             return self._run(cache, inputs, pictures, profile)
@@ -157,16 +165,16 @@ class PlanDecoder:
     def _run_pieces(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
         """One row's call in pieces that the profile with the most tokens takes."""
         largest = self._profiles[-1][1]
-        wanted, order = np.unique(inputs["logits_indices"][0], return_inverse=True)
-        logits, start, tokens = [], 0, inputs["position_ids"].shape[1]
+        wanted, order = np.unique(inputs[LOGITS_INDICES][0], return_inverse=True)
+        logits, start, tokens = [], 0, inputs[POSITION_IDS].shape[1]
         while start < tokens:
             inside = wanted[(wanted >= start) & (wanted < start + largest.tokens[2])]
             end = min(start + largest.tokens[2], tokens, *inside[largest.rows[2] :].tolist())
             piece = {
-                "inputs_embeds": inputs["inputs_embeds"][:, start:end],
-                "position_ids": inputs["position_ids"][:, start:end],
-                "write_indices": inputs["write_indices"] + start,
-                "logits_indices": inside[None, inside < end] - start,
+                INPUTS_EMBEDS: inputs[INPUTS_EMBEDS][:, start:end],
+                POSITION_IDS: inputs[POSITION_IDS][:, start:end],
+                WRITE_INDICES: inputs[WRITE_INDICES] + start,
+                LOGITS_INDICES: inside[None, inside < end] - start,
             }
             logits.append(self.run(cache, piece, list(_within(pictures, start, end))))
             start = end
@@ -174,9 +182,9 @@ class PlanDecoder:
         return whole
 
     def _run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], profile: str) -> FloatArray:
-        (batch, tokens), rows = inputs["position_ids"].shape, inputs["logits_indices"].shape[1]
+        (batch, tokens), rows = inputs[POSITION_IDS].shape, inputs[LOGITS_INDICES].shape[1]
         if not rows:  # the plan has no profile without logits
-            inputs = {**inputs, "logits_indices": np.zeros((batch, 1), np.int64)}
+            inputs = {**inputs, LOGITS_INDICES: np.zeros((batch, 1), np.int64)}
         buffers: CacheBuffers = cache.buffers
         buffers.memory.use_tables(cache)
         addresses, used = self._inputs.write(inputs)
@@ -198,9 +206,9 @@ class PlanDecoder:
         self, context: Context, memory: CacheMemory, inputs: Inputs, addresses: Mapping[str, int], used: int
     ) -> Call:
         shapes = {name: array.shape for name, array in inputs.items()} | memory.shapes
-        context.bind(shapes, {**addresses, **memory.addresses, "logits": self._logits.address})
-        logits_bytes = 4 * inputs["logits_indices"].size * self._model.vocab_size
-        embeds = addresses["inputs_embeds"]
+        context.bind(shapes, {**addresses, **memory.addresses, LOGITS: self._logits.address})
+        logits_bytes = 4 * inputs[LOGITS_INDICES].size * self._model.vocab_size
+        embeds = addresses[INPUTS_EMBEDS]
         return Call(context, self._stream, self._inputs, used, self._logits, logits_bytes, embeds)
 
     def _context(self, profile: str) -> Context:
@@ -216,9 +224,9 @@ class PlanDecoder:
 
     def _check_engine(self, past: Mapping[str, str]) -> None:
         """Check the tensors' names and types, given those of the cache's inputs."""
-        presents = {name.replace(PAST, PRESENT): dtype for name, dtype in past.items()}
-        floats = dict.fromkeys(["inputs_embeds", *ROPE_TABLES, "logits"], "FLOAT")
-        indices = dict.fromkeys(["position_ids", "write_indices", "logits_indices"], "INT64")
+        presents = {present_of(name): dtype for name, dtype in past.items()}
+        floats = dict.fromkeys([INPUTS_EMBEDS, *ROPE_TABLES, LOGITS], "FLOAT")
+        indices = dict.fromkeys([POSITION_IDS, WRITE_INDICES, LOGITS_INDICES], "INT64")
         self._engine.check_tensors(floats | indices | presents)
         if self._plan.manifest.dialect == STANDARD:  # a plugin's aliases are its own affair
             self._engine.check_in_place(zip(past, presents, strict=True))

@@ -7,6 +7,7 @@ import math
 from qwenvl_edge.backends.base import FloatArray
 from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.tensorrt.engine import Engine
+from qwenvl_edge.bundle.contract import IMAGE_FEATURES, PIXEL_VALUES
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.bundle.manifest import ModelInfo
 
@@ -19,7 +20,7 @@ class PlanVision:
     """
 
     def __init__(self, engine: Engine, plan: Plan, model: ModelInfo, cuda: Cuda, stream: Stream, scratch: DeviceMemory):
-        engine.check_tensors({"pixel_values": "FLOAT", "image_features": "FLOAT"})
+        engine.check_tensors({PIXEL_VALUES: "FLOAT", IMAGE_FEATURES: "FLOAT"})
         self._stream = stream
         self.most = plan.manifest.limits.max_images
         self._picture = (3, model.image_size, model.image_size)
@@ -34,8 +35,8 @@ class PlanVision:
         Raises:
             BackendError: TensorRT or CUDA failed.
         """
-        addresses, used = self._inputs.write({"pixel_values": pixels})
-        return self._run(addresses["pixel_values"], len(pixels), used)
+        addresses, used = self._inputs.write({PIXEL_VALUES: pixels})
+        return self._run(addresses[PIXEL_VALUES], len(pixels), used)
 
     def encode_at(self, address: int) -> Staging:
         """As encode, of one picture that the stream's work so far writes to an address of the GPU."""
@@ -43,8 +44,8 @@ class PlanVision:
 
     def _run(self, address: int, count: int, upload: int) -> Staging:
         """Encode what lies at an address once so many bytes of the staged inputs are there."""
-        shapes = {"pixel_values": (count, *self._picture)}
-        self._context.bind(shapes, {"pixel_values": address, "image_features": self._outputs.address})
+        shapes = {PIXEL_VALUES: (count, *self._picture)}
+        self._context.bind(shapes, {PIXEL_VALUES: address, IMAGE_FEATURES: self._outputs.address})
         with self._stream.waited_for():
             self._inputs.upload(self._stream, upload)
             self._context.enqueue()

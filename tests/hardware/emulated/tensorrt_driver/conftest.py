@@ -8,11 +8,11 @@ import pytest
 
 from qwenvl_edge.backends.cuda.device import Cuda
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
 from qwenvl_edge.backends.tensorrt import library as tensorrt_library
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import Plan
 from support.standin import plans
 from support.standin.machine import Machine

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwenvl_edge.backends.base import Placed
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BackendError
 from support.decoding import assert_same, both, decode, embeds
 from support.dialects import RUNNABLE

@@ -10,7 +10,7 @@ import pytest
 from qwenvl_edge import FrameSource, QwenVLEngine
 from qwenvl_edge.backends.cuda.device import DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.inputs.pictures import Preprocessing, load_picture
 from support.device_frames import Exported, frame, put

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qwenvl_edge.backends.onnxruntime.session import STANDARD
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.errors import BackendError
 from support.decoding import decode
