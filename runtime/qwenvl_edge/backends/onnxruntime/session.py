@@ -20,12 +20,11 @@ import onnxruntime as ort
 
 from qwenvl_edge import _core
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cpu import signed_products_saturate
 
-STANDARD, ONNXRUNTIME, NATIVE = "standard", "onnxruntime", "native"
-"""Dialects of the decoder: standard operators; ONNX Runtime's; those with the native core's matrix products."""
 STANDARD_SINCE = (1, 25)
 """The first ONNX Runtime that can run the "standard" dialect on the CPU (TensorScatter of opset 24)."""
 _PROVIDERS = ["CPUExecutionProvider"]
