@@ -113,7 +113,7 @@ def measure_load(path: Path, repeats: int) -> dict[str, Any]:
     """Milliseconds of loading, tiktoken's next to them, and resident megabytes, those in a process of its own."""
     seconds = interleaved({"ours": lambda: Tokenizer(path, {}), "tiktoken": lambda: load_tiktoken(path)}, repeats)
     program = (
-        "import os, sys; from qwenvl_edge.tokenizer import Tokenizer\n"
+        "import os, sys; from qwenvl_edge.inputs.tokenizer import Tokenizer\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGESIZE') / 1e6\n"
         "before = rss(); kept = Tokenizer(sys.argv[1], {}); print(rss() - before)"
     )
