@@ -104,10 +104,10 @@ def _tensorrt(request: Request) -> Callable[[], Backend]:
     bundle = request.bundle
     if not plan_targets(bundle.path):
         raise BackendError(f"the bundle has no TensorRT plan (`qwenvl build {bundle.path}` makes one)")
-    from qwenvl_edge.backends.cuda.device import Cuda
     from qwenvl_edge.backends.memory_estimate import check_fits_gpu
     from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
     from qwenvl_edge.backends.tensorrt.library import Library, installed_libraries
+    from qwenvl_edge.machine.cuda import Cuda
 
     cuda = Cuda.open()  # before the libraries, which are large
     libraries = installed_libraries()

@@ -7,12 +7,12 @@ import onnxruntime
 import pytest
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.cuda.device import Stream
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.inputs.pictures import Preprocessing, load_picture
+from qwenvl_edge.machine.cuda import Stream
 from support.decoding import assert_close, decode, pictured
 from support.device_frames import frame, put
 from support.standin import nvrtc, onnxruntime_cuda, plans

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.tensorrt.engine import Engine
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 from support.standin import cuda_driver, cuda_runtime, nvrtc, plans, tensorrt_api
 from support.standin.machine import Machine, Range, UndefinedBehaviorError
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.cuda.device import Cuda
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.select import Request, select_backend
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import Cuda
 from qwenvl_edge_export.export import ExportPrecision, export
 from qwenvl_edge_export.tensorrt.build import build, choose_limits
 from qwenvl_edge_export.tensorrt.plugin_lowering import needs_plugin

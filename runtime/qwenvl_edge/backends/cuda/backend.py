@@ -21,12 +21,12 @@ from qwenvl_edge.backends.base import (
 )
 from qwenvl_edge.backends.checked import CheckedBackend
 from qwenvl_edge.backends.cuda.cache import CacheMemory
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture, FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, Preprocessing
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 
 
 class DeviceFeatures:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwenvl_edge.backends.base import FloatArray
-from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Stream
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.contract import ROPE_COS, ROPE_SIN, present_of
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Stream
 
 ROPE_TABLES = (ROPE_COS, ROPE_SIN)
 

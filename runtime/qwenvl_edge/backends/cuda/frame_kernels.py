@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from qwenvl_edge import _core
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Stream
-from qwenvl_edge.backends.cuda.frames import DeviceFrame
 from qwenvl_edge.backends.cuda.kernels import Kernels, nvrtc_problem
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.inputs.device_frames import DeviceFrame
 from qwenvl_edge.inputs.pictures import ChannelOrder
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
 SOURCE = Path(__file__).with_name("frames.cu")
 MAX_ROWS = 65_535  # rows of a picture are blocks along y, of which a grid has so many

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.cuda.device import Cuda, Stream
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import Cuda, Stream
 
 NVRTC_FIX = (
     "JetPack and the CUDA toolkit have it; for CUDA 13: pip install nvidia-cuda-nvrtc, for 12: nvidia-cuda-nvrtc-cu12"

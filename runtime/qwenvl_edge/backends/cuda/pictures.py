@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.cuda.frame_kernels import MAX_ROWS, FrameKernels
-from qwenvl_edge.backends.cuda.frames import DeviceFrame, copy_to_host, device_frame, is_cuda_frame
 from qwenvl_edge.errors import BackendError, ImageError
+from qwenvl_edge.inputs.device_frames import DeviceFrame, copy_to_host, device_frame, is_cuda_frame
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, check_channel_order, check_channels, check_size
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 
 _SPARE = 4  # buffers of dead pictures that wait for the next frames: reserving memory makes a GPU wait
 _SUMS_BYTES = 16

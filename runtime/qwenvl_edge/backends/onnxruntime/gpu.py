@@ -23,7 +23,6 @@ from qwenvl_edge.backends.base import FloatArray, Placed
 from qwenvl_edge.backends.checked import Inputs
 from qwenvl_edge.backends.cuda.backend import CudaBackend, splice
 from qwenvl_edge.backends.cuda.cache import CacheMemory, CacheTensor, row_bytes
-from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, Staging, Stream
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.cpu import check_inputs
 from qwenvl_edge.backends.onnxruntime.session import cache_note, failed
@@ -43,6 +42,7 @@ from qwenvl_edge.bundle.contract import (
 )
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, Staging, Stream
 
 _PROVIDER = "CUDAExecutionProvider"
 _FLOATS = {"fp16": 10, "bf16": 16}  # ONNX's numbers of the types; NumPy has no bfloat16

@@ -14,7 +14,6 @@ from qwenvl_edge.backends.base import FloatArray, Limits, Placed
 from qwenvl_edge.backends.checked import Inputs
 from qwenvl_edge.backends.cuda.backend import CudaBackend
 from qwenvl_edge.backends.cuda.cache import CacheMemory
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Staging
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.tensorrt.decoder import CacheBuffers, PlanDecoder
 from qwenvl_edge.backends.tensorrt.engine import Engine, Refit
@@ -23,6 +22,7 @@ from qwenvl_edge.backends.tensorrt.vision import PlanVision
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import REFIT_GRAPHS, Plan
 from qwenvl_edge.bundle.manifest import INT8_CACHE, ModelInfo
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging
 
 
 class TensorRTBackend(CudaBackend):

@@ -19,7 +19,6 @@ from qwenvl_edge.backends.base import FloatArray, Placed
 from qwenvl_edge.backends.checked import Inputs
 from qwenvl_edge.backends.cuda.backend import splice
 from qwenvl_edge.backends.cuda.cache import ROPE_TABLES, CacheMemory, CacheTensor, row_bytes
-from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.tensorrt.engine import Context, Engine
 from qwenvl_edge.bundle.contract import (
@@ -35,6 +34,7 @@ from qwenvl_edge.bundle.contract import (
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.cuda.device import DeviceMemory, Stream
 from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import DeviceMemory, Stream
 
 ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "FP8": 1, "INT32": 4, "INT64": 8}
 

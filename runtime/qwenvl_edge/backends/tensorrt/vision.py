@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from qwenvl_edge.backends.base import FloatArray
-from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.tensorrt.engine import Engine
 from qwenvl_edge.bundle.contract import IMAGE_FEATURES, PIXEL_VALUES
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.bundle.manifest import ModelInfo
+from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Staging, Stream
 
 
 class PlanVision:
