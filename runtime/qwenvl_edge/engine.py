@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from qwenvl_edge.backends.base import Backend
-from qwenvl_edge.backends.select import Request as BackendRequest
-from qwenvl_edge.backends.select import Selection, select_backend
+from qwenvl_edge.backends.kept import MEMORY_MB
+from qwenvl_edge.backends.select import BackendOptions, Selection, select_backend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.decoding.feature_cache import FeatureCache
 from qwenvl_edge.decoding.pipeline import Answerer
-from qwenvl_edge.decoding.prefix_cache import MEMORY_MB
 from qwenvl_edge.decoding.scheduler import Batcher
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
@@ -75,8 +74,8 @@ class QwenVLEngine:
         if isinstance(backend, Backend):
             self._selection = Selection(backend)
         else:
-            request = BackendRequest(self.bundle, threads, max_context, chunk, memory_mb)
-            self._selection = select_backend(request, backend, device)
+            options = BackendOptions(self.bundle, threads, max_context, chunk, memory_mb)
+            self._selection = select_backend(options, backend, device)
         opened = self._selection.backend
         most = opened.limits.max_context or model.max_position_embeddings
         self.max_context = _check_capacity(max_context, most, opened.description)

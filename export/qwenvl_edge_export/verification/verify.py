@@ -22,7 +22,7 @@ from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.session import can_run, missing, vision_graph
-from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, Request, select_backend
+from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, BackendOptions, select_backend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
@@ -89,7 +89,7 @@ def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIM
 def _open(bundle: Bundle, backend: str) -> dict[str, Backend]:
     """What can run here, by name: the plan, or ONNX Runtime in each dialect."""
     if backend == TENSORRT:
-        return {TENSORRT: select_backend(Request(bundle, None, None, 1), TENSORRT, "auto").backend}
+        return {TENSORRT: select_backend(BackendOptions(bundle, None, None, 1), TENSORRT, "auto").backend}
     if backend != ONNXRUNTIME:
         raise BackendError(f'a bundle is verified with "{ONNXRUNTIME}" or "{TENSORRT}", not with "{backend}".')
     return {name: OnnxRuntimeBackend(bundle, dialect=name) for name in bundle.manifest.graphs.decoder if can_run(name)}

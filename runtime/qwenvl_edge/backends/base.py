@@ -21,7 +21,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Limits:
+class BackendLimits:
     """What a backend takes at most, None where only the model limits it.
 
     max_context: capacity of a cache. max_batch: rows of a cache.
@@ -56,7 +56,7 @@ class Backend(ABC):
 
     model: ModelInfo
     description: str = "a backend of the caller's"
-    limits: Limits = Limits()
+    limits: BackendLimits = BackendLimits()
 
     def describe(self) -> str:
         """The description, and what of it has changed since."""

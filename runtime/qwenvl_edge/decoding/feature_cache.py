@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from qwenvl_edge.backends.base import Backend, Features
+from qwenvl_edge.backends.kept import FEATURES_KEPT
 from qwenvl_edge.inputs.pictures import Picture, Preprocessing
-
-KEPT = 16
-"""Pictures whose features are kept for follow-up questions."""
 
 
 class FeatureCache:
-    """Encodes pictures; the features of the KEPT last used ones stay where the backend wants them.
+    """Encodes pictures; the features of the FEATURES_KEPT last used ones stay where the backend wants them.
 
     They are found again by the pictures' content digests.
     """
@@ -33,6 +31,6 @@ class FeatureCache:
             # One at a time: a picture is work enough for every core, and what a cancellation waits for stays small.
             self._kept[picture.digest] = self._backend.keep_picture(picture, self._preprocessing)
         self._kept.move_to_end(picture.digest)
-        if len(self._kept) > KEPT:
+        if len(self._kept) > FEATURES_KEPT:
             self._kept.popitem(last=False)
         return self._kept[picture.digest], missing

@@ -1,4 +1,4 @@
-"""backends/cuda/frames.cu, run thread by thread by a CPU, computes what the native core does; and it compiles for GPUs."""
+"""backends/cuda/frames.cu, run thread by thread by a CPU, computes the native core's results; it compiles for GPUs."""
 
 from __future__ import annotations
 

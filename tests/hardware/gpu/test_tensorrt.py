@@ -10,7 +10,7 @@ import pytest
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.select import Request, select_backend
+from qwenvl_edge.backends.select import BackendOptions, select_backend
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.contract import STANDARD
@@ -56,9 +56,9 @@ def bundle(tmp_path_factory, request):
 
 @pytest.fixture(scope="module")
 def backends(bundle):
-    request = Request(bundle, threads=None, max_context=None, chunk=128)
+    options = BackendOptions(bundle, threads=None, max_context=None, chunk=128)
     reference = OnnxRuntimeBackend(bundle, dialect=STANDARD)  # which has the cache that the plan has
-    return select_backend(request, "tensorrt", "cuda").backend, reference
+    return select_backend(options, "tensorrt", "cuda").backend, reference
 
 
 def test_features(backends):

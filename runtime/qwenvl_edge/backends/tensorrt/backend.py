@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwenvl_edge.backends.base import FloatArray, Limits, Placed
+from qwenvl_edge.backends.base import FloatArray, BackendLimits, Placed
 from qwenvl_edge.backends.checked import Inputs
 from qwenvl_edge.backends.cuda.backend import CudaBackend
 from qwenvl_edge.backends.cuda.cache import CacheMemory
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.tensorrt.decoder import CacheBuffers, PlanDecoder
-from qwenvl_edge.backends.tensorrt.engine import Engine, Refit
+from qwenvl_edge.backends.tensorrt.engine import TensorRTEngine, Refit
 from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.backends.tensorrt.vision import PlanVision
 from qwenvl_edge.bundle.bundle import Bundle
@@ -43,7 +43,7 @@ class TensorRTBackend(CudaBackend):
         super().__init__(cuda)
         self.model: ModelInfo = bundle.manifest.model
         limits = plan.manifest.limits
-        self.limits = Limits(max_context=limits.max_context, max_batch=limits.max_batch)
+        self.limits = BackendLimits(max_context=limits.max_context, max_batch=limits.max_batch)
         self.description = (
             f'{library.name} on {cuda.name} (sm_{cuda.compute_capability}), plan "{plan.manifest.target}": vision '
             f"{plan.manifest.precision['vision']}, decoder {plan.manifest.precision['decoder']}"
@@ -52,7 +52,7 @@ class TensorRTBackend(CudaBackend):
             self.description += ", KV cache int8"
         if plan.manifest.plugin:
             library.load_plugin(plan.manifest.plugin, plan.path)
-        vision, decoder = (Engine(library, path, _refit(bundle, plan, path)) for path in (plan.vision, plan.decoder))
+        vision, decoder = (TensorRTEngine(library, path, _refit(bundle, plan, path)) for path in (plan.vision, plan.decoder))
         scratch = DeviceMemory(cuda, max(vision.scratch_bytes, decoder.scratch_bytes))
         self._vision = PlanVision(vision, plan, self.model, cuda, self.stream, scratch)
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)

@@ -20,7 +20,7 @@ from qwenvl_edge.backends.checked import Inputs
 from qwenvl_edge.backends.cuda.backend import splice
 from qwenvl_edge.backends.cuda.cache import ROPE_TABLES, CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.kv_cache import KVCache
-from qwenvl_edge.backends.tensorrt.engine import Context, Engine
+from qwenvl_edge.backends.tensorrt.engine import Context, TensorRTEngine
 from qwenvl_edge.bundle.contract import (
     INPUTS_EMBEDS,
     LOGITS,
@@ -92,7 +92,7 @@ class PlanDecoder:
         BackendError: the engine is not the one that the manifest describes, or there is no memory for its buffers.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, model: ModelInfo, cuda: Cuda, stream: Stream, scratch: DeviceMemory):
+    def __init__(self, engine: TensorRTEngine, plan: Plan, model: ModelInfo, cuda: Cuda, stream: Stream, scratch: DeviceMemory):
         self._engine = engine
         self._plan = plan
         self._model = model

@@ -38,7 +38,7 @@ class Refit:
     weights: Path
 
 
-class Engine:
+class TensorRTEngine:
     """A plan in the GPU's memory. tensors: its inputs and outputs by name; scratch_bytes: what a context works in.
 
     Args:
@@ -130,7 +130,7 @@ class Engine:
 class Context:
     """One execution context; remembers shapes and addresses, so that only changes are passed on."""
 
-    def __init__(self, engine: Engine, context: Any, stream: Stream):
+    def __init__(self, engine: TensorRTEngine, context: Any, stream: Stream):
         self._engine = engine
         self._context = context
         self._stream = stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qwenvl_edge.backends.base import FloatArray
-from qwenvl_edge.backends.tensorrt.engine import Engine
+from qwenvl_edge.backends.tensorrt.engine import TensorRTEngine
 from qwenvl_edge.bundle.contract import IMAGE_FEATURES, PIXEL_VALUES
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.bundle.manifest import ModelInfo
@@ -19,7 +19,7 @@ class PlanVision:
         BackendError: the engine is not that of the bundle, or there is no memory for its buffers.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, model: ModelInfo, cuda: Cuda, stream: Stream, scratch: DeviceMemory):
+    def __init__(self, engine: TensorRTEngine, plan: Plan, model: ModelInfo, cuda: Cuda, stream: Stream, scratch: DeviceMemory):
         engine.check_tensors({PIXEL_VALUES: "FLOAT", IMAGE_FEATURES: "FLOAT"})
         self._stream = stream
         self.most = plan.manifest.limits.max_images
