@@ -70,7 +70,7 @@ pixels = np.random.default_rng(0).normal(size=(1, 3, 448, 448)).astype(np.float3
 before, peaks = anonymous(), []
 threading.Thread(target=watch, daemon=True).start()
 for _ in range(3):
-    backend.encode_images(pixels)
+    backend.encode_pixels(pixels)
     time.sleep(0.05)
     peaks.append(peak - before)
 print(json.dumps([peaks[0], peaks[2]]))

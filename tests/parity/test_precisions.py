@@ -211,7 +211,7 @@ def test_pictures_are_the_same_where_signed_weights_are_made_unsigned(exports, m
     found = {}
     for unsigned in (False, True):
         monkeypatch.setattr(session_module, "signed_products_saturate", lambda unsigned=unsigned: unsigned)
-        found[unsigned] = OnnxRuntimeBackend(bundle, threads=1).encode_images(pixels)
+        found[unsigned] = OnnxRuntimeBackend(bundle, threads=1).encode_pixels(pixels)
     if processor.signed_products_saturate():
         assert not np.allclose(found[True], found[False], rtol=0, atol=0.01)
     else:  # the same integers; only the order of float operations differs

@@ -103,8 +103,8 @@ def check_fits(estimate: MemoryEstimate) -> None:
         raise BackendError(
             f"the bundle would take {estimate.total / 1e9:.2f} GB (weights {estimate.weights / 1e9:.2f}, KV cache "
             f"{estimate.cache / 1e9:.2f}, earlier conversations {estimate.kept / 1e9:.2f}, workspace "
-            f"{workspace / 1e9:.2f}), but {free / 1e9:.2f} GB of memory are free; open it with a smaller max_context or "
-            "cache_memory_mb, or export it in a smaller precision."
+            f"{workspace / 1e9:.2f}), but {free / 1e9:.2f} GB of memory are free; open it with a smaller max_context "
+            "or cache_memory_mb, or export it in a smaller precision."
         )
 
 

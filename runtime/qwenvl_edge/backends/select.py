@@ -6,6 +6,7 @@ broken is an error: it is never silently replaced by a slower one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,6 +85,21 @@ def select_backend(options: BackendOptions, backend: str, device: str) -> Select
             continue
         return Selection(open_it(), tuple(reasons))
     raise BackendError(f"{'; '.join(reasons)}.")
+
+
+def own_backend(backend: Backend, bundle: Bundle) -> Selection:
+    """Select a backend that the caller has opened, after a check that it is for the bundle's model.
+
+    Raises:
+        BackendError: it is for another model.
+    """
+    have, need = (dataclasses.asdict(model) for model in (backend.model, bundle.manifest.model))
+    if different := [f"{name} {have[name]} instead of {need[name]}" for name in need if have[name] != need[name]]:
+        raise BackendError(
+            f'{backend.description} is for another model than the bundle "{bundle.path}": it has '
+            f"{', '.join(different)}; open it with this bundle."
+        )
+    return Selection(backend)
 
 
 def survey(options: BackendOptions) -> list[tuple[str, str | None]]:

@@ -45,9 +45,9 @@ def cuda() -> Cuda:
 
 @pytest.fixture(scope="module")
 def loader(cuda) -> FrameLoader:
-    kernels = FrameKernels(cuda)
-    assert kernels.ready(), kernels.problem()
-    return FrameLoader(cuda, kernels)
+    loader = FrameLoader(cuda)
+    assert loader.kernels.ready(), loader.kernels.problem()
+    return loader
 
 
 def noise(*shape) -> np.ndarray:

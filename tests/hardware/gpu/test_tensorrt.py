@@ -64,7 +64,7 @@ def backends(bundle):
 def test_features(backends):
     size = backends[0].model.image_size
     pixels = np.random.default_rng(0).normal(size=(3, 3, size, size)).astype(np.float32)
-    assert_close(*(backend.encode_images(pixels) for backend in backends))
+    assert_close(*(backend.encode_pixels(pixels) for backend in backends))
 
 
 def test_logits_of_every_kind_of_call(backends):

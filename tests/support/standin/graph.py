@@ -35,8 +35,8 @@ class OnnxGraph:
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.tensors = {}
-        self.inputs = self._session.get_inputs()
-        for is_input, nodes in ((True, self.inputs), (False, self._session.get_outputs())):
+        self.inputs, self.outputs = self._session.get_inputs(), self._session.get_outputs()
+        for is_input, nodes in ((True, self.inputs), (False, self.outputs)):
             for node in nodes:
                 symbols = tuple(dimensions.get(size, size) for size in node.shape)
                 shape = tuple(size if isinstance(size, int) else -1 for size in symbols)

@@ -54,6 +54,9 @@ class InferenceSession:
     def get_inputs(self):
         return self._graph.inputs
 
+    def get_outputs(self):
+        return self._graph.outputs
+
     def io_binding(self):
         return IOBinding()
 
