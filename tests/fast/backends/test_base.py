@@ -98,9 +98,7 @@ def test_logits_of_another_shape_are_refused(found):
 
 def test_a_backend_for_another_model_is_refused_when_the_engine_opens_it(tmp_path):
     backend = ScriptedBackend(model=dataclasses.replace(MODEL, num_layers=3, head_dim=2))
-    with pytest.raises(
-        BackendError, match="for another model .*: it has num_layers 3 instead of 1, head_dim 2 instead"
-    ):
+    with pytest.raises(BackendError, match=r"another model .*: it has num_layers 3 instead of 1, head_dim 2 instead"):
         QwenVLEngine(write_bundle(tmp_path), backend=backend)
     assert not backend.caches
 

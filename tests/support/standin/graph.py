@@ -21,13 +21,13 @@ _DTYPES = {
 class Tensor:
     is_input: bool
     dtype: str
-    shape: tuple[int, ...]  # -1 where a call decides
+    shape: tuple[int, ...]  # -1: each call chooses
     symbols: tuple[int | str, ...]
     numpy: type
 
 
 class OnnxGraph:
-    """tensors: inputs, then outputs. dimensions: symbolic sizes that the engine has fixed."""
+    """A graph file. tensors: inputs, then outputs. dimensions: sizes of symbols that the engine has fixed."""
 
     def __init__(self, path: str, dimensions: dict[str, int]):
         options = ort.SessionOptions()
