@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import _core
-from qwenvl_edge.backends.cuda.frame_kernels import MAX_ROWS, SOURCE, FrameKernels
+from qwenvl_edge.backends.cuda.frame_kernels import MAX_ROWS, SOURCE
 from qwenvl_edge.backends.cuda.kernels import _Compiler, nvrtc_problem
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
@@ -34,9 +34,9 @@ class Gpu:
 
     def __init__(self, machine: Machine):
         self.machine, self.cuda = machine, Cuda.open()
-        self.stream, kernels = Stream(self.cuda), FrameKernels(self.cuda)
-        self.frames = FrameLoader(self.cuda, kernels)
-        self.values = PixelValues(self.cuda, kernels, self.stream)
+        self.stream = Stream(self.cuda)
+        self.frames = FrameLoader(self.cuda)
+        self.values = PixelValues(self.cuda, self.frames.kernels, self.stream)
 
     def load(self, pixels, order="rgb", *, pitch=None):
         """A picture of an array that was put into the GPU's memory."""
