@@ -92,7 +92,6 @@ def measure_bundle(precision: str) -> Callable[[argparse.Namespace], dict[str, A
         from gpu_model import make_bundle, random_checkpoint
         from scaled import Runtime
 
-        from qwenvl_edge.backends.base import Backend
         from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
         from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 
@@ -104,9 +103,7 @@ def measure_bundle(precision: str) -> Callable[[argparse.Namespace], dict[str, A
             exported = time.perf_counter()
             if options.device == "cuda":
                 torch.cuda.empty_cache()
-            backend: Backend = (
-                OnnxRuntimeCudaBackend(bundle) if options.device == "cuda" else OnnxRuntimeBackend(bundle)
-            )
+            backend = OnnxRuntimeCudaBackend(bundle) if options.device == "cuda" else OnnxRuntimeBackend(bundle)
             details: dict[str, Any] = {
                 "backend": backend.description,
                 "decoder_bytes": bundle.manifest.files["decoder.data"].size,

@@ -24,8 +24,8 @@ import torch
 from common import conditions, finish, ratio, spread
 from operators import last_runs, profiled
 
-from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
 from qwenvl_edge_export.export import export
@@ -68,13 +68,13 @@ class Subject(Protocol):
 class Runtime:
     """A bundle in a backend, prefilled in one call."""
 
-    def __init__(self, backend: Backend, capacity: int):
+    def __init__(self, backend: OnnxRuntimeBackend | OnnxRuntimeCudaBackend, capacity: int):
         self.backend = backend
         self.cache = backend.new_cache(1, capacity)
 
     def vision(self, pixels: FloatArray) -> FloatArray:
         """See Subject."""
-        return self.backend.encode_images(pixels)
+        return self.backend.encode_pixels(pixels)
 
     def prefill(self, embeds: FloatArray) -> FloatArray:
         """See Subject."""

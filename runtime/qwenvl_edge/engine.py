@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from qwenvl_edge.backends.base import Backend
-from qwenvl_edge.backends.select import Request as BackendRequest
-from qwenvl_edge.backends.select import Selection, select_backend
+from qwenvl_edge.backends.kept import MEMORY_MB
+from qwenvl_edge.backends.select import BackendOptions, own_backend, select_backend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.decoding.feature_cache import FeatureCache
 from qwenvl_edge.decoding.pipeline import Answerer
-from qwenvl_edge.decoding.prefix_cache import MEMORY_MB
 from qwenvl_edge.decoding.scheduler import Batcher
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
@@ -73,10 +72,10 @@ class QwenVLEngine:
         chunk = _check_positive("prefill_chunk", prefill_chunk)
         memory_mb = _check_positive("cache_memory_mb", cache_memory_mb)
         if isinstance(backend, Backend):
-            self._selection = Selection(backend)
+            self._selection = own_backend(backend, self.bundle)
         else:
-            request = BackendRequest(self.bundle, threads, max_context, chunk, memory_mb)
-            self._selection = select_backend(request, backend, device)
+            options = BackendOptions(self.bundle, threads, max_context, chunk, memory_mb)
+            self._selection = select_backend(options, backend, device)
         opened = self._selection.backend
         most = opened.limits.max_context or model.max_position_embeddings
         self.max_context = _check_capacity(max_context, most, opened.description)
@@ -102,7 +101,7 @@ class QwenVLEngine:
             chunk=min(chunk, self.max_context),
             memory_bytes=memory_mb << 20,
         )
-        features = FeatureCache(opened, self._family.preprocessing(model.image_size))
+        features = FeatureCache(opened)
         self._answerer = Answerer(self._family, self._tokenizer, features, self._decoder, stop=stop)
 
     def describe(self) -> str:

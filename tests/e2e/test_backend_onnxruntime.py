@@ -104,18 +104,18 @@ def test_a_full_cache_says_by_how_much(backend):
 @pytest.mark.parametrize("shape", [(1, 3, 56, 57), (3, 56, 56), (1, 1, 56, 56)])
 def test_wrong_pixels(backend, shape):
     with pytest.raises(BackendError, match=r"pixel_values must be float32 \[\*, 3, 56, 56\]"):
-        backend.encode_images(np.zeros(shape, np.float32))
+        backend.encode_pixels(np.zeros(shape, np.float32))
 
 
 def test_no_picture(backend):
     with pytest.raises(BackendError, match="holds no picture"):
-        backend.encode_images(np.zeros((0, 3, 56, 56), np.float32))
+        backend.encode_pixels(np.zeros((0, 3, 56, 56), np.float32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_names_the_stage(backend, value):
     with pytest.raises(BackendError, match="the image features hold NaN or infinity"):
-        backend.encode_images(np.full((1, 3, 56, 56), value, np.float32))
+        backend.encode_pixels(np.full((1, 3, 56, 56), value, np.float32))
     cache = backend.new_cache(1, 8)
     with pytest.raises(BackendError, match="the logits hold NaN or infinity"):
         backend.decode(cache, **call(inputs_embeds=np.full((1, 3, HIDDEN), value, np.float32)))

@@ -91,7 +91,7 @@ def test_rows_have_their_own_deadlines(engines, monkeypatch):
     """The clock moves only with a step of the batch, ten milliseconds each."""
     together, alone = engines
     backend = together._decoder._backend
-    plain, steps = backend.decode, []
+    plain, steps = backend.decode_unchecked, []
 
     def decode(cache, embeds, *arguments, **options):
         steps.extend([embeds] if len(embeds) > 1 else [])
@@ -99,7 +99,7 @@ def test_rows_have_their_own_deadlines(engines, monkeypatch):
 
     for module in ("inputs.cancel", "inputs.request"):
         monkeypatch.setattr(f"qwenvl_edge.{module}.time.perf_counter", lambda: len(steps) * 0.01)
-    monkeypatch.setattr(backend, "decode", decode)
+    monkeypatch.setattr(backend, "decode_unchecked", decode)
     long = {"message": "a", "max_new_tokens": 20, "do_sample": False}
     replies = together.chat_many([long, {**long, "deadline_ms": 45}, {**long, "deadline_ms": 95}, long])
     assert [reply.finish_reason for reply in replies] == ["length", "deadline", "deadline", "length"]

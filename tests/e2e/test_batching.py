@@ -148,7 +148,7 @@ def test_bad_requests_are_refused_at_once(engines):
 def test_a_failed_step_fails_its_answers_only(engines, monkeypatch):
     together = engines[0]
     backend = together._decoder._backend
-    plain, failing = backend.decode, threading.Event()
+    plain, failing = backend.decode_unchecked, threading.Event()
 
     def decode(cache, *arguments):
         if failing.is_set() and arguments[0].shape[1] == 1:
@@ -158,7 +158,7 @@ def test_a_failed_step_fails_its_answers_only(engines, monkeypatch):
     with together.batcher(rows=4) as batcher:
         expected = ask(batcher, item(7)).raw_text
         failing.set()
-        monkeypatch.setattr(backend, "decode", decode)
+        monkeypatch.setattr(backend, "decode_unchecked", decode)
         futures = [batcher.submit(**LONG, seed=seed) for seed in range(3)]
         wait(futures, WAIT_S)
         assert all(isinstance(future.exception(0), BackendError) for future in futures)

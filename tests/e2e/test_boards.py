@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from qwenvl_edge import cli
-from qwenvl_edge.backends.memory_estimate import plan_memory
+from qwenvl_edge.backends.memory_estimate import estimate_memory
 from qwenvl_edge.bundle.files import FileInfo
 from qwenvl_edge.cli.boards import BOARDS, find_board, plan_for
 from qwenvl_edge.errors import QwenVLError
@@ -19,7 +19,7 @@ def large(tiny_bundle):
 def test_a_gpu_holds_the_weights_once(tiny_bundle):
     files = tiny_bundle.manifest.files
     fit = plan_for(tiny_bundle, find_board("orin-nano-8gb"), max_context=512)
-    cpu = plan_memory(tiny_bundle, max_context=512)
+    cpu = estimate_memory(tiny_bundle, max_context=512)
     assert fit.plan.weights == files["vision.data"].size + files["decoder.data"].size
     assert (fit.plan.cache, fit.plan.workspace) == (cpu.cache, cpu.workspace) and fit.plan.process > 500e6
     assert plan_for(tiny_bundle, find_board("raspberry-pi-5-8gb"), max_context=512).plan == cpu

@@ -10,7 +10,7 @@ import pytest
 
 from qwenvl_edge import QwenVLEngine, cli
 from qwenvl_edge.backends import memory_estimate as memory
-from qwenvl_edge.backends.memory_estimate import plan_memory
+from qwenvl_edge.backends.memory_estimate import estimate_memory
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine import memory as system_memory
@@ -70,7 +70,7 @@ pixels = np.random.default_rng(0).normal(size=(1, 3, 448, 448)).astype(np.float3
 before, peaks = anonymous(), []
 threading.Thread(target=watch, daemon=True).start()
 for _ in range(3):
-    backend.encode_images(pixels)
+    backend.encode_pixels(pixels)
     time.sleep(0.05)
     peaks.append(peak - before)
 print(json.dumps([peaks[0], peaks[2]]))
@@ -108,8 +108,8 @@ def test_the_plan_is_within_a_tenth_of_a_run(checkpoint, precision, context, bat
     bundle = Bundle.open(path)
     arguments = [str(path), *map(str, (context, 3, batch, memory_mb))]
     run = subprocess.run([sys.executable, "-c", _RUN, *arguments], capture_output=True, text=True, check=True)
-    plan = plan_memory(bundle, max_context=context, max_batch=max(batch, 1), cache_memory_mb=memory_mb)
-    alone = plan_memory(bundle, max_context=context, cache_memory_mb=memory_mb)
+    plan = estimate_memory(bundle, max_context=context, max_batch=max(batch, 1), cache_memory_mb=memory_mb)
+    alone = estimate_memory(bundle, max_context=context, cache_memory_mb=memory_mb)
     assert 2 * alone.cache < plan.kept < 3 * alone.cache  # what two of the three conversations are kept with
     assert plan.total == pytest.approx(json.loads(run.stdout), rel=0.1)
 
@@ -125,19 +125,19 @@ def test_pictures_take_what_is_planned_for_them(tmp_path, precision, mlp_ratio):
     command = [sys.executable, "-c", _PICTURES, str(bundle.path)]
     first, third = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert third == pytest.approx(first, rel=0.02)
-    assert plan_memory(bundle, max_context=100).picture == pytest.approx(third, rel=0.2)
+    assert estimate_memory(bundle, max_context=100).picture == pytest.approx(third, rel=0.2)
 
 
 def test_parts_follow_their_causes(tiny_bundle):
-    plan = plan_memory(tiny_bundle, max_context=1000)
+    plan = estimate_memory(tiny_bundle, max_context=1000)
     model = tiny_bundle.manifest.model
     features = 16 * model.image_tokens * model.hidden_size * 4
     assert plan.cache == 2 * 2 * 4 * 64 * 1000 * 4
     assert plan.kept == 7 * plan.cache + features
-    wider = plan_memory(tiny_bundle, max_context=1000, max_batch=3)
+    wider = estimate_memory(tiny_bundle, max_context=1000, max_batch=3)
     assert (wider.cache, wider.weights, wider.picture) == (4 * plan.cache, plan.weights, plan.picture)
     assert wider.workspace > plan.workspace
-    narrow = plan_memory(tiny_bundle, max_context=1000, cache_memory_mb=1)
+    narrow = estimate_memory(tiny_bundle, max_context=1000, cache_memory_mb=1)
     assert narrow.kept == features
     parts = (plan.weights, plan.cache, plan.kept, max(plan.workspace, plan.picture), plan.process)
     assert plan.total == sum(parts)
@@ -146,7 +146,7 @@ def test_parts_follow_their_causes(tiny_bundle):
 @pytest.mark.parametrize(("options", "match"), [({"max_context": 0}, "max-context"), ({"max_batch": 0}, "max-batch")])
 def test_limits_out_of_range(tiny_bundle, options, match):
     with pytest.raises(BackendError, match=match):
-        plan_memory(tiny_bundle, **({"max_context": 100} | options))
+        estimate_memory(tiny_bundle, **({"max_context": 100} | options))
 
 
 def test_a_bundle_that_cannot_fit_is_refused_before_it_is_loaded(tiny_bundle, monkeypatch):

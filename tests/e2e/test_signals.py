@@ -36,7 +36,7 @@ def test_a_signal_during_a_call_of_onnxruntime(qwen, token, monkeypatch):
     whole = qwen.chat(**LONG)
     assert whole.finish_reason == "length"
     backend = qwen._decoder._backend
-    plain, steps = backend.decode, []
+    plain, steps = backend.decode_unchecked, []
 
     def decode(cache, *arguments, **options):
         steps.append(cache)
@@ -47,7 +47,7 @@ def test_a_signal_during_a_call_of_onnxruntime(qwen, token, monkeypatch):
                 logits = plain(cache, *arguments, **options)
         return logits
 
-    monkeypatch.setattr(backend, "decode", decode)
+    monkeypatch.setattr(backend, "decode_unchecked", decode)
     reply = qwen.chat(**LONG, cancel=token)
     assert (reply.finish_reason, reply.stats.new_tokens, len(steps)) == ("cancelled", 4, 4)
     assert reply.raw_text and whole.raw_text.startswith(reply.raw_text.rstrip("\ufffd"))

@@ -368,15 +368,15 @@ def test_options_are_checked_before_work_starts(tmp_path, options, message):
 
 def test_a_failing_backend_leaves_the_engine_usable(tmp_path):
     qwen, backend = engine(tmp_path, "ok<|im_end|>")
-    decode_step = backend.decode
+    decode_step = backend.decode_unchecked
 
     def fail(*arguments):
         raise BackendError("the logits hold NaN.")
 
-    backend.decode = fail
+    backend.decode_unchecked = fail
     with pytest.raises(BackendError, match="NaN"):
         qwen.chat("hi")
-    backend.decode = decode_step
+    backend.decode_unchecked = decode_step
     assert qwen.chat("hi").text == "ok"
 
 

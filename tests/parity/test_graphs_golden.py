@@ -98,10 +98,10 @@ def test_pytorch_left_padded_batch(model, text):
 
 
 def test_graph_vision(backend, vision):
-    features = backend.encode_images(vision["pixel_values"])
+    features = backend.encode_pixels(vision["pixel_values"])
     close(features[:, ::4], vision["features_every_4th"], VISION_TOLERANCE)
     for i, pixels in enumerate(vision["pixel_values"]):
-        close(backend.encode_images(pixels[None])[0], features[i], VISION_TOLERANCE)
+        close(backend.encode_pixels(pixels[None])[0], features[i], VISION_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -109,7 +109,7 @@ def test_graph_text(backend, tiny_bundle, vision, text, name):
     ids, table = text[f"{name}.input_ids"], tiny_bundle.embedding
     embeds, length = table[ids][None], len(ids)
     if PICTURES[name]:
-        features = backend.encode_images(vision["pixel_values"][PICTURES[name]])
+        features = backend.encode_pixels(vision["pixel_values"][PICTURES[name]])
         for start, rows in zip(np.flatnonzero(ids == IMAGE_START) + 1, features, strict=True):
             embeds[0, start : start + len(rows)] = rows
     cache = backend.new_cache(1, length + 16)

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from qwenvl_edge.backends.memory_estimate import plan_memory
+from qwenvl_edge.backends.memory_estimate import estimate_memory
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.contract import ONNXRUNTIME, STANDARD
 from qwenvl_edge.cli import main
@@ -126,8 +126,8 @@ def test_plans_count_the_cache_that_will_be_there(bundles):
     floats, int8 = bundles["float"], bundles["int8"]
     limits = {"max_context": 100, "max_batch": 3}
     numbers = 2 * 2 * 4 * 32 * 100 * (3 + 1)  # a batch has a cache of its own
-    assert plan_memory(int8, **limits).cache == plan_memory(floats, **limits).cache == 4 * numbers
-    assert plan_memory(int8, **limits, kv_cache="int8").cache == numbers + 4 * numbers // 32
+    assert estimate_memory(int8, **limits).cache == estimate_memory(floats, **limits).cache == 4 * numbers
+    assert estimate_memory(int8, **limits, kv_cache="int8").cache == numbers + 4 * numbers // 32
     orin, board_without_gpu = find_board("orin-nano-8gb"), find_board("raspberry-pi-5-8gb")
     assert plan_for(int8, orin, **limits).plan.cache == numbers + 4 * numbers // 32
     assert plan_for(int8, board_without_gpu, **limits).plan == plan_for(floats, board_without_gpu, **limits).plan

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qwenvl_edge import QwenVLEngine, _core
-from qwenvl_edge.backends.memory_estimate import plan_memory
+from qwenvl_edge.backends.memory_estimate import estimate_memory
 from qwenvl_edge.backends.onnxruntime import session as session_module
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME
@@ -211,7 +211,7 @@ def test_pictures_are_the_same_where_signed_weights_are_made_unsigned(exports, m
     found = {}
     for unsigned in (False, True):
         monkeypatch.setattr(session_module, "signed_products_saturate", lambda unsigned=unsigned: unsigned)
-        found[unsigned] = OnnxRuntimeBackend(bundle, threads=1).encode_images(pixels)
+        found[unsigned] = OnnxRuntimeBackend(bundle, threads=1).encode_pixels(pixels)
     if processor.signed_products_saturate():
         assert not np.allclose(found[True], found[False], rtol=0, atol=0.01)
     else:  # the same integers; only the order of float operations differs
@@ -227,12 +227,12 @@ def test_the_native_dialect_is_taken_where_the_processor_is_for_it(exports, monk
     assert "native core" not in backend.description
     with pytest.raises(BackendError, match='the "native" decoder needs a processor with AVX-512 VNNI; use the dialect'):
         OnnxRuntimeBackend(bundle, dialect=NATIVE)
-    prepacked = plan_memory(bundle, max_context=64).weights
+    prepacked = estimate_memory(bundle, max_context=64).weights
     monkeypatch.setattr(_core, "has_fast_multiply", lambda: True)  # the portable kernels serve too
     native = OnnxRuntimeBackend(bundle)
     assert native.dialect == NATIVE
     assert "matrix products by the native core" in native.description
-    assert prepacked - plan_memory(bundle, max_context=64).weights > bundle.manifest.files["decoder.data"].size
+    assert prepacked - estimate_memory(bundle, max_context=64).weights > bundle.manifest.files["decoder.data"].size
     embeds = bundle.embedding[np.arange(40)[None]].astype(np.float32)
     found, wanted = decode(bundle, NATIVE, embeds), decode(bundle, ONNXRUNTIME, embeds)
     assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()

@@ -184,7 +184,7 @@ def test_the_drafted_reference_is_pytorchs_own_answer(exported, tmp_path):
     model = load_model(Checkpoint.open(other))
     side = _Side(exported[1], OnnxRuntimeBackend(exported[1], threads=1))
     case = builtin_box_case(case_builder(exported[1]))
-    features = side.backend.encode_images(case.pixels)
+    features = side.backend.encode_pixels(case.pixels)
     reference = _Reference(model, case, side.answerable)
     embeds = model.embed(torch.from_numpy(case.prompt.ids)[None], reference.features)
     expected = model.generate(embeds, GREEDY_TOKENS)

@@ -33,13 +33,13 @@ def endless(engine):
 def slow(engine, monkeypatch):
     """Every token takes a while, so that a long answer cannot end before it is looked at."""
     backend = engine._decoder._backend
-    plain = backend.decode
+    plain = backend.decode_unchecked
 
     def decode(*arguments):
         time.sleep(0.02)
         return plain(*arguments)
 
-    monkeypatch.setattr(backend, "decode", decode)
+    monkeypatch.setattr(backend, "decode_unchecked", decode)
 
 
 @pytest.fixture(scope="session")

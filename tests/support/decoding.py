@@ -1,4 +1,4 @@
-"""A backend's decode in a line, for tests that compare backends."""
+"""Short calls of a backend, for tests that compare backends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from qwenvl_edge.backends.base import Backend, Placed
 from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.inputs.pictures import Picture, load_picture
 
 
 def embeds(backend: Backend, tokens: int, batch: int = 1, seed: int = 0) -> np.ndarray:
@@ -27,8 +28,8 @@ def decode(
 ) -> np.ndarray:
     """Decode rows [B, T, H], or that many random ones; logits [B, K, V].
 
-    write: the place of the first token, one for all rows or one each; None puts it behind what the cache holds. wanted:
-    which tokens' logits; None takes the last one's.
+    write: the cache position of the first token, one for all rows or one per row; None: after the tokens in the cache.
+    wanted: the tokens whose logits are returned; None: the last one.
     """
     rows = embeds(backend, rows, cache.batch, seed) if isinstance(rows, int) else rows
     tokens = rows.shape[1]
@@ -37,11 +38,15 @@ def decode(
     return backend.decode(cache, rows, places[:, None] + np.arange(tokens), places, indices)
 
 
+def noise(seed: int) -> Picture:
+    """A picture of random pixels."""
+    return load_picture(np.random.default_rng(seed).integers(0, 256, (61, 87, 3), np.uint8))
+
+
 def pictured(backend: Backend) -> np.ndarray:
-    """Logits [1, 2, V] behind a picture of noise whose kept features come in two calls."""
-    size, count = backend.model.image_size, backend.model.image_tokens
-    pixels = np.random.default_rng(1).normal(size=(1, 3, size, size)).astype(np.float32)
-    (features,) = backend.keep_images(pixels)
+    """Logits [1, 2, V] after a picture of noise whose features come in two calls."""
+    features = backend.encode(noise(1))
+    count = len(features)
     cache, found = backend.new_cache(1, 2 * count), []
     for tokens, picture in ((11, Placed(features, 4, 0, 7)), (count, Placed(features, 0, 7, count - 7))):
         start = np.array([cache.length])
@@ -51,7 +56,7 @@ def pictured(backend: Backend) -> np.ndarray:
 
 
 def rows_of_different_length(backend: Backend) -> np.ndarray:
-    """Logits [3, 6, V] of six tokens behind 10, 64 and 33 others in a batch, which begins with copies of one cache."""
+    """Logits [3, 6, V] of six tokens after 10, 64 and 33 others in a batch, which begins with copies of one cache."""
     one, batch = backend.new_cache(1, 128), backend.new_cache(3, 128)
     decode(backend, one, 64)
     for row, tokens in enumerate((10, 64, 33)):
@@ -61,12 +66,12 @@ def rows_of_different_length(backend: Backend) -> np.ndarray:
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, share: float = 0.01) -> None:
-    """Check that values differ by no more than a share of the largest one; 1 % is what fp16 leaves open."""
+    """Check that values differ by no more than a share of the largest one; 1 % covers the rounding of fp16."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=share * float(np.abs(expected).max()))
 
 
 def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
-    """Check that values are the same but for the order of float32 sums."""
+    """Check that values are equal, up to the order of float32 sums."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 

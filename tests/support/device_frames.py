@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from qwenvl_edge.backends.cuda.device import DeviceMemory
+from qwenvl_edge.machine.cuda import DeviceMemory
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 

@@ -1,13 +1,15 @@
-"""A bundle and a backend without weights: the backend answers with tokens that the test dictates."""
+"""A bundle and a backend without weights: the backend answers with the tokens that a test gives it."""
 
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, check_copy, check_pixels, check_placed, check_tokens, splice
+from qwenvl_edge.backends.base import Backend, check_placed, splice
+from qwenvl_edge.backends.checks import check_copy, check_tokens
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, POSITION_IDS, WRITE_INDICES
 from qwenvl_edge.bundle.files import FileInfo
 from qwenvl_edge.bundle.manifest import (
     EmbeddingInfo,
@@ -21,6 +23,7 @@ from qwenvl_edge.bundle.manifest import (
 )
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.families import QwenVL
+from qwenvl_edge.inputs.pictures import pixel_values
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.paths import DATA
 
@@ -93,9 +96,9 @@ class ScriptedCache(KVCache):
 
 
 class ScriptedBackend(Backend):
-    """Checks what the engine passes and makes the next scripted token the likeliest; records prompts and pictures.
+    """Checks the engine's arguments and makes the next scripted token the likeliest; records prompts and pictures.
 
-    What a cache holds is what was decoded into it: prompts are read back from there, reused prefixes included.
+    A cache holds the embeddings that were decoded into it; prompts are read from there, reused prefixes included.
     """
 
     def __init__(self, *answers: str | list[int], model=MODEL):
@@ -110,11 +113,10 @@ class ScriptedBackend(Backend):
         self.caches: list[ScriptedCache] = []
         self.chunks: list[int] = []  # tokens of each prefill call
 
-    def encode_images(self, pixel_values):
-        check_pixels(self.model, pixel_values)
-        self.encoded += len(pixel_values)
-        mean = pixel_values.mean(axis=(1, 2, 3))[:, None, None]
-        return np.broadcast_to(mean, (len(mean), self.model.image_tokens, self.model.hidden_size)).astype(np.float32)
+    def encode(self, picture):
+        self.encoded += 1
+        mean = pixel_values(picture, FAMILY.preprocessing(self.model.image_size)).mean()
+        return np.full((self.model.image_tokens, self.model.hidden_size), mean, np.float32)
 
     def new_cache(self, batch, capacity):
         self.caches.append(ScriptedCache(self.model, batch=batch, capacity=capacity))
@@ -125,23 +127,16 @@ class ScriptedBackend(Backend):
         target.rows[:tokens] = source.rows[:tokens]
         target.length = max(target.length, tokens)
 
-    def decode(self, cache, inputs_embeds, position_ids, write_indices, logits_indices, pictures=()):
-        check_placed(pictures, inputs_embeds.shape[1], np.ndarray)
+    def _decode(self, cache, inputs, pictures, length):
+        check_tokens(self.model, cache, **inputs)
+        check_placed(pictures, inputs[INPUTS_EMBEDS].shape[1], np.ndarray)
+        inputs_embeds, logits_indices = inputs[INPUTS_EMBEDS], inputs[LOGITS_INDICES]
         splice(inputs_embeds, pictures)
-        check_tokens(
-            self.model,
-            cache,
-            inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-            write_indices=write_indices,
-            logits_indices=logits_indices,
-        )
-        start, count = int(write_indices[0]), inputs_embeds.shape[1]
-        assert position_ids[0].tolist() == list(range(start, start + count))
-        assert start == cache.length
-        cache.rows[start : start + count] = inputs_embeds[0]
-        cache.length = start + count
-        if cache.length < cache.prompt:
+        start, count = int(inputs[WRITE_INDICES][0]), inputs_embeds.shape[1]
+        assert inputs[POSITION_IDS][0].tolist() == list(range(start, length))
+        assert (start, start + count) == (cache.length, length)
+        cache.rows[start:length] = inputs_embeds[0]
+        if length < cache.prompt:
             assert logits_indices.shape == (1, 0)
             self.chunks.append(count)
             return np.zeros((1, 0, self.model.vocab_size), np.float32)
@@ -156,6 +151,9 @@ class ScriptedBackend(Backend):
             assert self.runner_up is not None or self.taken[-1] == self._script[start - cache.prompt]
         self.steps += 1
         return self._logits([start + int(i) + 1 - cache.prompt for i in logits_indices[0]])
+
+    def _clear(self, cache):
+        cache.rows[:] = 0
 
     def _logits(self, places):
         """Logits [1, K, V] that make the scripted tokens at `places` the likeliest; nothing behind the script's end."""

@@ -13,16 +13,17 @@ import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.session import can_run, missing, vision_graph
-from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, Request, select_backend
+from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, BackendOptions, select_backend
+from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
@@ -86,10 +87,11 @@ def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIM
     return dataclasses.replace(report, skipped=(*report.skipped, f"bfloat16 arithmetic: {NO_BFLOAT16}, {HOW_IT_RAN}"))
 
 
-def _open(bundle: Bundle, backend: str) -> dict[str, Backend]:
+def _open(bundle: Bundle, backend: str) -> Mapping[str, OnnxRuntimeBackend | TensorRTBackend]:
     """What can run here, by name: the plan, or ONNX Runtime in each dialect."""
     if backend == TENSORRT:
-        return {TENSORRT: select_backend(Request(bundle, None, None, 1), TENSORRT, "auto").backend}
+        opened = select_backend(BackendOptions(bundle, None, None, 1), TENSORRT, "auto").backend
+        return {TENSORRT: cast("TensorRTBackend", opened)}
     if backend != ONNXRUNTIME:
         raise BackendError(f'a bundle is verified with "{ONNXRUNTIME}" or "{TENSORRT}", not with "{backend}".')
     return {name: OnnxRuntimeBackend(bundle, dialect=name) for name in bundle.manifest.graphs.decoder if can_run(name)}
@@ -135,7 +137,7 @@ def _features(sides: Mapping[str, _Side], case: Case) -> dict[str, FloatArray]:
     for name, side in sides.items():
         graph = vision_graph(side.bundle, name)
         if graph not in by_graph:
-            by_graph[graph] = side.backend.encode_images(case.pixels) if len(case.pixels) else side.no_features
+            by_graph[graph] = side.backend.encode_pixels(case.pixels) if len(case.pixels) else side.no_features
         found[name] = by_graph[graph]
     return found
 
@@ -204,7 +206,7 @@ class _Reference:
 class _Side:
     """The bundle's side of a comparison, in one dialect."""
 
-    def __init__(self, bundle: Bundle, backend: Backend):
+    def __init__(self, bundle: Bundle, backend: OnnxRuntimeBackend | TensorRTBackend):
         model = bundle.manifest.model
         family = create_family(
             bundle.manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens

@@ -1,1 +1,1 @@
-"""What runs the graphs. `base.Backend` is the interface; each other module implements it with one library."""
+"""Backends run a bundle's graphs: base.Backend is the interface, each subfolder implements it with one library."""

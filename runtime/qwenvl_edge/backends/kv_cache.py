@@ -1,8 +1,8 @@
 """The KV cache's bookkeeping: capacity, tokens in use, and the rotary tables that its keys were made with.
 
-Dynamic NTK (as in the published Qwen code) stretches the rotary base by a factor chosen from the prompt's length. Keys
-are cached after rotary embedding, so a cache is valid for one factor: it is chosen at `reset` and kept through decode,
-also when that runs past the length it was chosen for.
+Dynamic NTK (as in the published Qwen code) stretches the rotary base by a factor that depends on the prompt's length.
+Keys are cached after rotary embedding, so a cache is valid for one factor: `reset` chooses it, and decode keeps it,
+even beyond the length for which it was chosen.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def rope_tables(capacity: int, head_dim: int, base: float, alpha: float) -> tupl
 
 
 def cache_bytes(model: ModelInfo, capacity: int, *, item_bytes: int = 4, scale_bytes: int = 0) -> int:
-    """Memory of one row of keys and values with room for `capacity` tokens.
+    """Bytes of one row of keys and values with room for `capacity` tokens.
 
-    item_bytes: of a number (4: float32). scale_bytes: of what lies beside each token of each head (4 beside int8).
+    item_bytes: bytes per number (4: float32). scale_bytes: bytes of the scale per token and head (4 in an int8 cache).
     """
     return 2 * model.num_layers * model.num_kv_heads * (model.head_dim * item_bytes + scale_bytes) * capacity
 
@@ -47,7 +47,7 @@ class KVCache:
     """Keys and values of `batch` rows with room for `capacity` tokens each.
 
     length: tokens in use (of the longest row); the backend sets it at every decode. ntk_alpha, rope_cos, rope_sin
-    [capacity, head_dim / 2]: as chosen by the last reset. buffers: the backend's own memory, opaque to everyone else.
+    [capacity, head_dim / 2]: the choice of the last reset. buffers: the backend's memory, opaque to everybody else.
     """
 
     def __init__(self, model: ModelInfo, *, batch: int, capacity: int, buffers: Any = None):
@@ -72,7 +72,7 @@ class KVCache:
     def reset(self, prefill_length: int, *, keep: int = 0) -> None:
         """Keep the first `keep` tokens and choose the rotary tables for a prompt of `prefill_length` tokens.
 
-        Nothing is kept where the tables change, since keys are cached after rotary embedding.
+        If the tables change, no token is kept, because keys are cached after rotary embedding.
 
         Raises:
             ContextError: the prompt is longer than the capacity.

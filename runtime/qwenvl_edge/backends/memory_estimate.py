@@ -1,16 +1,15 @@
-"""What a bundle takes of a machine's memory, by part, before it is loaded."""
+"""The memory that a bundle will take, by part, estimated before it is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwenvl_edge.backends.kept import FEATURES_KEPT, MEMORY_MB, conversations_kept
 from qwenvl_edge.backends.kv_cache import cache_bytes
 from qwenvl_edge.backends.onnxruntime.session import cache_item_bytes, fastest_dialect, weight_bytes
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, INT8_CACHE
-from qwenvl_edge.decoding.feature_cache import KEPT
-from qwenvl_edge.decoding.prefix_cache import MEMORY_MB, conversations_kept
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.memory import available_bytes
 
@@ -19,11 +18,11 @@ _LOGITS_ITEM = 4
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes of anonymous memory (what a system cannot drop) by part, when the context is full.
+class MemoryEstimate:
+    """Bytes of anonymous memory (memory that the system cannot drop) by part, when the context is full.
 
-    Not counted are files' pages, which come and go as there is room: the embedding table and weights that run mapped.
-    cache is what the conversations under way take, kept what earlier ones and their pictures are kept with.
+    Not counted: pages of files, which the system drops when it needs room (the embedding table, mapped weights).
+    cache: KV caches of the conversations under way. kept: KV caches of earlier ones, and features of their pictures.
     """
 
     weights: int
@@ -35,11 +34,11 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Everything together. A prompt's pictures are encoded before its tokens: the larger of the two counts."""
+        """Sum of the parts; a prompt's pictures are encoded before its tokens, so only the larger workspace counts."""
         return self.weights + self.cache + self.kept + max(self.workspace, self.picture) + self.process
 
     def table(self) -> str:
-        """The plan for a terminal, in MB."""
+        """The parts as a table for a terminal, in MB."""
         parts = {
             "weights": self.weights,
             "KV cache": self.cache,
@@ -52,7 +51,7 @@ class MemoryPlan:
         return "\n".join(f"{name:<24}{size / 1e6:>12,.0f} MB" for name, size in parts.items())
 
 
-def plan_memory(
+def estimate_memory(
     bundle: Bundle,
     *,
     max_context: int,
@@ -60,13 +59,13 @@ def plan_memory(
     chunk: int = 128,
     cache_memory_mb: int = MEMORY_MB,
     kv_cache: str = FLOAT_CACHE,
-) -> MemoryPlan:
-    """Plan for `max_batch` conversations of `max_context` tokens each, prefilled `chunk` tokens at a time.
+) -> MemoryEstimate:
+    """Estimate the memory of `max_batch` conversations of `max_context` tokens, prefilled `chunk` tokens at a time.
 
-    A batch has a cache of its own, beside the one in which its prompts are prefilled.
+    A batch has its own cache, beside the one in which its prompts are prefilled.
 
     cache_memory_mb: as QwenVLEngine takes it.
-    kv_cache: "float" as ONNX Runtime keeps it, or "int8" as a TensorRT plan of an int8 bundle does.
+    kv_cache: "float" (ONNX Runtime) or "int8" (the TensorRT plan of a bundle with an int8 cache).
 
     Raises:
         BackendError: a limit is less than 1, or beyond what the model takes.
@@ -82,8 +81,8 @@ def plan_memory(
     logits = _LOGITS_ITEM * max_batch * model.vocab_size
     item = {"item_bytes": 1, "scale_bytes": 4} if kv_cache == INT8_CACHE else {"item_bytes": cache_item_bytes(bundle)}
     cache = cache_bytes(model, max_context, **item)
-    features = KEPT * 4 * model.image_tokens * model.hidden_size
-    return MemoryPlan(
+    features = FEATURES_KEPT * 4 * model.image_tokens * model.hidden_size
+    return MemoryEstimate(
         weights=weight_bytes(bundle, fastest_dialect(bundle)),
         cache=cache * (max_batch + 1 if max_batch > 1 else 1),
         kept=cache * (conversations_kept(cache_memory_mb << 20, cache) - 1) + features,
@@ -92,35 +91,36 @@ def plan_memory(
     )
 
 
-def check_fits(plan: MemoryPlan) -> None:
-    """Compare a plan with the memory that is free now, where the system tells.
+def check_fits(estimate: MemoryEstimate) -> None:
+    """Compare an estimate with the memory that is free now, if the system tells.
 
     Raises:
-        BackendError: it does not fit; gives the plan's parts.
+        BackendError: the bundle does not fit; gives the parts.
     """
     free = available_bytes()
-    if free is not None and plan.total > free:
+    workspace = max(estimate.workspace, estimate.picture)
+    if free is not None and estimate.total > free:
         raise BackendError(
-            f"the bundle would take {plan.total / 1e9:.2f} GB (weights {plan.weights / 1e9:.2f}, KV cache "
-            f"{plan.cache / 1e9:.2f}, earlier conversations {plan.kept / 1e9:.2f}, workspace "
-            f"{max(plan.workspace, plan.picture) / 1e9:.2f}), but {free / 1e9:.2f} GB of memory are free; open it with "
-            "a smaller max_context or cache_memory_mb, or export it in a smaller precision."
+            f"the bundle would take {estimate.total / 1e9:.2f} GB (weights {estimate.weights / 1e9:.2f}, KV cache "
+            f"{estimate.cache / 1e9:.2f}, earlier conversations {estimate.kept / 1e9:.2f}, workspace "
+            f"{workspace / 1e9:.2f}), but {free / 1e9:.2f} GB of memory are free; open it with a smaller max_context "
+            "or cache_memory_mb, or export it in a smaller precision."
         )
 
 
 def gpu_weight_bytes(bundle: Bundle) -> int:
-    """Memory of a GPU that the weights take, as they lie in the bundle."""
+    """Memory of a GPU for the weights, which it holds as they are stored in the bundle."""
     return bundle.manifest.files[DECODER_DATA].size + bundle.manifest.files[VISION_DATA].size
 
 
 def check_fits_gpu(bundle: Bundle, max_context: int, free: int) -> None:
-    """Compare what cannot be done without on a GPU, weights and one conversation's KV cache, with what is free there.
+    """Compare the least that a GPU must hold, the weights and one conversation's KV cache, with `free` bytes.
 
     Raises:
-        BackendError: it does not fit; gives both.
+        BackendError: they do not fit; gives both.
     """
     kept = bundle.manifest.precision.kv_cache
-    cache = plan_memory(bundle, max_context=max_context, kv_cache=kept).cache
+    cache = estimate_memory(bundle, max_context=max_context, kv_cache=kept).cache
     weights = gpu_weight_bytes(bundle)
     if weights + cache > free:
         raise BackendError(

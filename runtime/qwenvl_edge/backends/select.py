@@ -1,17 +1,18 @@
-"""Which backend runs a bundle here: a TensorRT plan, then ONNX Runtime on a GPU, then ONNX Runtime on the CPU.
+"""The choice of a backend: a TensorRT plan, else ONNX Runtime on a GPU, else ONNX Runtime on the CPU.
 
-What cannot run on this machine is passed over, and the selection says why. What could run and turns out broken is an
-error: it is never replaced in silence by something slower.
+A backend that cannot run on this machine is passed over, and the selection says why. A backend that could run but is
+broken is an error: it is never silently replaced by a slower one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.kept import MEMORY_MB
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.decoding.prefix_cache import MEMORY_MB
 from qwenvl_edge.errors import BackendError, QwenVLError
 
 TENSORRT, ONNXRUNTIME = "tensorrt", "onnxruntime"
@@ -20,11 +21,12 @@ DEVICES = ("auto", "cuda", "cpu")
 
 
 @dataclass(frozen=True)
-class Request:
+class BackendOptions:
     """What a backend is opened for.
 
-    max_context, chunk: tokens of a conversation (None: all it takes), of a call. cache_memory_mb: for KV caches of
-    recent conversations.
+    threads: CPU threads of one operator; None: the backend's choice. max_context: tokens of the longest conversation;
+    None: as many as the model takes. chunk: tokens of the longest call. cache_memory_mb: memory for KV caches of recent
+    conversations.
     """
 
     bundle: Bundle
@@ -41,22 +43,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Selection:
-    """An opened backend, and why those that would have come before it were passed over."""
+    """An opened backend, and the reasons why preferred ones were passed over."""
 
     backend: Backend
     passed_over: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """What runs, where, and why, in a line."""
+        """One line: the backend, its device, and the reasons."""
         reasons = "; ".join(self.passed_over)
         return self.backend.describe() + (f" (because {reasons})" if reasons else "")
 
 
-def select_backend(request: Request, backend: str, device: str) -> Selection:
+def select_backend(options: BackendOptions, backend: str, device: str) -> Selection:
     """Open the first backend that can run here, of those that `backend` and `device` allow.
 
     Args:
-        request: for what.
+        options: what it is opened for.
         backend: "auto", "tensorrt" or "onnxruntime".
         device: "auto", "cuda" or "cpu".
 
@@ -77,7 +79,7 @@ def select_backend(request: Request, backend: str, device: str) -> Selection:
     reasons: list[str] = []
     for prepare in candidates:
         try:
-            open_it = prepare(request)
+            open_it = prepare(options)
         except BackendError as error:
             reasons.append(str(error).rstrip("."))
             continue
@@ -85,12 +87,27 @@ def select_backend(request: Request, backend: str, device: str) -> Selection:
     raise BackendError(f"{'; '.join(reasons)}.")
 
 
-def survey(request: Request) -> list[tuple[str, str | None]]:
-    """Every backend in the order of preference, with why it cannot run here (None: it can); none is opened."""
+def own_backend(backend: Backend, bundle: Bundle) -> Selection:
+    """Select a backend that the caller has opened, after a check that it is for the bundle's model.
+
+    Raises:
+        BackendError: it is for another model.
+    """
+    have, need = (dataclasses.asdict(model) for model in (backend.model, bundle.manifest.model))
+    if different := [f"{name} {have[name]} instead of {need[name]}" for name in need if have[name] != need[name]]:
+        raise BackendError(
+            f'{backend.description} is for another model than the bundle "{bundle.path}": it has '
+            f"{', '.join(different)}; open it with this bundle."
+        )
+    return Selection(backend)
+
+
+def survey(options: BackendOptions) -> list[tuple[str, str | None]]:
+    """Every backend by preference, with the reason why it cannot run here (None: it can); none is opened."""
     found: list[tuple[str, str | None]] = []
     for (name, place), prepare in _CANDIDATES.items():
         try:
-            prepare(request)
+            prepare(options)
         except QwenVLError as error:
             found.append((f"{name}, {place}", str(error)))
         else:
@@ -98,16 +115,16 @@ def survey(request: Request) -> list[tuple[str, str | None]]:
     return found
 
 
-def _tensorrt(request: Request) -> Callable[[], Backend]:
+def _tensorrt(options: BackendOptions) -> Callable[[], Backend]:
     from qwenvl_edge.bundle.engines import Plan, choose_plan, plan_targets
 
-    bundle = request.bundle
+    bundle = options.bundle
     if not plan_targets(bundle.path):
         raise BackendError(f"the bundle has no TensorRT plan (`qwenvl build {bundle.path}` makes one)")
-    from qwenvl_edge.backends.cuda.device import Cuda
     from qwenvl_edge.backends.memory_estimate import check_fits_gpu
     from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
     from qwenvl_edge.backends.tensorrt.library import Library, installed_libraries
+    from qwenvl_edge.machine.cuda import Cuda
 
     cuda = Cuda.open()  # before the libraries, which are large
     libraries = installed_libraries()
@@ -123,38 +140,38 @@ def _tensorrt(request: Request) -> Callable[[], Backend]:
         return choose_plan(bundle, libraries[-1].machine(cuda.compute_capability)), libraries[-1]
 
     plan, library = choose()
-    check_fits_gpu(bundle, min(request.context, plan.manifest.limits.max_context), cuda.free_bytes())
+    check_fits_gpu(bundle, min(options.context, plan.manifest.limits.max_context), cuda.free_bytes())
     return lambda: TensorRTBackend(bundle, plan, library, cuda)
 
 
-def _cuda(request: Request) -> Callable[[], Backend]:
+def _cuda(options: BackendOptions) -> Callable[[], Backend]:
     from qwenvl_edge.backends.memory_estimate import check_fits_gpu
     from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend, check_cuda
 
-    cuda = check_cuda(request.bundle)
-    check_fits_gpu(request.bundle, request.context, cuda.free_bytes())
-    return lambda: OnnxRuntimeCudaBackend(request.bundle)
+    cuda = check_cuda(options.bundle)
+    check_fits_gpu(options.bundle, options.context, cuda.free_bytes())
+    return lambda: OnnxRuntimeCudaBackend(options.bundle)
 
 
-def _cpu(request: Request) -> Callable[[], Backend]:
-    from qwenvl_edge.backends.memory_estimate import check_fits, plan_memory
+def _cpu(options: BackendOptions) -> Callable[[], Backend]:
+    from qwenvl_edge.backends.memory_estimate import check_fits, estimate_memory
     from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 
     def open_it() -> Backend:
-        context = request.context
-        plan = plan_memory(
-            request.bundle,
+        context = options.context
+        estimate = estimate_memory(
+            options.bundle,
             max_context=context,
-            chunk=min(request.chunk, context),
-            cache_memory_mb=request.cache_memory_mb,
+            chunk=min(options.chunk, context),
+            cache_memory_mb=options.cache_memory_mb,
         )
-        check_fits(plan)
-        return OnnxRuntimeBackend(request.bundle, threads=request.threads)
+        check_fits(estimate)
+        return OnnxRuntimeBackend(options.bundle, threads=options.threads)
 
     return open_it
 
 
-_CANDIDATES: dict[tuple[str, str], Callable[[Request], Callable[[], Backend]]] = {
+_CANDIDATES: dict[tuple[str, str], Callable[[BackendOptions], Callable[[], Backend]]] = {
     (TENSORRT, "cuda"): _tensorrt,
     (ONNXRUNTIME, "cuda"): _cuda,
     (ONNXRUNTIME, "cpu"): _cpu,

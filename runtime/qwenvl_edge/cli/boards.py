@@ -16,7 +16,7 @@ from qwenvl_edge.bundle.contract import DECODER_DATA
 from qwenvl_edge.errors import QwenVLError
 
 if TYPE_CHECKING:
-    from qwenvl_edge.backends.memory_estimate import MemoryPlan
+    from qwenvl_edge.backends.memory_estimate import MemoryEstimate
     from qwenvl_edge.bundle.bundle import Bundle
 
 _GIB = 1 << 30
@@ -81,7 +81,7 @@ class Fit:
     """A memory plan against a board. token_bytes: weights and cache that decoding one token reads at the most."""
 
     board: Board
-    plan: MemoryPlan
+    plan: MemoryEstimate
     token_bytes: int
 
     @property
@@ -131,16 +131,16 @@ def find_board(name: str) -> Board:
 
 
 def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int = 1) -> Fit:
-    """Plan a bundle's memory on a board; raises what plan_memory raises.
+    """Plan a bundle's memory on a board; raises what estimate_memory raises.
 
     On a GPU weights lie in memory as they do in the bundle, and CUDA's own share is added.
     """
-    from qwenvl_edge.backends.memory_estimate import gpu_weight_bytes, plan_memory
+    from qwenvl_edge.backends.memory_estimate import estimate_memory, gpu_weight_bytes
     from qwenvl_edge.bundle.manifest import FLOAT_CACHE
 
     # A GPU's cache is the bundle's, a plan with the plugin taken for granted; a CPU's is float.
     kv_cache = FLOAT_CACHE if board.compute_capability is None else bundle.manifest.precision.kv_cache
-    plan = plan_memory(bundle, max_context=max_context, max_batch=max_batch, kv_cache=kv_cache)
+    plan = estimate_memory(bundle, max_context=max_context, max_batch=max_batch, kv_cache=kv_cache)
     if board.compute_capability is not None:
         plan = dataclasses.replace(plan, weights=gpu_weight_bytes(bundle), process=plan.process + _CUDA_BYTES)
     cache = plan.cache // (max_batch + 1 if max_batch > 1 else 1)

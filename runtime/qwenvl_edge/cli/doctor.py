@@ -202,11 +202,11 @@ def _clock(subject: str, low: Path, high: Path, per_mhz: float) -> Finding:
 
 def _backends(bundle: Bundle) -> Iterator[Finding]:
     """What would run the bundle, in the order of preference, and why the rest would not."""
-    from qwenvl_edge.backends.select import Request, survey
+    from qwenvl_edge.backends.select import BackendOptions, survey
 
     context = bundle.manifest.model.max_position_embeddings
     chosen = False
-    for name, reason in survey(Request(bundle, threads=None, max_context=context, chunk=_CHUNK)):
+    for name, reason in survey(BackendOptions(bundle, threads=None, max_context=context, chunk=_CHUNK)):
         obstacle = _cpu_obstacle(bundle) if reason is None and name.endswith("cpu") else reason
         if obstacle is not None:
             yield Finding(name, "cannot run it", "note", obstacle)
@@ -219,12 +219,12 @@ def _backends(bundle: Bundle) -> Iterator[Finding]:
 
 def _cpu_obstacle(bundle: Bundle) -> str | None:
     """What would stop ONNX Runtime's CPU provider when it opens the bundle."""
-    from qwenvl_edge.backends.memory_estimate import check_fits, plan_memory
+    from qwenvl_edge.backends.memory_estimate import check_fits, estimate_memory
 
     if "bf16" in bundle.manifest.precision.compute.values():
         return "a CPU computes no bfloat16 here; export with --precision fp32, int8 or int4"
     try:
-        check_fits(plan_memory(bundle, max_context=bundle.manifest.model.max_position_embeddings, chunk=_CHUNK))
+        check_fits(estimate_memory(bundle, max_context=bundle.manifest.model.max_position_embeddings, chunk=_CHUNK))
     except QwenVLError as error:
         return str(error)
     return None

@@ -163,7 +163,7 @@ def _add_plan(commands: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from qwenvl_edge.backends.memory_estimate import plan_memory
+    from qwenvl_edge.backends.memory_estimate import estimate_memory
     from qwenvl_edge.bundle.bundle import Bundle
     from qwenvl_edge.cli.boards import BOARDS, find_board, plan_for, table
 
@@ -173,7 +173,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         "max_batch": arguments.max_batch,
     }
     if arguments.target is None:
-        say(plan_memory(bundle, **limits).table())
+        say(estimate_memory(bundle, **limits).table())
         return 0
     if arguments.target == "all":
         say(table([plan_for(bundle, board, **limits) for board in BOARDS.values()]))

@@ -96,7 +96,7 @@ class BatchDecoder:
                 self._computed[row] += 1
         cache = self._rows_in_use()
         tokens, write = self._tokens[: cache.batch, None], self._write[: cache.batch]
-        logits = self._backend.decode(
+        logits = self._backend.decode_unchecked(
             cache, self._embedding[tokens], write[:, None].copy(), write, self._wanted[: cache.batch]
         )
         self._cache.length = cache.length

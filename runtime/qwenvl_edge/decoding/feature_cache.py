@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from qwenvl_edge.backends.base import Backend, Features
-from qwenvl_edge.inputs.pictures import Picture, Preprocessing
-
-KEPT = 16
-"""Pictures whose features are kept for follow-up questions."""
+from qwenvl_edge.backends.base import Backend, Features, check_features
+from qwenvl_edge.backends.kept import FEATURES_KEPT
+from qwenvl_edge.inputs.pictures import Picture
 
 
 class FeatureCache:
-    """Encodes pictures; the features of the KEPT last used ones stay where the backend wants them.
+    """Encodes pictures; the features of the FEATURES_KEPT last used ones stay where the backend wants them.
 
     They are found again by the pictures' content digests.
     """
 
-    def __init__(self, backend: Backend, preprocessing: Preprocessing) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._preprocessing = preprocessing
         self._kept: OrderedDict[str, Features] = OrderedDict()
 
     def forget(self) -> None:
@@ -31,8 +28,10 @@ class FeatureCache:
         missing = picture.digest not in self._kept
         if missing:
             # One at a time: a picture is work enough for every core, and what a cancellation waits for stays small.
-            self._kept[picture.digest] = self._backend.keep_picture(picture, self._preprocessing)
+            features = self._backend.encode(picture)
+            check_features(features, self._backend.model.image_tokens, self._backend.features_type)
+            self._kept[picture.digest] = features
         self._kept.move_to_end(picture.digest)
-        if len(self._kept) > KEPT:
+        if len(self._kept) > FEATURES_KEPT:
             self._kept.popitem(last=False)
         return self._kept[picture.digest], missing

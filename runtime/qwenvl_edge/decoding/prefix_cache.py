@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.kept import conversations_kept
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.decoding.content_keys import common_prefix
 
 IntArray = npt.NDArray[np.int64]
-MEMORY_MB = 512
-"""Memory for KV caches of recent conversations, unless another size is asked for."""
-_MOST = 8  # conversations kept, however small the model
 _FORK_LOSS = 64  # a copy of the shared prefix is made to save more computed tokens than these
 
 
@@ -29,11 +27,6 @@ class Slot:
     def computed(self) -> IntArray:
         """The keys of the tokens in the cache (a view)."""
         return self.keys[: self.cache.length]
-
-
-def conversations_kept(memory_bytes: int, cache_bytes: int) -> int:
-    """How many KV caches of a size are kept within a memory: 1 at least, the one in use."""
-    return min(max(memory_bytes // cache_bytes, 1), _MOST)
 
 
 class CachePool:

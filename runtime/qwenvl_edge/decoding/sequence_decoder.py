@@ -146,7 +146,7 @@ class SequenceDecoder:
         start = self._write_index[0] = cache.length
         positions = self._positions[:, start : start + count]
         try:
-            logits = self._backend.decode(
+            logits = self._backend.decode_unchecked(
                 cache, embeds, positions, self._write_index, self._wanted[:, count - wanted : count], tuple(pictures)
             )
         except BaseException:

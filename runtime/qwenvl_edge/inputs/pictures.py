@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import ImageError
+from qwenvl_edge.inputs.device_frames import frame_array
 
 ChannelOrder = Literal["rgb", "bgr"]
 PixelLayout = Literal["rgb", "bgr", "nv12"]
@@ -162,8 +163,6 @@ def array_to_rgb(array: Any, channel_order: ChannelOrder, name: str) -> npt.NDAr
     if not is_array(array):
         raise ImageError(f"{name} is a {type(array).__name__}; give a uint8 array, such as numpy.asarray(it).")
     if not isinstance(array, np.ndarray):
-        from qwenvl_edge.backends.cuda.frames import frame_array
-
         array = frame_array(array, name)
     check_channels(array.shape, name)
     if array.dtype != np.uint8:

@@ -1,1 +1,1 @@
-"""What this machine has, and how a program talks to its terminal."""
+"""This machine: processor, memory, GPU, terminal and signals."""

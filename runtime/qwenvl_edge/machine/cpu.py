@@ -1,4 +1,4 @@
-"""What this machine's processor can do, in the words of Linux."""
+"""Features of this machine's processor, under the names that Linux gives them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VNNI = {"avx512_vnni", "avx_vnni"}
 
 
 def processor_features(root: Path = Path("/")) -> frozenset[str]:
-    """The "flags" (x86) or "Features" (ARM) of `root`/proc/cpuinfo; empty where the system does not tell."""
+    """The "flags" (x86) or "Features" (ARM) of `root`/proc/cpuinfo; empty if the system does not tell."""
     try:
         text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -20,5 +20,5 @@ def processor_features(root: Path = Path("/")) -> frozenset[str]:
 
 
 def signed_products_saturate() -> bool:
-    """Whether sums of products of unsigned with signed bytes may be cut off at 16 bits: on x86 without VNNI."""
+    """True on x86 without VNNI, where sums of products of unsigned with signed bytes may be cut off at 16 bits."""
     return platform.machine() in _X86 and not processor_features() & _VNNI

@@ -1,4 +1,4 @@
-"""What the system tells of its memory."""
+"""Free memory and swap space, as the system reports them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def available_bytes() -> int | None:
-    """Memory that a new process could take without swapping; None where the system does not tell."""
+    """Memory that a new process could take without swapping; None if the system does not tell."""
     return _meminfo_bytes("MemAvailable")
 
 
 def swap_bytes() -> int:
-    """Swap space that is free; 0 where the system does not tell."""
+    """Free swap space; 0 if the system does not tell."""
     return _meminfo_bytes("SwapFree") or 0
 
 

@@ -1,4 +1,4 @@
-"""Ending a program on SIGTERM and SIGHUP as Ctrl-C does: what was begun is removed on the way out."""
+"""SIGTERM and SIGHUP end a program as Ctrl-C does, so that unfinished files are removed on the way out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMES = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal asked the program to end; `code` is the exit code that says so."""
+    """A signal asked the program to end. code: the exit code for that signal."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -20,14 +20,14 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise Terminated in the main thread at the first such signal within the block; later ones find it at its end.
+    """Raise Terminated in the main thread at the first such signal within the block; later signals are ignored.
 
-    A signal that is ignored, as SIGHUP under nohup, stays so.
+    A signal that is ignored already (SIGHUP under nohup) stays ignored.
     """
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
-        numbers = []  # signals go to the main thread
+        numbers = []  # only the main thread may handle signals
 
     def end(number: int, _: object) -> None:
         for each in numbers:

@@ -1,4 +1,4 @@
-"""Writing to a terminal, or to a file in its place."""
+"""Output to a terminal, or to a file if it is redirected."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _BAR_WIDTH = 30
 
 
 def say(text: str, *, end: str = "\n", to: TextIO | None = None) -> None:
-    """Write `text` at once, to stdout unless told otherwise."""
+    """Write and flush `text`. to: a stream; None means stdout."""
     stream = sys.stdout if to is None else to
     stream.write(text + end)
     stream.flush()
 
 
 class ProgressBar:
-    """Called with (done, total, what): a bar on a terminal, one plain line a step elsewhere."""
+    """Called with (done, total, what): draws a bar on a terminal, else writes one plain line per step."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,7 +25,7 @@ class ProgressBar:
         self._shown = ""
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """Show that `done` of `total` units are done and `what` is being worked on."""
+        """Show that `done` of `total` units are done, and `what` is the present step."""
         if not self._bar:
             if what != self._shown:
                 say(what, to=self._stream)

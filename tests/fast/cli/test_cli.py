@@ -157,14 +157,14 @@ def test_an_error_does_not_end_the_conversation(scripted, monkeypatch, capsys):
 
 def test_interrupting_ends_the_answer_only(scripted, monkeypatch, capsys):
     backend, _ = scripted(ids("one two three four<|im_end|>"), "again<|im_end|>")
-    step = backend.decode
+    step = backend.decode_unchecked
 
     def interrupt_once(*arguments):
         if backend.steps == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments)
 
-    backend.decode = interrupt_once
+    backend.decode_unchecked = interrupt_once
     handler = signal.getsignal(signal.SIGINT)
     assert converse(monkeypatch, "count", "hi") == 0
     out = capsys.readouterr().out

@@ -134,7 +134,7 @@ def test_chunks(tmp_path, chunk):
 
 def test_a_failed_prompt_is_not_continued(tmp_path):
     qwen, backend = engine(tmp_path, OK, OK, prefill_chunk=16)
-    decode, calls = backend.decode, []
+    decode, calls = backend.decode_unchecked, []
 
     def fail_late(*arguments):
         calls.append(arguments)
@@ -142,10 +142,10 @@ def test_a_failed_prompt_is_not_continued(tmp_path):
             raise BackendError("out of luck.")
         return decode(*arguments)
 
-    backend.decode = fail_late
+    backend.decode_unchecked = fail_late
     with pytest.raises(BackendError, match="luck"):
         qwen.chat(LONG)
-    backend.decode = decode
+    backend.decode_unchecked = decode
     assert qwen.chat(LONG).stats.reused_tokens == 0
 
 

@@ -52,7 +52,7 @@ def check_unharmed(qwen, backend, prompts):
 
 def test_a_deadline_ends_an_answer_between_tokens(tmp_path, clock):
     qwen, backend = engine(tmp_path, ANSWER, "fine<|im_end|>")
-    backend.decode = clock.slow(backend.decode, 10)
+    backend.decode_unchecked = clock.slow(backend.decode_unchecked, 10)
     reply = qwen.chat("hi", deadline_ms=45)
     assert reply.finish_reason == "deadline"
     assert reply.stats.new_tokens == 5  # computed at 10, 20, 30, 40 and 50 ms
@@ -62,7 +62,7 @@ def test_a_deadline_ends_an_answer_between_tokens(tmp_path, clock):
 
 def test_a_deadline_lands_within_one_chunk(tmp_path, clock):
     qwen, backend = engine(tmp_path, "fine<|im_end|>", prefill_chunk=16)
-    backend.decode = clock.slow(backend.decode, 10)
+    backend.decode_unchecked = clock.slow(backend.decode_unchecked, 10)
     reply = qwen.chat(LONG, deadline_ms=25)
     assert (reply.finish_reason, reply.text, reply.stats.new_tokens, reply.stats.ttft_ms) == ("deadline", "", 0, 0.0)
     assert clock.calls == 3 and reply.stats.prefill_tokens == 3 * 16
@@ -71,16 +71,16 @@ def test_a_deadline_lands_within_one_chunk(tmp_path, clock):
 
 def test_what_was_computed_before_a_deadline_is_continued(tmp_path, clock):
     qwen, backend = engine(tmp_path, "fine<|im_end|>", prefill_chunk=16)
-    plain, backend.decode = backend.decode, clock.slow(backend.decode, 10)
+    plain, backend.decode_unchecked = backend.decode_unchecked, clock.slow(backend.decode_unchecked, 10)
     computed = qwen.chat(LONG, deadline_ms=25).stats.prefill_tokens
-    backend.decode = plain
+    backend.decode_unchecked = plain
     stats = qwen.chat(LONG).stats
     assert stats.reused_tokens == computed == 48
 
 
 def test_a_deadline_between_pictures(tmp_path, clock):
     qwen, backend = engine(tmp_path, "fine<|im_end|>")
-    backend.encode_images = clock.slow(backend.encode_images, 10)
+    backend.encode = clock.slow(backend.encode, 10)
     reply = qwen.chat("hi", images=[RED, BLUE], deadline_ms=5)
     assert (reply.finish_reason, reply.stats.images_encoded, reply.stats.prefill_tokens) == ("deadline", 1, 0)
     assert len(reply.pictures) == 2
@@ -98,26 +98,26 @@ def test_a_deadline_that_has_passed_before_the_turn_comes(tmp_path, clock):
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_cancelling_lands_within_one_chunk(tmp_path, chunks):
     qwen, backend = engine(tmp_path, "fine<|im_end|>", prefill_chunk=16)
-    token, decode = CancelToken(), backend.decode
+    token, decode = CancelToken(), backend.decode_unchecked
 
     def count_and_cancel(*arguments):
         if len(backend.chunks) == chunks - 1:
             token.cancel()
         return decode(*arguments)
 
-    backend.decode = count_and_cancel
+    backend.decode_unchecked = count_and_cancel
     reply = qwen.chat(LONG, cancel=token)
     assert (reply.finish_reason, len(backend.chunks)) == ("cancelled", chunks)
     assert qwen.chat(LONG, cancel=token).finish_reason == "cancelled"  # it stays cancelled
     assert len(backend.chunks) == chunks
-    backend.decode = decode
+    backend.decode_unchecked = decode
     check_unharmed(qwen, backend, 1)
 
 
 def test_cancelling_from_another_thread(tmp_path):
     qwen, backend = engine(tmp_path, ids("a b c ") * 50, "fine<|im_end|>")
     token, begun = CancelToken(), threading.Event()
-    decode = backend.decode
+    decode = backend.decode_unchecked
 
     def announce(*arguments):
         begun.set()
@@ -125,7 +125,7 @@ def test_cancelling_from_another_thread(tmp_path):
             killer.join()  # the answer goes on only once the other thread has cancelled it
         return decode(*arguments)
 
-    backend.decode = announce
+    backend.decode_unchecked = announce
     killer = threading.Thread(target=lambda: (begun.wait(), token.cancel()))
     killer.start()
     reply = qwen.chat("hi", cancel=token, max_new_tokens=100)
@@ -135,14 +135,14 @@ def test_cancelling_from_another_thread(tmp_path):
 
 def test_cancelling_from_a_signal_handler(tmp_path):
     qwen, backend = engine(tmp_path, ids("a b c ") * 50, "fine<|im_end|>")
-    token, decode = CancelToken(), backend.decode
+    token, decode = CancelToken(), backend.decode_unchecked
 
     def interrupted(*arguments):
         if backend.steps == 3:
             signal.raise_signal(signal.SIGUSR1)
         return decode(*arguments)
 
-    backend.decode = interrupted
+    backend.decode_unchecked = interrupted
     previous = signal.signal(signal.SIGUSR1, lambda number, frame: token.cancel())
     try:
         reply = qwen.chat("hi", cancel=token, max_new_tokens=100)

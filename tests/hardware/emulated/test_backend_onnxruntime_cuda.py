@@ -7,12 +7,12 @@ import onnxruntime
 import pytest
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.cuda.device import Stream
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.inputs.pictures import Preprocessing, load_picture
+from qwenvl_edge.inputs.pictures import load_picture
+from qwenvl_edge.machine.cuda import Stream
 from support.decoding import assert_close, decode, pictured
 from support.device_frames import frame, put
 from support.standin import nvrtc, onnxruntime_cuda, plans
@@ -69,7 +69,7 @@ def test_calls_of_every_kind(open_backend, reference, refuses_capture):
 def test_pictures(open_backend, reference):
     pixels = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
     backend, _ = open_backend()
-    assert_close(backend.encode_images(pixels), reference.encode_images(pixels))
+    assert_close(backend.encode_pixels(pixels), reference.encode_pixels(pixels))
 
 
 def test_features_stay_on_the_gpu(open_backend, reference):
@@ -91,8 +91,7 @@ def test_a_frame_in_the_gpu_s_memory_stays_there(open_backend, bundle):
     taken = [machine.block_range(address) for address in (memory.address, picture.address)]
     assert not set(taken) & set(machine.downloads)
     on_host = load_picture(pixels)
-    preprocessing = Preprocessing(SIZE, (0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
-    kept = [backend.keep_picture(each, preprocessing) for each in (picture, on_host)]
+    kept = [backend.encode(each) for each in (picture, on_host)]
     places = [machine.block_range(features.memory.address) for features in kept]
     np.testing.assert_array_equal(*map(machine.view, places))
     np.testing.assert_array_equal(picture.pixels, pixels)

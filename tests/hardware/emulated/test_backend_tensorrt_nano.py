@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.cuda.device import Cuda, Stream
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import PlanLimits
+from qwenvl_edge.machine.cuda import Cuda, Stream
 from support.device_frames import frame, put
 from support.dialects import RUNNABLE
 from support.paths import ROOT

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Staging, Stream
-from qwenvl_edge.backends.tensorrt.engine import Engine
+from qwenvl_edge.backends.tensorrt.engine import TensorRTEngine
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 from support.standin import cuda_driver, cuda_runtime, nvrtc, plans, tensorrt_api
 from support.standin.machine import Machine, Range, UndefinedBehaviorError
 
@@ -307,4 +307,4 @@ def test_the_real_library_takes_a_mapped_file_and_its_words_reach_the_error(tmp_
     library = next(each for each in installed_libraries() if each.api == TENSORRT_RTX)
     (tmp_path / "decoder.plan").write_bytes(bytes(4096))
     with pytest.raises(BackendError, match=r"TensorRT-RTX .* could not load the plan .*decoder.plan\": .*Error Code"):
-        Engine(library, tmp_path / "decoder.plan")
+        TensorRTEngine(library, tmp_path / "decoder.plan")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import FrameSource
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Staging, Stream
-from qwenvl_edge.backends.cuda.frames import frame_array
 from qwenvl_edge.errors import FrameError, ImageError
+from qwenvl_edge.inputs.device_frames import frame_array
 from qwenvl_edge.inputs.pictures import load_picture
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 from support.device_frames import PIXELS, Exported, frame, put
 from support.standin import plans
 from support.standin.machine import Machine

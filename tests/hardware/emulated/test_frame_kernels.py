@@ -1,4 +1,4 @@
-"""kernels/frames.cu, run thread by thread by a CPU, computes what the native core does; and it compiles for GPUs."""
+"""backends/cuda/frames.cu, run thread by thread by a CPU, computes the native core's results; it compiles for GPUs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import _core
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Stream
-from qwenvl_edge.backends.cuda.frame_kernels import MAX_ROWS, SOURCE, FrameKernels
+from qwenvl_edge.backends.cuda.frame_kernels import MAX_ROWS, SOURCE
 from qwenvl_edge.backends.cuda.kernels import _Compiler, nvrtc_problem
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.inputs.pictures import Preprocessing, load_picture, pixel_values
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 from support.device_frames import frame
 from support.standin import nvrtc, plans
 from support.standin.machine import Machine
@@ -34,9 +34,9 @@ class Gpu:
 
     def __init__(self, machine: Machine):
         self.machine, self.cuda = machine, Cuda.open()
-        self.stream, kernels = Stream(self.cuda), FrameKernels(self.cuda)
-        self.frames = FrameLoader(self.cuda, kernels)
-        self.values = PixelValues(self.cuda, kernels, self.stream)
+        self.stream = Stream(self.cuda)
+        self.frames = FrameLoader(self.cuda)
+        self.values = PixelValues(self.cuda, self.frames.kernels, self.stream)
 
     def load(self, pixels, order="rgb", *, pitch=None):
         """A picture of an array that was put into the GPU's memory."""
@@ -220,4 +220,4 @@ def test_the_axis_is_what_resizing_is_made_of():
 
 
 def test_the_kernels_lie_in_the_package():
-    assert SOURCE.exists() and os.fspath(SOURCE).endswith("backends/kernels/frames.cu")
+    assert SOURCE.exists() and os.fspath(SOURCE).endswith("backends/cuda/frames.cu")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.cuda.device import Cuda, Stream
 from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture, FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.inputs.pictures import Preprocessing, load_picture, pixel_values
+from qwenvl_edge.machine.cuda import Cuda, Stream
 from support.paths import ROOT
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -45,9 +45,9 @@ def cuda() -> Cuda:
 
 @pytest.fixture(scope="module")
 def loader(cuda) -> FrameLoader:
-    kernels = FrameKernels(cuda)
-    assert kernels.ready(), kernels.problem()
-    return FrameLoader(cuda, kernels)
+    loader = FrameLoader(cuda)
+    assert loader.kernels.ready(), loader.kernels.problem()
+    return loader
 
 
 def noise(*shape) -> np.ndarray:

@@ -40,7 +40,7 @@ def test_a_token_is_a_cuda_graph(backends):
 def test_features(backends):
     size = backends[0].model.image_size
     pixels = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
-    assert_close(*(backend.encode_images(pixels) for backend in backends))
+    assert_close(*(backend.encode_pixels(pixels) for backend in backends))
 
 
 def test_logits_of_prefill_steps_and_verification(backends):

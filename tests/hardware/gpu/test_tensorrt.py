@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.cuda.device import Cuda
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.backends.select import Request, select_backend
+from qwenvl_edge.backends.select import BackendOptions, select_backend
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import Cuda
 from qwenvl_edge_export.export import ExportPrecision, export
 from qwenvl_edge_export.tensorrt.build import build, choose_limits
 from qwenvl_edge_export.tensorrt.plugin_lowering import needs_plugin
@@ -56,15 +56,15 @@ def bundle(tmp_path_factory, request):
 
 @pytest.fixture(scope="module")
 def backends(bundle):
-    request = Request(bundle, threads=None, max_context=None, chunk=128)
+    options = BackendOptions(bundle, threads=None, max_context=None, chunk=128)
     reference = OnnxRuntimeBackend(bundle, dialect=STANDARD)  # which has the cache that the plan has
-    return select_backend(request, "tensorrt", "cuda").backend, reference
+    return select_backend(options, "tensorrt", "cuda").backend, reference
 
 
 def test_features(backends):
     size = backends[0].model.image_size
     pixels = np.random.default_rng(0).normal(size=(3, 3, size, size)).astype(np.float32)
-    assert_close(*(backend.encode_images(pixels) for backend in backends))
+    assert_close(*(backend.encode_pixels(pixels) for backend in backends))
 
 
 def test_logits_of_every_kind_of_call(backends):

@@ -1,8 +1,8 @@
 # ruff: noqa: N802, N803 - the names are those of the real module
 """cuda.bindings.driver for the stand-in: launches kernels of the libraries that its NVRTC makes.
 
-A kernel sees copies of the allocations that its pointers lead into, each with a page behind it that must not be
-touched: one that reads or writes too far ends the process.
+A kernel gets copies of the allocations to which its pointers lead. Each copy ends at a protected page, so a kernel that
+reads or writes too far ends the process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Kernel:
 
     @property
     def kinds(self) -> str:
-        """One letter a parameter: see kernel_calls.hpp."""
+        """One letter per parameter: see kernel_calls.hpp."""
         function = getattr(self.library, f"kinds_{self.name}")
         function.restype = ctypes.c_char_p
         return function().decode()
@@ -134,7 +134,7 @@ class Driver:
 
 
 def _values(params: int, kinds: str) -> list[bytes]:
-    """The parameters' bytes, which the caller may change once the launch returns."""
+    """Copies of the parameters' bytes: the caller may change them after the launch."""
     addresses = (ctypes.c_void_p * len(kinds)).from_address(params)
     sizes = [8 if kind in "rw" else int(kind) for kind in kinds]
     return [ctypes.string_at(address, size) for address, size in zip(addresses, sizes, strict=True)]
@@ -142,7 +142,7 @@ def _values(params: int, kinds: str) -> list[bytes]:
 
 @contextlib.contextmanager
 def _guarded(machine: Machine, places: list[Range], written: list[Range]) -> Iterator[dict[Range, int]]:
-    """Addresses of copies of the places, which end where nothing may be touched; what is written is copied back."""
+    """Addresses of copies of the places, each before a protected page; `written` places are copied back."""
     copies = {place: _guarded_copy(machine.view(place)) for place in set(places)}
     yield {place: copy.ctypes.data for place, copy in copies.items()}
     for place in written:

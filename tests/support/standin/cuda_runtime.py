@@ -212,7 +212,7 @@ class Runtime:
         return (_OK,)
 
     def _copy(self, target, source, target_pitch, source_pitch, width, height, kind, stream):
-        """Like the real one, check the direction against what the addresses are."""
+        """Queue a copy; its direction must fit the addresses, as with the real function."""
         machine = self._machine
         from_host = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
         to_host = kind == cudaMemcpyKind.cudaMemcpyDeviceToHost

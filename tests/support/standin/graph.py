@@ -21,13 +21,13 @@ _DTYPES = {
 class Tensor:
     is_input: bool
     dtype: str
-    shape: tuple[int, ...]  # -1 where a call decides
+    shape: tuple[int, ...]  # -1: each call chooses
     symbols: tuple[int | str, ...]
     numpy: type
 
 
 class OnnxGraph:
-    """tensors: inputs, then outputs. dimensions: symbolic sizes that the engine has fixed."""
+    """A graph file. tensors: inputs, then outputs. dimensions: sizes of symbols that the engine has fixed."""
 
     def __init__(self, path: str, dimensions: dict[str, int]):
         options = ort.SessionOptions()
@@ -35,8 +35,8 @@ class OnnxGraph:
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.tensors = {}
-        self.inputs = self._session.get_inputs()
-        for is_input, nodes in ((True, self.inputs), (False, self._session.get_outputs())):
+        self.inputs, self.outputs = self._session.get_inputs(), self._session.get_outputs()
+        for is_input, nodes in ((True, self.inputs), (False, self.outputs)):
             for node in nodes:
                 symbols = tuple(dimensions.get(size, size) for size in node.shape)
                 shape = tuple(size if isinstance(size, int) else -1 for size in symbols)

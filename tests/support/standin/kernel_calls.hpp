@@ -1,4 +1,4 @@
-// Kernels as functions that take what cuLaunchKernel takes, pointers to the values of the parameters, and run on simt.hpp.
+// Kernels as functions on simt.hpp that take cuLaunchKernel's arguments: pointers to the values of the parameters.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 
 namespace standin {
 
-// 'r' and 'w': pointers to what is only read, and to the rest; digits: bytes of a value.
+// 'r': a pointer to const; 'w': another pointer; digits: bytes of a value.
 template <typename T>
 constexpr char kind() {
     if constexpr (std::is_pointer_v<T>)

@@ -1,4 +1,4 @@
-"""The GPU: memory, streams, captured graphs. Work runs when it is waited for, so that a missing wait is always seen."""
+"""The GPU: memory, streams, captured graphs. Work runs only when somebody waits for it, which shows missing waits."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 ALIGNMENT = 256
 _PAGE = 4096  # what pinned memory is aligned to
 LEGACY_STREAM = 1  # CUDA's default stream; the driver's own streams do not wait for it
-_FIRST_ADDRESS = 1 << 52  # no address that a process can have: a host that follows it crashes, as it would for real
+_FIRST_ADDRESS = 1 << 52  # outside a process's addresses: a host that reads there crashes, as with a real GPU
 _GARBAGE = 0xFF  # NaN in every float format
 
 
 class UndefinedBehaviorError(AssertionError):
-    """Something that the documentation forbids without promising an error."""
+    """A call that the documentation forbids without promising an error."""
 
 
 class CaptureError(Exception):
-    """A call that may not be made while a stream is captured."""
+    """A call that is forbidden while a stream is captured."""
 
 
 @dataclass(eq=False)
 class Block:
-    """One allocation. Device memory has an address that is good for nothing but the stand-in's own calls."""
+    """One allocation. Only the stand-in's own calls understand addresses of device memory."""
 
     address: int
     data: np.ndarray
@@ -49,7 +49,7 @@ class Range:
 
 @dataclass(eq=False)
 class Operation:
-    """Something on a stream. check: may it still run as it was captured?"""
+    """Work on a stream. check: raises an error if a captured operation may not be replayed any more."""
 
     name: str
     reads: list[Range]
@@ -60,7 +60,7 @@ class Operation:
 
 @dataclass(eq=False)
 class Launched:
-    """An operation under way, and what the pinned memory that it reads held when it was put on the stream."""
+    """A queued operation. sums: checksums of the pinned memory that it reads, when it was queued. after: its waits."""
 
     operation: Operation
     sums: list[int]
@@ -69,7 +69,7 @@ class Launched:
 
 @dataclass(eq=False)
 class Stream:
-    """waits: what other streams have to do before what is put on this one from now on."""
+    """A queue of work. waits: work of other streams that must be done before work that is queued here later."""
 
     pending: list[Launched] = field(default_factory=list)
     waits: list[Launched] = field(default_factory=list)
@@ -80,8 +80,8 @@ class Stream:
 class Machine:
     """A GPU with `total_bytes` of memory.
 
-    counts: allocations, synchronizations, launches, enqueues, copies. downloads: what was copied to the host.
-    architectures: what NVRTC compiles for, None where it is not installed. descending: the order of kernels' threads.
+    counts: allocations, synchronizations, launches, enqueues, copies. downloads: the ranges that were copied to the
+    host. architectures: GPUs for which NVRTC compiles, None if it is not installed. descending: order of threads.
     """
 
     def __init__(self, *, name="Stand-in", capability=(8, 7), integrated=False, total_bytes=1 << 32, driver=12060):
@@ -109,14 +109,14 @@ class Machine:
         return self.total_bytes - self.used_bytes
 
     def allocate(self, nbytes: int) -> int | None:
-        """Device memory full of garbage; None where there is not enough."""
+        """Device memory full of garbage; None if there is not enough."""
         self._refuse_in_capture("cudaMalloc")
         if self.used_bytes + nbytes > self.total_bytes:
             return None
         self.counts["allocations"] += 1
         self.blocks.append(Block(self._next, np.full(nbytes, _GARBAGE, np.uint8)))
         address = self._next
-        self._next += (nbytes // ALIGNMENT + 2) * ALIGNMENT  # a gap behind every block, where nothing may be touched
+        self._next += (nbytes // ALIGNMENT + 2) * ALIGNMENT  # a gap after every block, which nothing may touch
         return address
 
     def allocate_pinned(self, nbytes: int) -> int:
@@ -159,7 +159,7 @@ class Machine:
         return self._handles
 
     def put(self, handle: int, operation: Operation) -> None:
-        """Put an operation on a stream, or record it there."""
+        """Queue an operation on a stream, or record it if the stream is captured."""
         stream = self.streams[handle]
         for place in operation.reads + operation.writes:
             self.view(place)
@@ -176,7 +176,7 @@ class Machine:
             self._launch(self.streams[handle], operation)
 
     def synchronize(self, handle: int) -> None:
-        """Run what waits on a stream."""
+        """Run the work queued on a stream."""
         self._refuse_in_capture("cudaStreamSynchronize")
         self.counts["synchronizations"] += 1
         stream = self.streams[handle]
@@ -185,15 +185,15 @@ class Machine:
         stream.waits.clear()
 
     def mark(self, handle: int) -> list[Launched]:
-        """What a stream has to do now."""
+        """The work that is queued on a stream now."""
         return list(self.streams[handle].pending)
 
     def wait_for(self, handle: int, marked: list[Launched]) -> None:
-        """Let what a stream gets from now on come after what was marked."""
+        """Make later work on a stream wait for marked work."""
         self.streams[handle].waits += marked
 
     def block_range(self, address: int) -> Range:
-        """From an address to the end of its allocation: what a kernel that gets the address may touch."""
+        """From an address to the end of its allocation: the bytes that a kernel may touch through the address."""
         block = self._block(Range(address, 1))
         if block is None:
             raise UndefinedBehaviorError(f"a kernel gets {address:#x}, which is not inside an allocation")
@@ -209,7 +209,7 @@ class Machine:
             raise UndefinedBehaviorError(f"pinned memory changed before {operation.name} had read it")
         operation.run()
         del stream.pending[0]
-        for later in stream.pending:  # what the GPU itself writes into pinned memory, later work may read
+        for later in stream.pending:  # later work may read what the GPU itself writes into pinned memory
             if any(self._overlap(a, b) for a in operation.writes for b in later.operation.reads):
                 later.sums = self._sums(later.operation)
 
@@ -235,7 +235,7 @@ class Machine:
         sums = self._sums(operation)
         for place in operation.writes:
             if self.is_pinned(place) and not any(self._block(place) is self._block(read) for read in operation.reads):
-                self.view(place)[:] = _GARBAGE  # what the host reads before it waits
+                self.view(place)[:] = _GARBAGE  # the host reads this if it does not wait
         stream.pending.append(Launched(operation, sums, list(stream.waits)))
 
     @staticmethod

@@ -1,8 +1,8 @@
 # ruff: noqa: N802, N803 - the names are those of the real module
-"""cuda.bindings.nvrtc for the stand-in: the C++ compiler makes a library for the CPU of the source that it is given.
+"""cuda.bindings.nvrtc for the stand-in: the C++ compiler makes a library for the CPU of a kernel's source.
 
-Each thread of a kernel is then a fiber of the plugin's simt.hpp, which needs CUDA's headers. What would be machine code
-for a GPU is the path of the library.
+Each thread of a kernel runs as a fiber of the plugin's simt.hpp, which needs CUDA's headers. The "machine code" is the
+path of the library.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Program:
 
 
 def missing() -> str:
-    """What the stand-in lacks here for compiling kernels; "" if nothing."""
+    """Name what the stand-in lacks here to compile kernels; "" if nothing."""
     if not shutil.which("g++"):
         return "there is no g++"
     return "" if _headers() else "there are no CUDA headers"
@@ -125,7 +125,7 @@ class Nvrtc:
 
 
 def _filled(buffer: bytes, data: bytes):
-    """Write into bytes, as the real one does."""
+    """Write into an object of bytes, as the real function does."""
     assert len(buffer) == len(data)
     ctypes.memmove(id(buffer) + bytes.__basicsize__ - 1, data, len(data))
     return (_OK,)
@@ -138,7 +138,7 @@ def _headers() -> Path | None:
 
 
 def _compiled(source: str, name: str) -> tuple[Path | None, str]:
-    """The library of a source, or None; and the compiler's log. One that was made before is used again."""
+    """The library of a source, or None, and the compiler's log; libraries are kept and used again."""
     tools = [Path(__file__), Path(__file__).with_name("kernel_calls.hpp"), SIMT / "simt.hpp", SIMT / "simt.cpp"]
     digest = hashlib.sha256(b"".join(tool.read_bytes() for tool in tools) + source.encode()).hexdigest()[:16]
     library = BUILD / f"{digest}.so"

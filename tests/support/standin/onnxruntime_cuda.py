@@ -1,7 +1,7 @@
 """ONNX Runtime's CUDA provider for the stand-in: sessions that run on the machine's memory, bound by address.
 
-Captured graphs are imitated as ONNX Runtime documents them: the second run under a gpu_graph_id is recorded, and from
-then on nothing that is bound may change.
+Captured graphs behave as ONNX Runtime documents them: the second run under a gpu_graph_id is recorded, and nothing that
+is bound may change afterwards.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class InferenceSession:
 
     def get_inputs(self):
         return self._graph.inputs
+
+    def get_outputs(self):
+        return self._graph.outputs
 
     def io_binding(self):
         return IOBinding()

@@ -112,7 +112,7 @@ def install(monkeypatch, machine: Machine, *, version: str = VERSION) -> ModuleT
 
 
 def _write_engine(path, bundle, graph, capability, calls, most, fixed=None) -> None:
-    """calls: most tokens and rows of each profile, none for the vision engine; most: the largest other sizes."""
+    """calls: largest tokens and rows of each profile, none for the vision engine. most: the largest other sizes."""
     source = bundle.file(graph)
     session = ort.InferenceSession(str(source), providers=["CPUExecutionProvider"])
     fixed = fixed or {}

@@ -134,7 +134,7 @@ class ICudaEngine:
 
 
 class Refitter:
-    """Weights of a stripped engine; which those are is known from the graph that it runs."""
+    """Weights of a stripped engine; the graph that it runs tells their names."""
 
     def __init__(self, engine, logger):
         self.engine, self.logger = engine, logger
@@ -246,7 +246,7 @@ class IExecutionContext:
         return True
 
     def _incomplete(self) -> str | None:
-        """The first thing that is not set, as the condition that is not met."""
+        """The first condition that is not met, because something is not set; None if all are met."""
         tensors = self.engine.graph.tensors
         if self._profile is None:
             return "a profile is set"

@@ -1,1 +1,1 @@
-"""What the backends on a GPU share: memory, streams, frames."""
+"""Parts that the backends on a GPU own: caches, camera frames, pictures and their features in the GPU's memory."""

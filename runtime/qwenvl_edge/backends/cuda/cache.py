@@ -1,26 +1,29 @@
-"""A KV cache in the GPU's memory, written in place, with the rotary tables that its keys were made with."""
+"""KV caches in the GPU's memory, written in place, with the rotary tables with which their keys were made."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from qwenvl_edge.backends.base import FloatArray
-from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Stream
+from qwenvl_edge.backends.checks import check_cache_size, check_copy
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.contract import ROPE_COS, ROPE_SIN, present_of
+from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Stream
 
 ROPE_TABLES = (ROPE_COS, ROPE_SIN)
 
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One tensor of a cache by its input's name: [B, heads, C, *rest], `item_bytes` an element."""
+    """One tensor [B, heads, C, *rest] of a cache, named as the graph's input; `item_bytes` per element."""
 
     name: str
     heads: int
@@ -41,10 +44,11 @@ def row_bytes(tensors: Sequence[CacheTensor], capacity: int) -> int:
 class CacheMemory:
     """Room for `capacity` tokens in each of `batch` rows.
 
-    shapes: of the graph's inputs that it stands for. addresses: what to bind, past and present at one address.
+    shapes: of the graph's inputs that are bound to it. addresses: of these inputs and of the outputs; a past and its
+    present have the same address.
 
     Raises:
-        BackendError: the memory cannot be had.
+        BackendError: there is not enough memory.
     """
 
     def __init__(
@@ -64,10 +68,10 @@ class CacheMemory:
         self._tables = RopeTables(cuda, stream, (capacity, head_dim // 2))
         self._place(0, batch)
         self.clear()
-        stream.synchronize()  # a cache that is dropped unused must not be freed while it is being cleared
+        stream.synchronize()  # else a cache that is dropped unused would be freed while it is cleared
 
     def rows(self, start: int, count: int) -> CacheMemory | None:
-        """Some rows, at the same memory; None where they would begin at an address that cannot be bound."""
+        """View `count` rows from row `start` on; None if they would begin at an address that cannot be bound."""
         if any(start * self._row_bytes(tensor) % ALIGNMENT for tensor in self._tensors):
             return None
         view = copy.copy(self)
@@ -75,16 +79,16 @@ class CacheMemory:
         return view
 
     def use_tables(self, cache: KVCache) -> None:
-        """Bring the rotary tables of the cache's last reset to the GPU, if they are not there."""
+        """Upload the rotary tables of the cache's last reset, unless the GPU has them."""
         self._tables.use(cache)
 
     def clear(self) -> None:
-        """Fill with zeros: what is masked may be multiplied by zero, so it must be finite."""
+        """Queue filling with zeros: attention may multiply masked tokens by zero, so they must be finite."""
         for tensor in self._tensors:
             self._stream.clear(self.addresses[tensor.name], self.shapes[tensor.name][0] * self._row_bytes(tensor))
 
     def copy_row(self, source: CacheMemory, tokens: int, row: int) -> None:
-        """Copy the first `tokens` tokens of the first row of another cache into row `row`."""
+        """Queue the copy of the first `tokens` tokens of another cache's first row into row `row`."""
         for tensor in self._tensors:
             self._stream.copy_rows(
                 (self.addresses[tensor.name] + row * self._row_bytes(tensor), self._capacity * tensor.token_bytes),
@@ -106,7 +110,7 @@ class CacheMemory:
 
 
 class RopeTables:
-    """The tables [C, D / 2] of one cache on the GPU; a new reset's are brought there when they are first needed."""
+    """The rotary tables [C, D / 2] of one cache on the GPU, uploaded when a call first needs them after a reset."""
 
     def __init__(self, cuda: Cuda, stream: Stream, shape: tuple[int, int]):
         self._stream = stream
@@ -115,13 +119,63 @@ class RopeTables:
         self.addresses = {name: memory.address for name, memory in self._memory.items()}
         self._uploaded: FloatArray | None = None
         for memory in self._memory.values():
-            stream.clear(
-                memory.address, memory.nbytes
-            )  # a cache may be smaller than the plan's, and its tables with it
+            # The tables of a KVCache that is smaller than this memory fill only a part of it.
+            stream.clear(memory.address, memory.nbytes)
 
     def use(self, cache: KVCache) -> None:
-        """Upload the cache's tables unless they are here."""
+        """Upload the cache's tables, unless the GPU has them."""
         if self._uploaded is not cache.rope_cos:
             for name, table in zip(ROPE_TABLES, (cache.rope_cos, cache.rope_sin), strict=True):
                 self._stream.upload(self.addresses[name], np.ascontiguousarray(table))
             self._uploaded = cache.rope_cos
+
+
+class Buffers(Protocol):
+    """A backend's own object per cache, which holds at least the cache's memory."""
+
+    @property
+    def memory(self) -> CacheMemory:
+        """The cache's memory."""
+
+
+class DeviceCaches:
+    """The caches of one backend, all on one stream.
+
+    Args:
+        new_memory: reserves the memory of `batch` rows and `capacity` tokens; raises BackendError if there is none.
+        new_buffers: makes KVCache.buffers for a memory.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        stream: Stream,
+        new_memory: Callable[[int, int], CacheMemory],
+        new_buffers: Callable[[CacheMemory], Buffers],
+    ):
+        self._model = model
+        self._stream = stream
+        self._new_memory = new_memory
+        self._new_buffers = new_buffers
+
+    def new(self, batch: int, capacity: int) -> KVCache:
+        """See Backend.new_cache."""
+        check_cache_size(batch, capacity)
+        buffers = self._new_buffers(self._new_memory(batch, capacity))
+        return KVCache(self._model, batch=batch, capacity=capacity, buffers=buffers)
+
+    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
+        """See Backend.rows."""
+        memory = cache.buffers.memory.rows(start, count)
+        if memory is None:
+            return None
+        view = copy.copy(cache)
+        view.batch, view.buffers = count, self._new_buffers(memory)
+        return view
+
+    def copy(self, source: KVCache, target: KVCache, tokens: int, row: int) -> None:
+        """See Backend.copy_cache."""
+        check_copy(source, target, tokens, row)
+        target.buffers.memory.copy_row(source.buffers.memory, tokens, row)
+        self._stream.synchronize()
+        target.length = max(target.length, tokens)

@@ -1,4 +1,4 @@
-"""What kernels/frames.cu does, with its arguments: each call puts one kernel on a stream."""
+"""The kernels of frames.cu as methods: each call queues one kernel on a stream."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from typing import Any
 import numpy as np
 
 from qwenvl_edge import _core
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Stream
-from qwenvl_edge.backends.cuda.frames import DeviceFrame
 from qwenvl_edge.backends.cuda.kernels import Kernels, nvrtc_problem
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.inputs.device_frames import DeviceFrame
 from qwenvl_edge.inputs.pictures import ChannelOrder
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
 SOURCE = Path(__file__).with_name("frames.cu")
-MAX_ROWS = 65_535  # rows of a picture are blocks along y, of which a grid has so many
+MAX_ROWS = 65_535  # of a picture: each row is a block along y, and a grid has so many of them at most
 
 _NAMES = ("pack_rgb", "digest", "resample_x", "resample_y")
-_THREADS = 128  # of a block, as the kernels' kThreads
+_THREADS = 128  # per block; kThreads in frames.cu
 _DIGEST_BLOCKS = 64
-# Drawn anew in every process, so that nobody can know them who would make two pictures of one digest.
+# Drawn anew in every process: who does not know them cannot make two pictures of one digest.
 _SEEDS = (secrets.randbits(64), secrets.randbits(64))
 
-# Types of the kernels' parameters.
+# Types of kernel parameters.
 _Pointer, _Int, _Long, _Word = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_ulonglong
 
 
 @dataclass(frozen=True)
 class DeviceAxis:
-    """Bicubic interpolation along one axis, as numbers in the GPU's memory: int32 first [output], count [output] and
-    weights [output, widest]."""
+    """Bicubic interpolation along one axis, on the GPU: int32 first [output], count [output], weights [output, widest].
+
+    Output pixel i is the sum of `count[i]` input pixels from `first[i]` on, each times its weight.
+    """
 
     memory: DeviceMemory
     output: int
@@ -43,7 +45,7 @@ class DeviceAxis:
 
     @classmethod
     def upload(cls, cuda: Cuda, stream: Stream, size: int, output: int) -> DeviceAxis:
-        """The axis from `size` to `output` pixels, there when the stream gets to it."""
+        """Queue the upload of the axis from `size` to `output` pixels."""
         first, count, weights = _core.bicubic_axis(size, output)
         numbers = np.concatenate([first, count, weights.reshape(-1)])
         memory = DeviceMemory(cuda, numbers.nbytes)
@@ -51,14 +53,14 @@ class DeviceAxis:
         return cls(memory, output, weights.shape[1])
 
     def arguments(self) -> list[Any]:
-        """What the kernels call first, count, weights, widest and side."""
+        """The kernel parameters first, count, weights, widest and side."""
         first = self.memory.address
         count, weights = first + 4 * self.output, first + 8 * self.output
         return [*map(_Pointer, (first, count, weights)), _Int(self.widest), _Int(self.output)]
 
 
 class FrameKernels:
-    """The kernels for one GPU, compiled when they are first asked for; for any thread."""
+    """The kernels for one GPU, compiled at first use; any thread may call it."""
 
     def __init__(self, cuda: Cuda):
         self._cuda = cuda
@@ -67,7 +69,7 @@ class FrameKernels:
         self._problem: str | None = None
 
     def ready(self) -> bool:
-        """Whether the other methods may be called; compiles, once."""
+        """True if the kernels can be used; compiles them at the first call."""
         with self._lock:
             if self._kernels is None and self._problem is None:
                 try:
@@ -77,7 +79,7 @@ class FrameKernels:
             return self._kernels is not None
 
     def problem(self) -> str:
-        """Why the kernels cannot be used, as a clause; "" where they can, as far as is known without compiling."""
+        """The reason why the kernels cannot be used, as a clause; "" if none is known (nothing is compiled for it)."""
         return nvrtc_problem() if self._problem is None else self._problem
 
     def pack_rgb(self, stream: Stream, frame: DeviceFrame, order: ChannelOrder, rgb: int) -> None:
@@ -101,7 +103,7 @@ class FrameKernels:
         self._launch("resample_x", (axis.output, height), stream, arguments)
 
     def resample_y(self, stream: Stream, rows: int, axis: DeviceAxis, table: int, values: int) -> None:
-        """uint8 [H, S, 3] at `rows` -> float32 [3, S, S] at `values`, by way of float32 [3, 256] at `table`."""
+        """uint8 [H, S, 3] at `rows` -> float32 [3, S, S] at `values`, normalised by the float32 [3, 256] at `table`."""
         arguments = [_Pointer(rows), *axis.arguments(), _Pointer(table), _Pointer(values)]
         self._launch("resample_y", (axis.output, axis.output), stream, arguments)
 

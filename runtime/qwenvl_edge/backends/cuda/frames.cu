@@ -1,11 +1,11 @@
-// Camera frames on the GPU: packed to RGB, told apart by a digest, resized and normalised for the vision graph.
+// Camera frames on the GPU: packing to RGB, a digest, resizing and normalising for the vision graph.
 //
-// NVRTC compiles this file at run time, so it includes nothing. The arithmetic is that of cpp_ext/src/pixel_values.cpp:
-// integers, and tables that the host computes, so the results are equal to the last bit. x runs over threads, kThreads a
-// block; y over blocks.
+// NVRTC compiles this file at run time, so it includes nothing. The arithmetic is that of the native core's
+// pixel_values.cpp: integers, and tables that the host computes, so both give the same bits. x is a thread (kThreads per
+// block), y is a block.
 
-constexpr int kThreads = 128;    // cuda_frame_kernels.py launches as many
-constexpr int kWeightBits = 22;  // of weights behind the point, as bicubic.hpp has them
+constexpr int kThreads = 128;    // frame_kernels.py launches as many
+constexpr int kWeightBits = 22;  // fractional bits of a weight, as in the native core's bicubic.hpp
 
 using Byte = unsigned char;
 using Word = unsigned long long;
@@ -29,7 +29,7 @@ __device__ inline void weigh(const Byte* pixels, long long step, const int* weig
     for (int channel = 0; channel < 3; ++channel) bytes[channel] = to_byte(sums[channel]);
 }
 
-// A permutation of the 64-bit words in which every bit of the input moves about half of the output's: the finaliser of
+// A permutation of the 64-bit words in which each input bit changes about half of the output bits: the finaliser of
 // SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 __device__ inline Word mixed(Word x) {
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
@@ -37,7 +37,7 @@ __device__ inline Word mixed(Word x) {
     return x ^ x >> 31;
 }
 
-// What a word adds to the digest where it stands.
+// The term that a word adds to the digest; it depends on the word's position.
 __device__ inline Word term(Word word, Word position, Word seed) {
     return mixed(word ^ mixed(seed + (position + 1) * 0x9E3779B97F4A7C15ull));
 }
@@ -49,7 +49,7 @@ __device__ inline Word warp_sum(Word x) {
 
 }  // namespace
 
-// Pixels of `channels` bytes in rows `pitch` bytes apart -> rgb [height, width, 3]. red, green, blue: where in a pixel.
+// Pixels of `channels` bytes in rows `pitch` bytes apart -> rgb [height, width, 3]. red, green, blue: offsets in a pixel.
 extern "C" __global__ void __launch_bounds__(kThreads)
     pack_rgb(const Byte* source, long long pitch, int width, int channels, int red, int green, int blue, Byte* rgb) {
     const long long x = column(), y = blockIdx.y;
@@ -61,8 +61,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     to[2] = from[blue];
 }
 
-// Adds 128 bits to `sums` that depend on each of `size` bytes and on where it is; two seeds make two sums. Addition
-// lets threads come in any order. `words` is aligned; what lies behind its last byte is not read.
+// Adds 128 bits to `sums` that depend on each of `size` bytes and its position; two seeds make two sums. Sums do not
+// depend on the order of the threads. `words` is aligned; bytes after its last one are not read.
 extern "C" __global__ void __launch_bounds__(kThreads)
     digest(const Word* words, long long size, Word first_seed, Word second_seed, Word* sums) {
     const long long whole = size / 8, step = static_cast<long long>(gridDim.x) * kThreads;
@@ -86,8 +86,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// rgb [height, width, 3] -> rows [height, side, 3]. Output pixel x is made of count[x] pixels from first[x] on, weighed
-// with weights [side, widest].
+// rgb [height, width, 3] -> rows [height, side, 3]. Output pixel x is the sum of count[x] pixels from first[x] on, times
+// their weights [side, widest].
 extern "C" __global__ void __launch_bounds__(kThreads) resample_x(const Byte* rgb, int width, const int* first,
                                                                   const int* count, const int* weights, int widest,
                                                                   int side, Byte* rows) {

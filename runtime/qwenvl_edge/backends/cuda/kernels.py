@@ -1,7 +1,7 @@
-"""Kernels in CUDA C++, compiled by NVRTC for the GPU at hand and launched through CUDA's driver API. Knows no kernel.
+"""Kernels in CUDA C++: compiled by NVRTC for this machine's GPU, launched through CUDA's driver API.
 
-cuda.bindings.nvrtc and .driver are used as they have been since CUDA 12.6. The code is loaded as a library, not as a
-module: a library's kernels run in the context of the stream, so any thread may launch them.
+Only functions of cuda.bindings.nvrtc and .driver that exist since CUDA 12.6 are called. The code is loaded as a
+library, not as a module: a library's kernels run in the context of the stream, so any thread may launch them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.cuda.device import Cuda, Stream
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import Cuda, Stream
 
 NVRTC_FIX = (
     "JetPack and the CUDA toolkit have it; for CUDA 13: pip install nvidia-cuda-nvrtc, for 12: nvidia-cuda-nvrtc-cu12"
@@ -40,10 +40,10 @@ class Kernels:
         self._kernels = {}
         for name in names:
             kernel = self._call(f"find {name}", driver.cuLibraryGetKernel, library, name.encode())
-            self._kernels[name] = driver.CUfunction(int(kernel))  # a cast that the documentation of launches names
+            self._kernels[name] = driver.CUfunction(int(kernel))  # the documentation of launches tells to cast
 
     def launch(self, name: str, grid: tuple[int, int], threads: int, stream: Stream, arguments: Iterable[Any]) -> None:
-        """Put a kernel on a stream: grid blocks of so many threads; arguments are ctypes values, one a parameter.
+        """Queue a kernel on a stream: blocks of `threads` threads in a `grid`; `arguments` are ctypes values in order.
 
         Raises:
             BackendError: the driver refused.
@@ -64,7 +64,7 @@ class Kernels:
 
 
 def nvrtc_problem() -> str:
-    """Why kernels cannot be compiled here, as a clause; "" where NVRTC can be loaded."""
+    """The reason why kernels cannot be compiled here, as a clause; "" if NVRTC can be loaded."""
     try:
         from cuda.bindings import driver, nvrtc  # noqa: F401
 
@@ -79,7 +79,7 @@ class _Compiler:
         self._nvrtc = nvrtc
 
     def compile(self, source: Path, capability: int) -> bytes:
-        """Machine code for a compute capability, or PTX where NVRTC is older than the GPU."""
+        """Machine code for a compute capability, or PTX if NVRTC is older than the GPU."""
         nvrtc = self._nvrtc
         known = [each for each in self._call("list GPUs", nvrtc.nvrtcGetSupportedArchs) if each <= capability]
         if not known:
@@ -101,7 +101,7 @@ class _Compiler:
         return next((line.strip() for line in log.splitlines() if "error" in line), "its log names no error")
 
     def _filled(self, what: str, program: Any) -> bytes:
-        """One of NVRTC's outputs, which it writes into bytes that the caller has made."""
+        """Read one of NVRTC's outputs; NVRTC writes it into bytes of the caller's."""
         size: int = self._call(f"measure its {what}", getattr(self._nvrtc, f"nvrtcGet{what}Size"), program)
         buffer = b" " * size
         self._call(f"return its {what}", getattr(self._nvrtc, f"nvrtcGet{what}"), program, buffer)

@@ -1,4 +1,4 @@
-"""Camera frames as pictures that stay in the GPU's memory: they come to the host only where somebody looks at them."""
+"""Camera frames as pictures that stay in the GPU's memory; their pixels are copied to the host when they are read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.cuda.frame_kernels import MAX_ROWS, FrameKernels
-from qwenvl_edge.backends.cuda.frames import DeviceFrame, copy_to_host, device_frame, is_cuda_frame
 from qwenvl_edge.errors import BackendError, ImageError
+from qwenvl_edge.inputs.device_frames import DeviceFrame, copy_to_host, device_frame, is_cuda_frame
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, check_channel_order, check_channels, check_size
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 
-_SPARE = 4  # buffers of dead pictures that wait for the next frames: reserving memory makes a GPU wait
+_SPARE = 4  # buffers of dead pictures that are kept for the next frames, because reserving memory makes a GPU wait
 _SUMS_BYTES = 16
 
 
@@ -39,15 +39,16 @@ class DevicePicture(Picture):
 
     @functools.cached_property
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """uint8 [H, W, 3] RGB, read-only: copied to the host when first asked for."""
+        """uint8 [H, W, 3] RGB, read-only; copied to the host at the first access."""
         return self._loader.download(self)
 
     @functools.cached_property
     def digest(self) -> str:
         """Identifies the picture in this process: its size and 128 bits that the GPU computes from its pixels.
 
-        Not a cryptographic digest, and never that of the same pixels on the host. Its seeds are drawn in every process,
-        so nobody can aim at equal ones, and pictures that differ have one digest about once in 2**128 times.
+        It is no cryptographic digest, and never equal to that of the same pixels on the host. Each process draws its
+        own seeds, so nobody can make pictures of equal digests; different pictures have one by chance in 2**-128 of all
+        cases.
         """
         width, height = self._size
         return f"{width}x{height} on the GPU {self._loader.digest(self)}"
@@ -58,11 +59,14 @@ class DevicePicture(Picture):
 
 
 class FrameLoader:
-    """Makes pictures of frames in CUDA's memory, on a stream of its own: for any thread, at any time."""
+    """Makes pictures of frames in CUDA's memory, on its own stream; any thread may call it at any time.
 
-    def __init__(self, cuda: Cuda, kernels: FrameKernels):
+    kernels: compiled at the first frame.
+    """
+
+    def __init__(self, cuda: Cuda):
         self._cuda = cuda
-        self._kernels = kernels
+        self.kernels = FrameKernels(cuda)
         self._lock = threading.Lock()
         self._spare: deque[DeviceMemory] = deque(maxlen=_SPARE)
 
@@ -74,9 +78,14 @@ class FrameLoader:
     def _sums(self) -> Staging:
         return Staging(self._cuda, _SUMS_BYTES)
 
+    def note(self) -> str:
+        """The end of a backend's description: says so if frames cannot stay on the GPU, else ""."""
+        problem = self.kernels.problem()
+        return f"; frames in the GPU's memory are copied to the host, because {problem}" if problem else ""
+
     def load(self, source: Any, channel_order: ChannelOrder, name: str) -> DevicePicture | None:
-        """See Backend.load_frame; None also where this GPU cannot read the frame or the kernels cannot be used."""
-        if not is_cuda_frame(source) or not self._kernels.ready():
+        """See Backend.load_frame; None also if this GPU cannot read the frame or the kernels cannot be used."""
+        if not is_cuda_frame(source) or not self.kernels.ready():
             return None
         check_channel_order(channel_order)
         with self._lock:
@@ -86,12 +95,12 @@ class FrameLoader:
                 raise ImageError(f"{name} lies in a GPU's memory and cannot be read: {error}") from None
 
     def digest(self, picture: DevicePicture) -> str:
-        """32 hexadecimal digits that tell a picture's pixels from those of others of its size."""
+        """32 hexadecimal digits that differ between pictures of one size."""
         width, height = picture.size
         with self._lock:
             with self._stream.waited_for():
                 self._stream.clear(self._sums.address, _SUMS_BYTES)
-                self._kernels.digest(self._stream, picture.address, 3 * width * height, self._sums.address)
+                self.kernels.digest(self._stream, picture.address, 3 * width * height, self._sums.address)
                 self._sums.download(self._stream, _SUMS_BYTES)
             return self._sums.host[:_SUMS_BYTES].tobytes().hex()
 
@@ -114,15 +123,15 @@ class FrameLoader:
         if frame.stream not in (None, self._stream.handle):
             self._stream.wait_for(frame.stream)
         memory = self._reserve(3 * width * height)
-        with self._stream.waited_for():  # then the frame's owner may use its memory again
-            seen = dataclasses.replace(frame, address=address)
-            self._kernels.pack_rgb(self._stream, seen, channel_order, memory.address)
+        with self._stream.waited_for():  # afterwards the frame's owner may use its memory again
+            visible = dataclasses.replace(frame, address=address)
+            self.kernels.pack_rgb(self._stream, visible, channel_order, memory.address)
         picture = DevicePicture(self, memory, (width, height), name)
         weakref.finalize(picture, self._spare.append, memory)
         return picture
 
     def _visible(self, frame: DeviceFrame) -> int | None:
-        """Where this GPU sees a frame; None if it does not, or as another GPU's memory."""
+        """The address at which this GPU sees a frame; None if it does not, or if it is another GPU's memory."""
         where = self._cuda.call("find the frame", self._cuda.api.cudaPointerGetAttributes, frame.address)
         is_elsewhere = where.type == self._cuda.api.cudaMemoryType.cudaMemoryTypeDevice and where.device != 0
         return None if is_elsewhere or not where.devicePointer else int(where.devicePointer)

@@ -1,4 +1,4 @@
-"""Pictures in the GPU's memory -> the vision graph's input there, to the last bit as image.pixel_values has it."""
+"""Pictures in the GPU's memory -> the vision graph's input there, bit by bit equal to inputs.pictures.pixel_values."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections import OrderedDict
 
 import numpy as np
 
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Stream
 from qwenvl_edge.backends.cuda.frame_kernels import DeviceAxis, FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.inputs.pictures import Preprocessing
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
-_AXES = 8  # kept: width and height of a few cameras
+_AXES = 8  # resampling weights that are kept: widths and heights of a few cameras
 
 
 class PixelValues:
-    """Resizes and normalises on one stream, whose user waits for it before the next call."""
+    """Resizes and normalises on one stream; the caller must wait for the stream before the next call."""
 
     def __init__(self, cuda: Cuda, kernels: FrameKernels, stream: Stream):
         self._cuda = cuda
@@ -26,10 +26,10 @@ class PixelValues:
         self._rows = self._values = DeviceMemory(cuda, 0)
 
     def compute(self, picture: DevicePicture, preprocessing: Preprocessing) -> int:
-        """Put it on the stream: the address of pixel_values [3, S, S] float32, which the next call overwrites.
+        """Queue the work; return the address of pixel_values [3, S, S] float32, which the next call overwrites.
 
         Raises:
-            BackendError: there is no memory, or CUDA failed.
+            BackendError: there is not enough memory, or CUDA failed.
         """
         side, (width, height) = preprocessing.image_size, picture.size
         across, down = self._axis(width, side), self._axis(height, side)
@@ -50,7 +50,7 @@ class PixelValues:
         return self._axes[key]
 
     def _table(self, preprocessing: Preprocessing) -> DeviceMemory:
-        """float32 [3, 256]: what becomes of each byte of each channel."""
+        """float32 [3, 256]: the normalised value of each byte, per channel."""
         if preprocessing not in self._tables:
             mean, std = (np.array(each, np.float32)[:, None] for each in (preprocessing.mean, preprocessing.std))
             table = (np.arange(256, dtype=np.float32) / np.float32(255) - mean) / std

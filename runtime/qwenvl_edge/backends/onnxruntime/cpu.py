@@ -1,10 +1,10 @@
 """ONNX Runtime on the CPU.
 
-Keys and values live in buffers that are bound as past and present at once, so the graphs write the cache in place.
+Each buffer of keys or values is bound both as past and as present, so the graphs write the cache in place.
 
-Limit: GroupQueryAttention on CPU takes several tokens behind a non-empty cache at batch 1 only. Batched prefill into
-an empty cache and batched decode of one token work. The "standard" dialect has no such limit, but its cost follows the
-cache's capacity instead of the tokens in use.
+Limit: GroupQueryAttention on CPU takes several tokens after a non-empty cache at batch 1 only. Batched prefill into
+an empty cache and batched decode of one token work. The "standard" dialect has no such limit, but its cost grows with
+the cache's capacity instead of the tokens in use.
 """
 
 from __future__ import annotations
@@ -20,16 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import (
-    FloatArray,
-    Placed,
-    check_cache_size,
-    check_copy,
-    check_finite,
-    check_pixels,
-    splice,
-)
-from qwenvl_edge.backends.checked import CheckedBackend, Inputs
+from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, Placed, preprocessing_of, splice
+from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_finite, check_pixels
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.session import (
     cache_note,
@@ -60,6 +52,7 @@ from qwenvl_edge.bundle.contract import (
 )
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.inputs.pictures import Picture, pixel_values
 
 _DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 _INPUTS = (INPUTS_EMBEDS, POSITION_IDS, WRITE_INDICES, LOGITS_INDICES, ROPE_COS, ROPE_SIN)
@@ -68,26 +61,23 @@ CacheArrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class _Buffers:
-    """One cache's memory, by graph name of the past input, and the binding that already holds it."""
+    """One cache's memory, by name of the past input, and the binding to which it is bound already."""
 
     arrays: CacheArrays
     binding: ort.IOBinding
 
 
-class OnnxRuntimeBackend(CheckedBackend):
+class OnnxRuntimeBackend(Backend):
     """Runs a bundle with ONNX Runtime's CPU provider.
 
     Args:
         bundle: an opened bundle.
-        threads: threads of one operator; None takes one a physical core, or fewer if the process is pinned to fewer.
-        dialect: which graphs: "native" (where the processor has what that is for), "onnxruntime" or "standard"; None
-            takes the fastest.
+        threads: threads of one operator; None takes one per physical core, or fewer if the process is pinned to fewer.
+        dialect: the graphs to run: "native" (needs AVX-512 VNNI), "onnxruntime" or "standard"; None takes the fastest.
 
     Raises:
         BackendError: the bundle has no such graph, ONNX Runtime cannot load it, or an older version exported it.
     """
-
-    kind = np.ndarray
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, dialect: str | None = None):
         graphs = bundle.manifest.graphs
@@ -99,6 +89,7 @@ class OnnxRuntimeBackend(CheckedBackend):
         if threads is not None and threads < 1:
             raise BackendError(f"threads is {threads}; it must be at least 1.")
         self.model: ModelInfo = bundle.manifest.model
+        self._preprocessing = preprocessing_of(bundle)
         self.dialect = dialect
         self.description = f"ONNX Runtime {ort.__version__} on the CPU"
         if dialect == NATIVE:
@@ -113,25 +104,34 @@ class OnnxRuntimeBackend(CheckedBackend):
         self._vision = open_session(bundle, vision_graph(bundle, dialect), threads, "vision")
         self._decoder = open_session(bundle, graphs.decoder[dialect], threads, "decoder")
         check_inputs(self._decoder, bundle.file(graphs.decoder[dialect]), dialect)
-        # By name: type, and [heads, D] or, of a scale, [heads], around the capacity.
+        # By name: dtype, heads, and the shape after the capacity: [D], or [] of a scale.
         self._cache = {
             node.name: (np.dtype(_DTYPES[node.type]), node.shape[1], node.shape[3:])
             for node in self._decoder.get_inputs()
             if node.name.startswith(PAST)
         }
 
-    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
-        """See Backend.encode_images."""
-        check_pixels(self.model, pixel_values)
+    def encode(self, picture: Picture) -> FloatArray:
+        """See Backend.encode."""
+        features: FloatArray = self.encode_pixels(pixel_values(picture, self._preprocessing)[None])[0]
+        return features
+
+    def encode_pixels(self, pixels: FloatArray) -> FloatArray:
+        """Encode preprocessed pictures [N, 3, S, S] float32 to features [N, Q, H] float32, for verification.
+
+        Raises:
+            BackendError: wrong shape or dtype, the library failed, or the features hold NaN or infinity.
+        """
+        check_pixels(pixels, self._preprocessing.image_size)
         try:
-            features: FloatArray = self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0]
+            features: FloatArray = self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixels})[0]
         except Exception as error:
             raise failed("encode the pictures", error) from None
         check_finite(features, "image features")
         return features
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """See Backend.new_cache. What the graph names as past, touched as it fills."""
+        """See Backend.new_cache. The system gives the memory page by page, as the cache fills."""
         check_cache_size(batch, capacity)
         try:
             arrays = {
@@ -174,7 +174,8 @@ class OnnxRuntimeBackend(CheckedBackend):
         target.length = max(target.length, tokens)
 
     def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
-        splice(inputs[INPUTS_EMBEDS], pictures)
+        if pictures:
+            splice(inputs[INPUTS_EMBEDS], pictures)
         tokens = inputs[INPUTS_EMBEDS].shape[1]
         if self.dialect != STANDARD and cache.batch > 1 and tokens > 1 and inputs[WRITE_INDICES].any():
             raise BackendError(
@@ -188,7 +189,7 @@ class OnnxRuntimeBackend(CheckedBackend):
         binding = cache.buffers.binding
         for name, array in given.items():
             binding.bind_cpu_input(name, array)
-        # ONNX Runtime writes them where they are to be read: its own buffer would be copied.
+        # ONNX Runtime writes the logits into the array that is returned: a buffer of its own would have to be copied.
         logits = np.empty((*inputs[LOGITS_INDICES].shape, self.model.vocab_size), np.float32)
         address = logits.__array_interface__["data"][0]
         binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, address)
@@ -204,10 +205,10 @@ class OnnxRuntimeBackend(CheckedBackend):
 
 
 def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> None:
-    """Check that a decoder from `path` has the inputs that are bound to one of its dialect, beside the cache.
+    """Check that a decoder from `path` has the inputs of its dialect, beside the cache's.
 
     Raises:
-        BackendError: it has others; another version exported it.
+        BackendError: it has other inputs, because another version exported it.
     """
     found = {node.name for node in decoder.get_inputs() if not node.name.startswith(PAST)}
     wanted = {*_INPUTS, TOTAL_LENGTH} if dialect != STANDARD else {*_INPUTS}

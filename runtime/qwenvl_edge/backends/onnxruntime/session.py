@@ -1,14 +1,14 @@
-"""ONNX Runtime's sessions on the CPU: which graph of a bundle, with which settings, and what they take of memory.
+"""ONNX Runtime's sessions on the CPU: choice of the graph, settings, and memory of the weights.
 
 Prepacking copies the weights into the kernels' own order: a token then takes 2.0 instead of 3.5 ms with 29 MB of
-weights and 120 instead of 139 ms with 2.4 GB (one thread, Zen 3, ONNX Runtime 1.32), but the copy cannot be dropped
-from memory as the mapped file can. So graphs with weights up to 1 GiB are prepacked, and larger ones run from the
-file: a picture then takes 1.08 to 1.18 times as long in 8 bits. Only the decoder's integers are always prepacked:
-without it the kernels widen whole matrices at every call, and a token takes 100 times as long. The "native" dialect
-reads them where they lie.
+weights and 120 instead of 139 ms with 2.4 GB (one thread, Zen 3, ONNX Runtime 1.32). But the system cannot drop the
+copy from memory as it can drop the mapped file. So graphs with weights up to 1 GiB are prepacked, and larger ones run
+from the file: a picture then takes 1.08 to 1.18 times as long in 8 bits. Only the decoder's integers are always
+prepacked: without it the kernels widen whole matrices at every call, and a token takes 100 times as long. The "native"
+dialect reads them in place.
 
-On x86 without VNNI ONNX Runtime is told to make the signed weights of the picture side unsigned when it loads them
-(its sums would saturate: error 0.19 instead of 0.006), which costs a copy of them in memory.
+On x86 without VNNI the sums of ONNX Runtime's signed products would saturate (error 0.19 instead of 0.006). There it
+makes the signed weights of the vision graph unsigned when it loads them, which costs a copy of them in memory.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ _CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 def vision_graph(bundle: Bundle, dialect: str) -> str:
-    """Name of the picture side's graph that goes with a decoder dialect."""
+    """File name of the vision graph that goes with a decoder dialect."""
     graphs = bundle.manifest.graphs
     return (dialect != STANDARD and graphs.vision_ort) or graphs.vision
 
 
 def fastest_dialect(bundle: Bundle) -> str:
-    """The one to run a bundle in on this processor."""
+    """The dialect in which a bundle runs fastest on this processor."""
     return NATIVE if NATIVE in bundle.manifest.graphs.decoder and can_run(NATIVE) else ONNXRUNTIME
 
 
 def can_run(dialect: str) -> bool:
-    """Whether this machine is for a decoder dialect; `missing` says what it lacks."""
+    """True if this machine can run a decoder dialect; `missing` names what it lacks."""
     if dialect == STANDARD:
         return tuple(map(int, ort.__version__.split(".")[:2])) >= STANDARD_SINCE
     return dialect != NATIVE or _core.has_fast_multiply()
 
 
 def missing(dialect: str) -> str:
-    """What a machine lacks that cannot run a dialect."""
+    """Name what this machine lacks to run a dialect."""
     if dialect == NATIVE:
         return "a processor with AVX-512 VNNI"
     return f"ONNX Runtime {'.'.join(map(str, STANDARD_SINCE))} or newer, this is {ort.__version__}"
 
 
 def weight_bytes(bundle: Bundle, dialect: str) -> int:
-    """Anonymous memory that the weights take: prepacked copies, of float16 in float32.
+    """Anonymous memory of the weights: prepacked copies, in which float16 has become float32.
 
     ONNX Runtime's MatMulNBits keeps a sum beside each block's scale, which makes 4-bit weights in blocks of 32 a fifth
-    larger; the native core's copies nothing.
+    larger. The native core copies no weights.
     """
     total = 0.0
     for graph in ("vision",) if dialect == NATIVE else ("vision", "decoder"):
@@ -77,7 +77,7 @@ def weight_bytes(bundle: Bundle, dialect: str) -> int:
 
 
 def cache_note(bundle: Bundle) -> str:
-    """What to say where a bundle with an int8 KV cache runs in the "onnxruntime" dialect; empty for others."""
+    """The part of a description that says that an int8 KV cache is not used; empty for a bundle with a float cache."""
     if bundle.manifest.precision.kv_cache == FLOAT_CACHE:
         return ""
     return ", with a float KV cache, since its attention has no int8 cache with a scale a token"
@@ -110,9 +110,9 @@ def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> 
     if _makes_unsigned(bundle, graph):
         options.add_session_config_entry("session.x64quantprecision", "1")
     if graph == "vision":
-        # Its threads would go on spinning for a while, in the way of the decoder's.
+        # Otherwise its threads spin for a while after a picture and take processors from the decoder's.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # From the second picture on, one more block would hold what the first picture's pieces have room for.
+        # From the second picture on, a pattern would reserve one more block beside the pieces of the first picture.
         options.enable_mem_pattern = False
     if name == bundle.manifest.graphs.decoder.get(NATIVE):
         options.register_custom_ops_library(_core.__file__)
@@ -125,15 +125,15 @@ def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> 
 
 
 def _default_threads() -> int:
-    """0, which is ONNX Runtime's own choice, unless this process may use fewer processors than there are.
+    """The number of processors of a process that may not use all of them; else 0, ONNX Runtime's own choice.
 
-    ONNX Runtime counts the machine's; threads that share a processor would wait for each other in every operator.
+    ONNX Runtime counts the machine's processors; threads that share one would wait for each other in every operator.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return allowed if allowed and allowed < (os.cpu_count() or allowed) else 0
 
 
-def failed(what: str, error: Exception) -> BackendError:
-    """The error to raise where ONNX Runtime failed: what was tried, and its own words."""
+def failed(attempt: str, error: Exception) -> BackendError:
+    """The error to raise if ONNX Runtime could not do `attempt`, with the library's own words."""
     reason = " ".join(str(error).split())[:300]
-    return BackendError(f"ONNX Runtime {ort.__version__} could not {what}: {reason}")
+    return BackendError(f"ONNX Runtime {ort.__version__} could not {attempt}: {reason}")

@@ -1,31 +1,33 @@
-"""TensorRT: a bundle's plans on one GPU, through TensorRT's Python API and cuda-python.
+"""TensorRT: a bundle's plan on one GPU, through TensorRT's Python API and cuda-python.
 
-Everything that a call needs is reserved at load or with a cache: staging, logits, caches, scratch memory, which the two
-engines share since they run one after the other on one stream. A call copies its inputs up, runs, copies its outputs
-down and waits once.
+All memory that a call needs is reserved at load or with a cache: staging, logits, caches, and scratch memory, which the
+two engines share because they run one after the other on one stream. A call copies its inputs up, runs, copies its
+outputs down and waits once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from qwenvl_edge.backends.base import FloatArray, Limits, Placed
-from qwenvl_edge.backends.checked import Inputs
-from qwenvl_edge.backends.cuda.backend import CudaBackend
-from qwenvl_edge.backends.cuda.cache import CacheMemory
-from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Staging
+from qwenvl_edge.backends.base import Backend, BackendLimits, FloatArray, Inputs, Placed, preprocessing_of
+from qwenvl_edge.backends.cuda.cache import DeviceCaches
+from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
+from qwenvl_edge.backends.cuda.pictures import FrameLoader
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.tensorrt.decoder import CacheBuffers, PlanDecoder
-from qwenvl_edge.backends.tensorrt.engine import Engine, Refit
+from qwenvl_edge.backends.tensorrt.engine import Refit, TensorRTEngine
 from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.backends.tensorrt.vision import PlanVision
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import REFIT_GRAPHS, Plan
 from qwenvl_edge.bundle.manifest import INT8_CACHE, ModelInfo
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
+from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
 
-class TensorRTBackend(CudaBackend):
+class TensorRTBackend(Backend):
     """Runs a plan of a bundle.
 
     Args:
@@ -38,12 +40,15 @@ class TensorRTBackend(CudaBackend):
         BackendError: the plan was built for another machine, TensorRT refuses it, or the GPU's memory is too small.
     """
 
+    features_type = DeviceFeatures
+
     def __init__(self, bundle: Bundle, plan: Plan, library: Library, cuda: Cuda):
         plan.check_machine(library.machine(cuda.compute_capability))
-        super().__init__(cuda)
+        self.cuda = cuda
+        self.stream = Stream(cuda)
         self.model: ModelInfo = bundle.manifest.model
         limits = plan.manifest.limits
-        self.limits = Limits(max_context=limits.max_context, max_batch=limits.max_batch)
+        self.limits = BackendLimits(max_context=limits.max_context, max_batch=limits.max_batch)
         self.description = (
             f'{library.name} on {cuda.name} (sm_{cuda.compute_capability}), plan "{plan.manifest.target}": vision '
             f"{plan.manifest.precision['vision']}, decoder {plan.manifest.precision['decoder']}"
@@ -52,34 +57,52 @@ class TensorRTBackend(CudaBackend):
             self.description += ", KV cache int8"
         if plan.manifest.plugin:
             library.load_plugin(plan.manifest.plugin, plan.path)
-        vision, decoder = (Engine(library, path, _refit(bundle, plan, path)) for path in (plan.vision, plan.decoder))
+        paths = (plan.vision, plan.decoder)
+        vision, decoder = (TensorRTEngine(library, path, _refit(bundle, plan, path)) for path in paths)
         scratch = DeviceMemory(cuda, max(vision.scratch_bytes, decoder.scratch_bytes))
-        self._vision = PlanVision(vision, plan, self.model, cuda, self.stream, scratch)
+        graph = PlanVision(vision, plan, cuda, self.stream, scratch)
+        self._frames = FrameLoader(cuda)
+        self._encoder = PictureEncoder(cuda, self.stream, self._frames.kernels, preprocessing_of(bundle), graph)
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
+        self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, CacheBuffers)
 
-    @property
-    def _most_images(self) -> int:
-        return self._vision.most
+    def describe(self) -> str:
+        """See Backend.describe; says so if frames of the GPU cannot stay there."""
+        return self.description + self._frames.note()
+
+    def encode(self, picture: Picture) -> DeviceFeatures:
+        """See Backend.encode."""
+        return self._encoder.encode(picture)
+
+    def encode_pixels(self, pixels: FloatArray) -> FloatArray:
+        """See PictureEncoder.encode_pixels."""
+        return self._encoder.encode_pixels(pixels)
+
+    def load_frame(self, source: Any, channel_order: ChannelOrder, name: str) -> Picture | None:
+        """See Backend.load_frame; takes frames in CUDA's memory that this GPU can read."""
+        return self._frames.load(source, channel_order, name)
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """See Backend.new_cache. The memory is that of the plan's whole context, however small `capacity` is."""
+        return self._caches.new(batch, capacity)
 
     def cache_bytes(self, capacity: int) -> int:
-        """See Backend.cache_bytes; of the plan's whole context, however small `capacity` is."""
+        """See Backend.cache_bytes; the same for every `capacity`, as new_cache says."""
         return self._decoder.cache_bytes
 
-    def _encode(self, pixel_values: FloatArray) -> Staging:
-        return self._vision.encode(pixel_values)
+    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
+        """See Backend.rows."""
+        return self._caches.rows(cache, start, count)
 
-    def _encode_at(self, address: int) -> Staging:
-        return self._vision.encode_at(address)
-
-    def _memory(self, batch: int, capacity: int) -> CacheMemory:
-        """The plan's whole context, however small `capacity` is."""
-        return self._decoder.new_memory(batch, capacity)
-
-    def _buffers(self, memory: CacheMemory) -> CacheBuffers:
-        return CacheBuffers(memory)
+    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
+        """See Backend.copy_cache."""
+        self._caches.copy(source, target, tokens, row)
 
     def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
         return self._decoder.run(cache, inputs, pictures)
+
+    def _clear(self, cache: KVCache) -> None:
+        cache.buffers.memory.clear()
 
 
 def _refit(bundle: Bundle, plan: Plan, path: Path) -> Refit | None:

@@ -3,9 +3,9 @@
     host                         GPU, one stream
     inputs_embeds, ... --1 copy--> inputs, cache (past = present), tables -> engine -> logits --1 copy--> host; 1 wait
 
-A captured graph holds addresses and is valid only as long as its execution context is left alone. So every cache has a
-context of its own for decoding one token a row; prefill and verification have one each, which is bound anew when
-another cache or another number of tokens comes. All of them work in the same scratch memory.
+A captured graph holds addresses and is valid only while its execution context does not change. So every cache has its
+own context for decoding one token per row. Prefill and verification have one context each, which is bound again when
+the cache or the number of tokens changes. All contexts work in the same scratch memory.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qwenvl_edge.backends.base import FloatArray, Placed
-from qwenvl_edge.backends.checked import Inputs
-from qwenvl_edge.backends.cuda.backend import splice
+from qwenvl_edge.backends.base import FloatArray, Inputs, Placed
 from qwenvl_edge.backends.cuda.cache import ROPE_TABLES, CacheMemory, CacheTensor, row_bytes
-from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
+from qwenvl_edge.backends.cuda.encoder import splice
 from qwenvl_edge.backends.kv_cache import KVCache
-from qwenvl_edge.backends.tensorrt.engine import Context, Engine
+from qwenvl_edge.backends.tensorrt.engine import Context, TensorRTEngine
 from qwenvl_edge.bundle.contract import (
     INPUTS_EMBEDS,
     LOGITS,
@@ -35,11 +33,15 @@ from qwenvl_edge.bundle.contract import (
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call on a context where everything is bound: inputs up, features over them, the engine, logits down."""
+    """One call on a context where everything is bound: inputs up, features over them, the engine, logits down.
+
+    embeds: address of inputs_embeds.
+    """
 
     context: Context
     stream: Stream
@@ -47,11 +49,11 @@ class Call:
     input_bytes: int
     logits: Staging
     logits_bytes: int
-    embeds: int  # address of inputs_embeds
+    embeds: int
     pictures: Sequence[Placed] = ()
 
     def enqueue(self) -> None:
-        """Put it on the stream."""
+        """Queue the call on the stream."""
         self.inputs.upload(self.stream, self.input_bytes)
         splice(self.stream, self.embeds, self.pictures)
         self.context.enqueue()
@@ -59,7 +61,7 @@ class Call:
 
 
 class Step:
-    """A call repeated: once as it is, which lets TensorRT settle on its buffers, then captured and replayed."""
+    """A call that repeats: enqueued once, which lets TensorRT settle on its buffers, then captured and replayed."""
 
     def __init__(self, call: Call):
         self._call = call
@@ -67,10 +69,10 @@ class Step:
         self._graph: Graph | None = None
 
     def run(self) -> None:
-        """Put it on the stream."""
+        """Queue the call on the stream."""
         self._runs += 1
         if self._runs == 2 and self._call.context.capturable:
-            self._graph = self._call.stream.capture(self._call.enqueue)  # None: it goes on as it is
+            self._graph = self._call.stream.capture(self._call.enqueue)  # None: enqueued every time
         if self._graph is not None:
             self._graph.launch()
         else:
@@ -79,7 +81,7 @@ class Step:
 
 @dataclass
 class CacheBuffers:
-    """What belongs to one KVCache: its memory and, once a token has been decoded into it, how that is done."""
+    """One cache: its memory and, from its first decoded token on, its step."""
 
     memory: CacheMemory
     step: Step | None = None
@@ -89,10 +91,18 @@ class PlanDecoder:
     """Runs decoder.plan. B rows, T tokens of a call, K rows of logits, V vocabulary.
 
     Raises:
-        BackendError: the engine is not the one that the manifest describes, or there is no memory for its buffers.
+        BackendError: the engine is not that of the manifest, or there is not enough memory for its buffers.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, model: ModelInfo, cuda: Cuda, stream: Stream, scratch: DeviceMemory):
+    def __init__(
+        self,
+        engine: TensorRTEngine,
+        plan: Plan,
+        model: ModelInfo,
+        cuda: Cuda,
+        stream: Stream,
+        scratch: DeviceMemory,
+    ):
         self._engine = engine
         self._plan = plan
         self._model = model
@@ -114,14 +124,14 @@ class PlanDecoder:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of one row of a cache, which has the plan's whole context."""
+        """Bytes of one row of a cache, which always has room for the plan's whole context."""
         return row_bytes(self._past, self._plan.manifest.limits.max_context)
 
     def new_memory(self, batch: int, capacity: int) -> CacheMemory:
-        """Memory for a cache of `batch` rows, each of the plan's whole context.
+        """Memory for a cache of `batch` rows, each with room for the plan's whole context.
 
         Raises:
-            BackendError: the plan takes less, or the memory cannot be had.
+            BackendError: the plan takes fewer rows or tokens, or there is not enough memory.
         """
         limits = self._plan.manifest.limits
         for name, wanted, most in (
@@ -143,9 +153,7 @@ class PlanDecoder:
         )
 
     def run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed] = ()) -> FloatArray:
-        """Inputs and pictures as in Backend.decode: logits [B, K, V], a copy of their own.
-
-        A call of one row that no profile takes is made in several.
+        """See Backend._decode. A call of one row that no profile takes is split into several.
 
         Raises:
             BackendError: several rows fit no profile, or TensorRT or CUDA failed.
@@ -163,7 +171,7 @@ class PlanDecoder:
         return self._run_pieces(cache, inputs, pictures)
 
     def _run_pieces(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
-        """One row's call in pieces that the profile with the most tokens takes."""
+        """Run one row's call in pieces that fit the profile with the most tokens."""
         largest = self._profiles[-1][1]
         wanted, order = np.unique(inputs[LOGITS_INDICES][0], return_inverse=True)
         logits, start, tokens = [], 0, inputs[POSITION_IDS].shape[1]
@@ -216,26 +224,26 @@ class PlanDecoder:
         return self._engine.context(index, self._stream, self._scratch)
 
     def _profile(self, tokens: int, rows: int) -> str | None:
-        """Of the profiles that take T tokens and K rows of logits the one for the fewest tokens; None without any."""
+        """The smallest profile that takes T tokens and K rows of logits; None if none does."""
         for name, profile in self._profiles:
             if profile.tokens[0] <= tokens <= profile.tokens[2] and profile.rows[0] <= rows <= profile.rows[2]:
                 return name
         return None
 
     def _check_engine(self, past: Mapping[str, str]) -> None:
-        """Check the tensors' names and types, given those of the cache's inputs."""
+        """Check the tensors' names and types; `past` maps the cache's inputs to their types."""
         presents = {present_of(name): dtype for name, dtype in past.items()}
         floats = dict.fromkeys([INPUTS_EMBEDS, *ROPE_TABLES, LOGITS], "FLOAT")
         indices = dict.fromkeys([POSITION_IDS, WRITE_INDICES, LOGITS_INDICES], "INT64")
         self._engine.check_tensors(floats | indices | presents)
-        if self._plan.manifest.dialect == STANDARD:  # a plugin's aliases are its own affair
+        if self._plan.manifest.dialect == STANDARD:  # TensorRT does not know which outputs a plugin writes in place
             self._engine.check_in_place(zip(past, presents, strict=True))
         if len(past) < 2 * self._model.num_layers:
             raise BackendError(f'"{self._engine.path}" has the caches of other layers than the bundle.')
 
 
 def _within(pictures: Sequence[Placed], start: int, end: int) -> Iterator[Placed]:
-    """What of the pictures lies in the tokens start..end - 1, counted from there."""
+    """The parts of the pictures within the tokens start..end - 1, with `at` counted from `start`."""
     for picture in pictures:
         low, high = max(picture.at, start), min(picture.at + picture.count, end)
         if low < high:

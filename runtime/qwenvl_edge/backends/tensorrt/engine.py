@@ -1,4 +1,4 @@
-"""A deserialised plan and its execution contexts, every call of which is checked."""
+"""A deserialised plan and its execution contexts; the result of every TensorRT call is checked."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.cuda.device import DeviceMemory, Stream
 from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.cuda import DeviceMemory, Stream
 
 ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "FP8": 1, "INT32": 4, "INT64": 8}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output: TensorRT's name of its type, and its shape, -1 where a call decides."""
+    """An input or output. dtype: TensorRT's name of the type. shape: -1 for sizes that each call chooses."""
 
     name: str
     is_input: bool
@@ -32,22 +32,22 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Refit:
-    """Where an engine's weights come from: the graph that it was built from, and the folder of the graph's weights."""
+    """The source of an engine's weights: the graph from which it was built, and the folder with the graph's weights."""
 
     graph: Path
     weights: Path
 
 
-class Engine:
-    """A plan in the GPU's memory. tensors: its inputs and outputs by name; scratch_bytes: what a context works in.
+class TensorRTEngine:
+    """A plan in the GPU's memory. tensors: inputs and outputs by name. scratch_bytes: scratch memory of a context.
 
     Args:
         library: the TensorRT that built it.
         path: the plan.
-        refit: for a plan without weights.
+        refit: the weights of a plan that was built without them.
 
     Raises:
-        BackendError: TensorRT refuses the file or the weights; carries its log lines.
+        BackendError: TensorRT refuses the file or the weights; the message holds its log lines.
     """
 
     def __init__(self, library: Library, path: Path, refit: Refit | None = None):
@@ -55,7 +55,7 @@ class Engine:
         self.path = path
         module = library.module
         self._runtime = module.Runtime(library.log)
-        # Mapped, so that the plan's bytes need not lie in memory twice while they go to the GPU.
+        # The file is mapped, so that the process needs no copy of it while TensorRT uploads it.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
@@ -67,9 +67,9 @@ class Engine:
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
 
     def context(self, profile: int, stream: Stream, scratch: DeviceMemory) -> Context:
-        """An execution context with one optimisation profile, working in `scratch`, which contexts may share.
+        """Make an execution context for one optimisation profile, with `scratch` as its scratch memory.
 
-        What shares a scratch must run on the same stream.
+        Contexts that share scratch memory must run on the same stream.
 
         Raises:
             BackendError: TensorRT cannot make it.
@@ -85,10 +85,10 @@ class Engine:
         return Context(self, context, stream)
 
     def check_tensors(self, wanted: Mapping[str, str]) -> None:
-        """Check that the tensors in `wanted`, name -> type, are there.
+        """Check that the engine has the tensors in `wanted`, name -> type.
 
         Raises:
-            BackendError: one is missing or has another type.
+            BackendError: a tensor is missing or has another type.
         """
         for name, dtype in wanted.items():
             found = self.tensors[name].dtype if name in self.tensors else "missing"
@@ -96,10 +96,10 @@ class Engine:
                 raise BackendError(f'"{self.path}" does not fit the bundle: its tensor {name} is {found}, not {dtype}.')
 
     def check_in_place(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Check that each output of (input, output) is written into its input's memory, where TensorRT tells (10.15).
+        """Check that each output of (input, output) is written into its input's memory; TensorRT tells from 10.15 on.
 
         Raises:
-            BackendError: TensorRT would write a copy, which must not lie on the input.
+            BackendError: TensorRT would write a copy, which must not have the input's address.
         """
         if not hasattr(self._engine, "get_aliased_input_tensor"):
             return
@@ -108,11 +108,11 @@ class Engine:
                 raise BackendError(f'"{self.path}" copies the KV cache instead of writing {present} in place.')
 
     def _refit(self, refit: Refit) -> None:
-        """Read the weights anew, by the parser that built the engine, so that names and layouts are its own."""
+        """Read the weights with the parser that built the engine, which knows its names and layouts."""
         module, library = self.library.module, self.library
         refitter = module.Refitter(self._engine, library.log)
         parser = module.OnnxParserRefitter(refitter, library.log)
-        # The path says where external weights lie; there need be no file of that name.
+        # The parser takes only the folder of this path, for external weights; the file need not exist.
         if not parser.refit_from_bytes(refit.graph.read_bytes(), str(refit.weights / refit.graph.name)):
             errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
             raise library.failed(f'read the weights of "{self.path.name}" ({errors or "no error of the parser"})')
@@ -128,9 +128,9 @@ class Engine:
 
 
 class Context:
-    """One execution context; remembers shapes and addresses, so that only changes are passed on."""
+    """One execution context; keeps shapes and addresses, so that only changes reach TensorRT."""
 
-    def __init__(self, engine: Engine, context: Any, stream: Stream):
+    def __init__(self, engine: TensorRTEngine, context: Any, stream: Stream):
         self._engine = engine
         self._context = context
         self._stream = stream
@@ -156,15 +156,15 @@ class Context:
 
     @property
     def capturable(self) -> bool:
-        """Whether its work may be captured, as far as TensorRT tells (TensorRT-RTX compiles some kernels late)."""
+        """True if its work may be captured, as far as TensorRT tells; TensorRT-RTX compiles some kernels late."""
         test = getattr(self._context, "is_stream_capturable", None)
         return test is None or bool(test(self._stream.handle))
 
     def enqueue(self) -> None:
-        """Put one run on the stream.
+        """Queue one run on the stream.
 
         Raises:
-            BackendError: something is not bound, or TensorRT failed; carries its log lines.
+            BackendError: something is not bound, or TensorRT failed; the message holds its log lines.
         """
         if not self._context.execute_async_v3(self._stream.handle):
             raise self._engine.library.failed(f'run "{self._engine.path.name}"')

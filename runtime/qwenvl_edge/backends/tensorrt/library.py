@@ -1,6 +1,6 @@
-"""The installed TensorRT: which of the two APIs it is, its version, its log, its plugins.
+"""The installed TensorRT: its API, version, log and plugins.
 
-TensorRT and TensorRT for RTX have the same Python API under two names; all that differs is said here.
+TensorRT and TensorRT for RTX have the same Python API under two names; this module holds all differences.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from qwenvl_edge.errors import BackendError
 _NAMES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
 _MODULES = {TENSORRT: ("tensorrt",), TENSORRT_RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _LOG_LINES = 6
-_registered: set[tuple[str, str]] = set()  # as TensorRT keeps plugins: for the process, each name once
-_WARNING = 2  # ILogger.Severity counts down: INTERNAL_ERROR 0, ERROR 1, WARNING 2, INFO 3, VERBOSE 4
+_registered: set[tuple[str, str]] = set()  # TensorRT registers plugins per process, each name once
+_WARNING = 2  # ILogger.Severity: INTERNAL_ERROR 0, ERROR 1, WARNING 2, INFO 3, VERBOSE 4
 
 
 @dataclass(frozen=True)
 class Library:
-    """One installed API: `module` is its Python package, `log` an ILogger that keeps the last warnings and errors."""
+    """One installed API. module: its Python package. log: an ILogger that keeps the last warnings and errors."""
 
     api: str
     module: Any
@@ -40,7 +40,7 @@ class Library:
 
     @property
     def version(self) -> str:
-        """Its exact version, such as "10.14.1.48"; a plan runs on the version that built it only."""
+        """Its exact version, such as "10.14.1.48"; a plan runs only on the version that built it."""
         return str(self.module.__version__)
 
     @property
@@ -52,17 +52,19 @@ class Library:
         """This library on a GPU, as plans name it."""
         return Machine(Builder(self.api, self.version, platform_name()), compute_capability)
 
-    def failed(self, what: str) -> BackendError:
-        """The error to raise where a call returned nothing: what was tried, and TensorRT's own lines about it."""
+    def failed(self, attempt: str) -> BackendError:
+        """The error to raise if TensorRT could not do `attempt`, with its own log lines."""
         lines = "; ".join(" ".join(line.split())[:300] for line in self.log.lines)
         self.log.lines.clear()
-        return BackendError(f"{self.name} could not {what}: {lines or 'it gave no reason'}.")
+        return BackendError(f"{self.name} could not {attempt}: {lines or 'it gave no reason'}.")
 
     def load_plugin(self, plugin: str, folder: Path) -> None:
-        """Register a plugin library for this process, once: "<file> <version>" as a plan names it, from its folder.
+        """Register a plugin library for this process, unless it is registered already.
+
+        plugin: "<file> <version>", as a plan names it. folder: the plan's.
 
         Raises:
-            BackendError: it is missing, is no plugin library for this TensorRT, or has another version of the op.
+            BackendError: the file is missing, is no plugin library for this TensorRT, or has another version of the op.
         """
         if (entry := (self.name, plugin)) in _registered:
             return
@@ -77,18 +79,18 @@ class Library:
             raise BackendError(
                 f'"{path}" has no {PLUGIN_OP} of version {plugin_version(plugin)}; '
                 "compile this version's plugin (docs/plugin.md) and build the plan with it."
-            )  # None with a creator: another file has brought the same op
+            )  # no handle but a creator: another file has registered the same op
         _registered.add(entry)
 
 
 def installed_libraries() -> list[Library]:
-    """Every TensorRT that can be imported here, TensorRT before TensorRT-RTX."""
+    """All TensorRT packages that can be imported here, TensorRT before TensorRT-RTX."""
     found = []
     for api, names in _MODULES.items():
         for name in names:
             try:
                 module = importlib.import_module(name)
-            except (ImportError, OSError):  # OSError: the package is there, a library that it needs is not
+            except (ImportError, OSError):  # OSError: a library that the package needs is missing
                 continue
             found.append(Library(api, module, _log(module)))
             break
@@ -97,7 +99,7 @@ def installed_libraries() -> list[Library]:
 
 def _log(module: Any) -> Any:
     class Log(module.ILogger):  # type: ignore[misc,name-defined,unused-ignore]
-        """Keeps the last lines from warnings up."""
+        """Keeps the last warnings and errors."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 
-from qwenvl_edge.backends.cuda.device import Cuda
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.tensorrt import library as tensorrt_library
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
@@ -14,6 +13,7 @@ from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import Plan
+from qwenvl_edge.machine.cuda import Cuda
 from support.standin import plans
 from support.standin.machine import Machine
 

@@ -8,7 +8,7 @@ import pytest
 from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BackendError
-from support.decoding import assert_same, both, decode, embeds
+from support.decoding import assert_same, both, decode, embeds, noise
 from support.dialects import RUNNABLE
 from support.standin import plans
 
@@ -33,7 +33,7 @@ def test_nothing_is_reserved_after_the_first_conversation(bundle, open_backend):
     cache = backend.new_cache(1, 64)
 
     def converse():
-        backend.encode_images(np.zeros((1, 3, SIZE, SIZE), np.float32))
+        backend.encode_pixels(np.zeros((1, 3, SIZE, SIZE), np.float32))
         for tokens in (40, 1, 1, 7, 1):
             decode(backend, cache, tokens, wanted=range(min(tokens, 7)))
         cache.truncate(0)
@@ -78,17 +78,17 @@ def test_a_shared_memory_is_not_copied(bundle, open_backend, reference):
 
 def test_kept_features_are_copied_within_the_gpu_only(bundle, open_backend):
     backend, machine = open_backend(bundle)
-    features = backend.keep_images(np.zeros((1, 3, SIZE, SIZE), np.float32))
+    features = backend.encode(noise(0))
     cache, used = backend.new_cache(1, 128), machine.used_bytes
     decode(backend, cache, 20)
     machine.counts.clear()
-    pictures = [Placed(features[0], 0, 5, 40)]
+    pictures = [Placed(features, 0, 5, 40)]
     call = (cache, embeds(backend, 40), 20 + np.arange(40)[None], np.array([20]), np.array([[0]]))
     backend.decode(*call, pictures)
     assert machine.counts == {"enqueues": 1, "copies": 3, "synchronizations": 1}  # inputs, features, logits
     for at, first, count in ((1, 0, 40), (0, 250, 7), (-1, 0, 2), (0, 0, 0)):
         with pytest.raises(BackendError, match=r"do not fit 40 tokens and 256 rows"):
-            backend.decode(*call, [Placed(features[0], at, first, count)])
+            backend.decode(*call, [Placed(features, at, first, count)])
     with pytest.raises(BackendError, match="features of another backend"):
         backend.decode(*call, [Placed(np.zeros((256, HIDDEN), np.float32), 0, 0, 1)])
     del features, pictures

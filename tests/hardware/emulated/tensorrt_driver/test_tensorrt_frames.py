@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import FrameSource, QwenVLEngine
-from qwenvl_edge.backends.cuda.device import DeviceMemory, Staging, Stream
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.inputs.pictures import Preprocessing, load_picture
+from qwenvl_edge.machine.cuda import DeviceMemory, Staging, Stream
 from support.device_frames import Exported, frame, put
 from support.dialects import RUNNABLE
 from support.standin import nvrtc
@@ -49,8 +49,8 @@ def opened(bundle, open_backend, request):
 def encoded(opened, monkeypatch) -> list:
     """The pictures that are encoded from now on."""
     backend, pictures = opened[1], []
-    keep = backend.keep_picture
-    monkeypatch.setattr(backend, "keep_picture", lambda picture, how: pictures.append(picture) or keep(picture, how))
+    encode = backend.encode
+    monkeypatch.setattr(backend, "encode", lambda picture: pictures.append(picture) or encode(picture))
     return pictures
 
 
@@ -83,7 +83,7 @@ def test_features_are_those_of_the_pixels_on_the_host(opened):
     _, backend, machine = opened
     for pixels in (PIXELS, PIXELS[:, :, 0].copy(), np.ascontiguousarray(PIXELS[:7])):
         kept = [
-            backend.keep_picture(picture, PREPROCESSING)
+            backend.encode(picture)
             for picture in (backend.load_frame(Camera(backend.cuda).take(pixels), "rgb", "frame"), load_picture(pixels))
         ]
         assert bytes_of(machine, kept[0]) == bytes_of(machine, kept[1])
@@ -243,6 +243,4 @@ def test_a_backend_on_the_cpu_takes_its_pixels(opened, reference):
     _, backend, _ = opened
     picture = backend.load_frame(Camera(backend.cuda).take(), "rgb", "frame")
     assert reference.load_frame(Camera(backend.cuda).take(), "rgb", "frame") is None
-    np.testing.assert_array_equal(
-        reference.keep_picture(picture, PREPROCESSING), reference.keep_picture(load_picture(PIXELS), PREPROCESSING)
-    )
+    np.testing.assert_array_equal(reference.encode(picture), reference.encode(load_picture(PIXELS)))

@@ -68,6 +68,6 @@ def test_a_run_that_tensorrt_refuses(backend, monkeypatch):
         decode(backend, cache, 5)
     assert cache.length == 5
     with pytest.raises(BackendError, match=r'could not run "vision\.plan": .*the sun shines'):
-        backend.encode_images(np.zeros((1, 3, 56, 56), np.float32))
+        backend.encode_pixels(np.zeros((1, 3, 56, 56), np.float32))
     monkeypatch.setattr(tensorrt_api.IExecutionContext, "_incomplete", complete)
     assert np.isfinite(decode(backend, cache, 5, seed=1)).all() and cache.length == 10

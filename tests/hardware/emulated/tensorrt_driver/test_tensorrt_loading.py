@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 
-from qwenvl_edge.backends.cuda.device import Cuda
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.errors import BackendError, BundleError
+from qwenvl_edge.machine.cuda import Cuda
 from support.decoding import assert_same, both, decode
 from support.dialects import RUNNABLE
 from support.standin import plans

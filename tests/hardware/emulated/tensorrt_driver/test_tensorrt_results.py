@@ -12,7 +12,7 @@ from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError
-from support.decoding import assert_same, both, decode, embeds, pictured
+from support.decoding import assert_same, both, decode, embeds, noise, pictured
 from support.dialects import RUNNABLE
 from support.standin import plans
 from support.standin.machine import Machine
@@ -85,19 +85,18 @@ def test_a_copied_prefix_and_rows_of_a_batch(backend, reference):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_pictures_go_through_in_as_many_runs_as_the_plan_needs(backend, reference, count):
     pixels = np.random.default_rng(0).normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
-    assert_same(backend.encode_images(pixels), reference.encode_images(pixels))
+    assert_same(backend.encode_pixels(pixels), reference.encode_pixels(pixels))
 
 
 @pytest.mark.parametrize("integrated", [False, True])
 def test_features_stay_on_the_gpu(bundle, open_backend, reference, integrated):
     """Kept features, whole and in parts, behind a prefix, over a call's tokens, also where a call is made in pieces."""
     backend, _ = open_backend(bundle, integrated=integrated)
-    pixels = np.random.default_rng(3).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
     logits = []
     for side in (backend, reference):
-        features = side.keep_images(pixels)
+        features = [side.encode(noise(seed)) for seed in (3, 4)]
         assert [len(each) for each in features] == [IMAGE_TOKENS] * 2
-        side.keep_images(pixels[::-1])  # is not written over what was kept
+        side.encode(noise(5))  # does not overwrite the features before
         cache = side.new_cache(1, 200)
         calls = [(9, [Placed(features[0], 2, 0, 7)]), (1, [Placed(features[0], 0, 7, 1)])]
         calls += [(150, [Placed(features[0], 0, 8, 8), Placed(features[1], 50, 0, 90)]), (1, [])]
@@ -138,7 +137,7 @@ def test_a_cache_works_again_after_nan(backend, reference, value):
     assert cache.length == 0
     assert_same(decode(backend, cache, 3), decode(*other, 3))
     with pytest.raises(BackendError, match="the image features hold NaN or infinity"):
-        backend.encode_images(np.full((1, 3, SIZE, SIZE), value, np.float32))
+        backend.encode_pixels(np.full((1, 3, SIZE, SIZE), value, np.float32))
 
 
 def test_a_plan_is_verified_like_a_bundle(own_bundle, tiny_checkpoint, monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """CUDA through cuda-python: device memory, pinned staging, a stream, captured graphs. Knows nothing of models.
 
-cuda.bindings.runtime is used as it is, because it has been the same since CUDA 12.6 (JetPack 6): every function returns
-its error code and then its values. One GPU is used, number 0; CUDA_VISIBLE_DEVICES chooses which one that is.
+cuda.bindings.runtime is called directly: since CUDA 12.6 (JetPack 6) every function returns its error code and then its
+values. Only GPU 0 is used; CUDA_VISIBLE_DEVICES chooses which one that is.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from qwenvl_edge.machine.memory import available_bytes
 
 Bytes = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
-ALIGNMENT = 256  # of everything that is bound to an engine; cudaMalloc gives it
+ALIGNMENT = 256  # bytes; TensorRT asks for it of every bound address, and cudaMalloc returns such addresses
 
 
 class Cuda:
-    """The GPU. name, compute_capability (10 * major + minor); integrated: CPU and GPU share one memory (Jetson)."""
+    """The GPU.
+
+    name: as CUDA reports it. compute_capability: 10 * major + minor. integrated: CPU and GPU share one memory (Jetson).
+    """
 
     def __init__(self, api: Any):
         self.api = api
@@ -36,7 +39,7 @@ class Cuda:
 
     @classmethod
     def open(cls) -> Cuda:
-        """The first GPU.
+        """Open the first GPU.
 
         Raises:
             BackendError: cuda-python is not installed, or there is no GPU or driver that it can use.
@@ -61,15 +64,15 @@ class Cuda:
         return cls(api)
 
     def free_bytes(self) -> int:
-        """Memory of the GPU that nothing has taken; on a board what the system would give up counts too."""
+        """Free memory of the GPU; where CPU and GPU share one memory, also what the system would free for a process."""
         free = int(self._query("read how much memory is free", self.api.cudaMemGetInfo)[0])
         return max(free, available_bytes() or 0) if self.integrated else free
 
     def call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a CUDA function and return its value; `what` it is for goes into the message.
+        """Call a CUDA function and return its value; the message of an error says that CUDA could not `what`.
 
         Raises:
-            BackendError: it failed, or an earlier one did, which CUDA reports late.
+            BackendError: this call failed, or an earlier one did: CUDA reports errors of queued work late.
         """
         values = self._query(what, function, *arguments)
         return values[0] if values else None
@@ -83,13 +86,13 @@ class Cuda:
 
 
 def describe(api: Any, error: Any) -> str:
-    """A CUDA error as its name and meaning."""
+    """Name and meaning of a CUDA error."""
     (_, name), (_, text) = api.cudaGetErrorName(error), api.cudaGetErrorString(error)
     return f"{name.decode()}, {text.decode()}"
 
 
 class DeviceMemory:
-    """Memory of the GPU at `address`, freed with this object."""
+    """`nbytes` of the GPU's memory at `address`, freed with this object."""
 
     def __init__(self, cuda: Cuda, nbytes: int):
         self.nbytes = nbytes
@@ -98,10 +101,10 @@ class DeviceMemory:
 
 
 class Staging:
-    """Pinned memory `host`, an array of bytes, and the bytes that the GPU sees of it at `address`.
+    """A buffer in two places: pinned memory `host` (an array of bytes), and `address`, where the GPU sees it.
 
-    On a GPU with a memory of its own those are a second buffer, and upload and download copy between the two. Where CPU
-    and GPU share one memory both names mean the same bytes and nothing is copied.
+    On a GPU with a memory of its own these are two buffers, and upload and download copy between them. Where CPU and
+    GPU share one memory they are the same bytes, and nothing is copied.
     """
 
     def __init__(self, cuda: Cuda, nbytes: int):
@@ -119,7 +122,7 @@ class Staging:
             self.address = self._device.address
 
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, int], int]:
-        """Put arrays one behind the other; return the GPU's address of each, and how many bytes they take."""
+        """Write arrays one after the other; return the GPU's address of each, and how many bytes they take."""
         addresses, end = {}, 0
         for name, array in arrays.items():
             addresses[name] = self.address + end
@@ -128,23 +131,23 @@ class Staging:
         return addresses, end
 
     def view(self, shape: tuple[int, ...]) -> FloatArray:
-        """The float32 array at the beginning, which the next call overwrites."""
+        """The float32 array of `shape` at the beginning: a view, which the next call overwrites."""
         array: FloatArray = self.host[: 4 * math.prod(shape)].view(np.float32).reshape(shape)
         return array
 
     def upload(self, stream: Stream, nbytes: int) -> None:
-        """Let the GPU see the first `nbytes` bytes, once the stream gets there."""
+        """Queue the copy of the first `nbytes` bytes to the GPU."""
         if self._device is not None:
             stream.upload(self.address, self.host[:nbytes])
 
     def download(self, stream: Stream, nbytes: int) -> None:
-        """Let the host see the first `nbytes` bytes, once the stream has been synchronised."""
+        """Queue the copy of the first `nbytes` bytes to the host, which may read them after `synchronize`."""
         if self._device is not None:
             stream.download(self.host[:nbytes], self.address)
 
 
 class Stream:
-    """A stream of its own: what is put on it runs in order, and nothing waits for the legacy default stream."""
+    """A queue of work for the GPU, done in order; it does not wait for CUDA's legacy default stream."""
 
     def __init__(self, cuda: Cuda):
         self._cuda = cuda
@@ -154,56 +157,56 @@ class Stream:
         weakref.finalize(self, api.cudaStreamDestroy, self._stream)
 
     def synchronize(self) -> None:
-        """Wait until everything on the stream is done. Raises BackendError where something of it failed."""
+        """Wait until all queued work is done. Raises BackendError if some of it failed."""
         self._cuda.call("finish the work on the GPU", self._api.cudaStreamSynchronize, self._stream)
 
     def wait_for(self, other: int) -> None:
-        """Let what is put on this stream from now on wait for what another one, given by its handle, has to do now."""
+        """Make later work on this stream wait for the work that is queued now on another, given by its handle."""
         api, call = self._api, self._cuda.call
         event = call("make an event", api.cudaEventCreateWithFlags, api.cudaEventDisableTiming)
         try:
             call("mark another stream", api.cudaEventRecord, event, other)
             call("wait for another stream", api.cudaStreamWaitEvent, self._stream, event, 0)
         finally:
-            api.cudaEventDestroy(event)  # lives on until it is no longer waited for
+            api.cudaEventDestroy(event)  # CUDA frees it when nothing waits for it any more
 
     @contextlib.contextmanager
     def waited_for(self) -> Iterator[None]:
-        """Wait behind the block, also where it fails half-way: what is under way still uses the memory of the call."""
+        """Synchronise after the block, also if it fails half-way: queued work still uses the memory of the call."""
         try:
             yield
         except BackendError:
-            with contextlib.suppress(BackendError):  # the first error is the one to tell
+            with contextlib.suppress(BackendError):  # the first error is the one to report
                 self.synchronize()
             raise
         self.synchronize()
 
     def upload(self, target: int, source: npt.NDArray[Any]) -> None:
-        """Copy a contiguous array to the GPU. Pinned memory must stay as it is until the stream is synchronised."""
+        """Queue the copy of a contiguous array to the GPU; pinned memory must not change until `synchronize`."""
         self._copy(target, source.ctypes.data, source.nbytes, self._api.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
     def download(self, target: npt.NDArray[Any], source: int) -> None:
-        """Copy to a contiguous array, which may be read once the stream is synchronised."""
+        """Queue the copy to a contiguous array in pinned memory, which may be read after `synchronize`."""
         self._copy(target.ctypes.data, source, target.nbytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
     def copy_rows(self, target: tuple[int, int], source: tuple[int, int], *, rows: int, row_bytes: int) -> None:
-        """Copy `row_bytes` of each of `rows` rows; target and source are addresses with the pitch of the rows there."""
+        """Queue the copy of `rows` rows of `row_bytes` bytes; target and source are (address, bytes between rows)."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         copy = self._api.cudaMemcpy2DAsync
         if row_bytes:
             self._cuda.call("copy", copy, *target, *source, row_bytes, rows, kind, self._stream)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Copy between two addresses that the GPU sees, in its own memory or in mapped memory of the host."""
+        """Queue a copy between two addresses that the GPU sees: its own memory, or mapped memory of the host."""
         default = self._api.cudaMemcpyKind.cudaMemcpyDefault
         self._cuda.call("copy", self._api.cudaMemcpyAsync, target, source, nbytes, default, self._stream)
 
     def clear(self, address: int, nbytes: int) -> None:
-        """Fill memory of the GPU with zeros."""
+        """Queue filling memory of the GPU with zeros."""
         self._cuda.call("clear memory", self._api.cudaMemsetAsync, address, 0, nbytes, self._stream)
 
     def capture(self, work: Callable[[], None]) -> Graph | None:
-        """Record what `work` puts on this stream, without running it; None where part of it cannot be captured."""
+        """Record what `work` queues on this stream, without running it; None if part of it cannot be captured."""
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._cuda.call("begin a capture", self._api.cudaStreamBeginCapture, self._stream, mode)
         try:
@@ -224,7 +227,7 @@ class Stream:
 
 
 class Graph:
-    """Captured work: one launch instead of one for every kernel."""
+    """Captured work of a stream, queued again by one launch instead of one per kernel."""
 
     def __init__(self, cuda: Cuda, stream: Any, graph: Any):
         self._cuda = cuda
@@ -234,5 +237,5 @@ class Graph:
         weakref.finalize(self, cuda.api.cudaGraphExecDestroy, self._executable)
 
     def launch(self) -> None:
-        """Put the captured work on its stream."""
+        """Queue the captured work on its stream."""
         self._cuda.call("launch a graph", self._cuda.api.cudaGraphLaunch, self._executable, self._stream)

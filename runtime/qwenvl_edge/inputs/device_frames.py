@@ -1,8 +1,8 @@
-"""Frames of other libraries: found through the CUDA Array Interface, version 3, or DLPack, and read by the CPU.
+"""Frames of other libraries, described by the CUDA Array Interface (version 3) or DLPack, read by the CPU.
 
-A frame that the CPU can read (managed or mapped memory, as camera libraries of boards with unified memory use) is seen
-where it lies; one in the GPU's own memory is copied once, without PyTorch or CuPy. Backends on a GPU take frames
-without that copy: cuda_pictures.py.
+A frame that the CPU can read (managed or mapped memory, which camera libraries of boards with unified memory use) is
+read in place. One in the GPU's own memory is copied once, without PyTorch or CuPy. Backends on a GPU take frames
+without that copy: backends/cuda/pictures.py.
 https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
 https://dmlc.github.io/dlpack/latest/python_spec.html
 """
@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.cuda.device import Cuda
 from qwenvl_edge.errors import BackendError, ImageError
+from qwenvl_edge.machine.cuda import Cuda
 
 _CUDA, _MANAGED = 2, 13  # DLDeviceType
-_LEGACY_STREAM = 1  # a producer makes its frame ready on this one, CUDA's default stream, where it is asked to
+_LEGACY_STREAM = 1  # CUDA's default stream, on which a DLPack producer is asked to make its frame ready
 _DLPACK_ERRORS = (BackendError, BufferError, RuntimeError, TypeError, ValueError)
 _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # DLDataTypeCode, as the letters of type strings
 
 
 class _DLTensor(ctypes.Structure):
-    """What a capsule named "dltensor" begins with (dlpack.h)."""
+    """The first fields of the structure in a capsule named "dltensor" (dlpack.h)."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -39,16 +39,16 @@ class _DLTensor(ctypes.Structure):
         ("bits", ctypes.c_uint8),
         ("lanes", ctypes.c_uint16),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),  # in elements; null where dense
+        ("strides", ctypes.POINTER(ctypes.c_int64)),  # in elements; null if dense
         ("byte_offset", ctypes.c_uint64),
     )
 
 
 @dataclass(frozen=True)
 class DeviceFrame:
-    """Pixels that CUDA has: uint8 `shape` [H, W] or [H, W, channels] at `address`, rows `pitch` bytes apart.
+    """Pixels in CUDA's memory: uint8 `shape` [H, W] or [H, W, channels] at `address`, rows `pitch` bytes apart.
 
-    stream: whose work they wait for (None: they are ready). owner: keeps the memory alive.
+    stream: the stream whose queued work writes them (None: they are ready). owner: keeps the memory alive.
     """
 
     address: int
@@ -65,24 +65,26 @@ class DeviceFrame:
 
 
 def is_cuda_frame(frame: Any) -> bool:
-    """Whether device_frame can be asked about `frame`: it says that CUDA has its pixels."""
+    """True if `frame` says that its pixels lie in CUDA's memory, so that device_frame takes it."""
     if isinstance(frame, np.ndarray):
         return False
     return hasattr(frame, "__cuda_array_interface__") or _dlpack_device(frame) == _CUDA
 
 
 def device_frame(frame: Any, name: str, *, reader: int = _LEGACY_STREAM) -> DeviceFrame:
-    """A frame that is_cuda_frame. reader: the stream that DLPack's producer is asked to make it ready for.
+    """Describe a frame for which is_cuda_frame is true.
+
+    reader: the stream for which DLPack's producer is asked to make the frame ready.
 
     Raises:
         ImageError: it is not uint8 [H, W] or [H, W, channels] with contiguous rows, or DLPack fails.
     """
     interface = getattr(frame, "__cuda_array_interface__", None)
-    # Before version 3 the interface does not tell what the frame waits for; DLPack's producer sees to that.
+    # Before version 3 the interface does not name the stream that writes the frame; DLPack's producer waits for it.
     if interface is not None and (interface.get("version", 0) >= 3 or _dlpack_device(frame) != _CUDA):
         return _checked(interface, name, frame)
     try:
-        capsule = frame.__dlpack__(stream=reader)  # alive as long as its pixels are wanted
+        capsule = frame.__dlpack__(stream=reader)  # keeps the pixels alive
         interface = _interface(capsule, reader)
     except _DLPACK_ERRORS as error:
         raise _unreadable(name, _CUDA, error) from None
@@ -90,13 +92,14 @@ def device_frame(frame: Any, name: str, *, reader: int = _LEGACY_STREAM) -> Devi
 
 
 def frame_array(frame: Any, name: str) -> npt.NDArray[Any]:
-    """The pixels of an object that has `__cuda_array_interface__` or `__dlpack__`.
+    """Read the pixels of an object that has `__cuda_array_interface__` or `__dlpack__`.
 
-    Waits for what the frame still waits for. The array may be a view, valid as long as the frame is.
+    Waits until the frame is ready. The array may be a view, valid as long as the frame is. `name` is the picture's, for
+    messages.
 
     Raises:
-        ImageError: in CUDA's memory, it is not uint8 [H, W] or [H, W, channels] with contiguous rows, or it cannot be
-            reached; or it lies on another kind of device. `name` is the picture's.
+        ImageError: a frame in CUDA's memory is not uint8 [H, W] or [H, W, channels] with contiguous rows, or cannot be
+            reached; or the frame lies on another kind of device.
     """
     if is_cuda_frame(frame):
         found = device_frame(frame, name)
@@ -117,7 +120,7 @@ def frame_array(frame: Any, name: str) -> npt.NDArray[Any]:
 
 
 def copy_to_host(cuda: Cuda, address: int, pitch: int, rows: npt.NDArray[np.uint8]) -> None:
-    """Fill `rows` [height, bytes of a row] from rows in the GPU's memory that are `pitch` bytes apart and ready."""
+    """Fill `rows` [height, bytes per row] from finished rows in the GPU's memory that lie `pitch` bytes apart."""
     height, row_bytes = rows.shape
     kind, target = cuda.api.cudaMemcpyKind.cudaMemcpyDeviceToHost, rows.ctypes.data
     cuda.call("copy the frame", cuda.api.cudaMemcpy2D, target, row_bytes, address, pitch, row_bytes, height, kind)
@@ -132,7 +135,7 @@ def _unreadable(name: str, device: int | None, error: Exception) -> ImageError:
 
 
 def _interface(capsule: Any, stream: int) -> dict[str, Any]:
-    """A capsule's tensor as the CUDA Array Interface has it. The capsule is not consumed, and frees what it holds."""
+    """Describe a capsule's tensor as the CUDA Array Interface does. The capsule stays the owner of its memory."""
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.argtypes, get_pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
     tensor = _DLTensor.from_address(get_pointer(capsule, b"dltensor"))
@@ -146,7 +149,7 @@ def _interface(capsule: Any, stream: int) -> dict[str, Any]:
 
 
 def _checked(interface: Mapping[str, Any], name: str, owner: Any) -> DeviceFrame:
-    """The pixels behind a CUDA Array Interface."""
+    """Check a CUDA Array Interface and return the frame that it describes."""
     shape, (pointer, _) = tuple(interface["shape"]), interface["data"]
     if interface["typestr"] != "|u1" or len(shape) not in (2, 3) or not math.prod(shape):
         raise ImageError(f"{name} is a GPU frame of {interface['typestr']} {list(shape)}; give uint8 [H, W, channels].")
@@ -159,7 +162,7 @@ def _checked(interface: Mapping[str, Any], name: str, owner: Any) -> DeviceFrame
 
 
 def _view(cuda: Cuda, frame: DeviceFrame) -> npt.NDArray[np.uint8]:
-    """The pixels as an array, where they lie if the CPU can read them there."""
+    """The pixels as an array: in place if the CPU can read them there, else a copy."""
     api = cuda.api
     if frame.stream is not None:
         cuda.call("wait for the frame", api.cudaStreamSynchronize, frame.stream)

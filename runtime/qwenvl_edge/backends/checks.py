@@ -1,0 +1,118 @@
+"""Checks of what backends are given and of what graphs return. Each raises an error of one sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, PIXEL_VALUES, POSITION_IDS, WRITE_INDICES
+from qwenvl_edge.bundle.manifest import ModelInfo
+from qwenvl_edge.errors import BackendError, ContextError
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+def check_cache_size(batch: int, capacity: int) -> None:
+    """Check the arguments of new_cache. Raises BackendError if there is less than one row or token."""
+    if batch < 1 or capacity < 1:
+        raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
+
+
+def check_pixels(pixel_values: FloatArray, side: int) -> None:
+    """Check preprocessed pictures of `side` pixels.
+
+    Raises:
+        BackendError: the array is not [N, 3, side, side] float32 with N >= 1.
+    """
+    _check(PIXEL_VALUES, pixel_values, np.dtype(np.float32), (None, 3, side, side))
+    if not len(pixel_values):
+        raise BackendError("pixel_values holds no picture; pass at least one.")
+
+
+def check_tokens(
+    model: ModelInfo,
+    cache: KVCache,
+    *,
+    inputs_embeds: FloatArray,
+    position_ids: IntArray,
+    write_indices: IntArray,
+    logits_indices: IntArray,
+) -> None:
+    """Check the arguments of decode against the model and the cache.
+
+    Raises:
+        BackendError: an array has the wrong shape, dtype or range.
+        ContextError: the tokens do not fit into the cache.
+    """
+    batch, int64 = cache.batch, np.dtype(np.int64)
+    _check(INPUTS_EMBEDS, inputs_embeds, np.dtype(np.float32), (batch, None, model.hidden_size))
+    tokens = inputs_embeds.shape[1]
+    if not tokens:
+        raise BackendError("inputs_embeds holds no token; pass at least one.")
+    _check(POSITION_IDS, position_ids, int64, (batch, tokens))
+    _check(WRITE_INDICES, write_indices, int64, (batch,))
+    _check(LOGITS_INDICES, logits_indices, int64, (batch, None))
+    _check_range(WRITE_INDICES, write_indices, cache.length + 1, "the tokens in the cache")
+    check_room(cache, int(write_indices.max()) + tokens)
+    _check_range(POSITION_IDS, position_ids, cache.capacity, "the cache's capacity")
+    _check_range(LOGITS_INDICES, logits_indices, tokens, "the tokens of this call")
+
+
+def check_room(cache: KVCache, needed: int) -> None:
+    """Check that `needed` tokens fit into a row of the cache. Raises ContextError that says by how many they do not."""
+    if needed > cache.capacity:
+        raise ContextError(
+            f"{needed:,} tokens do not fit into a KV cache of {cache.capacity:,}: {needed - cache.capacity:,} too many."
+        )
+
+
+def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
+    """Check the arguments of copy_cache.
+
+    Raises:
+        BackendError: the caches do not fit together, or `source` holds fewer tokens.
+    """
+    if source.batch != 1 or not 0 <= row < target.batch or source.ntk_alpha != target.ntk_alpha:
+        raise BackendError(
+            f"cannot copy a cache of batch {source.batch} and NTK factor {source.ntk_alpha:g} into row {row} of one of "
+            f"batch {target.batch} and factor {target.ntk_alpha:g}; copy one row between caches reset alike."
+        )
+    if not 0 <= tokens <= min(source.length, target.capacity):
+        raise BackendError(
+            f"cannot copy {tokens:,} tokens of a cache that holds {source.length:,} into one of {target.capacity:,}."
+        )
+
+
+def check_finite(values: FloatArray, stage: str) -> None:
+    """Check a graph's output, which `stage` names in the message ("logits").
+
+    Raises:
+        BackendError: `values` holds NaN or infinity.
+    """
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"the {stage} hold NaN or infinity: the weights or the input are broken, or the precision overflows; "
+            "check the bundle with `qwenvl verify`."
+        )
+
+
+def _check(
+    name: str, array: npt.NDArray[np.generic], dtype: np.dtype[np.generic], shape: tuple[int | None, ...]
+) -> None:
+    fits = len(array.shape) == len(shape) and all(
+        want is None or have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits or array.dtype != dtype:
+        wanted = ", ".join("*" if size is None else str(size) for size in shape)
+        found = ", ".join(map(str, array.shape))
+        raise BackendError(f"{name} must be {dtype} [{wanted}], not {array.dtype} [{found}].")
+
+
+def _check_range(name: str, values: IntArray, end: int, allowed: str) -> None:
+    if not values.size:
+        return
+    low, high = values.min(), values.max()
+    if low < 0 or high >= end:
+        raise BackendError(f"{name} must lie in 0..{end - 1} ({allowed}); found {low}..{high}.")
