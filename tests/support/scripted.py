@@ -10,7 +10,9 @@ from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import FileInfo
 from qwenvl_edge.bundle.manifest import (
+    FORMAT,
     EmbeddingInfo,
+    FamilyInfo,
     GenerationDefaults,
     Graphs,
     Manifest,
@@ -20,12 +22,20 @@ from qwenvl_edge.bundle.manifest import (
     Workspace,
 )
 from qwenvl_edge.engine import QwenVLEngine
-from qwenvl_edge.families import QwenVL
+from qwenvl_edge.families.qwen_vl import QwenVLBundleConfig, QwenVLFamily
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.paths import DATA
 
 TINY_VOCABULARY = DATA / "tiny" / "qwen.tiktoken"
-FAMILY = QwenVL(num_ranks=2000, image_tokens=4)
+CONFIG = QwenVLBundleConfig(
+    image_start_id=2214,
+    image_tokens=4,
+    image_size=28,
+    seq_length=2048,
+    rope_base=10000.0,
+    use_dynamic_ntk=True,
+    use_logn_attn=True,
+)
 MODEL = ModelInfo(
     hidden_size=8,
     num_layers=1,
@@ -33,17 +43,17 @@ MODEL = ModelInfo(
     num_kv_heads=1,
     head_dim=4,
     vocab_size=2304,
-    seq_length=2048,
     max_position_embeddings=512,
-    rope_base=10000.0,
-    use_dynamic_ntk=True,
-    use_logn_attn=True,
-    image_size=28,
-    image_tokens=4,
-    image_start_id=2214,
 )
+FAMILY = QwenVLFamily(CONFIG, MODEL.head_dim)
 GENERATION = GenerationDefaults("chatml", False, 0.3, 0, 1.0, 1.0, 64, 6144)
 _tokenizer = Tokenizer(TINY_VOCABULARY, FAMILY.special_tokens)
+
+
+def family_of(num_ranks: int, *, image_tokens: int = 256, head_dim: int = 128, **config) -> QwenVLFamily:
+    """The family for a vocabulary of so many BPE ranks, before which nothing else stands; config: as in CONFIG."""
+    changes = {"image_start_id": num_ranks + 214, "image_tokens": image_tokens, **config}
+    return QwenVLFamily(dataclasses.replace(CONFIG, **changes), head_dim)
 
 
 def ids(text: str) -> list[int]:
@@ -55,15 +65,15 @@ def decode(tokens) -> str:
     return _tokenizer.decode([int(token) for token in tokens])
 
 
-def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qwen_vl") -> Bundle:
+def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qwen_vl", config=CONFIG) -> Bundle:
     (folder / "qwen.tiktoken").write_bytes(TINY_VOCABULARY.read_bytes())
     rows = np.arange(model.vocab_size * model.hidden_size, dtype="<f4").reshape(model.vocab_size, -1)
     (folder / "embedding.bin").write_bytes(rows.tobytes())
     files = {name: FileInfo((folder / name).stat().st_size, "") for name in ("qwen.tiktoken", "embedding.bin")}
     embedding = EmbeddingInfo("embedding.bin", "float32", (model.vocab_size, model.hidden_size))
     manifest = Manifest(
-        format=1,
-        family=family,
+        format=FORMAT,
+        family=FamilyInfo(family, dataclasses.asdict(config)),
         model=model,
         precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
         workspace=Workspace(1, 1),
@@ -87,9 +97,9 @@ class ScriptedCache(KVCache):
         self.prompt = 0
         super().__init__(model, batch=batch, capacity=capacity)
 
-    def reset(self, prefill_length, **options):
-        super().reset(prefill_length, **options)
-        self.prompt = prefill_length
+    def reset(self, positions, **options):
+        super().reset(positions, **options)
+        self.prompt = positions.length
 
 
 class ScriptedBackend(Backend):
@@ -111,10 +121,10 @@ class ScriptedBackend(Backend):
         self.chunks: list[int] = []  # tokens of each prefill call
 
     def encode_images(self, pixel_values):
-        check_pixels(self.model, pixel_values)
+        check_pixels(CONFIG.image_size, pixel_values)
         self.encoded += len(pixel_values)
         mean = pixel_values.mean(axis=(1, 2, 3))[:, None, None]
-        return np.broadcast_to(mean, (len(mean), self.model.image_tokens, self.model.hidden_size)).astype(np.float32)
+        return np.broadcast_to(mean, (len(mean), CONFIG.image_tokens, self.model.hidden_size)).astype(np.float32)
 
     def new_cache(self, batch, capacity):
         self.caches.append(ScriptedCache(self.model, batch=batch, capacity=capacity))
@@ -175,9 +185,14 @@ class ScriptedBackend(Backend):
         return [int(value) // self.model.hidden_size if ok else -1 for value, ok in zip(first, whole, strict=True)]
 
 
-def engine(folder: Path, *answers, model=None, generation=None, **options):
-    """An engine over scripted answers, and its backend."""
+def engine(folder: Path, *answers, model=None, config=None, generation=None, **options):
+    """An engine over scripted answers, and its backend; model, config and generation: what differs from the usual."""
     model = dataclasses.replace(MODEL, **(model or {}))
-    bundle = write_bundle(folder, model=model, generation=dataclasses.replace(GENERATION, **(generation or {})))
+    bundle = write_bundle(
+        folder,
+        model=model,
+        config=dataclasses.replace(CONFIG, **(config or {})),
+        generation=dataclasses.replace(GENERATION, **(generation or {})),
+    )
     backend = ScriptedBackend(*answers, model=model)
     return QwenVLEngine(bundle, backend=backend, **options), backend

@@ -14,7 +14,8 @@ from qwenvl_edge.backends.kv_cache import KVCache, cache_bytes
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, PIXEL_VALUES, POSITION_IDS, WRITE_INDICES
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
-from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, Preprocessing, pixel_values
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, pixel_values
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -189,13 +190,12 @@ def check_cache_size(batch: int, capacity: int) -> None:
         raise BackendError(f"a KV cache needs a batch and a capacity of at least 1, not {batch} and {capacity}.")
 
 
-def check_pixels(model: ModelInfo, pixel_values: FloatArray) -> None:
-    """Check what encode_images was given.
+def check_pixels(size: int, pixel_values: FloatArray) -> None:
+    """Check what encode_images was given; size: the side S of a picture.
 
     Raises:
         BackendError: the array is not [N, 3, S, S] float32 with N >= 1.
     """
-    size = model.image_size
     _check(PIXEL_VALUES, pixel_values, np.dtype(np.float32), (None, 3, size, size))
     if not len(pixel_values):
         raise BackendError("pixel_values holds no picture; pass at least one.")
@@ -216,6 +216,8 @@ def check_tokens(
         BackendError: an array has the wrong shape, dtype or range.
         ContextError: the tokens do not fit into the cache.
     """
+    if cache.key is None:
+        raise BackendError("the KV cache has no positions yet; call its reset with those of a prompt.")
     batch, int64 = cache.batch, np.dtype(np.int64)
     _check(INPUTS_EMBEDS, inputs_embeds, np.dtype(np.float32), (batch, None, model.hidden_size))
     tokens = inputs_embeds.shape[1]
@@ -239,10 +241,10 @@ def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
     Raises:
         BackendError: the caches do not fit together, or `source` holds fewer tokens.
     """
-    if source.batch != 1 or not 0 <= row < target.batch or source.ntk_alpha != target.ntk_alpha:
+    if source.batch != 1 or not 0 <= row < target.batch or source.key != target.key:
         raise BackendError(
-            f"cannot copy a cache of batch {source.batch} and NTK factor {source.ntk_alpha:g} into row {row} of one of "
-            f"batch {target.batch} and factor {target.ntk_alpha:g}; copy one row between caches reset alike."
+            f"cannot copy a cache of batch {source.batch} and positions {source.key} into row {row} of one of batch "
+            f"{target.batch} and positions {target.key}; copy one row between caches reset alike."
         )
     if not 0 <= tokens <= min(source.length, target.capacity):
         raise BackendError(

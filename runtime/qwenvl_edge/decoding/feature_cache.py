@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from qwenvl_edge.backends.base import Backend, Features
-from qwenvl_edge.inputs.pictures import Picture, Preprocessing
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.inputs.pictures import Picture
 
 KEPT = 16
 """Pictures whose features are kept for follow-up questions."""

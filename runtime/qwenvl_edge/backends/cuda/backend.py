@@ -26,7 +26,8 @@ from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture, FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
 from qwenvl_edge.backends.kv_cache import KVCache
-from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, Preprocessing
+from qwenvl_edge.families.base import Family, Preprocessing
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 
 
 class DeviceFeatures:
@@ -58,8 +59,9 @@ class CudaBackend(CheckedBackend):
 
     kind = DeviceFeatures
 
-    def __init__(self, cuda: Cuda):
+    def __init__(self, cuda: Cuda, family: Family):
         self.cuda = cuda
+        self.family = family
         self.stream = Stream(cuda)
         self._frame_kernels = FrameKernels(cuda)
         self._frames = FrameLoader(cuda, self._frame_kernels)
@@ -70,6 +72,12 @@ class CudaBackend(CheckedBackend):
         problem = self._frame_kernels.problem()
         note = f"; frames in the GPU's memory are copied to the host, because {problem}" if problem else ""
         return self.description + note
+
+    @property
+    def _image_rows(self) -> int:
+        """Q."""
+        side = self.family.preprocessing.image_size
+        return self.family.layout((side, side)).tokens
 
     @property
     @abstractmethod
@@ -94,7 +102,7 @@ class CudaBackend(CheckedBackend):
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """See Backend.encode_images."""
-        check_pixels(self.model, pixel_values)
+        check_pixels(self.family.preprocessing.image_size, pixel_values)
         most = self._most_images or len(pixel_values)
         starts = range(0, len(pixel_values), most)
         batches = [np.ascontiguousarray(pixel_values[start : start + most]) for start in starts]
@@ -102,7 +110,7 @@ class CudaBackend(CheckedBackend):
 
     def keep_images(self, pixel_values: FloatArray) -> list[DeviceFeatures]:
         """See Backend.keep_images."""
-        check_pixels(self.model, pixel_values)
+        check_pixels(self.family.preprocessing.image_size, pixel_values)
         return [self._keep(self._encode(np.ascontiguousarray(pixels[None]))) for pixels in pixel_values]
 
     def keep_picture(self, picture: Picture, preprocessing: Preprocessing) -> Features:
@@ -118,14 +126,14 @@ class CudaBackend(CheckedBackend):
 
     def _features(self, output: Staging, count: int) -> FloatArray:
         """The features [N, Q, H] of so many pictures, checked, which the next call overwrites."""
-        features = output.view((count, self.model.image_tokens, self.model.hidden_size))
+        features = output.view((count, self._image_rows, self.model.hidden_size))
         check_finite(features, "image features")
         return features
 
     def _keep(self, output: Staging) -> DeviceFeatures:
         """One picture's features, checked and copied."""
         self._features(output, 1)
-        features = DeviceFeatures(self.cuda, self.model.image_tokens, self.model.hidden_size)
+        features = DeviceFeatures(self.cuda, self._image_rows, self.model.hidden_size)
         self.stream.copy(features.memory.address, output.address, features.memory.nbytes)
         self.stream.synchronize()
         return features

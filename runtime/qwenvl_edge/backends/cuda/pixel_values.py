@@ -9,7 +9,7 @@ import numpy as np
 from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Stream
 from qwenvl_edge.backends.cuda.frame_kernels import DeviceAxis, FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
-from qwenvl_edge.inputs.pictures import Preprocessing
+from qwenvl_edge.families.base import Preprocessing
 
 _AXES = 8  # kept: width and height of a few cameras
 

@@ -60,6 +60,7 @@ from qwenvl_edge.bundle.contract import (
 )
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families import open_family
 
 _DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 _INPUTS = (INPUTS_EMBEDS, POSITION_IDS, WRITE_INDICES, LOGITS_INDICES, ROPE_COS, ROPE_SIN)
@@ -99,6 +100,7 @@ class OnnxRuntimeBackend(CheckedBackend):
         if threads is not None and threads < 1:
             raise BackendError(f"threads is {threads}; it must be at least 1.")
         self.model: ModelInfo = bundle.manifest.model
+        self.family = open_family(bundle.manifest)
         self.dialect = dialect
         self.description = f"ONNX Runtime {ort.__version__} on the CPU"
         if dialect == NATIVE:
@@ -122,7 +124,7 @@ class OnnxRuntimeBackend(CheckedBackend):
 
     def encode_images(self, pixel_values: FloatArray) -> FloatArray:
         """See Backend.encode_images."""
-        check_pixels(self.model, pixel_values)
+        check_pixels(self.family.preprocessing.image_size, pixel_values)
         try:
             features: FloatArray = self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0]
         except Exception as error:

@@ -43,6 +43,7 @@ from qwenvl_edge.bundle.contract import (
 )
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families import open_family
 
 _PROVIDER = "CUDAExecutionProvider"
 _FLOATS = {"fp16": 10, "bf16": 16}  # ONNX's numbers of the types; NumPy has no bfloat16
@@ -68,7 +69,7 @@ class OnnxRuntimeCudaBackend(CudaBackend):
 
     def __init__(self, bundle: Bundle):
         check_cuda(bundle)
-        super().__init__(Cuda.open())
+        super().__init__(Cuda.open(), open_family(bundle.manifest))
         manifest = bundle.manifest
         self.model: ModelInfo = manifest.model
         self._float = _FLOATS[manifest.precision.compute["decoder"]]
@@ -101,14 +102,14 @@ class OnnxRuntimeCudaBackend(CudaBackend):
         return row_bytes(self._tensors, capacity)
 
     def _encode(self, pixel_values: FloatArray) -> Staging:
-        shape = (len(pixel_values), self.model.image_tokens, self.model.hidden_size)
+        shape = (len(pixel_values), self._image_rows, self.model.hidden_size)
         binding = self._vision.io_binding()
         return self._large.run(self._vision, binding, {PIXEL_VALUES: pixel_values}, IMAGE_FEATURES, shape)
 
     def _encode_at(self, address: int) -> Staging:
-        binding, side = self._vision.io_binding(), self.model.image_size
+        binding, side = self._vision.io_binding(), self.family.preprocessing.image_size
         binding.bind_input(PIXEL_VALUES, "cuda", 0, np.float32, (1, 3, side, side), address)
-        shape = (1, self.model.image_tokens, self.model.hidden_size)
+        shape = (1, self._image_rows, self.model.hidden_size)
         return self._large.run(self._vision, binding, {}, IMAGE_FEATURES, shape)
 
     def _memory(self, batch: int, capacity: int) -> CacheMemory:

@@ -23,6 +23,7 @@ from qwenvl_edge.backends.tensorrt.vision import PlanVision
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import REFIT_GRAPHS, Plan
 from qwenvl_edge.bundle.manifest import INT8_CACHE, ModelInfo
+from qwenvl_edge.families import open_family
 
 
 class TensorRTBackend(CudaBackend):
@@ -40,7 +41,7 @@ class TensorRTBackend(CudaBackend):
 
     def __init__(self, bundle: Bundle, plan: Plan, library: Library, cuda: Cuda):
         plan.check_machine(library.machine(cuda.compute_capability))
-        super().__init__(cuda)
+        super().__init__(cuda, open_family(bundle.manifest))
         self.model: ModelInfo = bundle.manifest.model
         limits = plan.manifest.limits
         self.limits = Limits(max_context=limits.max_context, max_batch=limits.max_batch)
@@ -54,7 +55,8 @@ class TensorRTBackend(CudaBackend):
             library.load_plugin(plan.manifest.plugin, plan.path)
         vision, decoder = (Engine(library, path, _refit(bundle, plan, path)) for path in (plan.vision, plan.decoder))
         scratch = DeviceMemory(cuda, max(vision.scratch_bytes, decoder.scratch_bytes))
-        self._vision = PlanVision(vision, plan, self.model, cuda, self.stream, scratch)
+        side, features = self.family.preprocessing.image_size, (self._image_rows, self.model.hidden_size)
+        self._vision = PlanVision(vision, plan, cuda, self.stream, scratch, side=side, features=features)
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
 
     @property

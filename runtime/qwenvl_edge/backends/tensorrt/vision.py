@@ -9,22 +9,33 @@ from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Stag
 from qwenvl_edge.backends.tensorrt.engine import Engine
 from qwenvl_edge.bundle.contract import IMAGE_FEATURES, PIXEL_VALUES
 from qwenvl_edge.bundle.engines import Plan
-from qwenvl_edge.bundle.manifest import ModelInfo
 
 
 class PlanVision:
-    """Runs vision.plan. most: how many pictures it takes at once.
+    """Runs vision.plan for pictures of `side` pixels. most: how many of them it takes at once.
+
+    features: shape [Q, H] of a picture's features.
 
     Raises:
         BackendError: the engine is not that of the bundle, or there is no memory for its buffers.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, model: ModelInfo, cuda: Cuda, stream: Stream, scratch: DeviceMemory):
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        cuda: Cuda,
+        stream: Stream,
+        scratch: DeviceMemory,
+        *,
+        side: int,
+        features: tuple[int, int],
+    ):
         engine.check_tensors({PIXEL_VALUES: "FLOAT", IMAGE_FEATURES: "FLOAT"})
         self._stream = stream
         self.most = plan.manifest.limits.max_images
-        self._picture = (3, model.image_size, model.image_size)
-        self._features = (model.image_tokens, model.hidden_size)
+        self._picture = (3, side, side)
+        self._features = features
         self._inputs = Staging(cuda, 4 * self.most * math.prod(self._picture) + ALIGNMENT)
         self._outputs = Staging(cuda, 4 * self.most * math.prod(self._features))
         self._context = engine.context(0, stream, scratch)
