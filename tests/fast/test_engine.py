@@ -420,8 +420,12 @@ def test_unusable_engines(tmp_path):
 def test_a_vocabulary_of_another_model_is_refused(tmp_path):
     path = tmp_path / "qwen.tiktoken"
     bundle = write_bundle(tmp_path)
-    path.write_bytes(b"\n".join(path.read_bytes().splitlines()[:1990]))
+    ranks = path.read_bytes()
+    path.write_bytes(b"\n".join(ranks.splitlines()[:1990]))
     with pytest.raises(BundleError, match="1990 ranks"):
+        QwenVLEngine(bundle, backend=ScriptedBackend())
+    path.write_bytes(ranks + b"bW9yZQ== 2000\n")
+    with pytest.raises(BundleError, match=r"qwen\.tiktoken: .*2000"):
         QwenVLEngine(bundle, backend=ScriptedBackend())
 
 

@@ -22,7 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes pixel_values: side length in pixels, per-channel mean and standard deviation."""
+    """Preprocessing of a picture to pixel_values: side length in pixels, per-channel mean and standard deviation."""
 
     image_size: int
     mean: tuple[float, float, float]
@@ -96,7 +96,7 @@ class Positions(ABC):
     @property
     @abstractmethod
     def key(self) -> Hashable:
-        """What a cache depends on: another prompt may continue it only under an equal key."""
+        """The key of a cache of rotated keys: another prompt may continue it only under an equal one."""
 
     @abstractmethod
     def rows(self, start: int, count: int) -> RotaryRows:
@@ -167,12 +167,12 @@ class Family(ABC):
         """Ids that never show in an answer."""
 
     @abstractmethod
-    def read_vocabulary(self, file: Path, vocab_size: int) -> bytes:
-        """Return the BPE ranks of a tokenizer file as lines "base64 rank".
+    def read_vocabulary(self, file: Path) -> bytes:
+        """Return the BPE ranks of a tokenizer file as lines "base64 rank". Raises BundleError if it cannot be read."""
 
-        Raises:
-            BundleError: the file is missing, or it, the special tokens and the model's `vocab_size` rows disagree.
-        """
+    @abstractmethod
+    def check_vocabulary(self, ranks: int, vocab_size: int) -> None:
+        """Check that a number of BPE ranks, the special tokens and the model's rows agree. Raises BundleError."""
 
     # Prompts
 
@@ -252,7 +252,7 @@ class Family(ABC):
     @property
     @abstractmethod
     def closing_tags(self) -> tuple[str, ...]:
-        """Those of the markup tags that close something."""
+        """The markup tags that close something."""
 
     @abstractmethod
     def region(self, label: str | None, grid_boxes: Sequence[Points]) -> Sequence[Piece]:

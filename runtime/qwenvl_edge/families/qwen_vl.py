@@ -135,21 +135,22 @@ class QwenVLFamily(Family):
         """Every special token but the grounding markup."""
         return frozenset(id_ for token, id_ in self.special_tokens.items() if token not in self.markup.tags)
 
-    def read_vocabulary(self, file: Path, vocab_size: int) -> bytes:
+    def read_vocabulary(self, file: Path) -> bytes:
         """See Family.read_vocabulary; the file is a qwen.tiktoken, which has that form."""
         try:
-            ranks = file.read_bytes()
+            return file.read_bytes()
         except OSError as error:
             raise BundleError(f'cannot read "{file}": {error.strerror}.') from None
-        count = sum(1 for line in ranks.splitlines() if line.strip())
-        if count != self.num_ranks:
+
+    def check_vocabulary(self, ranks: int, vocab_size: int) -> None:
+        """See Family.check_vocabulary."""
+        if ranks != self.num_ranks:
             raise BundleError(
-                f"the tokenizer file has {count} ranks, but image_start_id {self.config.image_start_id} belongs to "
+                f"the tokenizer file has {ranks} ranks, but image_start_id {self.config.image_start_id} belongs to "
                 f"{self.num_ranks}; the file and the model do not go together."
             )
         if vocab_size < self.decodable:
             raise BundleError(f"the model has {vocab_size} vocabulary rows, fewer than its {self.decodable} tokens.")
-        return ranks
 
     def can_chat(self, chat_format: str) -> bool:
         """See Family.can_chat."""

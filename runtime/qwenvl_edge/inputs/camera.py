@@ -27,7 +27,7 @@ class Frame:
         return (time.monotonic() - self.captured) * 1e3
 
 
-class Loader(Protocol):
+class LoadPicture(Protocol):
     """A function that makes a picture of a frame, such as load_picture and `QwenVLEngine.load_picture`."""
 
     def __call__(self, source: Any, *, channel_order: ChannelOrder, name: str) -> Picture:
@@ -46,7 +46,7 @@ class FrameSource:
             the host.
     """
 
-    def __init__(self, *, channel_order: ChannelOrder = "rgb", load: Loader | None = None) -> None:
+    def __init__(self, *, channel_order: ChannelOrder = "rgb", load: LoadPicture | None = None) -> None:
         self._channel_order = channel_order
         self._load = load or _load_array
         self._changed = threading.Condition()

@@ -29,7 +29,9 @@ def open_tokenizer(family: Family, file: Path, vocab_size: int) -> Tokenizer:
     Raises:
         BundleError: the file is missing or damaged, or does not belong to the family's special tokens or to the model.
     """
-    return Tokenizer(family.read_vocabulary(file, vocab_size), family.special_tokens, name=str(file))
+    tokenizer = Tokenizer(family.read_vocabulary(file), family.special_tokens, name=str(file))
+    family.check_vocabulary(tokenizer.rank_count, vocab_size)
+    return tokenizer
 
 
 class Tokenizer:
@@ -92,7 +94,7 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], *, allowed_special: AllowedSpecial = (), threads: int | None = None
     ) -> list[list[int]]:
-        """`encode` for every text, on `threads` threads (default: one a processor) without holding the GIL."""
+        """`encode` for every text, on `threads` threads (default: one per processor) without holding the GIL."""
         normal = [_normal(text) for text in texts]
         try:
             return self._core.encode_batch(normal, _allowed(allowed_special), threads or os.cpu_count() or 1)

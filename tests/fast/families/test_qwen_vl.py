@@ -99,19 +99,17 @@ def test_impossible_families(name, changes, error):
 
 
 def test_vocabularies(tmp_path):
-    def ranks(count):
-        path = tmp_path / "qwen.tiktoken"
-        path.write_text("".join(f"YQ== {rank}\n" for rank in range(count)))
-        return path
-
     family = family_of(2000)
     with pytest.raises(BundleError, match=r"1999 ranks.*2000"):
-        family.read_vocabulary(ranks(1999), 2304)
+        family.check_vocabulary(1999, 2304)
     with pytest.raises(BundleError, match="2216 vocabulary rows"):
-        family.read_vocabulary(ranks(2000), 2216)
-    assert family.read_vocabulary(ranks(2000), 2304) == ranks(2000).read_bytes()
-    with pytest.raises(BundleError, match="No such file"):
-        family.read_vocabulary(tmp_path / "missing", 2304)
+        family.check_vocabulary(2000, 2216)
+    family.check_vocabulary(2000, 2217)
+    path = tmp_path / "qwen.tiktoken"
+    with pytest.raises(BundleError, match=r"qwen\.tiktoken.*No such file"):
+        family.read_vocabulary(path)
+    path.write_bytes(b"IQ== 0\n")
+    assert family.read_vocabulary(path) == b"IQ== 0\n"
 
 
 def test_unknown_chat_formats():
