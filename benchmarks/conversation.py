@@ -33,7 +33,7 @@ from PIL import Image
 from repeating import READ, REPEATING, Repeating, dictating
 
 from qwenvl_edge import Constraint, QwenVLEngine, Reply
-from qwenvl_edge.families import create_family
+from qwenvl_edge.families import open_family
 from qwenvl_edge.replies.stats import Stats
 
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
@@ -56,10 +56,9 @@ class Bench:
 
     def __init__(self, bundle: str, threads: int | None, size: tuple[int, int]) -> None:
         self.engine = QwenVLEngine(bundle, threads=threads)
-        model = self.engine.bundle.manifest.model
-        self.family = create_family("qwen_vl", image_start_id=model.image_start_id, image_tokens=model.image_tokens)
+        self.family = open_family(self.engine.bundle.manifest)
         # Answers of one length: the ids that end an answer are not drawn.
-        ends = [self.family.turn_end, self.family.turn_start, self.family.end_of_text]
+        ends = [ids[0] for ids in self.family.stop_sequences("chatml", lambda text: [])]
         self.endless = {"banned_ids": ends}
         self._scene = np.asarray(Image.open(PICTURE).convert("RGB").resize(size))
         self._count = itertools.count()

@@ -28,8 +28,9 @@ import torch
 from common import arguments, conditions, finish
 from torch import Tensor, nn
 
+from qwenvl_edge.inputs.tokenizer import Tokenizer
 from qwenvl_edge_export.checkpoint.reader import TOKENIZER_NAME, Checkpoint, load_model
-from qwenvl_edge_export.families.qwen_vl.metadata import generation_defaults, model_info
+from qwenvl_edge_export.families.qwen_vl.metadata import family_of, generation_defaults
 from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, ntk_alpha
 from qwenvl_edge_export.options import HEAD, ExportPrecision
 from qwenvl_edge_export.quantization import smoothquant as smooth
@@ -65,7 +66,8 @@ class Subject:
         self.checkpoint = Checkpoint.open(path)
         self.model = load_model(self.checkpoint).requires_grad_(False)
         config, generation = self.checkpoint.config, generation_defaults(self.checkpoint.generation)
-        builder = CaseBuilder("qwen_vl", model_info(config), generation, path / TOKENIZER_NAME)
+        family = family_of(config)
+        builder = CaseBuilder(family, generation, Tokenizer(path / TOKENIZER_NAME, family.special_tokens))
         self.names = [f"transformer.h.{i}.{kind}" for i in range(config.num_layers) for kind in KINDS]
         self.compared = {"verify": [self._sample(case, PROMPT_ROWS) for case in builtin_cases(builder)]}
         self.cases = read_samples(None, builder)

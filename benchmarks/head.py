@@ -59,7 +59,7 @@ def logits(backend: OnnxRuntimeBackend, sample: Sample) -> FloatArray:
     """[rows, V] of one prompt and its answer, the rows that crosscheck_modelopt.logits yields."""
     length = len(sample.embeds)
     cache = backend.new_cache(1, length)
-    cache.reset(sample.first + 1)
+    cache.reset(backend.family.positions(sample.first + 1))
     positions, rows = np.arange(length)[None], np.arange(sample.first, length - 1)[None]
     return backend.decode(cache, sample.embeds[None].numpy(), positions, np.zeros(1, np.int64), rows)[0]
 

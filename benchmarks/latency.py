@@ -62,19 +62,18 @@ def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, 
     """The same work in PyTorch eager, fp32, with a growing KV cache."""
     import torch
 
-    from qwenvl_edge.families import create_family
     from qwenvl_edge.inputs.messages import Text
     from qwenvl_edge.inputs.pictures import load_picture, pixel_values
     from qwenvl_edge.inputs.prompt import PromptBuilder
     from qwenvl_edge.inputs.tokenizer import Tokenizer
     from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+    from qwenvl_edge_export.families.qwen_vl.metadata import family_of
 
     if threads:
         torch.set_num_threads(threads)
     opened = Checkpoint.open(checkpoint)
     model = load_model(opened)
-    vision = model.config.vision
-    family = create_family("qwen_vl", image_start_id=vision.image_start_id, image_tokens=vision.n_queries)
+    family = family_of(model.config)
     prompts = PromptBuilder(family, Tokenizer(checkpoint / "qwen.tiktoken", family.special_tokens))
 
     @torch.inference_mode()
@@ -87,7 +86,7 @@ def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, 
             return (clock - last) * 1e3
 
         picture = load_picture(image)
-        pixels = pixel_values(picture, family.preprocessing(vision.image_size))
+        pixels = pixel_values(picture, family.preprocessing)
         features = model.encode_images(torch.from_numpy(pixels)[None])
         timings.image_ms.append(lap())
         prompt = prompts.chat((picture, Text(QUESTION)), system=family.default_system, window=6144)

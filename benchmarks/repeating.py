@@ -15,7 +15,7 @@ from typing import Any
 import qwenvl_edge.decoding.decode_loop
 from qwenvl_edge import Constraint, QwenVLEngine
 from qwenvl_edge.decoding.sampler import Sampler
-from qwenvl_edge.families import QwenVL
+from qwenvl_edge.families.base import Family
 
 READ = "OCR with grounding:"
 _TEXT = (
@@ -71,9 +71,9 @@ REPEATING = {
 
 
 @contextlib.contextmanager
-def dictating(engine: QwenVLEngine, family: QwenVL, answer: str, prompt_tokens: int) -> Iterator[None]:
+def dictating(engine: QwenVLEngine, family: Family, answer: str, prompt_tokens: int) -> Iterator[None]:
     """Whatever the engine answers to a prompt of so many tokens meanwhile, it says `answer`."""
-    tokenizer, tags = engine._tokenizer, family.markup.tags
+    tokenizer, tags = engine._tokenizer, family.markup_tags
     wanted = tokenizer.encode(answer, allowed_special=tags)
 
     def token_behind(said: list[int]) -> int:

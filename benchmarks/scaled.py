@@ -27,6 +27,7 @@ from operators import last_runs, profiled
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.families import open_family
 from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
@@ -68,8 +69,8 @@ class Subject(Protocol):
 class Runtime:
     """A bundle in a backend, prefilled in one call."""
 
-    def __init__(self, backend: OnnxRuntimeBackend | OnnxRuntimeCudaBackend, capacity: int):
-        self.backend = backend
+    def __init__(self, backend: OnnxRuntimeBackend | OnnxRuntimeCudaBackend, bundle: Bundle, capacity: int):
+        self.backend, self.family = backend, open_family(bundle.manifest)
         self.cache = backend.new_cache(1, capacity)
 
     def vision(self, pixels: FloatArray) -> FloatArray:
@@ -78,7 +79,7 @@ class Runtime:
 
     def prefill(self, embeds: FloatArray) -> FloatArray:
         """See Subject."""
-        self.cache.reset(embeds.shape[1])
+        self.cache.reset(self.family.positions(embeds.shape[1]))
         return self._decode(embeds, 0)
 
     def decode(self, embed: FloatArray) -> FloatArray:
@@ -206,7 +207,8 @@ def measure_phases(
     found = {}
     for eager, (dtype, names) in PHASES.items():
         subjects: dict[str, Subject] = {
-            name: Runtime(OnnxRuntimeBackend(bundles[name], threads=options.threads), PROMPT + STEPS) for name in names
+            name: Runtime(OnnxRuntimeBackend(bundles[name], threads=options.threads), bundles[name], PROMPT + STEPS)
+            for name in names
         }
         subjects[eager] = Eager(load_model(checkpoint, dtype))
         gc.collect()
@@ -219,7 +221,7 @@ def measure_phases(
 def operators(bundle: Bundle, samples: dict[str, FloatArray], threads: int | None) -> dict[str, dict[str, float]]:
     """Milliseconds of each stage ("run") and of its operators that take most, once warm."""
     with profiled() as sessions:
-        subject = Runtime(OnnxRuntimeBackend(bundle, threads=threads), PROMPT + STEPS)
+        subject = Runtime(OnnxRuntimeBackend(bundle, threads=threads), bundle, PROMPT + STEPS)
         for _ in range(2):
             turn(subject, samples, {stage: [] for stage in STAGES}, steps=2)
         (vision,), (prefill, _, decode) = last_runs(sessions[0], 1), last_runs(sessions[1], 3)

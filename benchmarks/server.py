@@ -30,7 +30,7 @@ import numpy as np
 from common import arguments, conditions, finish, spread
 
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.families import create_family
+from qwenvl_edge.families import open_family
 
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
 QUESTIONS = (
@@ -71,9 +71,8 @@ class Load:
     """Requests about one picture; answers of `tokens` tokens, or as long as the model makes them."""
 
     def __init__(self, bundle: str, address: str, tokens: int) -> None:
-        model = Bundle.open(bundle).manifest.model
-        family = create_family("qwen_vl", image_start_id=model.image_start_id, image_tokens=model.image_tokens)
-        ends = (family.turn_end, family.turn_start, family.end_of_text)
+        family = open_family(Bundle.open(bundle).manifest)
+        ends = [ids[0] for ids in family.stop_sequences("chatml", lambda text: [])]
         self.endless = {"max_tokens": tokens, "logit_bias": {str(id_): -100 for id_ in ends}}
         self._picture = f"data:image/png;base64,{base64.b64encode(PICTURE.read_bytes()).decode()}"
         self._url = f"{address}/v1/chat/completions"

@@ -25,11 +25,12 @@ from qwenvl_edge.bundle.embedding import embedding_bytes
 from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.bundle.manifest import FORMAT, MANIFEST_NAME, EmbeddingInfo, Graphs, Manifest, Provenance
 from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
-from qwenvl_edge.families import create_family
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from qwenvl_edge_export.checkpoint.reader import TOKENIZER_NAME, Checkpoint
 from qwenvl_edge_export.families.qwen_vl.metadata import (
     exporter_name,
+    family_info,
+    family_of,
     generation_defaults,
     model_info,
     tool_versions,
@@ -49,8 +50,6 @@ from qwenvl_edge_export.verification.cases import CaseBuilder
 from qwenvl_edge_export.verification.verify import compare
 
 Progress = Callable[[int, int, str], None]
-
-FAMILY = "qwen_vl"
 
 
 def export(
@@ -144,7 +143,7 @@ def _check_target(target: Path, force: bool) -> None:
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
     config, vision = checkpoint.config, checkpoint.config.vision
     try:
-        family = create_family(FAMILY, image_start_id=vision.image_start_id, image_tokens=vision.n_queries)
+        family = family_of(config)
         ranks = Tokenizer(checkpoint.path / TOKENIZER_NAME, family.special_tokens).rank_count
     except BundleError as error:
         raise CheckpointError(f'the checkpoint "{checkpoint.path}" cannot be exported: {error}') from None
@@ -169,8 +168,9 @@ def _calibrate(
         raise QwenVLError(f"there is nothing to calibrate at {decoder}; choose --precision int4, int8 or {STATIC}.")
     if not source and STATIC not in (vision, decoder):
         return None
-    model, generation = model_info(checkpoint.config), generation_defaults(checkpoint.generation)
-    builder = CaseBuilder(FAMILY, model, generation, checkpoint.path / TOKENIZER_NAME)
+    family = family_of(checkpoint.config)
+    tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, family.special_tokens)
+    builder = CaseBuilder(family, generation_defaults(checkpoint.generation), tokenizer)
     notes: list[str] = []
     cases = read_samples(source if isinstance(source, Path) else None, builder, notes.append)
     folder = target.with_name(f"{target.name}.calibration")
@@ -249,7 +249,7 @@ class _Export:
         digest = checkpoint.digest(self._counter("hashing the checkpoint"))
         return Manifest(
             format=FORMAT,
-            family=FAMILY,
+            family=family_info(config),
             model=model_info(config),
             precision=precision.describe(method),
             workspace=workspace(config, vision_ort=bool(own)),

@@ -15,12 +15,11 @@ from qwenvl_edge.decoding.pipeline import Answerer
 from qwenvl_edge.decoding.scheduler import Batcher
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
-from qwenvl_edge.families import create_family
+from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.messages import Message
-from qwenvl_edge.inputs.picture_loader import PictureLoader
-from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, PictureLoader
 from qwenvl_edge.inputs.request import Request, RequestBuilder
-from qwenvl_edge.inputs.tokenizer import Tokenizer
+from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.replies.stream import Stream
 
@@ -41,7 +40,7 @@ class QwenVLEngine:
         backend: "tensorrt" (a plan that `qwenvl build` made), "onnxruntime", or an opened Backend; "auto" takes the
             first that can run here: a plan, ONNX Runtime on a GPU, ONNX Runtime on the CPU. `describe` says which.
         device: "cuda" or "cpu" to allow only that; "auto" allows both.
-        channel_order: the channel order of picture arrays, "rgb" or "bgr".
+        channel_order: that of picture arrays: "rgb", "bgr", or "nv12" for the arrays [3H/2, W] of Jetson cameras.
         prefill_chunk: tokens of a prompt that are computed at once; bounds what a cancellation waits for.
         cache_memory_mb: memory for KV caches of recent conversations, whose computed prefixes are continued; at least
             the current one is kept.
@@ -79,9 +78,7 @@ class QwenVLEngine:
         opened = self._selection.backend
         most = opened.limits.max_context or model.max_position_embeddings
         self.max_context = _check_capacity(max_context, most, opened.description)
-        self._family = create_family(
-            manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens
-        )
+        self._family = open_family(manifest)
         self._tokenizer = self._open_tokenizer()
         self._pictures = PictureLoader(channel_order, opened.load_frame)
         self._requests = RequestBuilder(
@@ -97,28 +94,27 @@ class QwenVLEngine:
             self.bundle.embedding,
             capacity=self.max_context,
             decodable=self._family.decodable,
-            image_tokens=model.image_tokens,
             chunk=min(chunk, self.max_context),
             memory_bytes=memory_mb << 20,
         )
-        features = FeatureCache(opened)
+        features = FeatureCache(opened, self._family)
         self._answerer = Answerer(self._family, self._tokenizer, features, self._decoder, stop=stop)
 
     def describe(self) -> str:
-        """What runs the bundle and where, and why nothing faster does."""
+        """Return the backend and its device, and why no faster one runs the bundle."""
         return self._selection.describe()
 
     def load_picture(self, source: Any, *, channel_order: ChannelOrder | None = None, name: str = "picture") -> Picture:
         """Load a picture as the engine's calls do: a frame in the memory of the GPU that runs the engine stays there.
 
-        Its pixels are copied, on the GPU, so the caller may use its buffer again. channel_order: None takes the
-        engine's. Arguments and errors are those of image.load_picture.
+        Its pixels are copied, on the GPU, so the caller may use its buffer again; an NV12 frame goes through the host.
+        channel_order: None takes the engine's. Arguments and errors are those of qwenvl_edge.load_picture.
         """
-        return self._pictures.load_anew(source, name, channel_order)
+        return self._pictures.load_new(source, name, channel_order)
 
     @property
     def can_chat(self) -> bool:
-        """Whether the bundle holds a chat model (chat, stream); every bundle can complete()."""
+        """True if the bundle holds a chat model (chat, stream); every bundle can complete()."""
         return self._requests.can_chat
 
     def chat(
@@ -133,13 +129,13 @@ class QwenVLEngine:
         """Answer a message of a conversation.
 
         Args:
-            message: words, or items as `conversation.parse_message` describes; words are never control markup.
+            message: words, or items as `inputs.messages.parse_message` describes; words are never control markup.
             images: pictures (array, Pillow image, bytes or path) put before the words as "Picture 1:" and so on.
             history: an earlier reply's history, or (message, answer) pairs. Whole turns, oldest first, are left out
                 of the prompt beyond the bundle's window or where they would leave no room for the answer.
             system: the system text; None takes the model's own.
-            overrides: the fields of options.GenerationOptions, which end the answer (max_new_tokens, stop, deadline_ms,
-                cancel), and of sampling.SamplingParams (do_sample, temperature, top_p, seed, ...).
+            overrides: the fields of GenerationOptions, which end the answer (max_new_tokens, stop, deadline_ms,
+                cancel), and of SamplingParams (do_sample, temperature, top_p, seed, ...).
 
         Raises:
             PromptError: the message is empty or malformed, or the bundle holds a base model.
@@ -160,6 +156,21 @@ class QwenVLEngine:
     ) -> Stream:
         """Like chat, but return a Stream: iterate it for the text as it comes, then take its `reply`."""
         return self._stream(self._requests.chat(message, images, history, system, overrides))
+
+    def count_tokens(
+        self,
+        message: Message,
+        *,
+        images: Iterable[Any] = (),
+        history: Iterable[Any] = (),
+        system: str | None = None,
+    ) -> int:
+        """Return the tokens of the prompt that `chat` would build, without those of an answer; nothing is computed.
+
+        Pictures count with the rows that they take, and turns of the history that chat leaves out do not count. A
+        prompt too long for the context is counted too. Arguments and errors are those of chat.
+        """
+        return self._requests.count(message, images, history, system)
 
     def complete(self, message: Message, *, images: Iterable[Any] = (), **overrides: Unpack[Overrides]) -> Reply:
         """Continue a prompt without a chat template (base models).
@@ -250,9 +261,8 @@ class QwenVLEngine:
         return min(_check_positive(name, wanted), self._selection.backend.limits.max_batch or wanted)
 
     def _open_tokenizer(self) -> Tokenizer:
-        path = self.bundle.file(self.bundle.manifest.tokenizer)
-        self._family.check_vocabulary(path, self.bundle.manifest.model.vocab_size)
-        return Tokenizer(path, self._family.special_tokens)
+        file = self.bundle.file(self.bundle.manifest.tokenizer)
+        return open_tokenizer(self._family, file, self.bundle.manifest.model.vocab_size)
 
 
 def _check_capacity(wanted: int | None, maximum: int, whose: str = "the model") -> int:

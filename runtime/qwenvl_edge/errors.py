@@ -1,4 +1,4 @@
-"""The errors a caller may catch: one class a subject, each message one sentence (what, where, what to do)."""
+"""The errors a caller may catch: one class per subject, each message one sentence (what, where, what to do)."""
 
 
 class QwenVLError(Exception):

@@ -14,6 +14,7 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.errors import BackendError, ContextError
+from support.decoding import new_cache
 from support.dialects import DIALECTS
 
 HIDDEN, VOCAB = 256, 2304
@@ -35,13 +36,13 @@ def call(**changes):
 
 
 def test_decode_sets_the_length(backend):
-    cache = backend.new_cache(1, 8)
+    cache = new_cache(backend, 1, 8)
     assert backend.decode(cache, **call()).shape == (1, 1, VOCAB)
     assert cache.length == 3
 
 
 def test_results_are_not_overwritten_by_the_next_call(backend):
-    cache = backend.new_cache(1, 8)
+    cache = new_cache(backend, 1, 8)
     first = backend.decode(cache, **call())
     kept = first.copy()
     backend.decode(cache, **call(inputs_embeds=np.full((1, 3, HIDDEN), -2, np.float32)))
@@ -49,14 +50,14 @@ def test_results_are_not_overwritten_by_the_next_call(backend):
 
 
 def test_caches_do_not_share_memory(backend):
-    first, second = backend.new_cache(1, 8), backend.new_cache(1, 8)
+    first, second = new_cache(backend, 1, 8), new_cache(backend, 1, 8)
     backend.decode(first, **call())
     assert all(array.any() for array in first.buffers.arrays.values())
     assert not any(array.any() for array in second.buffers.arrays.values())
 
 
 def test_the_cache_is_written_in_place(backend):
-    cache = backend.new_cache(1, 8)
+    cache = new_cache(backend, 1, 8)
     before = {name: array.__array_interface__["data"] for name, array in cache.buffers.arrays.items()}
     backend.decode(cache, **call())
     key = cache.buffers.arrays["past_key_values.0.key"]
@@ -87,14 +88,14 @@ def test_the_cache_is_written_in_place(backend):
     ],
 )
 def test_wrong_decode_arguments(backend, changes, match):
-    cache = backend.new_cache(1, 8)
+    cache = new_cache(backend, 1, 8)
     with pytest.raises(BackendError, match=match):
         backend.decode(cache, **call(**changes))
     assert cache.length == 0
 
 
 def test_a_full_cache_says_by_how_much(backend):
-    cache = backend.new_cache(1, 4)
+    cache = new_cache(backend, 1, 4)
     backend.decode(cache, **call())
     with pytest.raises(ContextError, match="6 tokens do not fit into a KV cache of 4: 2 too many"):
         backend.decode(cache, **call(write_indices=np.array([3]), position_ids=np.arange(1, 4)[None]))
@@ -116,7 +117,7 @@ def test_no_picture(backend):
 def test_nan_names_the_stage(backend, value):
     with pytest.raises(BackendError, match="the image features hold NaN or infinity"):
         backend.encode_pixels(np.full((1, 3, 56, 56), value, np.float32))
-    cache = backend.new_cache(1, 8)
+    cache = new_cache(backend, 1, 8)
     with pytest.raises(BackendError, match="the logits hold NaN or infinity"):
         backend.decode(cache, **call(inputs_embeds=np.full((1, 3, HIDDEN), value, np.float32)))
     check_finite(np.zeros(3, np.float32), "logits")
@@ -125,14 +126,14 @@ def test_nan_names_the_stage(backend, value):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_cache_works_again_after_nan(tiny_bundle, dialect):
     backend = OnnxRuntimeBackend(tiny_bundle, threads=1, dialect=dialect)
-    expected = backend.decode(backend.new_cache(1, 8), **call())
-    cache = backend.new_cache(1, 8)
+    expected = backend.decode(new_cache(backend, 1, 8), **call())
+    cache = new_cache(backend, 1, 8)
     with pytest.raises(BackendError):
         backend.decode(
             cache,
             **call(inputs_embeds=np.full((1, 8, HIDDEN), np.nan, np.float32), position_ids=np.arange(8)[None]),
         )
-    cache.reset(3)
+    cache.reset(backend.family.positions(3))
     np.testing.assert_array_equal(backend.decode(cache, **call()), expected)
 
 
@@ -214,9 +215,7 @@ def test_a_bundle_of_another_version(tiny_bundle, tmp_path, change, match):
 
 
 def test_a_copied_prefix_continues_like_the_original(backend):
-    source, target = backend.new_cache(1, 16), backend.new_cache(2, 8)
-    for cache in (source, target):
-        cache.reset(8)
+    source, target = new_cache(backend, 1, 16, prompt=8), new_cache(backend, 2, 8, prompt=8)
     rows = np.random.default_rng(0).normal(size=(1, 5, HIDDEN)).astype(np.float32)
     backend.decode(source, rows, np.arange(5)[None], np.zeros(1, np.int64), np.zeros((1, 0), np.int64))
     backend.copy_cache(source, target, 3, row=1)
@@ -234,15 +233,14 @@ def test_a_copied_prefix_continues_like_the_original(backend):
 
 
 def test_caches_that_do_not_fit_are_not_copied(backend):
-    source, target = backend.new_cache(1, 8), backend.new_cache(1, 2)
+    source, target = new_cache(backend, 1, 8), new_cache(backend, 1, 2)
     backend.decode(source, **call())
     with pytest.raises(BackendError, match="3 tokens of a cache that holds 3 into one of 2"):
         backend.copy_cache(source, target, 3)
     with pytest.raises(BackendError, match="into row 1"):
         backend.copy_cache(source, target, 1, row=1)
     with pytest.raises(BackendError, match="of batch 2"):
-        backend.copy_cache(backend.new_cache(2, 8), target, 0)
-    longer = backend.new_cache(1, 4096)
-    longer.reset(4096)
-    with pytest.raises(BackendError, match="factor 3"):
+        backend.copy_cache(new_cache(backend, 2, 8), target, 0)
+    longer = new_cache(backend, 1, 4096, prompt=4096)
+    with pytest.raises(BackendError, match="positions 3"):
         backend.copy_cache(source, longer, 1)

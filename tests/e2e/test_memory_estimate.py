@@ -131,7 +131,7 @@ def test_pictures_take_what_is_planned_for_them(tmp_path, precision, mlp_ratio):
 def test_parts_follow_their_causes(tiny_bundle):
     plan = estimate_memory(tiny_bundle, max_context=1000)
     model = tiny_bundle.manifest.model
-    features = 16 * model.image_tokens * model.hidden_size * 4
+    features = 16 * tiny_bundle.manifest.family.config["image_tokens"] * model.hidden_size * 4
     assert plan.cache == 2 * 2 * 4 * 64 * 1000 * 4
     assert plan.kept == 7 * plan.cache + features
     wider = estimate_memory(tiny_bundle, max_context=1000, max_batch=3)

@@ -158,7 +158,7 @@ def plain(bundle, name, inputs):
 
 
 def pictures(bundle):
-    size = bundle.manifest.model.image_size
+    size = bundle.manifest.family.config["image_size"]
     return {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)}
 
 

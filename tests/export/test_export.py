@@ -53,8 +53,8 @@ def test_a_bundle_holds_what_the_design_says(tiny_bundle):
     }
     tiny_bundle.check_files()
     manifest = tiny_bundle.manifest
-    assert manifest.family == "qwen_vl"
-    assert manifest.model.image_tokens == 256
+    assert manifest.family.name == "qwen_vl"
+    assert manifest.family.config["image_tokens"] == 256
     assert manifest.generation.top_p == 0.3
     assert manifest.generation.temperature == 1.0
     assert manifest.parity["passed"] is True

@@ -102,9 +102,9 @@ def test_what_a_processor_lacks(rtx, precision):
 
 
 def test_limits(tiny_bundle):
-    model = tiny_bundle.manifest.model
     limits = choose_limits(tiny_bundle)
-    assert (limits.max_context, limits.max_batch, limits.max_images) == (model.seq_length, 1, 1)
+    trained = tiny_bundle.manifest.family.config["seq_length"]
+    assert (limits.max_context, limits.max_batch, limits.max_images) == (trained, 1, 1)
     assert choose_limits(tiny_bundle, max_context=3).chunk == 3
 
 

@@ -103,7 +103,7 @@ def test_the_decoder_is_the_same(bundle, tmp_path):
 
 
 def test_vision_is_the_same(bundle, tmp_path):
-    model, size = lowered(bundle, "vision.onnx", tmp_path), bundle.manifest.model.image_size
+    model, size = lowered(bundle, "vision.onnx", tmp_path), bundle.manifest.family.config["image_size"]
     onnx.checker.check_model(model, full_check=True)
     pictures = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)}
     expected = ort.InferenceSession(bundle.file("vision.onnx"), providers=["CPUExecutionProvider"]).run(None, pictures)

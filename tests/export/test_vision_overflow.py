@@ -52,7 +52,7 @@ def tower(tmp_path_factory):
         name: export(checkpoint, folder / name, precision=ExportPrecision.choose(name, target="gpu"), check=False)
         for name in ("fp32", "fp16")
     }
-    size = bundles["fp32"].manifest.model.image_size
+    size = bundles["fp32"].manifest.family.config["image_size"]
     pictures = {"pixel_values": np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)}
     session = ort.InferenceSession(bundles["fp32"].file("vision.onnx"), providers=["CPUExecutionProvider"])
     return bundles, pictures, session.run(None, pictures)[0]

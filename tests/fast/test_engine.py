@@ -27,7 +27,7 @@ def test_the_prompt_that_the_backend_sees(tmp_path):
     qwen, backend = engine(tmp_path, "ok<|im_end|>")
     reply = qwen.chat("hi", images=[RED], system="Be brief.")
     prompt = backend.prompt_ids()
-    start = prompt.index(FAMILY.image_start_id) + 1
+    start = prompt.index(FAMILY.special_tokens["<img>"]) + 1
     assert prompt[start : start + 4] == [-1] * 4
     assert decode(prompt[:start] + prompt[start + 4 :]) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nPicture 1: <img></img>\nhi<|im_end|>\n"
@@ -53,6 +53,30 @@ def test_follow_up_questions(tmp_path):
     assert "assistant\n<ref>Red</ref><box>(0,0),(1,1)</box>.<|im_end|>" in text
     assert backend.encoded == 2  # RED is encoded once for all three turns
     assert [reply.stats.images_encoded for reply in (first, second, third)] == [1, 0, 1]
+
+
+def test_tokens_are_counted_as_chat_counts_them(tmp_path):
+    qwen, backend = engine(tmp_path, *["ok<|im_end|>"] * 3)
+    history = [([{"image": RED}, {"text": "What is it?"}], "Red."), ("x " * 300, "y"), ("so", "yes")]
+    calls = [
+        ("hi", {}),
+        ([{"image": None}, {"text": "Where?"}], {"images": [RED], "system": "Be brief."}),
+        ("and now?", {"images": [BLUE, RED], "history": history}),  # the turns before "so" find no room
+    ]
+    for message, arguments in calls:
+        count = qwen.count_tokens(message, **arguments)
+        assert count == qwen.chat(message, **arguments).stats.prompt_tokens == len(backend.prompt_ids())
+
+
+def test_counting_computes_nothing_and_counts_what_does_not_fit(tmp_path):
+    qwen, backend = engine(tmp_path)
+    assert qwen.count_tokens("word " * 600, images=[RED]) > 600 > qwen.max_context
+    assert backend.encoded == backend.steps == 0
+    with pytest.raises(PromptError, match="empty"):
+        qwen.count_tokens("")
+    base, _ = engine(tmp_path, generation={"chat_format": "raw"})
+    with pytest.raises(PromptError, match="base model"):
+        base.count_tokens("hi")
 
 
 def test_history_as_pairs(tmp_path):
@@ -396,8 +420,12 @@ def test_unusable_engines(tmp_path):
 def test_a_vocabulary_of_another_model_is_refused(tmp_path):
     path = tmp_path / "qwen.tiktoken"
     bundle = write_bundle(tmp_path)
-    path.write_bytes(b"\n".join(path.read_bytes().splitlines()[:1990]))
+    ranks = path.read_bytes()
+    path.write_bytes(b"\n".join(ranks.splitlines()[:1990]))
     with pytest.raises(BundleError, match="1990 ranks"):
+        QwenVLEngine(bundle, backend=ScriptedBackend())
+    path.write_bytes(ranks + b"bW9yZQ== 2000\n")
+    with pytest.raises(BundleError, match=r"qwen\.tiktoken: .*2000"):
         QwenVLEngine(bundle, backend=ScriptedBackend())
 
 

@@ -14,10 +14,11 @@ from PIL import Image
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
+from qwenvl_edge.inputs.tokenizer import Tokenizer
 from qwenvl_edge_export import export as exporter
 from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
 from qwenvl_edge_export.export import export
-from qwenvl_edge_export.families.qwen_vl.metadata import generation_defaults, model_info
+from qwenvl_edge_export.families.qwen_vl.metadata import family_of, generation_defaults
 from qwenvl_edge_export.graphs import data_file as weights
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization import activations as spool
@@ -43,8 +44,9 @@ def calibrated(checkpoint):
 
 def builder_of(path):
     checkpoint = Checkpoint.open(path)
-    model, generation = model_info(checkpoint.config), generation_defaults(checkpoint.generation)
-    return CaseBuilder("qwen_vl", model, generation, path / "qwen.tiktoken")
+    family = family_of(checkpoint.config)
+    tokenizer = Tokenizer(path / "qwen.tiktoken", family.special_tokens)
+    return CaseBuilder(family, generation_defaults(checkpoint.generation), tokenizer)
 
 
 def interrupted(quantize, call=7):

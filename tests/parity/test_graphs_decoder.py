@@ -10,6 +10,7 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
 from qwenvl_edge_export.export import export
+from support.decoding import new_cache
 from support.dialects import DIALECTS
 from support.random_checkpoint import config_dict, write_checkpoint
 
@@ -50,9 +51,7 @@ class Pair:
         return self.backend.decode(cache, np.ascontiguousarray(embeds), positions, start, wanted)
 
     def cache(self, batch, prompt, capacity=CAPACITY):
-        cache = self.backend.new_cache(batch, capacity)
-        cache.reset(prompt)
-        return cache
+        return new_cache(self.backend, batch, capacity, prompt)
 
 
 @pytest.fixture(scope="module", params=DIALECTS)
@@ -120,9 +119,9 @@ def test_verification_of_several_tokens_and_rewinding(pair):
     cache = pair.cache(1, 20)
     pair.run(cache, embeds[:, :20], 0)
     tried = np.concatenate([embeds[:, :20], drafts], axis=1)
-    close(pair.run(cache, drafts, 20), pair.expected(tried, alpha=cache.ntk_alpha)[:, 20:])
+    close(pair.run(cache, drafts, 20), pair.expected(tried, alpha=cache.key)[:, 20:])
     assert cache.length == 26
-    close(pair.run(cache, embeds[:, 20:24], 20), pair.expected(embeds, alpha=cache.ntk_alpha)[:, 20:24])
+    close(pair.run(cache, embeds[:, 20:24], 20), pair.expected(embeds, alpha=cache.key)[:, 20:24])
     assert cache.length == 24
 
 
@@ -130,7 +129,7 @@ def test_a_cache_is_empty_after_reset(pair):
     cache = pair.cache(1, 60)
     pair.run(cache, pair.embeds(1, 60, seed=5), 0)
     embeds = pair.embeds(1, 12)
-    cache.reset(12)
+    cache.reset(pair.backend.family.positions(12))
     close(pair.run(cache, embeds, 0), pair.expected(embeds))
 
 

@@ -13,6 +13,7 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
 from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, resize_positions
 from qwenvl_edge_export.verification.streamed_reference import streamed_model
+from support.decoding import new_cache
 from support.dialects import DIALECTS
 from support.random_checkpoint import write_weights
 
@@ -112,9 +113,8 @@ def test_graph_text(backend, tiny_bundle, vision, text, name):
         features = backend.encode_pixels(vision["pixel_values"][PICTURES[name]])
         for start, rows in zip(np.flatnonzero(ids == IMAGE_START) + 1, features, strict=True):
             embeds[0, start : start + len(rows)] = rows
-    cache = backend.new_cache(1, length + 16)
-    cache.reset(length)
-    assert cache.ntk_alpha == text[f"{name}.ntk_alpha"]
+    cache = new_cache(backend, 1, length + 16, prompt=length)
+    assert cache.key == text[f"{name}.ntk_alpha"]
     start, every = np.zeros(1, np.int64), np.arange(length)[None]
     logits = backend.decode(cache, embeds, every, start, every)
     close(logits[0, -4:], text[f"{name}.logits_last4"], LOGITS_TOLERANCE)

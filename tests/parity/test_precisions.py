@@ -19,6 +19,7 @@ from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.verification.verify import verify
+from support.decoding import new_cache
 from support.dialects import OF_BLOCKS, run_by_default
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 
@@ -65,8 +66,7 @@ def rounded_model(path, chosen):
 def decode(bundle, dialect, embeds):
     backend = OnnxRuntimeBackend(bundle, threads=1, dialect=dialect)
     length = embeds.shape[1]
-    cache = backend.new_cache(1, length)
-    cache.reset(length)
+    cache = new_cache(backend, 1, length, prompt=length)
     every = np.arange(length)[None]
     return backend.decode(cache, embeds, every, np.zeros(1, np.int64), every)
 
@@ -206,7 +206,7 @@ def test_values_that_cannot_be_stored_name_the_tensor(tmp_path, precision, value
 
 def test_pictures_are_the_same_where_signed_weights_are_made_unsigned(exports, monkeypatch):
     bundle = exports("int8")[0]
-    size = bundle.manifest.model.image_size
+    size = bundle.manifest.family.config["image_size"]
     pixels = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
     found = {}
     for unsigned in (False, True):
@@ -243,11 +243,9 @@ def test_rows_of_a_batch_are_computed_natively_as_alone(exports, monkeypatch):
     backend = OnnxRuntimeBackend(exports("int8")[0], threads=1, dialect=NATIVE)
     embeds = np.random.default_rng(0).normal(size=(5, 1, backend.model.hidden_size)).astype(np.float32)
     zeros = np.zeros((5, 1), np.int64)
-    together = backend.new_cache(5, 4)
-    together.reset(1)
+    together = new_cache(backend, 5, 4)
     logits = backend.decode(together, embeds, zeros, zeros[:, 0], zeros)
     for row in range(5):
-        alone = backend.new_cache(1, 4)
-        alone.reset(1)
+        alone = new_cache(backend, 1, 4)
         single = backend.decode(alone, embeds[row : row + 1], zeros[:1], zeros[:1, 0], zeros[:1])
         np.testing.assert_allclose(logits[row], single[0], rtol=0, atol=1e-5 * np.abs(single).max())

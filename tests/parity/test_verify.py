@@ -133,10 +133,10 @@ def test_the_builtin_prompts_cover_the_formats(tiny_bundle):
     text, one, two = builtin_cases(case_builder(tiny_bundle))
     assert [len(case.prompt.pictures) for case in (text, one, two)] == [0, 1, 3]
     assert two.prompt.turns == 1
-    start = tiny_bundle.manifest.model.image_start_id
+    start = tiny_bundle.manifest.family.config["image_start_id"]
     for case in (text, one, two):
         assert case.pixels.shape == (len(case.prompt.pictures), 3, 56, 56)
-        assert np.flatnonzero(case.prompt.ids == start).tolist() == [first - 1 for first in case.prompt.image_starts]
+        assert np.flatnonzero(case.prompt.ids == start).tolist() == [span.start - 1 for span in case.prompt.spans]
         assert len(case.answer) > 10
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from qwenvl_edge.families import create_family
 from qwenvl_edge.inputs.messages import parse_message
 from qwenvl_edge.inputs.pictures import load_picture
 from qwenvl_edge.inputs.prompt import PromptBuilder
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.paths import ROOT
+from support.scripted import family_of
 from tools.nano.answerers import items
 from tools.nano.batches import collate
 from tools.nano.dense import CHARACTERS, KIND, SIGN, differences, targets
@@ -92,7 +92,7 @@ def test_words_on_signs_are_not_learnt_as_tokens():
 def test_training_sequences_are_the_runtimes_prompts(vocabulary):
     codec = Codec(vocabulary)
     composer = Composer(codec, IMAGE_TOKENS)
-    family = create_family("qwen_vl", image_start_id=codec.special["<img>"], image_tokens=IMAGE_TOKENS)
+    family = family_of(codec.special["<|endoftext|>"], image_tokens=IMAGE_TOKENS)
     prompts = PromptBuilder(family, Tokenizer(vocabulary, family.special_tokens))
     picture = render(sample_scene(1))
     for seed in range(12):

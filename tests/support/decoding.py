@@ -17,6 +17,13 @@ def embeds(backend: Backend, tokens: int, batch: int = 1, seed: int = 0) -> np.n
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def new_cache(backend: Backend, batch: int, capacity: int, prompt: int = 1) -> KVCache:
+    """A cache of a bundle's backend, reset for a prompt of so many tokens."""
+    cache = backend.new_cache(batch, capacity)
+    cache.reset(backend.family.positions(prompt))
+    return cache
+
+
 def decode(
     backend: Backend,
     cache: KVCache,
@@ -47,7 +54,7 @@ def pictured(backend: Backend) -> np.ndarray:
     """Logits [1, 2, V] after a picture of noise whose features come in two calls."""
     features = backend.encode(noise(1))
     count = len(features)
-    cache, found = backend.new_cache(1, 2 * count), []
+    cache, found = new_cache(backend, 1, 2 * count), []
     for tokens, picture in ((11, Placed(features, 4, 0, 7)), (count, Placed(features, 0, 7, count - 7))):
         start = np.array([cache.length])
         call = (start + np.arange(tokens)[None], start, np.array([[tokens - 1]]), [picture])
@@ -57,7 +64,7 @@ def pictured(backend: Backend) -> np.ndarray:
 
 def rows_of_different_length(backend: Backend) -> np.ndarray:
     """Logits [3, 6, V] of six tokens after 10, 64 and 33 others in a batch, which begins with copies of one cache."""
-    one, batch = backend.new_cache(1, 128), backend.new_cache(3, 128)
+    one, batch = new_cache(backend, 1, 128), new_cache(backend, 3, 128)
     decode(backend, one, 64)
     for row, tokens in enumerate((10, 64, 33)):
         backend.copy_cache(one, batch, tokens, row=row)
@@ -77,4 +84,4 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
 
 def both(*backends: Backend, batch: int = 1, capacity: int = 64) -> list[tuple[Backend, KVCache]]:
     """Each backend with a new cache."""
-    return [(side, side.new_cache(batch, capacity)) for side in backends]
+    return [(side, new_cache(side, batch, capacity)) for side in backends]

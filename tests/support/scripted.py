@@ -12,7 +12,9 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, POSITION_IDS, WRITE_INDICES
 from qwenvl_edge.bundle.files import FileInfo
 from qwenvl_edge.bundle.manifest import (
+    FORMAT,
     EmbeddingInfo,
+    FamilyInfo,
     GenerationDefaults,
     Graphs,
     Manifest,
@@ -22,13 +24,21 @@ from qwenvl_edge.bundle.manifest import (
     Workspace,
 )
 from qwenvl_edge.engine import QwenVLEngine
-from qwenvl_edge.families import QwenVL
+from qwenvl_edge.families.qwen_vl import QwenVLBundleConfig, QwenVLFamily
 from qwenvl_edge.inputs.pictures import pixel_values
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.paths import DATA
 
 TINY_VOCABULARY = DATA / "tiny" / "qwen.tiktoken"
-FAMILY = QwenVL(num_ranks=2000, image_tokens=4)
+CONFIG = QwenVLBundleConfig(
+    image_start_id=2214,
+    image_tokens=4,
+    image_size=28,
+    seq_length=2048,
+    rope_base=10000.0,
+    use_dynamic_ntk=True,
+    use_logn_attn=True,
+)
 MODEL = ModelInfo(
     hidden_size=8,
     num_layers=1,
@@ -36,17 +46,17 @@ MODEL = ModelInfo(
     num_kv_heads=1,
     head_dim=4,
     vocab_size=2304,
-    seq_length=2048,
     max_position_embeddings=512,
-    rope_base=10000.0,
-    use_dynamic_ntk=True,
-    use_logn_attn=True,
-    image_size=28,
-    image_tokens=4,
-    image_start_id=2214,
 )
+FAMILY = QwenVLFamily(CONFIG, MODEL.head_dim)
 GENERATION = GenerationDefaults("chatml", False, 0.3, 0, 1.0, 1.0, 64, 6144)
 _tokenizer = Tokenizer(TINY_VOCABULARY, FAMILY.special_tokens)
+
+
+def family_of(num_ranks: int, *, image_tokens: int = 256, head_dim: int = 128, **config) -> QwenVLFamily:
+    """The family for a vocabulary of so many BPE ranks, before which nothing else stands; config: as in CONFIG."""
+    changes = {"image_start_id": num_ranks + 214, "image_tokens": image_tokens, **config}
+    return QwenVLFamily(dataclasses.replace(CONFIG, **changes), head_dim)
 
 
 def ids(text: str) -> list[int]:
@@ -58,15 +68,15 @@ def decode(tokens) -> str:
     return _tokenizer.decode([int(token) for token in tokens])
 
 
-def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qwen_vl") -> Bundle:
+def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qwen_vl", config=CONFIG) -> Bundle:
     (folder / "qwen.tiktoken").write_bytes(TINY_VOCABULARY.read_bytes())
     rows = np.arange(model.vocab_size * model.hidden_size, dtype="<f4").reshape(model.vocab_size, -1)
     (folder / "embedding.bin").write_bytes(rows.tobytes())
     files = {name: FileInfo((folder / name).stat().st_size, "") for name in ("qwen.tiktoken", "embedding.bin")}
     embedding = EmbeddingInfo("embedding.bin", "float32", (model.vocab_size, model.hidden_size))
     manifest = Manifest(
-        format=1,
-        family=family,
+        format=FORMAT,
+        family=FamilyInfo(family, dataclasses.asdict(config)),
         model=model,
         precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
         workspace=Workspace(1, 1),
@@ -90,9 +100,9 @@ class ScriptedCache(KVCache):
         self.prompt = 0
         super().__init__(model, batch=batch, capacity=capacity)
 
-    def reset(self, prefill_length, **options):
-        super().reset(prefill_length, **options)
-        self.prompt = prefill_length
+    def reset(self, positions, **options):
+        super().reset(positions, **options)
+        self.prompt = positions.length
 
 
 class ScriptedBackend(Backend):
@@ -115,8 +125,8 @@ class ScriptedBackend(Backend):
 
     def encode(self, picture):
         self.encoded += 1
-        mean = pixel_values(picture, FAMILY.preprocessing(self.model.image_size)).mean()
-        return np.full((self.model.image_tokens, self.model.hidden_size), mean, np.float32)
+        mean = pixel_values(picture, FAMILY.preprocessing).mean()
+        return np.full((CONFIG.image_tokens, self.model.hidden_size), mean, np.float32)
 
     def new_cache(self, batch, capacity):
         self.caches.append(ScriptedCache(self.model, batch=batch, capacity=capacity))
@@ -173,9 +183,14 @@ class ScriptedBackend(Backend):
         return [int(value) // self.model.hidden_size if ok else -1 for value, ok in zip(first, whole, strict=True)]
 
 
-def engine(folder: Path, *answers, model=None, generation=None, **options):
-    """An engine over scripted answers, and its backend."""
+def engine(folder: Path, *answers, model=None, config=None, generation=None, **options):
+    """An engine over scripted answers, and its backend; model, config and generation: what differs from the usual."""
     model = dataclasses.replace(MODEL, **(model or {}))
-    bundle = write_bundle(folder, model=model, generation=dataclasses.replace(GENERATION, **(generation or {})))
+    bundle = write_bundle(
+        folder,
+        model=model,
+        config=dataclasses.replace(CONFIG, **(config or {})),
+        generation=dataclasses.replace(GENERATION, **(generation or {})),
+    )
     backend = ScriptedBackend(*answers, model=model)
     return QwenVLEngine(bundle, backend=backend, **options), backend

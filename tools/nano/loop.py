@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qwenvl_edge.families.qwen_vl import QwenVL
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.families.qwen_vl import MEAN, STD
 
 Optimizers = list[torch.optim.Optimizer]
-PREPROCESSING = QwenVL(num_ranks=1, image_tokens=1).preprocessing(image_size=112)
+PREPROCESSING = Preprocessing(112, MEAN, STD)
 
 
 def normalise(pictures: np.ndarray) -> Tensor:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import PlanLimits, Profile
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families import open_family
 
 MAX_ROWS = 16  # logits of one call: what look-up decoding proposes, and the prompt's end that is verified
 DEFAULT_CHUNK = 256
@@ -32,7 +33,7 @@ def choose_limits(
         BackendError: a limit is less than 1, or beyond what the model takes.
     """
     model = bundle.manifest.model
-    context = model.seq_length if max_context is None else max_context
+    context = open_family(bundle.manifest).trained_length if max_context is None else max_context
     chunk = min(DEFAULT_CHUNK, context) if chunk is None else chunk
     if not 1 <= context <= model.max_position_embeddings:
         raise BackendError(f"--max-context is {context:,}; the model takes 1 to {model.max_position_embeddings:,}.")

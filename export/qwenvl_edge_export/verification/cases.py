@@ -7,22 +7,21 @@ that they are compared on the same input throughout.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.bundle.manifest import GenerationDefaults, ModelInfo
-from qwenvl_edge.families import create_family
-from qwenvl_edge.families.markup import MarkupReader
-from qwenvl_edge.inputs.messages import Part, Text, Turn
+from qwenvl_edge.bundle.manifest import GenerationDefaults
+from qwenvl_edge.families import open_family
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.inputs.messages import Part, Text, Turn, parse_message
 from qwenvl_edge.inputs.pictures import Picture, load_picture, pixel_values
 from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder
-from qwenvl_edge.inputs.tokenizer import Tokenizer
+from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 
 GridBox: TypeAlias = tuple[int, int, int, int]
 """x1, y1, x2, y2 as the model writes them, 0..999 of each side."""
@@ -52,11 +51,10 @@ class Case:
 class CaseBuilder:
     """Makes cases in the format that a model was trained on (ChatML or raw)."""
 
-    def __init__(self, family: str, model: ModelInfo, generation: GenerationDefaults, tokenizer: Path):
-        self._model = model
+    def __init__(self, family: Family, generation: GenerationDefaults, tokenizer: Tokenizer):
         self._generation = generation
-        self._family = create_family(family, image_start_id=model.image_start_id, image_tokens=model.image_tokens)
-        self._tokenizer = Tokenizer(tokenizer, self._family.special_tokens)
+        self._family = family
+        self._tokenizer = tokenizer
         self._prompts = PromptBuilder(self._family, self._tokenizer)
 
     def case(self, name: str, parts: tuple[Part, ...], history: tuple[Turn, ...], answer: str) -> Case:
@@ -67,26 +65,26 @@ class CaseBuilder:
             prompt = self._prompts.chat(parts, history=history, system=family.default_system, window=window)
         else:
             prompt = self._prompts.raw([part for turn in history for part in turn.user] + list(parts))
-        ids = self._tokenizer.encode(answer, allowed_special=family.markup.tags)
+        ids = self._tokenizer.encode(answer, allowed_special=family.markup_tags)
         return Case(name, prompt, self._pixels(prompt), np.array([*ids, family.end_of_text], np.int64))
 
     def box_case(self, name: str, picture: Picture, phrase: str) -> Case:
         """The question where `phrase` is, in the form that boxes were trained in; its answer is left empty."""
-        tag = self._family.markup
-        prompt = self._prompts.raw((picture, Text(f"<{tag.ref}>{phrase}</{tag.ref}><{tag.box}>")))
+        items: list[Mapping[str, object]] = [{"image": picture}, *self._family.grounding_items(phrase)]
+        prompt = self._prompts.raw(parse_message(items, (), lambda source, name: load_picture(source, name=name)))
         return Case(name, prompt, self._pixels(prompt), np.empty(0, np.int64))
 
     def box(self, answer: Sequence[int]) -> GridBox | None:
         """The box that an answer to a `box_case` begins with; None if it is none."""
-        markup = self._family.markup
-        reader = MarkupReader(markup)
-        reader.feed(f"<{markup.box}>" + self._tokenizer.decode([id_ for id_ in answer if id_ < self._family.decodable]))
+        reader = self._family.reader()
+        lead = self._family.grounding_items("")[-1]["text"]
+        reader.feed(lead + self._tokenizer.decode([id_ for id_ in answer if id_ < self._family.decodable]))
         points = reader.shapes[0].points if reader.shapes else ()
         return (*points[0], *points[1]) if len(points) == 2 else None
 
     def _pixels(self, prompt: Prompt) -> npt.NDArray[np.float32]:
-        size = self._model.image_size
-        preprocessing = self._family.preprocessing(size)
+        preprocessing = self._family.preprocessing
+        size = preprocessing.image_size
         pixels = np.empty((len(prompt.pictures), 3, size, size), np.float32)
         for i, picture in enumerate(prompt.pictures):
             pixels[i] = pixel_values(picture, preprocessing)
@@ -96,7 +94,9 @@ class CaseBuilder:
 def case_builder(bundle: Bundle) -> CaseBuilder:
     """A builder for the model of a bundle."""
     manifest = bundle.manifest
-    return CaseBuilder(manifest.family, manifest.model, manifest.generation, bundle.file(manifest.tokenizer))
+    family = open_family(manifest)
+    tokenizer = open_tokenizer(family, bundle.file(manifest.tokenizer), manifest.model.vocab_size)
+    return CaseBuilder(family, manifest.generation, tokenizer)
 
 
 def builtin_box_case(builder: CaseBuilder) -> Case:

@@ -28,9 +28,9 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
-from qwenvl_edge.families import create_family
+from qwenvl_edge.families import open_family
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.qwen_vl.metadata import model_info
+from qwenvl_edge_export.families.qwen_vl.metadata import family_info, model_info
 from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, ntk_alpha
 from qwenvl_edge_export.verification.cases import Case, builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.verification.limits import (
@@ -151,7 +151,9 @@ def _limits(precision: Precision, side: str) -> Limits:
 
 
 def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    want, have = (dataclasses.asdict(info) for info in (bundle.manifest.model, model_info(checkpoint.config)))
+    manifest, config = bundle.manifest, checkpoint.config
+    want = dataclasses.asdict(manifest.model) | manifest.family.config
+    have = dataclasses.asdict(model_info(config)) | family_info(config).config
     if different := [f"{name} {have[name]} instead of {want[name]}" for name in want if have[name] != want[name]]:
         raise CheckpointError(
             f'the bundle "{bundle.path}" was not made from the checkpoint "{checkpoint.path}", which has '
@@ -208,13 +210,14 @@ class _Side:
 
     def __init__(self, bundle: Bundle, backend: OnnxRuntimeBackend | TensorRTBackend):
         model = bundle.manifest.model
-        family = create_family(
-            bundle.manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens
-        )
+        family = open_family(bundle.manifest)
+        side = family.preprocessing.image_size
+        layout = family.layout((side, side))
+        ids = family.picture_ids(layout)
         self.bundle = bundle
         self.backend = backend
-        self.answerable = family.image_start_id  # ids below may stand in an answer; pictures' spans are behind them
-        self.no_features = np.empty((0, model.image_tokens, model.hidden_size), np.float32)
+        self.answerable = min(ids.before + ids.rows + ids.after)  # ids below may stand in an answer
+        self.no_features = np.empty((0, layout.tokens, model.hidden_size), np.float32)
 
     def decode(self, case: Case, features: FloatArray) -> FloatArray:
         """Logits [rows, V]: prefill of the prompt, then the given answer through the cache."""
@@ -245,13 +248,13 @@ class _Side:
     def _embed(self, case: Case, ids: npt.NDArray[np.int64], features: FloatArray) -> FloatArray:
         """[1, T, H]."""
         embeds = self.bundle.embedding[ids][None]
-        for start, picture in zip(case.prompt.image_starts, features, strict=True):
-            embeds[0, start : start + len(picture)] = picture
+        for span in case.prompt.spans:
+            embeds[0, span.start : span.start + span.length] = features[span.picture]
         return embeds
 
     def _cache(self, case: Case, capacity: int) -> KVCache:
         cache = self.backend.new_cache(1, capacity)
-        cache.reset(len(case.prompt.ids))
+        cache.reset(case.prompt.positions)
         return cache
 
     def _run(self, cache: KVCache, embeds: FloatArray, start: int, first: int) -> FloatArray:

@@ -12,12 +12,10 @@ import numpy.typing as npt
 
 from qwenvl_edge.backends.checks import check_finite, check_room, check_tokens
 from qwenvl_edge.backends.kv_cache import KVCache, cache_bytes
-from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, POSITION_IDS, WRITE_INDICES
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.families import create_family
-from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, Preprocessing
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -210,13 +208,6 @@ class Backend(ABC):
     @abstractmethod
     def _clear(self, cache: KVCache) -> None:
         """Fill a cache's memory with zeros."""
-
-
-def preprocessing_of(bundle: Bundle) -> Preprocessing:
-    """The picture preprocessing of a bundle's family."""
-    manifest, model = bundle.manifest, bundle.manifest.model
-    family = create_family(manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens)
-    return family.preprocessing(model.image_size)
 
 
 def check_placed(pictures: Sequence[Placed], tokens: int, features_type: type[Features]) -> None:

@@ -46,6 +46,8 @@ def check_tokens(
         BackendError: an array has the wrong shape, dtype or range.
         ContextError: the tokens do not fit into the cache.
     """
+    if cache.key is None:
+        raise BackendError("the KV cache has no positions yet; call its reset with those of a prompt.")
     batch, int64 = cache.batch, np.dtype(np.int64)
     _check(INPUTS_EMBEDS, inputs_embeds, np.dtype(np.float32), (batch, None, model.hidden_size))
     tokens = inputs_embeds.shape[1]
@@ -74,10 +76,10 @@ def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
     Raises:
         BackendError: the caches do not fit together, or `source` holds fewer tokens.
     """
-    if source.batch != 1 or not 0 <= row < target.batch or source.ntk_alpha != target.ntk_alpha:
+    if source.batch != 1 or not 0 <= row < target.batch or source.key != target.key:
         raise BackendError(
-            f"cannot copy a cache of batch {source.batch} and NTK factor {source.ntk_alpha:g} into row {row} of one of "
-            f"batch {target.batch} and factor {target.ntk_alpha:g}; copy one row between caches reset alike."
+            f"cannot copy a cache of batch {source.batch} and positions {source.key} into row {row} of one of batch "
+            f"{target.batch} and positions {target.key}; copy one row between caches reset alike."
         )
     if not 0 <= tokens <= min(source.length, target.capacity):
         raise BackendError(

@@ -11,6 +11,7 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, INT8_CACHE
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families import open_family
 from qwenvl_edge.machine.memory import available_bytes
 
 _PROCESS_BYTES = 44 << 20  # Python with NumPy, Pillow and ONNX Runtime
@@ -81,7 +82,9 @@ def estimate_memory(
     logits = _LOGITS_ITEM * max_batch * model.vocab_size
     item = {"item_bytes": 1, "scale_bytes": 4} if kv_cache == INT8_CACHE else {"item_bytes": cache_item_bytes(bundle)}
     cache = cache_bytes(model, max_context, **item)
-    features = FEATURES_KEPT * 4 * model.image_tokens * model.hidden_size
+    family = open_family(manifest)
+    side = family.preprocessing.image_size
+    features = FEATURES_KEPT * 4 * family.layout((side, side)).tokens * model.hidden_size
     return MemoryEstimate(
         weights=weight_bytes(bundle, fastest_dialect(bundle)),
         cache=cache * (max_batch + 1 if max_batch > 1 else 1),

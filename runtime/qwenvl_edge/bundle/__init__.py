@@ -1,1 +1,1 @@
-"""What lies on the disk: the bundle's folder, its manifest, and TensorRT engines beside it."""
+"""The bundle's folder on the disk, its manifest, and TensorRT plans beside it."""

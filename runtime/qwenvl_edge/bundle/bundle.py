@@ -53,7 +53,7 @@ class Bundle:
         return bundle
 
     def file(self, name: str) -> Path:
-        """Where the bundle's file `name` lies.
+        """Return the path of the bundle's file `name`.
 
         Raises:
             BundleError: the manifest does not list `name`.

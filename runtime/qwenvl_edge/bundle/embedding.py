@@ -13,7 +13,7 @@ EMBEDDING_DTYPES = tuple(_STORED)
 
 
 def embedding_bytes(dtype: str, shape: tuple[int, int]) -> int:
-    """Size of a table's file."""
+    """Return the size of a table's file."""
     return shape[0] * shape[1] * np.dtype(_STORED[dtype]).itemsize
 
 

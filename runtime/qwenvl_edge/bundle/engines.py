@@ -1,4 +1,4 @@
-"""TensorRT plans beside a bundle: what `qwenvl build` writes and what a backend checks before it deserialises one.
+"""TensorRT plans beside a bundle: `qwenvl build` writes them, a backend checks them before it deserialises one.
 
     <bundle>/plans/<target>/plan.json      the manifest below
                             vision.plan    serialized engine of vision.onnx
@@ -66,7 +66,7 @@ PROFILES = ("decode", "prefill", "verify")
 
 @dataclass(frozen=True)
 class Builder:
-    """What a plan needs to run: the API ("tensorrt", "tensorrt_rtx"), its exact version, and the platform."""
+    """Needs of a plan: the API ("tensorrt", "tensorrt_rtx"), its exact version, and the platform."""
 
     api: str
     version: str
@@ -127,7 +127,7 @@ class PlanManifest:
         return manifest
 
     def to_json(self) -> str:
-        """The text of plan.json."""
+        """Return the text of plan.json."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     def write(self, folder: Path) -> None:
@@ -137,7 +137,7 @@ class PlanManifest:
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs plans here: the installed API and version, the platform, the GPU (10 * major + minor)."""
+    """The machine that runs plans: the installed API and version, the platform, the GPU (10 * major + minor)."""
 
     builder: Builder
     compute_capability: int
@@ -149,7 +149,7 @@ class Plan:
 
     path: Path
     manifest: PlanManifest
-    rebuild: str  # the command that makes it anew
+    rebuild: str  # the command that makes it again
 
     @classmethod
     def open(cls, bundle: Bundle, target: str) -> Plan:
@@ -190,7 +190,7 @@ class Plan:
 
     @property
     def is_stripped(self) -> bool:
-        """Whether the engines come without their weights."""
+        """True if the engines come without their weights."""
         return set(REFIT_GRAPHS.values()) <= set(self.manifest.files)
 
     def check_files(self, hash_up_to_bytes: int | None = None) -> None:
@@ -203,7 +203,7 @@ class Plan:
         check_files(self.path, self.manifest.files, hash_up_to_bytes, what="plan", listed_in=PLAN_NAME, remedy=remedy)
 
     def mismatch(self, machine: Machine) -> str:
-        """Why this plan does not run on `machine`, as half a sentence; empty where it does."""
+        """Return why this plan does not run on `machine`, as half a sentence; empty if it does."""
         have, need = machine.builder, self.manifest.builder
         if (have.api, have.version) != (need.api, need.version):
             return f"was built by {need.api} {need.version}, but {have.api} {have.version} is installed"
@@ -215,7 +215,7 @@ class Plan:
         return ""
 
     def check_machine(self, machine: Machine) -> None:
-        """Compare what the plan was built for with `machine`, before anything is deserialised.
+        """Check, before anything is deserialised, that the plan was built for this machine.
 
         Raises:
             BackendError: says what differs, and the command that builds a plan for this machine.
@@ -228,7 +228,7 @@ class Plan:
 
 
 def plan_targets(bundle_path: Path) -> list[str]:
-    """Names of the plans that lie beside the bundle in `bundle_path`, sorted; unfinished ones are not among them."""
+    """Return the names of the plans beside the bundle in `bundle_path`, sorted, without unfinished ones."""
     folder = bundle_path / PLANS_FOLDER
     if not folder.is_dir():
         return []
@@ -236,7 +236,7 @@ def plan_targets(bundle_path: Path) -> list[str]:
 
 
 def choose_plan(bundle: Bundle, machine: Machine) -> Plan:
-    """The plan of `bundle` that runs on `machine`: the one named "local" before others, then by name.
+    """Return the plan of `bundle` that runs on `machine`: the one named "local" before others, then by name.
 
     Raises:
         BundleError: a plan beside the bundle is damaged or belongs to another bundle, and none fits.
@@ -263,22 +263,22 @@ def choose_plan(bundle: Bundle, machine: Machine) -> Plan:
 
 
 def platform_name() -> str:
-    """The operating system and processor that plans are tied to, such as "linux-x86_64"."""
+    """Return the operating system and processor that plans are tied to, such as "linux-x86_64"."""
     return f"{sys.platform}-{platform.machine().lower()}"
 
 
 def bundle_digest(manifest: Manifest) -> str:
-    """A SHA-256 over the SHA-256 of every file of a bundle: the same for copies, another for another export."""
+    """Return a SHA-256 over those of all files of a bundle: equal for copies, another for another export."""
     return hashlib.sha256(json.dumps({n: f.sha256 for n, f in sorted(manifest.files.items())}).encode()).hexdigest()
 
 
 def plugin_file(plugin: str) -> str:
-    """The file name in a manifest's entry "<file> <version>"."""
+    """Return the file name in a manifest's entry "<file> <version>"."""
     return plugin.rpartition(" ")[0]
 
 
 def plugin_version(plugin: str) -> str:
-    """The op's version in such an entry."""
+    """Return the op's version in such an entry."""
     return plugin.rpartition(" ")[2]
 
 

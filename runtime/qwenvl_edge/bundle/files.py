@@ -57,7 +57,7 @@ def check_files(
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits.
+    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits.
 
     Raises:
         BundleError: the file cannot be read.

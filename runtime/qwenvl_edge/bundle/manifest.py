@@ -13,15 +13,28 @@ from qwenvl_edge.bundle.files import FileInfo
 from qwenvl_edge.bundle.records import read_record
 from qwenvl_edge.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_NAME = "bundle.json"
 _COMPUTE = ("fp32", "fp16", "bf16")
 KV_CACHES = FLOAT_CACHE, INT8_CACHE = ("float", "int8")
 
 
 @dataclass(frozen=True)
+class FamilyInfo:
+    """The model family and its own configuration, which the module of that family alone reads and checks."""
+
+    name: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """Dimensions that the runtime needs; image_tokens is the number of feature rows a picture takes."""
+    """Dimensions that a model of any family has; num_kv_heads is less than num_heads in grouped-query attention.
+
+    A head with the weights of the embedding table (a tied head) is not marked here. The decoder graph holds them as it
+    holds any head's, so nobody who reads a manifest computes otherwise for it; the exporter alone knows where they come
+    from.
+    """
 
     hidden_size: int
     num_layers: int
@@ -29,19 +42,12 @@ class ModelInfo:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
-    seq_length: int
     max_position_embeddings: int
-    rope_base: float
-    use_dynamic_ntk: bool
-    use_logn_attn: bool
-    image_size: int
-    image_tokens: int
-    image_start_id: int
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What weights are stored as ("fp32", "fp16", "bf16", "int8", "int4", "w8a8"), and what computes with them.
+    """The types of stored weights ("fp32", "fp16", "bf16", "int8", "int4", "w8a8") and of what computes with them.
 
     compute: float type of the "vision" and the "decoder" graph. block_size: inputs that share a scale (0 without
     integers). method: where the decoder's integers come from. kept: patterns of layers that stayed in floats.
@@ -61,7 +67,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class Graphs:
-    """File names of the graphs; the decoder has one a dialect ("standard", "onnxruntime", "native").
+    """File names of the graphs; the decoder has one per dialect ("standard", "onnxruntime", "native").
 
     vision_ort: the picture side with ONNX Runtime's own attention, for its CPU provider; empty without one.
     """
@@ -104,7 +110,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the bundle comes from: digest of the checkpoint's files, exporter, versions of the tools."""
+    """Origin of the bundle: digest of the checkpoint's files, exporter, versions of the tools."""
 
     checkpoint_sha256: str
     exporter: str
@@ -116,7 +122,7 @@ class Manifest:
     """bundle.json. sensitivity: for each calibrated weight, the relative change of its layer's outputs."""
 
     format: int
-    family: str
+    family: FamilyInfo
     model: ModelInfo
     precision: Precision
     workspace: Workspace
@@ -144,15 +150,15 @@ class Manifest:
             raise BundleError(f'{MANIFEST_NAME} has no "format"; this is not a Qwen-VL Edge bundle.')
         if raw["format"] != FORMAT:
             raise BundleError(
-                f"the bundle has format {raw['format']!r}, this version reads format {FORMAT}; "
-                "export it again, or use the version that wrote it."
+                f"the bundle has format {raw['format']!r}, this version reads format {FORMAT}; make it again with "
+                "`qwenvl export CHECKPOINT BUNDLE --force`, or use the version that wrote it."
             )
         manifest = read_record(cls, raw, MANIFEST_NAME, BundleError)
         _check_manifest(manifest)
         return manifest
 
     def to_json(self) -> str:
-        """The text of bundle.json."""
+        """Return the text of bundle.json."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> None:
@@ -164,7 +170,7 @@ def _check_manifest(manifest: Manifest) -> None:
     model, embedding = manifest.model, manifest.embedding
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)
-        if not isinstance(value, bool) and not value > 0:
+        if not value > 0:
             raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value}; it must be positive.")
     if model.num_heads % model.num_kv_heads:
         raise BundleError(f"{MANIFEST_NAME}: model.num_heads is not a multiple of model.num_kv_heads.")

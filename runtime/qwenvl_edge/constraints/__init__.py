@@ -1,1 +1,1 @@
-"""Forms that an answer keeps to, and the tokens that they allow."""
+"""Forms that an answer is held to, and the tokens that they allow."""

@@ -1,4 +1,4 @@
-"""What an answer may look like: a JSON Schema, a regular expression, one of some choices, or boxes only."""
+"""Forms that an answer can be held to: a JSON Schema, a regular expression, one of some choices, or boxes only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Constraint:
 
     An answer that ends by itself (finish_reason "stop") is what the model said. One that is cut (by max_new_tokens, a
     deadline, ...) is closed with the shortest text found that completes the form, so that its raw_text parses too;
-    finish_reason says that it was cut. It stays open behind a stop string, if nothing was said yet, and if the form
-    asks for too much to be found in some milliseconds: `Reply.complete` is False then.
+    finish_reason says that it was cut. It stays open after a stop string, if nothing was said yet, and if no end of the
+    form was found in some milliseconds: `Reply.complete` is False then.
     """
 
     kind: Literal["json", "regex", "choice", "boxes"]

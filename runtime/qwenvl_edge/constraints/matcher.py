@@ -1,6 +1,6 @@
-"""Constraints at work: which tokens may come next, computed by llguidance (the extra "constrained").
+"""The tokens that a constraint allows next, computed by llguidance (the extra "constrained").
 
-Its masks cover this tokenizer's whole vocabulary, special tokens included; the sampler leaves out what they forbid.
+Its masks cover the tokenizer's whole vocabulary, special tokens included; the sampler leaves out what they forbid.
 """
 
 from __future__ import annotations
@@ -10,16 +10,25 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from qwenvl_edge.constraints.completion import preference, shortest_end
 from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.errors import PromptError, QwenVLError
-from qwenvl_edge.families import QwenVL
-from qwenvl_edge.inputs.tokenizer import Tokenizer
+from qwenvl_edge.families.base import Family
 
 _KEPT = 8
 _NO_WHITE_SPACE = {"whitespace_flexible": False}
+
+
+class Vocabulary(Protocol):
+    """The part of a tokenizer that constraints need."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, none of them a special token."""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of ids."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class _Ids:
 
 
 class Matcher:
-    """Follows one answer; `release` it then."""
+    """Follows one answer; call `release` at its end."""
 
     def __init__(self, matcher: Any, ids: _Ids, give_back: Callable[[Any], None]) -> None:
         self._matcher = matcher
@@ -41,25 +50,25 @@ class Matcher:
         self._give_back = give_back
 
     def allowed(self) -> bytes:
-        """A byte for each of `decodable` ids, 0 if it may not come next; where the answer may end, its ends may."""
+        """Return a byte per decodable id, 0 if it may not come next; the end ids are allowed where the form may end."""
         allowed: bytes = self._matcher.compute_logit_bias()
         return allowed
 
     def allows(self, token: int) -> bool:
-        """Whether an id may come next; far quicker than `allowed`."""
+        """Tell whether an id may come next; far quicker than `allowed`."""
         return bool(self._matcher.validate_tokens([token]))
 
     def forced(self) -> list[int]:
-        """Ids that must come next, in the tokenizer's own division; often none."""
+        """Return the ids that must come next, divided as the tokenizer divides text; often none."""
         forced: list[int] = self._matcher.compute_ff_tokens()
         return forced
 
     def closing(self) -> list[int]:
-        """Ids that complete the form behind what was said, as few as are found soon; none if none are."""
+        """Return few ids that complete the form after what was taken; none if no end was found soon."""
         return shortest_end(self._matcher, self._ids.closing)
 
     def take(self, token: int) -> bool:
-        """Go on behind an allowed id; return whether nothing may follow but the end.
+        """Take the next id, an allowed one; return True if nothing but the end may follow.
 
         Raises:
             QwenVLError: llguidance gave up, for example because the constraint became too complex.
@@ -72,7 +81,7 @@ class Matcher:
         return stopped
 
     def is_whole(self, text: str) -> bool:
-        """Whether `text`, the beginning of what was taken or all of it, is a whole form; nothing can be taken then."""
+        """Tell whether `text`, all or the beginning of what was taken, is a whole form; take nothing after this."""
         rest, kept = text.encode(), 0
         for piece in (self._ids.text_of([token]) for token in self._taken):
             if not rest.startswith(piece):
@@ -83,7 +92,7 @@ class Matcher:
         return taken == len(rest) and bool(self._matcher.is_accepting())
 
     def release(self) -> None:
-        """Give back what was learned of the constraint, for the next answer; the matcher is of no use after that."""
+        """Keep the computed masks for the next answer; the matcher must not be used after this."""
         self._give_back(self._matcher)
 
 
@@ -93,14 +102,13 @@ class MatcherFactory:
     Masks are quicker where they were computed before, so the matchers of the last few constraints are used again.
     """
 
-    def __init__(self, family: QwenVL, tokenizer: Tokenizer, ends: Sequence[int]) -> None:
+    def __init__(self, family: Family, vocabulary: Vocabulary) -> None:
         self._family = family
-        self._tokenizer = tokenizer
-        self._ends = list(ends)
+        self._text = vocabulary
         self._lock = threading.Lock()
         self._vocabulary: Any = None
         self._idle: OrderedDict[Constraint, Any] = OrderedDict()
-        self._ids = _Ids({}, (), tokenizer.decode_bytes)
+        self._ids = _Ids({}, (), vocabulary.decode_bytes)
 
     def start(self, constraint: Constraint) -> Matcher:
         """Return a matcher at the beginning of an answer.
@@ -131,16 +139,16 @@ class MatcherFactory:
                 self._idle.popitem(last=False)
 
     def _read_vocabulary(self, llguidance: Any) -> Any:
-        vocabulary = _Vocabulary(self._family, self._tokenizer)
+        vocabulary = _TokenizerView(self._family, self._text)
         single = {text[0]: id_ for id_, text in enumerate(vocabulary.tokens) if len(text) == 1}
-        self._ids = _Ids(single, self._closing_order(single), self._tokenizer.decode_bytes)
+        self._ids = _Ids(single, self._closing_order(single), self._text.decode_bytes)
         wrapper = llguidance.TokenizerWrapper(vocabulary)
-        return llguidance.LLTokenizer(wrapper, n_vocab=self._family.decodable, eos_token=self._ends)
+        return llguidance.LLTokenizer(wrapper, n_vocab=self._family.decodable, eos_token=list(self._family.end_ids))
 
     def _closing_order(self, single: Mapping[int, int]) -> list[int]:
-        tokens, tags = self._family.special_tokens, self._family.markup.tags
-        closing = [tokens[tag] for tag in tags if tag.startswith("</")]
-        return preference(single, closing, [tokens[tag] for tag in tags if tokens[tag] not in closing])
+        tokens, closing = self._family.special_tokens, self._family.closing_tags
+        opening = [tag for tag in self._family.markup_tags if tag not in closing]
+        return preference(single, [tokens[tag] for tag in closing], [tokens[tag] for tag in opening])
 
     def _grammar(self, maker: Any, constraint: Constraint) -> str:
         grammar: str
@@ -153,39 +161,23 @@ class MatcherFactory:
             options = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
             grammar = maker.grammar_from_lark(f"start: {options}")
         else:
-            grammar = maker.grammar_from_lark(self._boxes())
+            grammar = maker.grammar_from_lark(self._family.box_grammar())
         return grammar
 
-    def _boxes(self) -> str:
-        """Lark grammar of boxes on the grid 0..999; control tokens are written as <[id]>."""
-        markup, tokens = self._family.markup, self._family.special_tokens
 
-        def tag(name: str) -> str:
-            return f"<[{tokens[name]}]>"
-
-        ref, box = markup.ref, markup.box
-        return rf"""
-            start: item+
-            item: ({tag(f"<{ref}>")} LABEL {tag(f"</{ref}>")})? box+
-            box: {tag(f"<{box}>")} "(" NUMBER "," NUMBER "),(" NUMBER "," NUMBER ")" {tag(f"</{box}>")}
-            NUMBER: /0|[1-9][0-9]{{0,2}}/
-            LABEL: /[^<>\n]{{1,80}}/
-        """
-
-
-class _Vocabulary:
-    """What llguidance's TokenizerWrapper asks for."""
+class _TokenizerView:
+    """A vocabulary in the form that llguidance's TokenizerWrapper reads."""
 
     bos_token_id = None
 
-    def __init__(self, family: QwenVL, tokenizer: Tokenizer) -> None:
+    def __init__(self, family: Family, vocabulary: Vocabulary) -> None:
         self.eos_token_id = family.end_of_text
-        self.tokens = [tokenizer.decode_bytes([id_]) for id_ in range(family.decodable)]
+        self.tokens = [vocabulary.decode_bytes([id_]) for id_ in range(family.decodable)]
         self.special_token_ids = list(family.special_tokens.values())
-        self._tokenizer = tokenizer
+        self._encode = vocabulary.encode
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._tokenizer.encode(text.decode() if isinstance(text, bytes) else text)
+        return self._encode(text.decode() if isinstance(text, bytes) else text)
 
 
 def _llguidance() -> Any:

@@ -9,16 +9,17 @@ from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.embedding import EmbeddingTable
 from qwenvl_edge.decoding.token_sequence import Sequence
+from qwenvl_edge.families.base import Positions
 
 FloatArray = npt.NDArray[np.float32]
 
 
 class BatchDecoder:
-    """Rows that were prefilled elsewhere and copied in; all of them belong to one dynamic-NTK factor.
+    """Rows that were prefilled elsewhere and copied in; their positions have one key.
 
     Args:
         rows: how many there are.
-        prompt_length: the length of any of the prompts, which chooses that factor.
+        positions: those of any of the prompts.
         capacity: tokens that fit into a row.
     """
 
@@ -28,7 +29,7 @@ class BatchDecoder:
         embedding: EmbeddingTable,
         *,
         rows: int,
-        prompt_length: int,
+        positions: Positions,
         capacity: int,
         decodable: int,
     ) -> None:
@@ -36,7 +37,7 @@ class BatchDecoder:
         self._embedding = embedding
         self._decodable = decodable
         self._cache = backend.new_cache(rows, capacity)
-        self._cache.reset(prompt_length)
+        self._cache.reset(positions)
         self._sequences: list[Sequence | None] = [None] * rows
         self._tokens = np.zeros(rows, np.int64)
         self._write = np.zeros(rows, np.int64)

@@ -1,7 +1,8 @@
-"""What stands at each position of a prompt, as numbers that can be compared: the key to computed prefixes.
+"""Keys of a prompt's positions, numbers that can be compared: they find computed prefixes.
 
-A text position's key is its token id. A picture's rows take their keys from the digest of its pixels, so that two
-prompts share a prefix only as far as words and pictures are the same. Object identities and paths play no part.
+A text position's key is its token id. A picture's rows take their keys from the digest of its pixels and from their
+layout, so that two prompts share a prefix only as far as words and pictures are the same. Object identities and paths
+play no part.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from qwenvl_edge.inputs.prompt import Prompt
 IntArray = npt.NDArray[np.int64]
 
 
-def content_keys(prompt: Prompt, image_tokens: int) -> IntArray:
-    """Keys [T] int64: ids of text, and negative numbers drawn from its digest for each row of a picture."""
+def content_keys(prompt: Prompt) -> IntArray:
+    """Return keys [T] int64: ids of text, and negative numbers drawn from its digest for each row of a picture."""
     keys: IntArray = prompt.ids.copy()
-    for start, picture in zip(prompt.image_starts, prompt.pictures, strict=True):
-        keys[start : start + image_tokens] = _picture_keys(picture.digest, image_tokens)
+    for span in prompt.spans:
+        source = f"{prompt.pictures[span.picture].digest} {span.layout.grid}"
+        keys[span.start : span.start + span.length] = _picture_keys(source, span.length)
     return keys
 
 
 @functools.lru_cache(maxsize=64)  # the pictures of a conversation come again with every question
-def _picture_keys(digest: str, count: int) -> IntArray:
-    noise = hashlib.shake_256(digest.encode()).digest(8 * count)
+def _picture_keys(source: str, count: int) -> IntArray:
+    noise = hashlib.shake_256(source.encode()).digest(8 * count)
     keys: IntArray = np.frombuffer(noise, "<i8") | np.iinfo(np.int64).min
     return keys
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from qwenvl_edge.backends.base import Backend, Features, check_features
 from qwenvl_edge.backends.kept import FEATURES_KEPT
+from qwenvl_edge.families.base import Family
 from qwenvl_edge.inputs.pictures import Picture
 
 
@@ -15,8 +16,9 @@ class FeatureCache:
     They are found again by the pictures' content digests.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, family: Family) -> None:
         self._backend = backend
+        self._family = family
         self._kept: OrderedDict[str, Features] = OrderedDict()
 
     def forget(self) -> None:
@@ -29,7 +31,7 @@ class FeatureCache:
         if missing:
             # One at a time: a picture is work enough for every core, and what a cancellation waits for stays small.
             features = self._backend.encode(picture)
-            check_features(features, self._backend.model.image_tokens, self._backend.features_type)
+            check_features(features, self._family.layout(picture.size).tokens, self._backend.features_type)
             self._kept[picture.digest] = features
         self._kept.move_to_end(picture.digest)
         if len(self._kept) > FEATURES_KEPT:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from qwenvl_edge.decoding.fair_lock import Turns
 from qwenvl_edge.decoding.feature_cache import FeatureCache
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
-from qwenvl_edge.families import QwenVL
+from qwenvl_edge.families.base import Family
 from qwenvl_edge.inputs.cancel import Control
 from qwenvl_edge.inputs.request import Request
 from qwenvl_edge.inputs.tokenizer import Tokenizer
@@ -60,7 +59,7 @@ class Answerer:
 
     def __init__(
         self,
-        family: QwenVL,
+        family: Family,
         tokenizer: Tokenizer,
         features: FeatureCache,
         decoder: SequenceDecoder,
@@ -109,18 +108,16 @@ class Answerer:
             self._lookup.forget()
 
     def _batches(self, works: Sequence[Work], max_batch: int) -> Iterator[list[Work]]:
-        """Split into batches whose prompts have the same dynamic-NTK factor."""
-
-        def alpha(work: Work) -> float:
-            return self._decoder.alpha_for(len(work.request.prompt.ids))
-
-        for _, group in itertools.groupby(sorted(works, key=alpha), key=alpha):
-            members = list(group)
+        """Split into batches whose prompts have positions with the same key."""
+        groups: dict[Hashable, list[Work]] = {}
+        for work in works:
+            groups.setdefault(work.request.prompt.positions.key, []).append(work)
+        for members in groups.values():
             yield from (members[start : start + max_batch] for start in range(0, len(members), max_batch))
 
     def _answer_batch(self, works: Sequence[Work]) -> None:
         lengths = [(len(work.request.prompt.ids), work.request.options.max_new_tokens) for work in works]
-        decoder = self._decoder.batch(lengths)
+        decoder = self._decoder.batch(lengths, works[0].request.prompt.positions)
         for row, work in enumerate(works):
             # A row at a time: shared prefixes are computed once, and ONNX Runtime's CPU attention takes several tokens
             # behind a prefix at batch 1 only.
@@ -189,7 +186,7 @@ class Answerer:
         stop = self._stop if request.matcher is None else [ids for ids in self._stop if len(ids) == 1]
         return AnswerWriter(
             self._tokenizer,
-            family.markup,
+            family.reader(),
             stop=stop,
             stop_strings=request.options.stop,
             hidden=family.hidden_ids,
@@ -207,7 +204,7 @@ class Answerer:
             prompt_tokens=len(request.prompt.ids),
             reused_tokens=work.reused_tokens,
             prefill_tokens=work.prefill_tokens,
-            image_tokens=self._family.image_tokens * len(request.prompt.pictures),
+            image_tokens=sum(span.length for span in request.prompt.spans),
             new_tokens=run.new_tokens if run else 0,
             proposed_tokens=run.proposed_tokens if run else 0,
             forced_tokens=run.forced_tokens if run else 0,

@@ -11,6 +11,7 @@ from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kept import conversations_kept
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.decoding.content_keys import common_prefix
+from qwenvl_edge.families.base import Positions
 
 IntArray = npt.NDArray[np.int64]
 _FORK_LOSS = 64  # a copy of the shared prefix is made to save more computed tokens than these
@@ -34,7 +35,7 @@ class CachePool:
 
     A prompt continues the cache with the longest common prefix: in place if little of that cache is lost by it, else
     in another one, into which the prefix is copied, so that both conversations can go on. A cache belongs to one
-    dynamic-NTK factor; a prompt with another factor shares nothing with it.
+    key of positions; a prompt with another key shares nothing with it.
     """
 
     def __init__(self, backend: Backend, *, capacity: int, memory_bytes: int) -> None:
@@ -48,19 +49,19 @@ class CachePool:
         """The slot used last."""
         return self._slots[-1]
 
-    def take(self, keys: IntArray) -> Slot:
+    def take(self, keys: IntArray, positions: Positions) -> Slot:
         """Return a slot for a prompt with content keys [T]; its cache holds what of the prompt needs no computing.
 
         At least the last token is left to compute, since its logits are wanted.
         """
-        source, shared = self._longest(keys)
+        source, shared = self._longest(keys, positions)
         lost = source.cache.length - shared
         target = self._other(source) if lost > _FORK_LOSS else source
         if target is not source and shared:
-            target.cache.reset(len(keys))
+            target.cache.reset(positions)
             self._backend.copy_cache(source.cache, target.cache, shared)
         else:
-            target.cache.reset(len(keys), keep=shared if target is source else 0)
+            target.cache.reset(positions, keep=shared if target is source else 0)
         target.keys[: len(keys)] = keys
         self._slots.remove(target)
         self._slots.append(target)
@@ -71,11 +72,10 @@ class CachePool:
         for slot in self._slots:
             slot.cache.truncate(0)
 
-    def _longest(self, keys: IntArray) -> tuple[Slot, int]:
-        alpha = self._slots[0].cache.alpha_for(len(keys))
+    def _longest(self, keys: IntArray, positions: Positions) -> tuple[Slot, int]:
         best, longest = self._slots[0], 0
         for slot in self._slots:
-            shared = common_prefix(slot.computed, keys[:-1]) if slot.cache.ntk_alpha == alpha else 0
+            shared = common_prefix(slot.computed, keys[:-1]) if slot.cache.key == positions.key else 0
             if shared >= longest:  # among equals the one used last
                 best, longest = slot, shared
         return best, longest

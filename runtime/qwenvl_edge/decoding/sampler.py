@@ -7,10 +7,8 @@ typical. The same seed gives the same tokens on every platform.
 from __future__ import annotations
 
 import ctypes
-import math
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy.typing as npt
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import BackendError, PromptError
+from qwenvl_edge.inputs.sampling_params import SamplingParams, require_whole
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 Logits = npt.NDArray[Any]
@@ -46,76 +45,13 @@ def logits_at(address: int, dtype: str, length: int) -> Logits:
     """
     if dtype not in _POINTER_TYPES:
         raise PromptError(f"logits of type {dtype!r} cannot be read; give {', '.join(_POINTER_TYPES)}.")
-    _require_whole("the address of the logits", address, 2**64)
-    _require_whole("the number of logits", length, 2**31)
+    require_whole("the address of the logits", address, 2**64)
+    require_whole("the number of logits", length, 2**31)
     if address == 0 or length == 0:
         raise PromptError(f"{length} logits at address {address} are no row; give where it lies and its length.")
     kind = _POINTER_TYPES[dtype]
     memory = (ctypes.c_char * (length * kind.itemsize)).from_address(address)
     return np.frombuffer(memoryview(memory), dtype=kind)
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen; the defaults draw from the model's own distribution.
-
-    Attributes:
-        do_sample: False takes the likeliest token after penalties and masks (the first one among equals).
-        temperature: logits are divided by it; 0 is the same as do_sample=False.
-        top_k: keep the k largest logits and what equals the last of them; 0 keeps all.
-        top_p: keep the smallest set of likeliest tokens whose probability reaches it (Holtzman et al. 2020).
-        min_p: keep tokens at least this probable relative to the likeliest.
-        typical_p: keep the tokens nearest to the entropy up to this mass (Meister et al. 2023).
-        repetition_penalty: divides positive and multiplies negative logits of ids seen before, prompt included.
-        presence_penalty: subtracted once from the logit of every generated id.
-        frequency_penalty: subtracted from the logit of a generated id for each time it was generated.
-        logit_bias: id -> what is added to its logit.
-        banned_ids: ids that are never chosen.
-        seed: 0 .. 2**64 - 1; None draws a fresh one.
-
-    Raises:
-        PromptError: a value out of its range.
-    """
-
-    do_sample: bool = True
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    banned_ids: Sequence[int] = ()
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _require("temperature", self.temperature, self.temperature >= 0, "0 or more")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _require("typical_p", self.typical_p, 0 < self.typical_p <= 1, "more than 0 and at most 1")
-        _require("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0")
-        _require("presence_penalty", self.presence_penalty, True, "a finite number")
-        _require("frequency_penalty", self.frequency_penalty, True, "a finite number")
-        _require_whole("top_k", self.top_k, 2**63)
-        if self.seed is not None:
-            _require_whole("seed", self.seed, 2**64)
-        for token_id, bias in self.logit_bias.items():
-            _require_whole("an id of logit_bias", token_id, 2**63)
-            _require("a bias of logit_bias", bias, True, "a finite number")
-        for token_id in self.banned_ids:
-            _require_whole("an id of banned_ids", token_id, 2**63)
-
-
-def _require(name: str, value: float, holds: bool, wanted: str) -> None:
-    if not (math.isfinite(value) and holds):
-        raise PromptError(f"{name} is {value!r}; it must be {wanted}.")
-
-
-def _require_whole(name: str, value: int, end: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
-        raise PromptError(f"{name} is {value!r}; it must be a whole number from 0 to {end - 1}.")
 
 
 class Sampler:
@@ -196,7 +132,7 @@ class Sampler:
 
     def reset(self, seed: int) -> None:
         """Start the random numbers of `seed` from the beginning."""
-        _require_whole("seed", seed, 2**64)
+        require_whole("seed", seed, 2**64)
         self._core.reset(seed)
 
 

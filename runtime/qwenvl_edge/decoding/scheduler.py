@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +24,7 @@ from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray
 from qwenvl_edge.decoding.pipeline import Answerer, Work, finish
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.families.base import Positions
 from qwenvl_edge.inputs.messages import Message
 from qwenvl_edge.inputs.request import RequestBuilder
 from qwenvl_edge.replies.reply import Reply
@@ -52,7 +53,7 @@ class _Job:
 
 
 class _Rows:
-    """The jobs of one running batch, all of one dynamic-NTK factor: row number -> job."""
+    """The jobs of one running batch, their positions all of one key: row number -> job."""
 
     def __init__(self, decoder: BatchDecoder, size: int) -> None:
         self.decoder = decoder
@@ -125,7 +126,7 @@ class Batcher:
         self._requests = requests
         self._answerer = answerer
         self._decoder = decoder
-        self._batches: dict[float, _Rows] = {}
+        self._batches: dict[Hashable, _Rows] = {}
         self._waiting: deque[_Job] = deque()
         self._starting: tuple[_Job, Iterator[None]] | None = None
         self._changed = threading.Condition()
@@ -230,10 +231,10 @@ class Batcher:
             self._starting = job, self._answerer.starting(job.work, None)
         if self._starting is not None:
             self._go_on(*self._starting)
-        for alpha, rows in list(self._batches.items()):
+        for key, rows in list(self._batches.items()):
             if not self._waiting:
                 rows.close_gaps()
-            self._step(alpha, rows)
+            self._step(key, rows)
 
     def _go_on(self, job: _Job, starting: Iterator[None]) -> None:
         """Compute the next chunk of a prompt; behind the last one the answer gets a row, unless it has ended."""
@@ -251,34 +252,34 @@ class Batcher:
         self._starting = None
 
     def _join(self, job: _Job) -> None:
-        length = len(job.work.request.prompt.ids)
-        alpha = self._decoder.alpha_for(length)
+        positions = job.work.request.prompt.positions
+        length, key = positions.length, positions.key
         needed = min(length + job.work.request.options.max_new_tokens, self._decoder.capacity)
-        rows = self._batches.get(alpha)
+        rows = self._batches.get(key)
         if rows is None:
-            rows = self._batches[alpha] = _Rows(self._reserve(length, needed), self.rows)
+            rows = self._batches[key] = _Rows(self._reserve(positions, needed), self.rows)
         elif rows.decoder.capacity < needed:
-            rows.grow(self._reserve(length, needed))
+            rows.grow(self._reserve(positions, needed))
         row = rows.free()
         self._decoder.move_to(rows.decoder, row)
         rows.put(row, job)
 
-    def _reserve(self, prompt_length: int, needed: int) -> BatchDecoder:
+    def _reserve(self, positions: Positions, needed: int) -> BatchDecoder:
         """A batch whose rows hold `needed` tokens, in steps of a factor of two: a page is memory once it is touched."""
         capacity = _LEAST_CAPACITY if self._decoder.can_grow else self._decoder.capacity
         while capacity < needed:
             capacity *= 2
-        return self._decoder.batch([(prompt_length, capacity - prompt_length)] * self.rows)
+        return self._decoder.batch([(positions.length, capacity - positions.length)] * self.rows, positions)
 
-    def _step(self, alpha: float, rows: _Rows) -> None:
+    def _step(self, key: Hashable, rows: _Rows) -> None:
         if not rows:
             if len(self._batches) > 1:  # keep the memory of one
-                del self._batches[alpha]
+                del self._batches[key]
             return
         try:
             ended = rows.step()
         except Exception as error:
-            del self._batches[alpha]
+            del self._batches[key]
             for job in rows.fail():
                 job.reply.set_exception(error)
             return

@@ -14,6 +14,7 @@ from qwenvl_edge.decoding.content_keys import content_keys
 from qwenvl_edge.decoding.prefix_cache import CachePool, Slot
 from qwenvl_edge.decoding.prompt_lookup import MOST
 from qwenvl_edge.decoding.token_sequence import Sequence
+from qwenvl_edge.families.base import Positions
 from qwenvl_edge.inputs.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float32]
@@ -35,14 +36,12 @@ class SequenceDecoder:
         *,
         capacity: int,
         decodable: int,
-        image_tokens: int,
         chunk: int,
         memory_bytes: int,
     ) -> None:
         self._backend = backend
         self._embedding = embedding
         self._decodable = decodable
-        self._image_tokens = image_tokens
         self._pool = CachePool(backend, capacity=capacity, memory_bytes=memory_bytes)
         rows = chunk + MOST
         self._embeds = np.empty((1, rows, embedding.shape[1]), np.float32)
@@ -62,15 +61,15 @@ class SequenceDecoder:
 
     def begin(self, prompt: Prompt) -> list[int]:
         """Start a sequence behind its longest computed prefix; return the pictures whose features are wanted."""
-        self._slot = self._pool.take(content_keys(prompt, self._image_tokens))
+        self._slot = self._pool.take(content_keys(prompt), prompt.positions)
         self.reused = self._slot.cache.length
         self.sequence = Sequence(prompt.ids, self.capacity, reused=self.reused)
         self._spans = []
-        return [i for i, start in enumerate(prompt.image_starts) if start + self._image_tokens > self.reused]
+        return [span.picture for span in prompt.spans if span.start + span.length > self.reused]
 
     def load(self, prompt: Prompt, features: Mapping[int, Features]) -> None:
         """Take the features [Q, H] of the pictures that `begin` asked for."""
-        self._spans = [(prompt.image_starts[i], rows) for i, rows in features.items()]
+        self._spans = [(span.start, features[span.picture]) for span in prompt.spans if span.picture in features]
 
     def prefill(self) -> FloatArray | None:
         """Compute the next chunk of the prompt; return the logits [V] after its last token once it is through."""
@@ -106,23 +105,22 @@ class SequenceDecoder:
         """Drop the last proposed tokens, which were not taken."""
         self._slot.cache.truncate(self.computed - rejected)
 
-    def alpha_for(self, prompt_length: int) -> float:
-        """The dynamic-NTK factor of a prompt; prompts of one batch must have the same."""
-        return self._slot.cache.alpha_for(prompt_length)
-
     @property
     def can_grow(self) -> bool:
         """Whether the rows of a batch can go on in a larger one."""
         return self._backend.rows(self._slot.cache, 0, 1) is not None
 
-    def batch(self, lengths: Iterable[tuple[int, int]]) -> BatchDecoder:
-        """Reserve a batch for prompts of some lengths, with the most tokens that each answer may have."""
+    def batch(self, lengths: Iterable[tuple[int, int]], positions: Positions) -> BatchDecoder:
+        """Reserve a batch for prompts of some lengths, with the most tokens that each answer may have.
+
+        positions: those of any of the prompts, whose keys must be equal.
+        """
         rows = list(lengths)
         return BatchDecoder(
             self._backend,
             self._embedding,
             rows=len(rows),
-            prompt_length=rows[0][0],
+            positions=positions,
             capacity=min(max(prompt + answer for prompt, answer in rows), self.capacity),
             decodable=self._decodable,
         )

@@ -1,17 +1,24 @@
-"""Model families: what differs between model generations, and nothing else knows."""
+"""Model families: everything that one model generation decides, and the rest asks for."""
 
+from qwenvl_edge.bundle.manifest import FamilyInfo, Manifest, ModelInfo
 from qwenvl_edge.errors import BundleError
-from qwenvl_edge.families.qwen_vl import QwenVL
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.qwen_vl import QwenVLFamily
 
-__all__ = ["QwenVL", "create_family"]
+
+def open_family(manifest: Manifest) -> Family:
+    """Return the family of a bundle. Raises BundleError as `create_family`."""
+    return create_family(manifest.family, manifest.model)
 
 
-def create_family(name: str, *, image_start_id: int, image_tokens: int) -> QwenVL:
-    """Return the family that a bundle's manifest names.
+def create_family(info: FamilyInfo, model: ModelInfo) -> Family:
+    """Return the family that `info` names, with its configuration, for a model of some dimensions.
 
     Raises:
-        BundleError: the family is unknown or its special tokens cannot start where the manifest says.
+        BundleError: the family is unknown, or its configuration is none of that family's.
     """
-    if name != "qwen_vl":
-        raise BundleError(f"the bundle is of the model family {name!r}; this version runs 'qwen_vl' only.")
-    return QwenVL.from_image_start(image_start_id, image_tokens)
+    if info.name != QwenVLFamily.name:
+        raise BundleError(
+            f"the bundle is of the model family {info.name!r}; this version runs {QwenVLFamily.name!r} only."
+        )
+    return QwenVLFamily.from_config(info.config, model.head_dim)

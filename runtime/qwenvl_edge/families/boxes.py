@@ -5,14 +5,27 @@ A grid value g lies at g / 1000 * side pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from qwenvl_edge.families.markup import GridShape
+from typing import TypeAlias
 
 GRID = 1000
+
+Points: TypeAlias = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class GridShape:
+    """A box (2 points) or quad (4) as a model writes it; `offset` is its place in the clean text, `source` its markup.
+
+    ref: number of the label that it follows, in the reader's `labels`; None if it has none.
+    """
+
+    label: str
+    points: tuple[tuple[int, int], ...]
+    offset: int
+    source: str
+    ref: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class Ref:
     quads: tuple[Quad, ...]
 
 
-def to_pixels(points: Sequence[tuple[int, int]], size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+def to_pixels(points: Points, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
     """Scale grid points to pixels of a picture of `size` (width, height)."""
     width, height = size
     return tuple((x / GRID * width, y / GRID * height) for x, y in points)
@@ -66,11 +79,23 @@ def to_grid(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> tup
     return tuple((clamp(x, width), clamp(y, height)) for x, y in points)
 
 
-def place(shapes: Sequence[GridShape], images: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Box | Quad]:
-    """Scale grid shapes to pixels; `images[i]` is the picture of shape i, `sizes` every picture's (width, height)."""
+def place(
+    shapes: Sequence[GridShape],
+    images: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    scale: Callable[[Points, tuple[int, int]], tuple[tuple[float, float], ...]] = to_pixels,
+) -> list[Box | Quad]:
+    """Scale shapes to pixels.
+
+    Args:
+        shapes: as a model wrote them.
+        images: the number of each shape's picture.
+        sizes: (width, height) of every picture.
+        scale: points and a picture's size -> pixels, as Family.to_pixels.
+    """
     placed: list[Box | Quad] = []
     for shape, image in zip(shapes, images, strict=True):
-        points = to_pixels(shape.points, sizes[image])
+        points = scale(shape.points, sizes[image])
         if len(points) == 4:
             placed.append(Quad(shape.label, points, image))
         else:
@@ -80,12 +105,12 @@ def place(shapes: Sequence[GridShape], images: Sequence[int], sizes: Sequence[tu
 
 
 def boxes_of(places: Iterable[Box | Quad]) -> tuple[Box, ...]:
-    """The boxes among some places."""
+    """Return the boxes among some places."""
     return tuple(place for place in places if isinstance(place, Box))
 
 
 def quads_of(places: Iterable[Box | Quad]) -> tuple[Quad, ...]:
-    """The quads among some places."""
+    """Return the quads among some places."""
     return tuple(place for place in places if isinstance(place, Quad))
 
 

@@ -7,10 +7,11 @@ follow one label.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qwenvl_edge.families.boxes import GRID
+from qwenvl_edge.families.base import PlaceReader
+from qwenvl_edge.families.boxes import GRID, GridShape, Points
 
 _POINT = r"\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)\s*"
 _BOX = re.compile(",".join([_POINT] * 2))
@@ -31,25 +32,10 @@ class Markup:
         return tuple(tag for name in (self.ref, self.box, self.quad) for tag in (f"<{name}>", f"</{name}>"))
 
 
-@dataclass(frozen=True)
-class GridShape:
-    """A box (2 points) or quad (4) on the grid; `offset` is its place in the clean text, `source` its markup.
+class MarkupReader(PlaceReader):
+    """Reads an answer with grounding markup; a torn tag is held back until whole.
 
-    ref: number of the label that it follows, in the reader's `labels`; None if it has none.
-    """
-
-    label: str
-    points: tuple[tuple[int, int], ...]
-    offset: int
-    source: str
-    ref: int | None = None
-
-
-class MarkupReader:
-    """Splits text that arrives in pieces into clean text and shapes; a torn tag is held back until whole.
-
-    `shapes`, `labels` (the marked phrases) and `malformed` (markup that names no place: bad numbers, tags left open or
-    closed twice) fill as it reads.
+    `malformed` are bad numbers and tags left open or closed twice.
     """
 
     def __init__(self, markup: Markup) -> None:
@@ -65,7 +51,7 @@ class MarkupReader:
         self.malformed: list[str] = []
 
     def feed(self, text: str) -> str:
-        """Read a piece of the answer; return the clean text that is now certain."""
+        """See PlaceReader.feed."""
         self._pending += text
         clean = []
         start = 0
@@ -80,7 +66,7 @@ class MarkupReader:
         return "".join(clean)
 
     def mark(self, label: str) -> int:
-        """Take a marked phrase as it stands, whatever it looks like; return its length in the clean text."""
+        """See PlaceReader.mark."""
         self._reject_open()
         self._label = len(self.labels)
         self.labels.append(label.strip())
@@ -88,7 +74,7 @@ class MarkupReader:
         return len(label)
 
     def finish(self) -> str:
-        """End the answer; return the rest of the clean text. Markup still open is recorded as malformed."""
+        """See PlaceReader.finish."""
         rest = self._text(self._pending)
         self._pending = ""
         self._reject_open()
@@ -156,6 +142,22 @@ def parse_points(text: str, *, corners: int) -> tuple[tuple[int, int], ...] | No
     return tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def format_points(points: Sequence[tuple[int, int]]) -> str:
+def format_points(points: Points) -> str:
     """Return grid points in the model's notation: "(x1,y1),(x2,y2)"."""
     return ",".join(f"({x},{y})" for x, y in points)
+
+
+def box_grammar(markup: Markup, special_tokens: Mapping[str, int]) -> str:
+    """Return the Lark grammar of one or more boxes on the grid 0..999; control tokens are written as <[id]>."""
+
+    def tag(name: str) -> str:
+        return f"<[{special_tokens[name]}]>"
+
+    ref, box = markup.ref, markup.box
+    return rf"""
+        start: item+
+        item: ({tag(f"<{ref}>")} LABEL {tag(f"</{ref}>")})? box+
+        box: {tag(f"<{box}>")} "(" NUMBER "," NUMBER "),(" NUMBER "," NUMBER ")" {tag(f"</{box}>")}
+        NUMBER: /0|[1-9][0-9]{{0,2}}/
+        LABEL: /[^<>\n]{{1,80}}/
+    """

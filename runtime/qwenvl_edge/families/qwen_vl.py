@@ -1,16 +1,29 @@
-"""Qwen-VL v1 (arXiv 2308.12966): special tokens, prompt formats, stop words, picture wording, preprocessing."""
+"""Qwen-VL, the first generation (arXiv 2308.12966): tokens, prompt formats, wordings, pictures, positions, boxes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from qwenvl_edge.bundle.records import read_record
 from qwenvl_edge.errors import BundleError, PromptError
-from qwenvl_edge.families.markup import Markup
-from qwenvl_edge.inputs.pictures import Preprocessing
+from qwenvl_edge.families.base import (
+    Family,
+    Marked,
+    PictureIds,
+    PictureLayout,
+    Piece,
+    Preprocessing,
+    Span,
+)
+from qwenvl_edge.families.boxes import Points
+from qwenvl_edge.families.dynamic_ntk import DynamicNTK, ntk_factor, stretched_base
+from qwenvl_edge.families.markup import Markup, MarkupReader, box_grammar, format_points
+from qwenvl_edge.families.positions import RotaryTable
 
 # Special tokens in the order of their ids, which follow the BPE ranks directly.
 _EXTRAS = tuple(f"<|extra_{i}|>" for i in range(205))
@@ -20,8 +33,8 @@ _SPECIALS = (
     *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"),
 )
 _IMAGE_START = _SPECIALS.index("<img>")
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 _PICTURE_NAME = re.compile(r"(?:[Pp]icture|图片?)\s*(\d{1,2})|第\s*(\d{1,2})\s*[张幅]")
 
 _READING = {"en": "OCR with grounding:", "zh": "带坐标的文字识别:"}
@@ -33,51 +46,73 @@ RAW = "raw"
 
 
 @dataclass(frozen=True)
-class QwenVL:
-    """The family for a vocabulary of `num_ranks` BPE tokens and `image_tokens` feature rows a picture."""
+class QwenVLBundleConfig:
+    """The family's entry in a manifest.
 
-    num_ranks: int
+    image_start_id: the id of <img>. image_tokens: feature rows of a picture. image_size: side of the square that
+    pictures are resized to, in pixels. seq_length: tokens of the training's sequences, from which dynamic NTK and log-n
+    attention depart. rope_base: base of the rotary frequencies.
+    """
+
+    image_start_id: int
     image_tokens: int
+    image_size: int
+    seq_length: int
+    rope_base: float
+    use_dynamic_ntk: bool
+    use_logn_attn: bool
 
+
+@dataclass(frozen=True)
+class QwenVLFamily(Family):
+    """The family for one configuration and attention heads of `head_dim` channels.
+
+    Raises:
+        BundleError: a value of the configuration is impossible.
+    """
+
+    config: QwenVLBundleConfig
+    head_dim: int
+    _tables: dict[float, RotaryTable] = field(default_factory=dict, repr=False, compare=False)
+
+    name = "qwen_vl"
     markup = Markup()
     default_system = "You are a helpful assistant."
-    user_role = "user"
-    assistant_role = "assistant"
-    system_role = "system"
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if config.image_start_id < _IMAGE_START or config.image_tokens < 1:
+            raise BundleError(
+                f"image_start_id {config.image_start_id} with {config.image_tokens} image tokens is no Qwen-VL "
+                "vocabulary."
+            )
+        for name in ("image_size", "seq_length", "rope_base"):
+            if not getattr(config, name) > 0:
+                raise BundleError(f"family.config.{name} is {getattr(config, name)}; it must be positive.")
 
     @classmethod
-    def from_image_start(cls, image_start_id: int, image_tokens: int) -> QwenVL:
-        """Derive the family from the id of <img>, which a checkpoint's configuration states."""
-        if image_start_id < _IMAGE_START or image_tokens < 1:
-            raise BundleError(
-                f"image_start_id {image_start_id} with {image_tokens} image tokens is no Qwen-VL vocabulary."
-            )
-        return cls(image_start_id - _IMAGE_START, image_tokens)
+    def from_config(cls, raw: Mapping[str, Any], head_dim: int) -> QwenVLFamily:
+        """Read the configuration in a manifest. Raises BundleError, which says which key is wrong and how."""
+        return cls(read_record(QwenVLBundleConfig, raw, "family.config", BundleError), head_dim)
 
-    def check_vocabulary(self, tokenizer_file: Path, vocab_size: int) -> None:
-        """Raise BundleError unless the tokenizer file's ranks and the model's rows agree with the special tokens."""
-        num_ranks = _count_ranks(tokenizer_file)
-        if num_ranks != self.num_ranks:
-            raise BundleError(
-                f"the tokenizer file has {num_ranks} ranks, but image_start_id {self.image_start_id} belongs to "
-                f"{self.num_ranks}; the file and the model do not go together."
-            )
-        if vocab_size < self.decodable:
-            raise BundleError(f"the model has {vocab_size} vocabulary rows, fewer than its {self.decodable} tokens.")
+    @property
+    def num_ranks(self) -> int:
+        """Number of BPE ranks, below the special tokens."""
+        return self.config.image_start_id - _IMAGE_START
 
     @cached_property
     def special_tokens(self) -> Mapping[str, int]:
-        """Special token -> id."""
+        """See Family.special_tokens."""
         return {token: self.num_ranks + i for i, token in enumerate(_SPECIALS)}
 
     @property
     def decodable(self) -> int:
-        """How many ids can be decoded; logits from there on belong to unused rows."""
+        """See Family.decodable."""
         return self.num_ranks + len(_SPECIALS)
 
     @property
     def end_of_text(self) -> int:
-        """The id that ends a document."""
+        """See Family.end_of_text."""
         return self.special_tokens["<|endoftext|>"]
 
     @property
@@ -91,68 +126,138 @@ class QwenVL:
         return self.special_tokens["<|im_end|>"]
 
     @property
-    def image_start_id(self) -> int:
-        """The id before a picture's features."""
-        return self.special_tokens["<img>"]
-
-    @property
-    def image_span(self) -> list[int]:
-        """The ids of a picture: start, one placeholder per feature row, end."""
-        tokens = self.special_tokens
-        return [tokens["<img>"], *[tokens["<imgpad>"]] * self.image_tokens, tokens["</img>"]]
-
-    def preprocessing(self, image_size: int) -> Preprocessing:
-        """Return the picture preprocessing for a square input of `image_size` pixels."""
-        return Preprocessing(image_size, _MEAN, _STD)
+    def end_ids(self) -> tuple[int, ...]:
+        """See Family.end_ids."""
+        return self.turn_end, self.end_of_text
 
     @cached_property
     def hidden_ids(self) -> frozenset[int]:
-        """Ids that never show in an answer: every special token but the grounding markup."""
+        """Every special token but the grounding markup."""
         return frozenset(id_ for token, id_ in self.special_tokens.items() if token not in self.markup.tags)
 
-    def picture_caption(self, number: int) -> tuple[str, str]:
-        """Return the words before and after the span of a turn's picture `number` (from 1)."""
-        return f"Picture {number}: ", "\n"
+    def read_vocabulary(self, file: Path) -> bytes:
+        """See Family.read_vocabulary; the file is a qwen.tiktoken, which has that form."""
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise BundleError(f'cannot read "{file}": {error.strerror}.') from None
 
-    def named_pictures(self, text: str) -> list[int]:
-        """Return the numbers of the pictures that `text` names ("Picture 2", "图片2"), in order."""
-        return [int(max(groups)) for groups in _PICTURE_NAME.findall(text)]
-
-    def grounding_items(self, phrase: str) -> list[dict[str, str]]:
-        """Items whose completion is the boxes of `phrase`: the form of its training and of the RefCOCO figures."""
-        return [{"ref": phrase}, {"text": f"<{self.markup.box}>"}]
-
-    def reading_prompt(self, language: str) -> str:
-        """Words that ask for the text in a picture with its places. Raises PromptError for an unknown language."""
-        return _wording(_READING, language)
-
-    def caption_prompt(self, language: str, *, chat: bool) -> str:
-        """Words that ask for a description. Raises PromptError for an unknown language."""
-        return _wording(_CAPTION if chat else _RAW_CAPTION, language)
+    def check_vocabulary(self, ranks: int, vocab_size: int) -> None:
+        """See Family.check_vocabulary."""
+        if ranks != self.num_ranks:
+            raise BundleError(
+                f"the tokenizer file has {ranks} ranks, but image_start_id {self.config.image_start_id} belongs to "
+                f"{self.num_ranks}; the file and the model do not go together."
+            )
+        if vocab_size < self.decodable:
+            raise BundleError(f"the model has {vocab_size} vocabulary rows, fewer than its {self.decodable} tokens.")
 
     def can_chat(self, chat_format: str) -> bool:
-        """Whether a model with this chat format was trained on conversations."""
+        """See Family.can_chat."""
         return chat_format == CHATML
 
     def stop_sequences(self, chat_format: str, encode: Callable[[str], list[int]]) -> tuple[tuple[int, ...], ...]:
-        """Return the id sequences that end an answer. Raises BundleError for an unknown format."""
+        """See Family.stop_sequences."""
         if chat_format == CHATML:
             return (self.turn_end,), (self.turn_start,), (self.end_of_text,)
         if chat_format == RAW:
             return tuple(encode("Human:")), (self.end_of_text,)
         raise BundleError(f"the bundle's chat format is {chat_format!r}; this version knows 'chatml' and 'raw'.")
 
+    def system_turn(self, text: str) -> list[Piece]:
+        """See Family.system_turn."""
+        return self._turn("system", [text])
+
+    def past_turn(self, user: Sequence[Piece], answer: str | None) -> list[Piece]:
+        """See Family.past_turn."""
+        asked = ["\n", *self._turn("user", user), "\n"]
+        return asked if answer is None else [*asked, *self._turn("assistant", [Marked(answer)])]
+
+    def question(self, user: Sequence[Piece]) -> list[Piece]:
+        """See Family.question."""
+        return ["\n", *self._turn("user", user), "\n", self.turn_start, "assistant", "\n"]
+
+    def _turn(self, role: str, content: Sequence[Piece]) -> list[Piece]:
+        # Role, newline and content are pieces of their own: BPE must not merge across them.
+        return [self.turn_start, role, "\n", *content, self.turn_end]
+
+    def picture_caption(self, number: int) -> tuple[str, str]:
+        """See Family.picture_caption."""
+        return f"Picture {number}: ", "\n"
+
+    def picture_ids(self, layout: PictureLayout) -> PictureIds:
+        """See Family.picture_ids."""
+        tokens = self.special_tokens
+        return PictureIds((tokens["<img>"],), (tokens["<imgpad>"],) * layout.tokens, (tokens["</img>"],))
+
+    def named_pictures(self, text: str) -> list[int]:
+        """See Family.named_pictures; "Picture 2" and "图片2" name one."""
+        return [int(max(groups)) for groups in _PICTURE_NAME.findall(text)]
+
+    def grounding_items(self, phrase: str) -> list[dict[str, str]]:
+        """See Family.grounding_items; the form of the training and of the RefCOCO figures."""
+        return [{"ref": phrase}, {"text": f"<{self.markup.box}>"}]
+
+    def reading_prompt(self, language: str) -> str:
+        """See Family.reading_prompt."""
+        return _wording(_READING, language)
+
+    def caption_prompt(self, language: str, *, chat: bool) -> str:
+        """See Family.caption_prompt."""
+        return _wording(_CAPTION if chat else _RAW_CAPTION, language)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """See Family.preprocessing; pictures become squares, their aspect ratio is not kept."""
+        return Preprocessing(self.config.image_size, MEAN, STD)
+
+    def layout(self, size: tuple[int, int]) -> PictureLayout:
+        """See Family.layout; the resampler's queries are one row for pictures of any size."""
+        return PictureLayout(self.config.image_tokens, (1, 1, self.config.image_tokens))
+
+    @property
+    def trained_length(self) -> int:
+        """See Family.trained_length."""
+        return self.config.seq_length
+
+    def positions(self, length: int, spans: Sequence[Span] = ()) -> DynamicNTK:
+        """See Family.positions; pictures count like words."""
+        config = self.config
+        factor = ntk_factor(length, config.seq_length) if config.use_dynamic_ntk else 1.0
+        if factor not in self._tables:
+            base = stretched_base(config.rope_base, factor, self.head_dim)
+            self._tables[factor] = RotaryTable(self.head_dim, base)
+        logn = config.seq_length if config.use_logn_attn else None
+        return DynamicNTK(length, factor, self._tables[factor], logn)
+
+    @property
+    def markup_tags(self) -> tuple[str, ...]:
+        """See Family.markup_tags."""
+        return self.markup.tags
+
+    @property
+    def closing_tags(self) -> tuple[str, ...]:
+        """See Family.closing_tags."""
+        return tuple(tag for tag in self.markup.tags if tag.startswith("</"))
+
+    def region(self, label: str | None, grid_boxes: Sequence[Points]) -> list[Piece]:
+        """See Family.region."""
+        pieces = [] if label is None else self._tagged(self.markup.ref, label)
+        return pieces + [piece for box in grid_boxes for piece in self._tagged(self.markup.box, format_points(box))]
+
+    def _tagged(self, name: str, text: str) -> list[Piece]:
+        return [self.special_tokens[f"<{name}>"], text, self.special_tokens[f"</{name}>"]]
+
+    def reader(self) -> MarkupReader:
+        """See Family.reader."""
+        return MarkupReader(self.markup)
+
+    def box_grammar(self) -> str:
+        """See Family.box_grammar."""
+        return box_grammar(self.markup, self.special_tokens)
+
 
 def _wording(wordings: Mapping[str, str], language: str) -> str:
     if language not in wordings:
         raise PromptError(f"the language is {language!r}; there are {', '.join(wordings)}.")
     return wordings[language]
-
-
-def _count_ranks(tokenizer_file: Path) -> int:
-    """Return the number of BPE ranks (non-empty lines) of a qwen.tiktoken file."""
-    try:
-        with tokenizer_file.open("rb") as file:
-            return sum(1 for line in file if line.strip())
-    except OSError as error:
-        raise BundleError(f'cannot read "{tokenizer_file}": {error.strerror}.') from None

@@ -27,11 +27,11 @@ class Frame:
         return (time.monotonic() - self.captured) * 1e3
 
 
-class Loader(Protocol):
-    """What makes a picture of a frame, as image.load_picture does; `QwenVLEngine.load_picture` is one."""
+class LoadPicture(Protocol):
+    """A function that makes a picture of a frame, such as load_picture and `QwenVLEngine.load_picture`."""
 
     def __call__(self, source: Any, *, channel_order: ChannelOrder, name: str) -> Picture:
-        """The picture, which no longer needs the frame's memory. Raises ImageError."""
+        """Return the picture, which no longer needs the frame's memory. Raises ImageError."""
 
 
 class FrameSource:
@@ -41,12 +41,12 @@ class FrameSource:
     from several threads. dropped: frames that nobody took, because a newer one came or because they were stale.
 
     Args:
-        channel_order: that of the frames, "rgb" or "bgr".
-        load: what copies a frame; `engine.load_picture` leaves those in the GPU's memory there, None copies every frame
-            to the host.
+        channel_order: that of the frames: "rgb", "bgr", or "nv12" for the arrays [3H/2, W] of Jetson cameras.
+        load: copies a frame; `engine.load_picture` leaves those in the GPU's memory there, None copies every frame to
+            the host.
     """
 
-    def __init__(self, *, channel_order: ChannelOrder = "rgb", load: Loader | None = None) -> None:
+    def __init__(self, *, channel_order: ChannelOrder = "rgb", load: LoadPicture | None = None) -> None:
         self._channel_order = channel_order
         self._load = load or _load_array
         self._changed = threading.Condition()
@@ -57,17 +57,17 @@ class FrameSource:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called: no more frames come."""
+        """True once `close` was called: no more frames come."""
         return self._closed
 
     def put(self, pixels: Any, *, captured: float | None = None, header: Any = None) -> None:
         """Put a frame into the slot, in place of one that is still there.
 
         Args:
-            pixels: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], also of another library or in CUDA's
-                memory (`__cuda_array_interface__` or DLPack); it is copied.
+            pixels: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], or NV12 [3H/2, W], also of another library or
+                in CUDA's memory (`__cuda_array_interface__` or DLPack); it is copied.
             captured: when it was captured, in seconds of time.monotonic; None means now.
-            header: anything that shall come back with the frame, such as the camera's message header.
+            header: anything that is to come back with the frame, such as the camera's message header.
 
         Raises:
             ImageError: the array has another shape or dtype.

@@ -1,4 +1,4 @@
-"""What may end an answer before the model does: a cancel token, a deadline."""
+"""Ends of an answer before the model's own: a cancel token, a deadline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CancelToken:
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
+        """True once `cancel` was called."""
         return self._cancelled
 
     def cancel(self) -> None:
@@ -28,7 +28,7 @@ class CancelToken:
 
 
 class Control:
-    """Watches an answer's tokens and its deadline, `deadline_ms` after `started` (of time.perf_counter)."""
+    """Watches an answer's cancel tokens and its deadline, `deadline_ms` after `started` (of time.perf_counter)."""
 
     def __init__(self, *tokens: CancelToken, started: float, deadline_ms: float | None = None) -> None:
         self._tokens = tokens
@@ -37,7 +37,7 @@ class Control:
 
     @property
     def reason(self) -> Interruption | None:
-        """Why the answer must end now, or None; the first reason stays."""
+        """The reason to end the answer now, or None; the first reason stays."""
         if self._reason is None:
             if any(token.cancelled for token in self._tokens):
                 self._reason = "cancelled"

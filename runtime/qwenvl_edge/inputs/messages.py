@@ -1,4 +1,4 @@
-"""What is said: messages as structured parts, and the turns of a conversation.
+"""Messages as structured parts, and the turns of a conversation.
 
 Structure comes only from the message's items; the words of a text are never searched for control markup here.
 """

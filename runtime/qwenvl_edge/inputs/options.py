@@ -1,4 +1,4 @@
-"""How an answer is generated: the bundle's defaults, overridden call by call."""
+"""Options of an answer: the bundle's defaults, overridden call by call."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.constraints.constraint import Constraint
-from qwenvl_edge.decoding.sampler import SamplingParams
 from qwenvl_edge.errors import PromptError
 from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.inputs.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,16 +43,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How one answer is generated and what ends it.
+    """The way in which one answer is generated, and its ends.
 
     Attributes:
-        sampling: how tokens are chosen.
+        sampling: the choice of tokens.
         max_new_tokens: the most tokens it may have.
         stop: strings that end it and are no part of it, looked for in the text with its markup.
-        deadline_ms: milliseconds from the call after which it ends with what was said so far.
-        cancel: ends it from elsewhere.
+        deadline_ms: milliseconds from the call after which it ends with the text so far.
+        cancel: ends it from another thread.
         constraint: a form that it keeps to.
-        lookup: guess tokens from what was said already and compute several at once; changes the speed only.
+        lookup: guess tokens from earlier text and compute several at once; changes the speed only.
 
     Raises:
         PromptError: a value out of its range.
@@ -81,7 +81,7 @@ class GenerationOptions:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
+        """True if the likeliest token is always taken."""
         return not self.sampling.do_sample or self.sampling.temperature == 0
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Pictures: any supported source -> RGB pixels -> pixel_values.
+"""Pictures: any supported source -> RGB pixels -> pixel_values, and the loader of one engine.
 
 Decoding follows the published model code, `Image.open(...).convert("RGB")`: the first frame of an animation, an alpha
 channel dropped (not composited), no EXIF rotation, 16-bit grayscale clipped at 255.
@@ -11,9 +11,12 @@ import hashlib
 import io
 import os
 import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +24,28 @@ from PIL import Image, UnidentifiedImageError
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import ImageError
+from qwenvl_edge.families.base import Preprocessing
 from qwenvl_edge.inputs.device_frames import frame_array
 
-ChannelOrder = Literal["rgb", "bgr"]
-PixelLayout = Literal["rgb", "bgr", "nv12"]
+ChannelOrder = Literal["rgb", "bgr", "nv12"]
+"""Order of an array's channels; "nv12" is the layout [3H/2, W] that Jetson cameras deliver: H rows of Y, H/2 of UV."""
+NV12 = "nv12"
 MAX_PIXELS = 89_478_485  # Pillow's own decompression-bomb threshold: a quarter of a GiB of RGB
 
 _PROGRAMS = ("EPS", "WMF")  # Pillow hands these to an interpreter outside the process
+_COMPARED = 4  # pictures
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, read-only; `name` says whence."""
+    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, read-only; `name` for messages."""
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
     name: str
 
     @functools.cached_property
     def digest(self) -> str:
-        """Identifies the picture: SHA-256 of shape, dtype and pixels, computed when first asked for."""
+        """SHA-256 of shape, dtype and pixels, which identifies the picture; computed when first asked for."""
         digest = hashlib.sha256(repr((self.pixels.shape, str(self.pixels.dtype))).encode())
         digest.update(self.pixels.data)
         return digest.hexdigest()
@@ -54,20 +60,45 @@ class Picture:
         return Image.fromarray(self.pixels)
 
     def same_pixels(self, other: Picture) -> bool:
-        """Whether both hold the same pixels in the same kind of memory; pictures of two kinds are not compared."""
+        """Compare pixels; pictures in two kinds of memory count as different."""
         if type(other) is not type(self) or self.size != other.size:
             return False
         middle = len(self.pixels) // 2  # one row tells most pictures apart
         return np.array_equal(self.pixels[middle], other.pixels[middle]) and np.array_equal(self.pixels, other.pixels)
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """What turns a picture into pixel_values: side length in pixels, per-channel mean and standard deviation."""
+class PictureLoader:
+    """Loads the pictures of one engine: identical pixels return the same Picture.
 
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    Comparing takes a fifth of a digest's time, which a robot that asks about one frame again and again would pay each
+    time. The last pictures are compared with, not kept: they live while a reply or the caller has them.
+
+    Args:
+        channel_order: that of arrays.
+        load_frame: Backend.load_frame, which returns None for a source that it leaves to load_picture.
+    """
+
+    def __init__(
+        self, channel_order: ChannelOrder, load_frame: Callable[[Any, ChannelOrder, str], Picture | None]
+    ) -> None:
+        self._channel_order = channel_order
+        self._load_frame = load_frame
+        self._latest: deque[weakref.ref[Picture]] = deque(maxlen=_COMPARED)
+
+    def load(self, source: Any, name: str) -> Picture:
+        """Return load_picture's picture, or the earlier one with its pixels. Raises ImageError as load_picture."""
+        picture = self.load_new(source, name)
+        for known in (reference() for reference in list(self._latest)):
+            if known is not None and (known is picture or known.same_pixels(picture)):
+                return known
+        self._latest.append(weakref.ref(picture))
+        return picture
+
+    def load_new(self, source: Any, name: str, channel_order: ChannelOrder | None = None) -> Picture:
+        """Load a picture and compare it with none. channel_order: None takes the loader's."""
+        order = self._channel_order if channel_order is None else channel_order
+        framed = None if order == NV12 else self._load_frame(source, order, name)
+        return framed or load_picture(source, channel_order=order, name=name)
 
 
 def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str = "picture") -> Picture:
@@ -77,7 +108,8 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
         source: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; a Pillow image (its current frame); the bytes of
             an image file; a path (`str` or `Path`); or such an array of another library, in CUDA's memory too
             (`__cuda_array_interface__` or DLPack).
-        channel_order: the channel order of arrays, "rgb" or "bgr" (as OpenCV delivers); other sources know their own.
+        channel_order: that of arrays: "rgb", "bgr" (as OpenCV delivers), or "nv12" for arrays [3H/2, W] of a camera
+            (BT.601, limited range, even H and W), which become RGB. Other sources know their own.
         name: what to call the picture in error messages when the source has no name of its own.
 
     Raises:
@@ -101,7 +133,7 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
 
 
 def pixel_values(
-    picture: Picture | npt.NDArray[np.uint8], preprocessing: Preprocessing, *, layout: PixelLayout = "rgb"
+    picture: Picture | npt.NDArray[np.uint8], preprocessing: Preprocessing, *, layout: ChannelOrder = "rgb"
 ) -> npt.NDArray[np.float32]:
     """Return the vision graph's input [3, S, S] float32: resized (bicubic, aspect ratio not kept), normalised.
 
@@ -133,8 +165,8 @@ def freeze(pixels: npt.NDArray[np.uint8], name: str) -> Picture:
 
 def check_channel_order(channel_order: str) -> None:
     """Check the name of a channel order. Raises ImageError."""
-    if channel_order not in ("rgb", "bgr"):
-        raise ImageError(f"channel_order is {channel_order!r}; give 'rgb' or 'bgr'.")
+    if channel_order not in get_args(ChannelOrder):
+        raise ImageError(f"channel_order is {channel_order!r}; give 'rgb', 'bgr' or 'nv12'.")
 
 
 def check_channels(shape: tuple[int, ...], name: str) -> None:
@@ -144,7 +176,7 @@ def check_channels(shape: tuple[int, ...], name: str) -> None:
 
 
 def check_size(width: int, height: int, name: str) -> None:
-    """Check a picture's size in pixels. Raises ImageError where it is empty or has more than MAX_PIXELS."""
+    """Check a picture's size in pixels. Raises ImageError if it is empty or has more than MAX_PIXELS."""
     if width < 1 or height < 1:
         raise ImageError(f"{name} is empty ({width}x{height} pixels); give one with content.")
     if width * height > MAX_PIXELS:
@@ -152,21 +184,24 @@ def check_size(width: int, height: int, name: str) -> None:
 
 
 def is_array(source: Any) -> bool:
-    """Whether array_to_rgb can be asked about `source`: an array of NumPy's or of a library that shares its memory."""
+    """Tell whether array_to_rgb takes `source`: an array of NumPy's or of a library that shares its memory."""
     shared = ("__cuda_array_interface__", "__dlpack_device__")
     return isinstance(source, np.ndarray) or any(hasattr(source, name) for name in shared)
 
 
 def array_to_rgb(array: Any, channel_order: ChannelOrder, name: str) -> npt.NDArray[np.uint8]:
-    """Return a copy of what is_array as RGB [H, W, 3]; raises ImageError as load_picture does."""
+    """Copy an array accepted by is_array to RGB [H, W, 3]. Raises ImageError as load_picture."""
     check_channel_order(channel_order)
     if not is_array(array):
         raise ImageError(f"{name} is a {type(array).__name__}; give a uint8 array, such as numpy.asarray(it).")
     if not isinstance(array, np.ndarray):
         array = frame_array(array, name)
-    check_channels(array.shape, name)
+    if channel_order != NV12:
+        check_channels(array.shape, name)
     if array.dtype != np.uint8:
         raise ImageError(f"{name} is an array of dtype {array.dtype}; scale it to 0..255 and give uint8.")
+    if channel_order == NV12:
+        return _nv12_to_rgb(array, name)
     check_size(array.shape[1], array.shape[0], name)
     if array.ndim == 2:
         array = array[:, :, None]
@@ -174,6 +209,20 @@ def array_to_rgb(array: Any, channel_order: ChannelOrder, name: str) -> npt.NDAr
         return np.repeat(array, 3, axis=2)
     rgb = array[:, :, 2::-1] if channel_order == "bgr" else array[:, :, :3]
     return np.array(rgb, dtype=np.uint8, order="C")  # a copy: the caller may reuse the buffer
+
+
+def _nv12_to_rgb(array: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
+    """Convert [3H/2, W] to RGB [H, W, 3] by the core: at its own size, a picture is resized to itself."""
+    if array.ndim != 2 or array.shape[0] % 3 or array.shape[1] % 2:
+        raise ImageError(f"{name} is an array of shape {list(array.shape)}; NV12 is [3H/2, W] with even H and W.")
+    height, width = array.shape[0] // 3 * 2, array.shape[1]
+    check_size(width, height, name)
+    # Normalised so that a channel's value v comes as v + 0.5 but for float32's last bits, and is cut to v.
+    planes = _core.pixel_values(array, (height, width), (-0.5 / 255,) * 3, (1 / 255,) * 3, NV12)
+    rgb = np.empty((height, width, 3), np.uint8)
+    for channel, plane in enumerate(planes):
+        rgb[..., channel] = plane
+    return rgb
 
 
 def _load_path(source: str | os.PathLike[str]) -> Picture:

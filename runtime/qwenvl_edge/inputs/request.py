@@ -1,20 +1,20 @@
-"""One call, checked and tokenized before anything is computed."""
+"""Requests: a call, checked and tokenized before anything is computed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.constraints.matcher import Matcher, MatcherFactory
 from qwenvl_edge.errors import ContextError, PromptError
-from qwenvl_edge.families import QwenVL
+from qwenvl_edge.families.base import Family
 from qwenvl_edge.inputs.cancel import CancelToken, Control
 from qwenvl_edge.inputs.messages import Loader, Message, Part, Region, Text, Turn, parse_history, parse_message
 from qwenvl_edge.inputs.options import GenerationOptions
-from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder, parts_behind_pictures
+from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder, parts_after_pictures
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ _ANSWER_SHARE = 4  # history may not take the last quarter of the context from a
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what its answer needs: `started` is when the call came (time.perf_counter).
+    """A prompt with all that its answer needs.
 
-    lead: the prompt's end, whose markup the answer continues. is_chat: whether the answer has a history. matcher:
-    follows the answer's constraint.
+    lead: the prompt's end, whose markup the answer continues. is_chat: True if the answer has a history. started: the
+    time of the call (time.perf_counter). matcher: follows the answer's constraint.
     """
 
     prompt: Prompt
@@ -41,7 +41,7 @@ class Request:
     matcher: Matcher | None
 
     def control(self, *tokens: CancelToken) -> Control:
-        """What may end the answer early: its own options and `tokens`."""
+        """Return the control that ends the answer early: by its own options or by `tokens`."""
         own = () if self.options.cancel is None else (self.options.cancel,)
         return Control(*tokens, *own, started=self.started, deadline_ms=self.options.deadline_ms)
 
@@ -50,18 +50,18 @@ class RequestBuilder:
     """Builds requests for one bundle and a context of `max_context` tokens."""
 
     def __init__(
-        self, family: QwenVL, tokenizer: Tokenizer, load: Loader, *, defaults: GenerationDefaults, max_context: int
+        self, family: Family, tokenizer: Tokenizer, load: Loader, *, defaults: GenerationDefaults, max_context: int
     ) -> None:
         self._family = family
         self._prompts = PromptBuilder(family, tokenizer)
         self._load = load
         self._defaults = defaults
         self._max_context = max_context
-        self._matchers = MatcherFactory(family, tokenizer, (family.turn_end, family.end_of_text))
+        self._matchers = MatcherFactory(family, tokenizer)
 
     @property
     def can_chat(self) -> bool:
-        """Whether the model was trained on conversations."""
+        """True if the model was trained on conversations."""
         return self._family.can_chat(self._defaults.chat_format)
 
     def chat(
@@ -72,30 +72,47 @@ class RequestBuilder:
         system: str | None,
         overrides: Overrides,
     ) -> Request:
-        """Build the request of QwenVLEngine.chat; raises what that does."""
+        """Build the request of QwenVLEngine.chat. Raises its errors."""
         started = time.perf_counter()
-        if not self.can_chat:
-            raise PromptError("the bundle holds a base model, which knows no conversations; use complete().")
+        self._check_chat()
         options = GenerationOptions.merge(self._defaults, overrides)
-        parts = parse_message(message, images, self._load)
-        turns = parse_history(history, self._load)
-        answer = min(options.max_new_tokens, self._max_context // _ANSWER_SHARE)
-        room = self._max_context - self._prompts.question_length(parts) - answer
-        prompt = self._prompts.chat(
-            parts,
-            history=turns,
-            system=self._family.default_system if system is None else system,
-            window=min(self._defaults.max_window_size, room),
-        )
-        return Request(self._checked(prompt), options, turns, parts, (), True, started, self._matcher(options))
+        parts, turns = self._parse(message, images, history)
+        prompt = self._checked(self._chat_prompt(parts, turns, system, options.max_new_tokens))
+        return Request(prompt, options, turns, parts, (), True, started, self._matcher(options))
+
+    def count(self, message: Message, images: Iterable[Any], history: Iterable[Any], system: str | None) -> int:
+        """Return the tokens of the prompt of QwenVLEngine.chat, also of one that does not fit. Raises its errors."""
+        self._check_chat()
+        prompt = self._chat_prompt(*self._parse(message, images, history), system, self._defaults.max_new_tokens)
+        return len(prompt.ids)
 
     def complete(self, message: Message, images: Iterable[Any], overrides: Overrides) -> Request:
-        """Build the request of QwenVLEngine.complete; raises what that does."""
+        """Build the request of QwenVLEngine.complete. Raises its errors."""
         started = time.perf_counter()
         options = GenerationOptions.merge(self._defaults, overrides)
         parts = parse_message(message, images, self._load)
         prompt = self._checked(self._prompts.raw(parts))
-        return Request(prompt, options, (), parts, parts_behind_pictures(parts), False, started, self._matcher(options))
+        return Request(prompt, options, (), parts, parts_after_pictures(parts), False, started, self._matcher(options))
+
+    def _check_chat(self) -> None:
+        if not self.can_chat:
+            raise PromptError("the bundle holds a base model, which knows no conversations; use complete().")
+
+    def _parse(
+        self, message: Message, images: Iterable[Any], history: Iterable[Any]
+    ) -> tuple[tuple[Part, ...], tuple[Turn, ...]]:
+        return parse_message(message, images, self._load), parse_history(history, self._load)
+
+    def _chat_prompt(
+        self, parts: Sequence[Part], turns: Sequence[Turn], system: str | None, max_new_tokens: int
+    ) -> Prompt:
+        return self._prompts.chat(
+            parts,
+            history=turns,
+            system=self._family.default_system if system is None else system,
+            window=self._defaults.max_window_size,
+            limit=self._max_context - min(max_new_tokens, self._max_context // _ANSWER_SHARE),
+        )
 
     def _matcher(self, options: GenerationOptions) -> Matcher | None:
         return None if options.constraint is None else self._matchers.start(options.constraint)

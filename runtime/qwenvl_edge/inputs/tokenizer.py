@@ -17,9 +17,21 @@ import numpy.typing as npt
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import BundleError, PromptError
+from qwenvl_edge.families.base import Family
 
 AllowedSpecial = Collection[str] | Literal["all"]
 Ids = Sequence[int] | npt.NDArray[np.integer]
+
+
+def open_tokenizer(family: Family, file: Path, vocab_size: int) -> Tokenizer:
+    """Open the tokenizer file of a family, for a model with `vocab_size` rows.
+
+    Raises:
+        BundleError: the file is missing or damaged, or does not belong to the family's special tokens or to the model.
+    """
+    tokenizer = Tokenizer(family.read_vocabulary(file), family.special_tokens, name=str(file))
+    family.check_vocabulary(tokenizer.rank_count, vocab_size)
+    return tokenizer
 
 
 class Tokenizer:
@@ -28,20 +40,23 @@ class Tokenizer:
     Args:
         vocabulary: path of a .tiktoken file (lines "base64 rank"), or its contents.
         special_tokens: text and id of every special token; ids lie above the ranks.
+        name: what to call contents in messages.
 
     Raises:
         BundleError: the vocabulary is missing or damaged, or special tokens clash.
     """
 
-    def __init__(self, vocabulary: str | os.PathLike[str] | bytes, special_tokens: Mapping[str, int]) -> None:
+    def __init__(
+        self, vocabulary: str | os.PathLike[str] | bytes, special_tokens: Mapping[str, int], *, name: str = ""
+    ) -> None:
         try:
             contents = vocabulary if isinstance(vocabulary, bytes) else Path(vocabulary).read_bytes()
             self._core = _core.Tokenizer(contents, dict(special_tokens))
         except OSError as error:
             raise BundleError(f"Cannot read the vocabulary: {error}; give the path of qwen.tiktoken.") from error
         except ValueError as error:
-            place = "" if isinstance(vocabulary, bytes) else f"{os.fspath(vocabulary)}: "
-            raise BundleError(f"{place}{error}.") from None
+            place = name if isinstance(vocabulary, bytes) else os.fspath(vocabulary)
+            raise BundleError(f"{place}: {error}." if place else f"{error}.") from None
         self._special_tokens = dict(special_tokens)
 
     @property
@@ -55,7 +70,7 @@ class Tokenizer:
         return self._core.rank_count
 
     def encode(self, text: str, *, allowed_special: AllowedSpecial = ()) -> list[int]:
-        """Token ids of `text`.
+        """Return the token ids of `text`.
 
         Args:
             text: any text; it is NFC-normalised first.
@@ -79,7 +94,7 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], *, allowed_special: AllowedSpecial = (), threads: int | None = None
     ) -> list[list[int]]:
-        """`encode` for every text, on `threads` threads (default: one a processor) without holding the GIL."""
+        """`encode` for every text, on `threads` threads (default: one per processor) without holding the GIL."""
         normal = [_normal(text) for text in texts]
         try:
             return self._core.encode_batch(normal, _allowed(allowed_special), threads or os.cpu_count() or 1)
@@ -119,7 +134,7 @@ class Tokenizer:
             raise PromptError(f"Cannot truncate: {error}.") from None
 
     def decode_bytes(self, ids: Ids) -> bytes:
-        """Bytes of the ids (list, tuple or integer array [N]); special tokens give their text.
+        """Return the bytes of the ids (list, tuple or integer array [N]); special tokens give their text.
 
         Raises:
             PromptError: an id that belongs to no token.
@@ -130,7 +145,7 @@ class Tokenizer:
             raise PromptError(f"Cannot decode: {error}.") from None
 
     def decode(self, ids: Ids, *, errors: str = "replace") -> str:
-        """Text of the ids; `errors` as in bytes.decode, for ids that end or begin inside a character.
+        """Return the text of the ids; `errors` as in bytes.decode, for ids that end or begin inside a character.
 
         Raises:
             PromptError: an id that belongs to no token.
@@ -186,7 +201,7 @@ class IncrementalDecoder:
 
 
 def _normal(text: str) -> str:
-    """The text in normal form C; most of it is found to be so without Python's slower look at each character."""
+    """Return the text in normal form C; the core's quick check spares most texts Python's slower normalize."""
     return text if _core.surely_normal(text) else normalize("NFC", text)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from qwenvl_edge.families.markup import GridShape, Markup, MarkupReader
+from qwenvl_edge.families.base import PlaceReader
+from qwenvl_edge.families.boxes import GridShape
 from qwenvl_edge.inputs.messages import Region, Text
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ class AnswerWriter:
     """Turns ids into pieces of clean text; all pieces joined are `text`.
 
     Args:
+        reader: a new one of the family's.
         stop: id sequences that end the answer and are no part of it.
         stop_strings: the same as text, markup included.
         hidden: ids that are dropped from the text.
@@ -26,7 +28,7 @@ class AnswerWriter:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        markup: Markup,
+        reader: PlaceReader,
         *,
         stop: Sequence[tuple[int, ...]],
         stop_strings: Sequence[str] = (),
@@ -41,7 +43,7 @@ class AnswerWriter:
         self._raw: list[str] = []
         self._clean = ""
         self._shown = 0
-        self._reader = MarkupReader(markup)
+        self._reader = reader
         self._offset = sum(map(self._read_lead, lead))
         self._leading_labels = len(self._reader.labels)
         self._reader.shapes.clear()

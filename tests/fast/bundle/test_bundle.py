@@ -14,6 +14,7 @@ from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.bundle.manifest import (
     FORMAT,
     EmbeddingInfo,
+    FamilyInfo,
     GenerationDefaults,
     Graphs,
     Manifest,
@@ -28,17 +29,10 @@ MODEL = ModelInfo(
     hidden_size=8,
     num_layers=2,
     num_heads=4,
-    num_kv_heads=4,
+    num_kv_heads=2,
     head_dim=2,
     vocab_size=6,
-    seq_length=16,
     max_position_embeddings=32,
-    rope_base=10000.0,
-    use_dynamic_ntk=True,
-    use_logn_attn=False,
-    image_size=28,
-    image_tokens=4,
-    image_start_id=3,
 )
 CONTENT = {
     "vision.onnx": b"vision",
@@ -48,7 +42,7 @@ CONTENT = {
 }
 MANIFEST = Manifest(
     format=FORMAT,
-    family="qwen_vl",
+    family=FamilyInfo("qwen9_vl", {"anything": [1, {"that": "the family reads"}]}),
     model=MODEL,
     precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
     workspace=Workspace(1, 1),
@@ -106,7 +100,7 @@ def test_a_manifest_from_before_int8_caches(folder):
 
 def test_manifest_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        MANIFEST.family = "other"  # type: ignore[misc]
+        MANIFEST.tokenizer = "other"  # type: ignore[misc]
 
 
 def test_unlisted_file(folder):
@@ -135,12 +129,13 @@ def test_a_folder_without_manifest_is_not_a_bundle(tmp_path):
     ("text", "match"),
     [
         ("", "not JSON"),
-        ('{"format": 1,', "not JSON"),
+        ('{"format": 2,', "not JSON"),
         ("[]", "not a Qwen-VL Edge bundle"),
         ('{"model": {}}', "not a Qwen-VL Edge bundle"),
-        ('{"format": 2}', "has format 2, this version reads format 1"),
-        ('{"format": "1"}', "has format '1'"),
-        ('{"format": 1}', "missing key family"),
+        ('{"format": 1}', "has format 1, .* format 2; make it again with `qwenvl export CHECKPOINT BUNDLE --force`"),
+        ('{"format": 3}', "has format 3, .* or use the version that wrote it"),
+        ('{"format": "2"}', "has format '2'"),
+        ('{"format": 2}', "missing key family"),
     ],
 )
 def test_bad_manifest_text(folder, text, match):
@@ -166,8 +161,11 @@ def test_manifest_that_is_not_text(folder):
         ("model/head_dim", True, "expected int, found bool True"),
         ("model/head_dim", 2.0, "expected int, found float 2.0"),
         ("model/head_dim", None, "expected int, found null"),
-        ("model/use_dynamic_ntk", 1, "expected bool, found int 1"),
-        ("model/rope_base", float("nan"), "expected float, found float nan"),
+        ("generation/do_sample", 1, "expected bool, found int 1"),
+        ("generation/top_p", float("nan"), "expected float, found float nan"),
+        ("family", "qwen_vl", "family: expected an object, found str 'qwen_vl'"),
+        ("family/config", [], "family: config: expected an object"),
+        ("family/version", 1, "family: unknown key version"),
         ("model", [], "model: expected an object, found list"),
         ("files/vision.onnx/size", "6", 'files\\["vision.onnx"\\]: size: expected int'),
         ("graphs/decoder", [], "decoder: expected an object"),

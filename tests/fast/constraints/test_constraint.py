@@ -11,7 +11,7 @@ from qwenvl_edge import CancelToken, Constraint
 from qwenvl_edge.constraints.matcher import Matcher, MatcherFactory
 from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.inputs.tokenizer import Tokenizer
-from support.scripted import FAMILY, decode, engine, ids
+from support.scripted import decode, engine, family_of, ids
 from support.vocabularies import full_vocabulary
 
 pytest.importorskip("llguidance", reason="constraints need the extra 'constrained'")
@@ -298,9 +298,9 @@ def test_what_a_constraint_costs_counts_in_the_time_of_a_token(tmp_path, monkeyp
 
 
 def test_masks_cover_the_full_vocabulary():
-    family = type(FAMILY)(151643, 256)
+    family = family_of(151643)
     tokenizer = Tokenizer(full_vocabulary(), family.special_tokens)
-    factory = MatcherFactory(family, tokenizer, (family.turn_end, family.end_of_text))
+    factory = MatcherFactory(family, tokenizer)
     matcher = factory.start(Constraint.json(SCHEMA))
     for token in tokenizer.encode('{"colour":"blue","count":42}')[:-1]:
         allowed = matcher.allowed()

@@ -61,7 +61,7 @@ def test_the_last_token_of_a_known_prompt_is_computed_for_its_logits(tmp_path):
 
 
 def test_another_ntk_factor_shares_nothing(tmp_path):
-    qwen, _ = engine(tmp_path, OK, OK, model={"seq_length": 64})
+    qwen, _ = engine(tmp_path, OK, OK, config={"seq_length": 64})
     qwen.chat("hi")
     assert qwen.chat("hi " * 70).stats.reused_tokens == 0
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import _core
-from qwenvl_edge.decoding.sampler import BFLOAT16, Sampler, SamplingParams, logits_at, sample_batch
+from qwenvl_edge.decoding.sampler import BFLOAT16, Sampler, logits_at, sample_batch
 from qwenvl_edge.errors import BackendError, PromptError
+from qwenvl_edge.inputs.sampling_params import SamplingParams
 from support.paths import ROOT
 
 

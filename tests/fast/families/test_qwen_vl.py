@@ -1,13 +1,17 @@
+import dataclasses
 import json
 
 import pytest
 
+from qwenvl_edge.bundle.manifest import FamilyInfo
 from qwenvl_edge.errors import BundleError
-from qwenvl_edge.families import QwenVL, create_family
+from qwenvl_edge.families import create_family
+from qwenvl_edge.families.base import PictureLayout
 from support.paths import DATA
+from support.scripted import CONFIG, FAMILY, MODEL, family_of
 
 STOP = json.loads((DATA / "golden_prompts.json").read_text(encoding="utf-8"))["stop_words"]
-FULL = create_family("qwen_vl", image_start_id=151857, image_tokens=256)
+FULL = family_of(151643)
 
 
 def test_special_ids_of_the_published_vocabulary():
@@ -33,8 +37,11 @@ def test_special_ids_of_the_published_vocabulary():
     assert FULL.decodable == 151860
 
 
-def test_image_span():
-    assert FULL.image_span == [151857, *[151859] * 256, 151858]
+def test_a_picture_takes_its_queries_whatever_its_size():
+    layout = FULL.layout((1920, 1080))
+    assert layout == FULL.layout((3, 5)) == PictureLayout(256, (1, 1, 256))
+    ids = FULL.picture_ids(layout)
+    assert (ids.before, ids.rows, ids.after) == ((151857,), (151859,) * 256, (151858,))
 
 
 def test_stop_sequences_are_the_published_ones_and_the_end_of_text():
@@ -67,24 +74,44 @@ def test_named_pictures(text, numbers):
     assert FULL.named_pictures(text) == numbers
 
 
-def test_unknown_families_and_impossible_vocabularies(tmp_path):
-    def ranks(count):
-        path = tmp_path / "qwen.tiktoken"
-        path.write_text("".join(f"YQ== {rank}\n" for rank in range(count)))
-        return path
+def test_what_a_manifest_says_is_the_family():
+    info = FamilyInfo("qwen_vl", dataclasses.asdict(CONFIG))
+    assert create_family(info, MODEL) == FAMILY
 
-    with pytest.raises(BundleError, match="'qwen2_vl'"):
-        create_family("qwen2_vl", image_start_id=151857, image_tokens=256)
-    with pytest.raises(BundleError, match="image_start_id 7 "):
-        create_family("qwen_vl", image_start_id=7, image_tokens=256)
-    with pytest.raises(BundleError, match="0 image tokens"):
-        create_family("qwen_vl", image_start_id=151857, image_tokens=0)
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error"),
+    [
+        ("qwen2_vl", {}, "'qwen2_vl'; this version runs 'qwen_vl' only"),
+        ("qwen_vl", {"image_start_id": 7}, "image_start_id 7 "),
+        ("qwen_vl", {"image_tokens": 0}, "0 image tokens"),
+        ("qwen_vl", {"image_size": 0}, "image_size is 0; it must be positive"),
+        ("qwen_vl", {"rope_base": float("nan")}, "rope_base: expected float, found float nan"),
+        ("qwen_vl", {"use_dynamic_ntk": 1}, "use_dynamic_ntk: expected bool, found int 1"),
+        ("qwen_vl", {"mrope_section": [1]}, "family.config: unknown key mrope_section"),
+        ("qwen_vl", {"seq_length": ...}, "family.config: missing key seq_length"),
+    ],
+)
+def test_impossible_families(name, changes, error):
+    config = {key: value for key, value in (dataclasses.asdict(CONFIG) | changes).items() if value is not ...}
+    with pytest.raises(BundleError, match=error):
+        create_family(FamilyInfo(name, config), MODEL)
+
+
+def test_vocabularies(tmp_path):
+    family = family_of(2000)
     with pytest.raises(BundleError, match=r"1999 ranks.*2000"):
-        QwenVL(2000, 256).check_vocabulary(ranks(1999), 2304)
+        family.check_vocabulary(1999, 2304)
     with pytest.raises(BundleError, match="2216 vocabulary rows"):
-        QwenVL(2000, 256).check_vocabulary(ranks(2000), 2216)
-    QwenVL(2000, 256).check_vocabulary(ranks(2000), 2304)
-    with pytest.raises(BundleError, match="No such file"):
-        QwenVL(2000, 256).check_vocabulary(tmp_path / "missing", 2304)
+        family.check_vocabulary(2000, 2216)
+    family.check_vocabulary(2000, 2217)
+    path = tmp_path / "qwen.tiktoken"
+    with pytest.raises(BundleError, match=r"qwen\.tiktoken.*No such file"):
+        family.read_vocabulary(path)
+    path.write_bytes(b"IQ== 0\n")
+    assert family.read_vocabulary(path) == b"IQ== 0\n"
+
+
+def test_unknown_chat_formats():
     with pytest.raises(BundleError, match="'alpaca'"):
         FULL.stop_sequences("alpaca", lambda text: [])

@@ -38,6 +38,18 @@ def test_the_newest_frame_wins():
     assert (source.take().number, source.dropped) == (5, 4)
 
 
+def test_frames_of_a_jetson_camera(tmp_path):
+    nv12 = np.full((6, 6), 128, np.uint8)
+    nv12[:4] = 235
+    qwen, _ = engine(tmp_path)
+    for load in (None, qwen.load_picture):
+        source = FrameSource(channel_order="nv12", load=load)
+        source.put(nv12)
+        assert source.take().picture.pixels.tolist() == np.full((4, 6, 3), 255).tolist()
+        with pytest.raises(ImageError, match=r"frame 1 is an array of shape \[4, 6, 3\]; NV12"):
+            source.put(frame(0))
+
+
 def test_a_frame_is_a_copy_of_the_cameras_buffer():
     source = FrameSource(channel_order="bgr")
     buffer = np.zeros((2, 2, 3), np.uint8)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.inputs.pictures import Preprocessing, load_picture, pixel_values
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.inputs.pictures import load_picture, pixel_values
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIDES = st.integers(1, 300) | st.sampled_from([1, 2, 3, 15, 16, 17])
@@ -109,6 +110,29 @@ def test_nv12_is_bt601_in_limited_range(view):
     assert np.abs(values.transpose(1, 2, 0) - exact).max() < 0.51  # rounded to bytes, in 16 bits behind the point
     rgb = np.round(values).astype(np.uint8).transpose(1, 2, 0)
     np.testing.assert_array_equal(_core.pixel_values(frame, (50, 60), MEAN, STD, "nv12"), expected(rgb, 50, 60))
+
+
+@pytest.mark.parametrize("view", [lambda a: a, lambda a: np.pad(a, ((0, 0), (0, 20)))[:, : a.shape[1]]])
+@pytest.mark.parametrize("shape", [(384, 300), (3, 2), (60, 250)])
+def test_a_picture_of_an_nv12_frame_is_the_frame(view, shape):
+    """The picture's pixels are those that the resizing of the frame in place sees; rows may be padded."""
+    frame = random_pixels(5, *shape)
+    picture = load_picture(view(frame), channel_order="nv12")
+    assert picture.size == (shape[1], shape[0] // 3 * 2)
+    assert np.abs(picture.pixels - nv12_to_rgb(frame)).max() < 0.51
+    preprocessing = Preprocessing(56, MEAN, STD)
+    in_place = pixel_values(frame, preprocessing, layout="nv12")
+    np.testing.assert_array_equal(pixel_values(picture, preprocessing), in_place)
+
+
+def test_every_nv12_value_becomes_the_byte_that_the_core_rounds_to():
+    y, uv = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    frame = np.empty((768, 512), np.uint8)
+    frame[:512] = np.tile(y, (2, 2))
+    frame[512:, 0::2], frame[512:, 1::2] = uv, uv[::-1]
+    rgb = load_picture(frame, channel_order="nv12").pixels
+    shares = _core.pixel_values(frame, (512, 512), (0, 0, 0), (1, 1, 1), "nv12").astype(np.float64)
+    np.testing.assert_array_equal(rgb, np.rint(shares.transpose(1, 2, 0) * 255))
 
 
 def test_pixel_values_takes_pictures_and_arrays():

@@ -1,16 +1,18 @@
 import io
+import weakref
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.families import QwenVL
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.families.qwen_vl import MEAN, STD
 from qwenvl_edge.inputs import pictures as image_module
-from qwenvl_edge.inputs.pictures import load_picture, pixel_values
+from qwenvl_edge.inputs.pictures import PictureLoader, load_picture, pixel_values
 from support.paths import DATA
 
-PREPROCESSING = QwenVL(2000, 256).preprocessing(56)
+PREPROCESSING = Preprocessing(56, MEAN, STD)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -171,3 +173,61 @@ def test_damage_anywhere_is_an_image_error_or_a_picture(kind, rgb):
         except ImageError:
             continue
         assert picture.pixels.dtype == np.uint8 and picture.pixels.ndim == 3
+
+
+def no_frames(source, channel_order, name):
+    """What a backend on the CPU loads."""
+
+
+def test_identical_pixels_return_the_same_picture():
+    loader = PictureLoader("rgb", no_frames)
+    frame = np.random.default_rng(3).integers(0, 256, (9, 7, 3), np.uint8)
+    first = loader.load(frame, "picture 1")
+    assert loader.load(frame.copy(), "picture 2") is first
+    assert loader.load(Image.fromarray(frame), "picture 3") is first and loader.load(first, "picture 4") is first
+    for row in range(9):  # also where the rows that are looked at first are equal
+        other = frame.copy()
+        other[row, 0, 0] += 1
+        assert loader.load(other, "picture").digest == load_picture(other).digest != first.digest
+    turned = loader.load(frame.reshape(7, 9, 3), "picture")
+    assert turned.digest != first.digest
+
+
+def test_pictures_are_not_kept_for_comparing():
+    loader = PictureLoader("bgr", no_frames)
+    frame = np.zeros((9, 7, 3), np.uint8)
+    reference = weakref.ref(loader.load(frame, "picture"))
+    assert reference() is None
+    assert loader.load(frame, "again").name == "again"
+
+
+def test_nv12_frames_are_not_for_the_backend():
+    """Whose frames have channels; one of two dimensions would be taken for a gray one."""
+    seen = []
+    loader = PictureLoader("nv12", lambda source, order, name: seen.append(order))
+    frame = np.full((3, 2), 128, np.uint8)
+    picture = loader.load(frame, "picture")
+    assert picture.size == (2, 2) and loader.load(frame.copy(), "again") is picture
+    assert loader.load_new(np.zeros((3, 2), np.uint8), "gray", "rgb").size == (2, 3)
+    assert seen == ["rgb"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "error"),
+    [
+        (np.zeros((4, 2), np.uint8), r"frame is an array of shape \[4, 2\]; NV12 is \[3H/2, W\]"),
+        (np.zeros((3, 3), np.uint8), "even H and W"),
+        (np.zeros((3, 2, 3), np.uint8), "NV12 is"),
+        (np.zeros((0, 2), np.uint8), "frame is empty"),
+        (np.zeros((3, 0), np.uint8), "frame is empty"),
+        (np.zeros((3, 2), np.float32), "dtype float32"),
+    ],
+)
+def test_arrays_that_are_not_nv12(frame, error):
+    with pytest.raises(ImageError, match=error):
+        load_picture(frame, channel_order="nv12", name="frame")
+
+
+def test_files_know_their_channels_whatever_arrays_have(rgb):
+    data = encoded(Image.fromarray(rgb), "PNG")
+    np.testing.assert_array_equal(load_picture(data, channel_order="nv12").pixels, rgb)

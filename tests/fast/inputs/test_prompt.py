@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from qwenvl_edge.errors import PromptError
-from qwenvl_edge.families import QwenVL
+from qwenvl_edge.families.qwen_vl import QwenVLFamily
 from qwenvl_edge.inputs.messages import Region, Text, Turn, parse_history, parse_message
 from qwenvl_edge.inputs.pictures import load_picture
-from qwenvl_edge.inputs.prompt import PromptBuilder, parts_behind_pictures
+from qwenvl_edge.inputs.prompt import PromptBuilder, parts_after_pictures
+from qwenvl_edge.inputs.request import RequestBuilder
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.paths import ROOT
-from support.scripted import FAMILY, TINY_VOCABULARY
+from support.scripted import FAMILY, GENERATION, TINY_VOCABULARY, family_of
 
 GOLDEN = json.loads((ROOT / "tests" / "data" / "golden_prompts.json").read_text(encoding="utf-8"))
 FULL_VOCABULARY = ROOT / ".cache" / "qwen.tiktoken"
@@ -32,7 +33,7 @@ def parse(message, images=()):
 def full():
     if not FULL_VOCABULARY.is_file():
         pytest.skip("the full vocabulary .cache/qwen.tiktoken is not here")
-    family = QwenVL(151643, 256)
+    family = family_of(151643)
     return PromptBuilder(family, Tokenizer(FULL_VOCABULARY, family.special_tokens))
 
 
@@ -46,8 +47,8 @@ def tiny(tokenizer):
     return PromptBuilder(FAMILY, tokenizer)
 
 
-def without_spans(prompt, image_tokens=256):
-    rows = np.concatenate([np.arange(start, start + image_tokens) for start in prompt.image_starts] or [[]])
+def without_spans(prompt):
+    rows = np.concatenate([np.arange(span.start, span.start + span.length) for span in prompt.spans] or [[]])
     return np.delete(prompt.ids, rows.astype(np.int64)).tolist()
 
 
@@ -55,7 +56,7 @@ def without_spans(prompt, image_tokens=256):
 def test_published_list_format(full, case):
     prompt = full.raw(parse(case["list"]))
     assert without_spans(prompt) == case["ids"]
-    assert len(prompt.pictures) == len(prompt.image_starts) == sum("image" in item for item in case["list"])
+    assert len(prompt.pictures) == len(prompt.spans) == sum("image" in item for item in case["list"])
 
 
 @pytest.mark.parametrize("case", GOLDEN["make_context"], ids=lambda case: f"window {case['max_window_size']}")
@@ -75,7 +76,7 @@ def test_words_that_touch_are_encoded_together(full):
 
 @pytest.mark.parametrize("name", ["text", "img1", "img3_history", "raw"])
 def test_published_prompts_of_the_tiny_model(name):
-    family = QwenVL(2000, 256)
+    family = family_of(2000)
     builder = PromptBuilder(family, Tokenizer(TINY_VOCABULARY, family.special_tokens))
     golden = np.load(TINY_VOCABULARY.parent / "golden_text.npz")[f"{name}.input_ids"]
     turn = (
@@ -99,8 +100,9 @@ def test_published_prompts_of_the_tiny_model(name):
     prompt = prompts[name]()
     assert len(prompt.ids) == len(golden)
     inside = np.zeros(len(golden), bool)
-    for start in prompt.image_starts:
-        inside[start : start + 256] = True
+    for span in prompt.spans:
+        assert (span.length, span.layout.tokens) == (256, 256)
+        inside[span.start : span.start + span.length] = True
     np.testing.assert_array_equal(prompt.ids[~inside], golden[~inside])
 
 
@@ -116,7 +118,7 @@ def test_look_alikes_in_a_users_words_stay_text(tiny, tokenizer):
     structure = [names[id_] for id_ in prompt.ids.tolist() if id_ >= first_special]
     turn = ["<|im_start|>", "<|im_end|>"]
     assert structure == [*turn, *turn, "<|im_start|>", "<ref>", "</ref>", "<|im_end|>", "<|im_start|>"]
-    assert prompt.image_starts == ()
+    assert prompt.spans == ()
     assert tokenizer.decode(prompt.ids).count(LOOK_ALIKES) == 4
 
 
@@ -125,7 +127,7 @@ def test_raw_prompts_take_markup_but_neither_pictures_nor_turns(tiny):
     names = {id_: token for token, id_ in FAMILY.special_tokens.items()}
     structure = [names[id_] for id_ in prompt.ids.tolist() if id_ >= FAMILY.num_ranks]
     assert structure == ["<ref>", "</ref>", "<box>", "</box>"]
-    assert prompt.image_starts == ()
+    assert prompt.spans == ()
 
 
 def test_answers_keep_their_markup_only(tiny):
@@ -133,14 +135,14 @@ def test_answers_keep_their_markup_only(tiny):
     tokens = prompt.ids.tolist()
     assert tokens.count(FAMILY.special_tokens["<box>"]) == 1
     assert tokens.count(FAMILY.turn_end) == 4  # of system, question, answer and the new question
-    assert FAMILY.image_start_id not in tokens
+    assert FAMILY.special_tokens["<img>"] not in tokens
 
 
 def test_pictures_are_numbered_anew_in_every_turn(tiny, tokenizer):
     history = parse_history([([{"image": PICTURE}, {"text": "q"}], "a")], load)
     prompt = tiny.chat(parse("r", images=[PICTURE, PICTURE]), history=history, system="", window=6144)
     assert [text for text in tokenizer.decode(prompt.ids).split("Picture ")[1:] if text] and len(prompt.pictures) == 3
-    starts = [tokenizer.decode(prompt.ids[start - 6 : start - 1])[-3:] for start in prompt.image_starts]
+    starts = [tokenizer.decode(prompt.ids[span.start - 6 : span.start - 1])[-3:] for span in prompt.spans]
     assert starts == ["1: ", "1: ", "2: "]
 
 
@@ -204,6 +206,44 @@ def test_error_messages_name_the_picture():
         parse("hi", images=[PICTURE, PICTURE.astype(np.float32)])
 
 
-def test_parts_behind_the_last_picture():
+def test_parts_after_the_last_picture():
     parts = (Text("<ref>a</ref>"), load(PICTURE), Text("x"), Region("b", (((1, 2), (3, 4)),)), Text("<box>"))
-    assert parts_behind_pictures(parts) == parts[-3:]
+    assert parts_after_pictures(parts) == parts[-3:]
+
+
+class Counting(QwenVLFamily):
+    """Counts the pictures that it is asked to put into words."""
+
+    captions = 0
+
+    def picture_caption(self, number):
+        Counting.captions += 1
+        return super().picture_caption(number)
+
+
+def test_a_question_is_built_once_per_chat(tokenizer, monkeypatch):
+    monkeypatch.setattr(Counting, "captions", 0)
+    family = Counting(FAMILY.config, FAMILY.head_dim)
+    builder = RequestBuilder(family, tokenizer, load, defaults=GENERATION, max_context=512)
+    builder.chat("hi", [PICTURE, PICTURE], [("earlier", "yes")], None, {})
+    assert Counting.captions == 2
+    builder.count("hi", [PICTURE], (), None)
+    assert Counting.captions == 3
+
+
+def test_spans_of_a_conversation(tiny):
+    """One per picture, in order, of the earlier turns too; only their rows hold placeholders."""
+    history = parse_history([([{"image": PICTURE}, {"text": "q"}], "a"), ("r", "b")], load)
+    prompt = tiny.chat(parse("s", images=[PICTURE, PICTURE]), history=history, system="", window=6144)
+    layout = FAMILY.layout((2, 2))
+    assert [(span.picture, span.length, span.layout) for span in prompt.spans] == [(i, 4, layout) for i in range(3)]
+    rows = np.concatenate([np.arange(span.start, span.start + span.length) for span in prompt.spans])
+    np.testing.assert_array_equal(np.flatnonzero(prompt.ids == FAMILY.special_tokens["<imgpad>"]), rows)
+    assert prompt.positions.length == len(prompt.ids) and prompt.positions.key == 1.0
+
+
+def test_what_a_user_points_at_is_never_markup_in_a_raw_prompt(tiny, tokenizer):
+    prompt = tiny.raw(parse([{"ref": "<box>"}, {"text": "<box>"}]))
+    tokens = [FAMILY.special_tokens[tag] for tag in ("<ref>", "</ref>", "<box>")]
+    assert [id_ for id_ in prompt.ids.tolist() if id_ >= FAMILY.num_ranks] == tokens
+    assert tokenizer.decode(prompt.ids) == "<ref><box></ref><box>"

@@ -15,7 +15,8 @@ from qwenvl_edge.backends.cuda.kernels import _Compiler, nvrtc_problem
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.inputs.pictures import Preprocessing, load_picture, pixel_values
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.inputs.pictures import load_picture, pixel_values
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 from support.device_frames import frame
 from support.standin import nvrtc, plans
@@ -178,7 +179,7 @@ def test_pictures_that_are_left_to_the_host(gpu):
         assert gpu.frames.load(source, "rgb", "frame") is None
     with pytest.raises(ImageError, match=r"frame is an array of shape \[4, 4, 2\]; give \[H, W\]"):
         gpu.load(noise(4, 4, 2))
-    with pytest.raises(ImageError, match="channel_order is 'gbr'; give 'rgb' or 'bgr'"):
+    with pytest.raises(ImageError, match="channel_order is 'gbr'; give 'rgb', 'bgr' or 'nv12'"):
         gpu.load(noise(4, 4, 3), "gbr")
 
 

@@ -12,7 +12,8 @@ from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture, FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.inputs.pictures import Preprocessing, load_picture, pixel_values
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.inputs.pictures import load_picture, pixel_values
 from qwenvl_edge.machine.cuda import Cuda, Stream
 from support.paths import ROOT
 

@@ -10,7 +10,7 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend, check_cuda
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.export import ExportPrecision, export
-from support.decoding import assert_close, decode, pictured, rows_of_different_length
+from support.decoding import assert_close, decode, new_cache, pictured, rows_of_different_length
 from support.paths import ROOT
 
 NANO = ROOT / "models" / "nano"
@@ -38,7 +38,7 @@ def test_a_token_is_a_cuda_graph(backends):
 
 
 def test_features(backends):
-    size = backends[0].model.image_size
+    size = backends[0].family.preprocessing.image_size
     pixels = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
     assert_close(*(backend.encode_pixels(pixels) for backend in backends))
 
@@ -46,7 +46,7 @@ def test_features(backends):
 def test_logits_of_prefill_steps_and_verification(backends):
     logits = []
     for backend in backends:
-        cache = backend.new_cache(1, 512)
+        cache = new_cache(backend, 1, 512)
         found = [decode(backend, cache, 300)]
         found += [decode(backend, cache, 1, seed=seed) for seed in range(8)]  # plain, captured, replayed
         found.append(decode(backend, cache, 9, wanted=range(9), seed=9))
@@ -66,7 +66,7 @@ def test_rows_of_different_length(backends):
 def test_two_caches_in_turns(backends):
     logits = []
     for backend in backends:
-        caches = [backend.new_cache(1, 64) for _ in range(2)]
+        caches = [new_cache(backend, 1, 64) for _ in range(2)]
         for seed, cache in enumerate(caches):
             decode(backend, cache, 5, seed=seed)
         logits.append(np.concatenate([decode(backend, caches[i % 2], 1, seed=i) for i in range(12)], axis=1))

@@ -1,4 +1,4 @@
-"""What a bundle's manifest takes over from a checkpoint: dimensions, generation defaults, versions of the tools."""
+"""Entries of a bundle's manifest from a checkpoint: dimensions, the family's configuration, generation defaults."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from qwenvl_edge.bundle.manifest import GenerationDefaults, ModelInfo, Workspace
+from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults, ModelInfo, Workspace
 from qwenvl_edge.bundle.records import read_record
 from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge.families.qwen_vl import QwenVLBundleConfig, QwenVLFamily
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 
 _PACKAGES = ("torch", "onnx-ir", "numpy", "safetensors", "onnxruntime")
@@ -35,14 +36,29 @@ def model_info(config: QwenVLConfig) -> ModelInfo:
         num_kv_heads=config.num_heads,
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
-        seq_length=config.seq_length,
         max_position_embeddings=config.max_position_embeddings,
+    )
+
+
+def family_info(config: QwenVLConfig) -> FamilyInfo:
+    """The family with the configuration that the runtime's module of it reads."""
+    return FamilyInfo(QwenVLFamily.name, dataclasses.asdict(_bundled(config)))
+
+
+def family_of(config: QwenVLConfig) -> QwenVLFamily:
+    """The runtime's family for a checkpoint. Raises BundleError if its special tokens cannot be where they should."""
+    return QwenVLFamily(_bundled(config), config.head_dim)
+
+
+def _bundled(config: QwenVLConfig) -> QwenVLBundleConfig:
+    return QwenVLBundleConfig(
+        image_start_id=config.vision.image_start_id,
+        image_tokens=config.vision.n_queries,
+        image_size=config.vision.image_size,
+        seq_length=config.seq_length,
         rope_base=config.rope_base,
         use_dynamic_ntk=config.use_dynamic_ntk,
         use_logn_attn=config.use_logn_attn,
-        image_size=config.vision.image_size,
-        image_tokens=config.vision.n_queries,
-        image_start_id=config.vision.image_start_id,
     )
 
 

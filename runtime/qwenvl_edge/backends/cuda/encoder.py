@@ -12,7 +12,8 @@ from qwenvl_edge.backends.checks import check_finite, check_pixels
 from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
-from qwenvl_edge.inputs.pictures import Picture, Preprocessing, pixel_values
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.inputs.pictures import Picture, pixel_values
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 
 

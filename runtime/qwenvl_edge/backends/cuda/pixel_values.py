@@ -8,7 +8,7 @@ import numpy as np
 
 from qwenvl_edge.backends.cuda.frame_kernels import DeviceAxis, FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
-from qwenvl_edge.inputs.pictures import Preprocessing
+from qwenvl_edge.families.base import Preprocessing
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
 _AXES = 8  # resampling weights that are kept: widths and heights of a few cameras

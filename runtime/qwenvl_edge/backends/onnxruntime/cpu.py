@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, Placed, preprocessing_of, splice
+from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, Placed, splice
 from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_finite, check_pixels
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.session import (
@@ -52,6 +52,7 @@ from qwenvl_edge.bundle.contract import (
 )
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.pictures import Picture, pixel_values
 
 _DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
@@ -89,7 +90,7 @@ class OnnxRuntimeBackend(Backend):
         if threads is not None and threads < 1:
             raise BackendError(f"threads is {threads}; it must be at least 1.")
         self.model: ModelInfo = bundle.manifest.model
-        self._preprocessing = preprocessing_of(bundle)
+        self.family = open_family(bundle.manifest)
         self.dialect = dialect
         self.description = f"ONNX Runtime {ort.__version__} on the CPU"
         if dialect == NATIVE:
@@ -113,7 +114,7 @@ class OnnxRuntimeBackend(Backend):
 
     def encode(self, picture: Picture) -> FloatArray:
         """See Backend.encode."""
-        features: FloatArray = self.encode_pixels(pixel_values(picture, self._preprocessing)[None])[0]
+        features: FloatArray = self.encode_pixels(pixel_values(picture, self.family.preprocessing)[None])[0]
         return features
 
     def encode_pixels(self, pixels: FloatArray) -> FloatArray:
@@ -122,7 +123,7 @@ class OnnxRuntimeBackend(Backend):
         Raises:
             BackendError: wrong shape or dtype, the library failed, or the features hold NaN or infinity.
         """
-        check_pixels(pixels, self._preprocessing.image_size)
+        check_pixels(pixels, self.family.preprocessing.image_size)
         try:
             features: FloatArray = self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixels})[0]
         except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, Placed, preprocessing_of
+from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, Placed
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
 from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
@@ -22,6 +22,7 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import ONNXRUNTIME
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.machine.cuda import Cuda, Stream
 
@@ -41,6 +42,7 @@ class OnnxRuntimeCudaBackend(Backend):
     def __init__(self, bundle: Bundle):
         self.cuda = check_cuda(bundle)
         self.stream = Stream(self.cuda)
+        self.family = open_family(bundle.manifest)
         manifest = bundle.manifest
         self.model: ModelInfo = manifest.model
         vision = self._session(bundle, manifest.graphs.vision)
@@ -61,7 +63,7 @@ class OnnxRuntimeCudaBackend(Backend):
         self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, self._decoder.new_buffers)
         self._frames = FrameLoader(self.cuda)
         self._encoder = PictureEncoder(
-            self.cuda, self.stream, self._frames.kernels, preprocessing_of(bundle), OrtVision(vision, exchange)
+            self.cuda, self.stream, self._frames.kernels, self.family.preprocessing, OrtVision(vision, exchange)
         )
         how = "a CUDA graph a token" if self.captures else f"without CUDA graphs ({refusal})"
         self.description = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.base import Backend, BackendLimits, FloatArray, Inputs, Placed, preprocessing_of
+from qwenvl_edge.backends.base import Backend, BackendLimits, FloatArray, Inputs, Placed
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
 from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
@@ -23,6 +23,7 @@ from qwenvl_edge.backends.tensorrt.vision import PlanVision
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import REFIT_GRAPHS, Plan
 from qwenvl_edge.bundle.manifest import INT8_CACHE, ModelInfo
+from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
@@ -46,6 +47,7 @@ class TensorRTBackend(Backend):
         plan.check_machine(library.machine(cuda.compute_capability))
         self.cuda = cuda
         self.stream = Stream(cuda)
+        self.family = open_family(bundle.manifest)
         self.model: ModelInfo = bundle.manifest.model
         limits = plan.manifest.limits
         self.limits = BackendLimits(max_context=limits.max_context, max_batch=limits.max_batch)
@@ -62,7 +64,8 @@ class TensorRTBackend(Backend):
         scratch = DeviceMemory(cuda, max(vision.scratch_bytes, decoder.scratch_bytes))
         graph = PlanVision(vision, plan, cuda, self.stream, scratch)
         self._frames = FrameLoader(cuda)
-        self._encoder = PictureEncoder(cuda, self.stream, self._frames.kernels, preprocessing_of(bundle), graph)
+        preprocessing = self.family.preprocessing
+        self._encoder = PictureEncoder(cuda, self.stream, self._frames.kernels, preprocessing, graph)
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
         self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, CacheBuffers)
 

@@ -11,7 +11,8 @@ from qwenvl_edge import FrameSource, QwenVLEngine
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.inputs.pictures import Preprocessing, load_picture
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.inputs.pictures import load_picture
 from qwenvl_edge.machine.cuda import DeviceMemory, Staging, Stream
 from support.device_frames import Exported, frame, put
 from support.dialects import RUNNABLE

@@ -12,7 +12,7 @@ from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError
-from support.decoding import assert_same, both, decode, embeds, noise, pictured
+from support.decoding import assert_same, both, decode, embeds, new_cache, noise, pictured
 from support.dialects import RUNNABLE
 from support.standin import plans
 from support.standin.machine import Machine
@@ -51,7 +51,7 @@ def test_rows_of_different_length(backend, reference):
 def test_caches_in_turns_do_not_disturb_each_other(backend, reference):
     logits = []
     for side in (backend, reference):
-        caches = [side.new_cache(1, 32) for _ in range(2)]
+        caches = [new_cache(side, 1, 32) for _ in range(2)]
         for seed, cache in enumerate(caches):
             decode(side, cache, 5, seed=seed)
         logits.append(np.concatenate([decode(side, caches[i % 2], 1, seed=i) for i in range(8)], axis=1))
@@ -61,7 +61,7 @@ def test_caches_in_turns_do_not_disturb_each_other(backend, reference):
 def test_the_tables_follow_the_cache(backend, reference):
     logits = []
     for side, cache in both(backend, reference, capacity=512):
-        cache.ntk_alpha = 7.0  # what a longer prompt would have chosen
+        cache.key = 7.0  # what a longer prompt would have chosen
         cache.rope_cos, cache.rope_sin = cache.rope_cos * 0.5, cache.rope_sin * 0.5
         logits.append(decode(side, cache, 6))
     assert_same(*logits)
@@ -70,7 +70,7 @@ def test_the_tables_follow_the_cache(backend, reference):
 def test_a_copied_prefix_and_rows_of_a_batch(backend, reference):
     logits = []
     for side in (backend, reference):
-        source, batch = side.new_cache(1, 32), side.new_cache(3, 32)
+        source, batch = new_cache(side, 1, 32), new_cache(side, 3, 32)
         decode(side, source, 6)
         for row, tokens in ((0, 6), (2, 4)):
             side.copy_cache(source, batch, tokens, row=row)
@@ -97,7 +97,7 @@ def test_features_stay_on_the_gpu(bundle, open_backend, reference, integrated):
         features = [side.encode(noise(seed)) for seed in (3, 4)]
         assert [len(each) for each in features] == [IMAGE_TOKENS] * 2
         side.encode(noise(5))  # does not overwrite the features before
-        cache = side.new_cache(1, 200)
+        cache = new_cache(side, 1, 200)
         calls = [(9, [Placed(features[0], 2, 0, 7)]), (1, [Placed(features[0], 0, 7, 1)])]
         calls += [(150, [Placed(features[0], 0, 8, 8), Placed(features[1], 50, 0, 90)]), (1, [])]
         for tokens, pictures in calls:
@@ -113,7 +113,7 @@ def test_a_picture_in_two_calls(backend, reference):
 
 
 def test_results_are_not_overwritten_by_the_next_call(backend):
-    cache = backend.new_cache(1, 32)
+    cache = new_cache(backend, 1, 32)
     first = decode(backend, cache, 3)
     kept = first.copy()
     decode(backend, cache, 3, seed=1)
