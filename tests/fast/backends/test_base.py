@@ -11,7 +11,7 @@ import pytest
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.errors import BackendError, ContextError
-from support.scripted import MODEL, ScriptedBackend, engine, write_bundle
+from support.scripted import FAMILY, MODEL, ScriptedBackend, engine, write_bundle
 
 RED = np.full((20, 40, 3), (255, 0, 0), np.uint8)
 CALLS_PER_TOKEN = 50
@@ -43,6 +43,12 @@ class Own(ScriptedBackend):
         return self.logits
 
 
+def fresh_cache(backend):
+    cache = backend.new_cache(1, 8)
+    cache.reset(FAMILY.positions(1))
+    return cache
+
+
 def logits(value=0.0, tokens=1, dtype=np.float32):
     return np.full((1, tokens, MODEL.vocab_size), value, dtype)
 
@@ -62,7 +68,7 @@ def logits(value=0.0, tokens=1, dtype=np.float32):
 )
 def test_decode_checks_its_arguments(changes, error, match):
     backend = Own(logits())
-    cache = backend.new_cache(1, 8)
+    cache = fresh_cache(backend)
     with pytest.raises(error, match=match):
         backend.decode(cache, **call(**changes))
     assert cache.length == 0 and not cache.rows.any()
@@ -70,7 +76,7 @@ def test_decode_checks_its_arguments(changes, error, match):
 
 def test_the_engine_s_calls_still_end_at_the_cache_s_end():
     backend = Own(logits())
-    cache = backend.new_cache(1, 8)
+    cache = fresh_cache(backend)
     with pytest.raises(ContextError, match="9 tokens do not fit into a KV cache of 8: 1 too many"):
         backend.decode_unchecked(cache, **call(9))
     assert cache.length == 0 and not cache.rows.any()
@@ -81,7 +87,7 @@ def test_the_engine_s_calls_still_end_at_the_cache_s_end():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_empties_the_cache(value):
     backend = Own(logits(value))
-    cache = backend.new_cache(1, 8)
+    cache = fresh_cache(backend)
     with pytest.raises(BackendError, match="the logits hold NaN or infinity"):
         backend.decode_unchecked(cache, **call())
     assert cache.length == 0 and not cache.rows.any()
@@ -90,7 +96,7 @@ def test_nan_empties_the_cache(value):
 @pytest.mark.parametrize("found", [logits(tokens=2), logits(dtype=np.float64), logits()[0]])
 def test_logits_of_another_shape_are_refused(found):
     backend = Own(found)
-    cache = backend.new_cache(1, 8)
+    cache = fresh_cache(backend)
     with pytest.raises(BackendError, match=r"a backend of the caller's returned logits of .* \[1, 1, 2304\]"):
         backend.decode_unchecked(cache, **call())
     assert cache.length == 0
