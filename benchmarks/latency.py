@@ -67,12 +67,13 @@ def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, 
     from qwenvl_edge.inputs.pictures import load_picture, pixel_values
     from qwenvl_edge.inputs.prompt import PromptBuilder
     from qwenvl_edge.inputs.tokenizer import Tokenizer
-    from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint
+    from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 
     if threads:
         torch.set_num_threads(threads)
     opened = Checkpoint.open(checkpoint)
-    model = load_model(opened)
+    model = QwenVLNetwork.load(opened.family.config, opened.tensor)
     vision = model.config.vision
     family = create_family("qwen_vl", image_start_id=vision.image_start_id, image_tokens=vision.n_queries)
     prompts = PromptBuilder(family, Tokenizer(checkpoint / "qwen.tiktoken", family.special_tokens))

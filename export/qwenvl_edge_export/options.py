@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, KV_CACHES, Precision
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge_export.quantization.formats import BLOCK_SIZES, Blocks, Rows, StaticRows, WeightFormat
@@ -24,7 +25,6 @@ STATIC = "w8a8"
 PRECISIONS = (*FLOATS, "int8", "int4", STATIC)
 VISION_PRECISIONS = (*FLOATS, "int8", STATIC)
 TARGETS = ("cpu", "gpu")
-HEAD = "lm_head.weight"
 _VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
 _BITS = {"int8": 8, "int4": 4}
 # On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token and 0.7 at a prompt (DESIGN.md).
@@ -36,7 +36,7 @@ class GraphPrecision:
     """One graph's float type (a key of FLOATS) and how its linear layers are stored.
 
     weights: the float type, "int8", "int4" or "w8a8" (activations are integers too, with scales from calibration).
-    head: the same for lm_head. block: inputs that share a scale.
+    head: the same for the output layer. block: inputs that share a scale.
     activations: beside "int8", activations are integers too, with scales found at run time, and a weight's scales are
     one an output row instead of blocks.
     keep: patterns of layers that stay in the float type. cache: a value of KV_CACHES, for the "standard" dialect.
@@ -60,9 +60,15 @@ class GraphPrecision:
         """Whether its linear layers are integers that share scales by blocks of inputs."""
         return self.weights in _BITS and not self.activations
 
-    def format(self, name: str) -> WeightFormat:
-        """How the linear layer whose weight is `name` is stored."""
-        chosen = self.head if name == HEAD else self.weights
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        """The decoder's dialects at this precision: the native core multiplies float32 by blocks, and nothing else."""
+        native = self.compute == "fp32" and self.has_blocks
+        return (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
+
+    def format(self, name: str, *, head: bool = False) -> WeightFormat:
+        """How the linear layer whose weight is `name` is stored; `head`: it is the output layer."""
+        chosen = self.head if head else self.weights
         if chosen in FLOATS or any(fnmatch.fnmatch(name, pattern) for pattern in self.keep):
             return None
         if chosen == STATIC:

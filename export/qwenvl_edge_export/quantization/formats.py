@@ -95,6 +95,15 @@ class Integers:
         return self.blocks.floats(self.blocks.unpack(self.packed), self.scales.to(torch.float32))
 
 
+def join_rows(parts: Sequence[Integers]) -> Integers:
+    """One weight of the output rows of several, which have one layout, one after another."""
+    (first, *rest) = parts
+    if not rest:
+        return first
+    packed, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("packed", "scales"))
+    return Integers(packed, scales, first.blocks)
+
+
 @dataclass(frozen=True)
 class InputScales:
     """What calibration found of a layer's inputs: divided by `factors` float32 [in], they lie within 127 * `scale`."""
@@ -103,12 +112,12 @@ class InputScales:
     scale: float
 
 
-Given: TypeAlias = Callable[[str], Integers | InputScales | None]
-"""What is known of the weight of a name beforehand; None where round-to-nearest is wanted."""
+GivenScales: TypeAlias = Callable[[str], InputScales | None]
+"""The scales of the inputs of the layer whose weight has a name, if they were calibrated."""
 
 
-def nothing_given(name: str) -> Integers | InputScales | None:
-    """Round everything to nearest."""
+def no_scales(name: str) -> InputScales | None:
+    """No layer's inputs were calibrated."""
     return None
 
 

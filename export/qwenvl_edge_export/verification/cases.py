@@ -1,7 +1,7 @@
 """Prompts with answers, as the model is used: the built-in ones that bundles are verified on, and how others are made.
 
-What a built-in answer says does not matter: PyTorch and the bundle are given it token by token (teacher forcing), so
-that they are compared on the same input throughout.
+A built-in answer need not be right: PyTorch and the bundle are given it token by token (teacher forcing), so that they
+are compared on the same input throughout.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.manifest import GenerationDefaults, ModelInfo
-from qwenvl_edge.families import create_family
 from qwenvl_edge.families.markup import MarkupReader
 from qwenvl_edge.inputs.messages import Part, Text, Turn
 from qwenvl_edge.inputs.pictures import Picture, load_picture, pixel_values
 from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder
 from qwenvl_edge.inputs.tokenizer import Tokenizer
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.detect import default_prompts, runtime_family
 
 GridBox: TypeAlias = tuple[int, int, int, int]
 """x1, y1, x2, y2 as the model writes them, 0..999 of each side."""
@@ -55,7 +56,8 @@ class CaseBuilder:
     def __init__(self, family: str, model: ModelInfo, generation: GenerationDefaults, tokenizer: Path):
         self._model = model
         self._generation = generation
-        self._family = create_family(family, image_start_id=model.image_start_id, image_tokens=model.image_tokens)
+        self._family = runtime_family(family, model)
+        self.prompts = default_prompts(family)
         self._tokenizer = Tokenizer(tokenizer, self._family.special_tokens)
         self._prompts = PromptBuilder(self._family, self._tokenizer)
 
@@ -99,23 +101,30 @@ def case_builder(bundle: Bundle) -> CaseBuilder:
     return CaseBuilder(manifest.family, manifest.model, manifest.generation, bundle.file(manifest.tokenizer))
 
 
+def source_case_builder(checkpoint: Checkpoint) -> CaseBuilder:
+    """A builder for the model of a checkpoint."""
+    family = checkpoint.family
+    generation = family.generation_defaults(checkpoint.generation)
+    return CaseBuilder(family.name, family.model_info(), generation, checkpoint.tokenizer)
+
+
 def builtin_box_case(builder: CaseBuilder) -> Case:
     """A green disc to be found."""
     return builder.box_case("box", load_picture(_disc(110, 60, (40, 160, 60))), "the green ball")
 
 
 def builtin_cases(builder: CaseBuilder) -> list[Case]:
-    """Words alone, one picture, two pictures behind a first exchange."""
+    """Words alone, one picture, two pictures after a first exchange."""
     disc, bars, noise = _pictures()
     first = Turn((disc, Text("What is in the picture?")), "A red disc on a dark ground.")
-    box = "<ref>the red disc</ref><box>(120,240),(480,610)</box>"
+    found = builder.prompts.found
     return [
         builder.case(
             "text", (Text("Hello, who are you? 你好！"),), (), "I answer questions about pictures. 我看图回答问题。"
         ),
-        builder.case("one picture", (disc, Text("Where is the red disc?")), (), box),
+        builder.case("one picture", (disc, Text("Where is the red disc?")), (), found),
         builder.case(
-            "two pictures, history", (bars, noise, Text("What changed?")), (first,), f"The disc is gone: {box}."
+            "two pictures, history", (bars, noise, Text("What changed?")), (first,), f"The disc is gone: {found}."
         ),
     ]
 

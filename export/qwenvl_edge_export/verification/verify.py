@@ -27,10 +27,9 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
-from qwenvl_edge.families import create_family
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.qwen_vl.metadata import model_info
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, ntk_alpha
+from qwenvl_edge_export.families.base import ReferenceNetwork
+from qwenvl_edge_export.families.detect import runtime_family
 from qwenvl_edge_export.verification.cases import Case, builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.verification.limits import (
     INT8_CACHE_LIMITS,
@@ -44,7 +43,7 @@ from qwenvl_edge_export.verification.limits import (
     logits_row,
     overlap,
 )
-from qwenvl_edge_export.verification.streamed_reference import streamed_model
+from qwenvl_edge_export.verification.streamed_reference import streamed_network
 from qwenvl_edge_export.verification.widened import HOW_IT_RAN, NO_BFLOAT16, WIDEN_UP_TO_BYTES, weight_bytes, widened
 
 PROMPT_ROWS = 16
@@ -97,7 +96,7 @@ def _open(bundle: Bundle, backend: str) -> dict[str, Backend]:
 
 def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
     precision = bundle.manifest.precision
-    model = streamed_model(checkpoint)
+    network = streamed_network(checkpoint)
     sides = {name: _Side(bundle, opened) for name, opened in _open(bundle, backend).items()}
     builder = case_builder(bundle)
     rows: list[Row] = []
@@ -105,14 +104,14 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
         first = next(iter(sides.values()))
         features = _features(sides, case)
         own = {name: side.answer(case, features[name]) for name, side in sides.items()}
-        reference = _Reference(model, case, first.answerable)
+        reference = _Reference(network, case, first.answerable)
         asked = case
         if not len(case.answer):
             answer = reference.answer(first, features[next(iter(sides))])
             asked = dataclasses.replace(case, answer=np.array(answer, np.int64))
         wanted = reference.logits([asked.answer.tolist(), *own.values()])
         if len(case.pixels):
-            found = np.concatenate(list(features.values()))  # of every dialect, one behind the other
+            found = np.concatenate(list(features.values()))  # of every dialect, one after another
             expected = np.tile(reference.features.numpy(), (len(features), 1, 1))
             rows.append(features_row("vision", case.name, found, expected, LIMITS[precision.vision]))
         for (name, side), chosen in zip(sides.items(), wanted[1:], strict=True):
@@ -141,7 +140,7 @@ def _features(sides: Mapping[str, _Side], case: Case) -> dict[str, FloatArray]:
 
 
 def _limits(precision: Precision, side: str) -> Limits:
-    """What logits may lose: what the part may that may lose most. "standard" and plans may have an int8 cache."""
+    """Limits for logits: the loosest of the parts involved. "standard" and plans may have an int8 cache."""
     parts = [LIMITS[precision.vision], LIMITS[precision.decoder]]
     if side in (STANDARD, TENSORRT) and precision.kv_cache == INT8_CACHE:
         parts.append(INT8_CACHE_LIMITS)
@@ -149,7 +148,7 @@ def _limits(precision: Precision, side: str) -> Limits:
 
 
 def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    want, have = (dataclasses.asdict(info) for info in (bundle.manifest.model, model_info(checkpoint.config)))
+    want, have = (dataclasses.asdict(info) for info in (bundle.manifest.model, checkpoint.family.model_info()))
     if different := [f"{name} {have[name]} instead of {want[name]}" for name in want if have[name] != want[name]]:
         raise CheckpointError(
             f'the bundle "{bundle.path}" was not made from the checkpoint "{checkpoint.path}", which has '
@@ -161,28 +160,26 @@ class _Reference:
     """PyTorch's side of one case, in passes without a cache; image features [N, Q, H] float32."""
 
     @torch.no_grad()
-    def __init__(self, model: QwenVL, case: Case, answerable: int):
-        self._model = model
+    def __init__(self, network: ReferenceNetwork, case: Case, answerable: int):
+        self._network = network
         self._case = case
         self._answerable = answerable
-        vision = model.config.vision
-        self.features = torch.empty(0, vision.n_queries, model.config.hidden_size)
+        self.features = torch.empty(0, 0, 0)
         if len(case.pixels):
-            self.features = model.encode_images(torch.from_numpy(case.pixels))
+            self.features = network.encode_images(torch.from_numpy(case.pixels))
 
     @torch.no_grad()
     def logits(self, answers: Sequence[list[int]]) -> list[FloatArray]:
         """For each answer the logits [rows, V] of the prompt's last PROMPT_ROWS positions and the answer's.
 
-        All in one pass; answers are padded behind, where nothing looks.
+        All in one pass; shorter answers are padded at their end, which no other position sees.
         """
-        config, prompt = self._model.config, self._case.prompt.ids.tolist()
+        prompt = self._case.prompt
         longest = max(map(len, answers))
-        ids = torch.tensor([[*prompt, *answer, *[0] * (longest - len(answer))] for answer in answers])
-        alpha = ntk_alpha(len(prompt), config.seq_length) if config.use_dynamic_ntk else 1.0
-        last = min(PROMPT_ROWS, len(prompt))
-        embeds = self._model.embed(ids, self.features.repeat(len(answers), 1, 1))
-        logits, _ = self._model.decode(embeds, alpha=alpha, last=last + longest)
+        ids = torch.tensor([[*prompt.ids.tolist(), *answer, *[0] * (longest - len(answer))] for answer in answers])
+        last = min(PROMPT_ROWS, len(prompt.ids))
+        embeds = self._network.embed(ids, self.features.repeat(len(answers), 1, 1))
+        logits = self._network.logits(embeds, prompt, last + longest)
         return [rows[: last + len(answer)].numpy() for rows, answer in zip(logits, answers, strict=True)]
 
     def answer(self, side: _Side, features: FloatArray) -> list[int]:
@@ -206,13 +203,11 @@ class _Side:
 
     def __init__(self, bundle: Bundle, backend: Backend):
         model = bundle.manifest.model
-        family = create_family(
-            bundle.manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens
-        )
+        family = runtime_family(bundle.manifest.family, model)
         self.bundle = bundle
         self.backend = backend
-        self.answerable = family.image_start_id  # ids below may stand in an answer; pictures' spans are behind them
-        self.no_features = np.empty((0, model.image_tokens, model.hidden_size), np.float32)
+        self.answerable = family.image_start_id  # ids below may stand in an answer; those of pictures are above
+        self.no_features = np.empty((0, 0, model.hidden_size), np.float32)
 
     def decode(self, case: Case, features: FloatArray) -> FloatArray:
         """Logits [rows, V]: prefill of the prompt, then the given answer through the cache."""
