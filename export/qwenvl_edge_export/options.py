@@ -120,7 +120,7 @@ class ExportPrecision:
         _check("vision precision", vision, VISION_PRECISIONS)
         # The head's rows decide between neighbouring tokens: 8 bits where the layers have 4.
         head = head or ("int8" if precision == "int4" else precision)
-        _check("precision of lm_head", head, _heads(precision))
+        _check("head precision", head, _heads(precision))
         wide = "fp16" if target == "gpu" else "fp32"
         keep = tuple(keep)
         return cls(
@@ -178,7 +178,7 @@ class ExportPrecision:
 
 
 def _heads(precision: str) -> tuple[str, ...]:
-    """What lm_head may be beside layers of `precision`: floats beside floats; calibrated where the layers are."""
+    """Precisions of the output layer beside layers of `precision`: floats beside floats, calibrated where they are."""
     if precision in FLOATS:
         return (precision,)
     return PRECISIONS if precision == STATIC else tuple(name for name in PRECISIONS if name != STATIC)

@@ -87,8 +87,8 @@ def test_the_manifest_says_what_was_chosen():
         (("int4",), {"vision": "int4"}, 'vision precision "int4"'),
         (("int4",), {"block": 48}, 'block size "48" is not one of 32, 64, 128'),
         (("int4",), {"target": "tpu"}, 'target "tpu" is not one of cpu, gpu'),
-        (("int4",), {"head": "w8a8"}, 'precision of lm_head "w8a8" is not one of fp32, fp16, bf16, int8, int4'),
-        (("fp32",), {"head": "int8"}, 'precision of lm_head "int8" is not one of fp32'),
+        (("int4",), {"head": "w8a8"}, 'head precision "w8a8" is not one of fp32, fp16, bf16, int8, int4'),
+        (("fp32",), {"head": "int8"}, 'head precision "int8" is not one of fp32'),
     ],
 )
 def test_unknown_choices(arguments, options, match):

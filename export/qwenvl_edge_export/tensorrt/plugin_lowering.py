@@ -101,11 +101,11 @@ class PluginLowering(Lowering):
         return super()._finish()
 
     def _use_plugin(self, node: ir.Node) -> None:
-        """Split -> rotary, log-n, TensorScatter -> Attention -> Transpose -> Reshape, all in one node."""
+        """Split -> rotary, query scale, TensorScatter -> Attention -> Transpose -> Reshape, all in one node."""
         model = self._bundle.manifest.model
         updates = self._updates(node)
         rotary = _upstream(_producer(node, 0), "RotaryEmbedding")
-        split = _upstream(_producer(rotary, 0), "Split")
+        split = _upstream(_producer(rotary, 0), "Split", never="RMSNormalization")
         _, cos, sin, positions = rotary.inputs
         past = [update.inputs[0] for update in updates]
         new = ir.node(
@@ -117,7 +117,7 @@ class PluginLowering(Lowering):
                 sin,
                 positions,
                 updates[0].inputs[2],
-                self._logn(node, rotary),
+                self._query_scale(node, rotary),
                 *past[2:],
             ],
             {
@@ -145,7 +145,7 @@ class PluginLowering(Lowering):
             updates += [_upstream(_producer(product, 1), "TensorScatter") for product in products]
         return updates
 
-    def _logn(self, attention: ir.Node, rotary: ir.Node) -> ir.Value | None:
+    def _query_scale(self, attention: ir.Node, rotary: ir.Node) -> ir.Value | None:
         """[B, T] factors on the queries: those of the graph, or ones."""
         user = only_user(rotary)
         if user.op_type == "Mul":
@@ -205,8 +205,17 @@ def _producer(node: ir.Node, index: int) -> ir.Node:
     return producer
 
 
-def _upstream(node: ir.Node, op_type: str) -> ir.Node:
-    """The nearest node of that kind, along first inputs."""
+def _upstream(node: ir.Node, op_type: str, never: str = "") -> ir.Node:
+    """The nearest node of that kind, along first inputs.
+
+    Raises:
+        BackendError: one of kind `never` is in between.
+    """
     while node.op_type != op_type:
+        if node.op_type == never:
+            raise BackendError(
+                f"this decoder has {never} between its projections and its cache, which the plugin does not compute; "
+                "use TensorRT 10.15 or newer with a float KV cache."
+            )
         node = _producer(node, 0)
     return node
