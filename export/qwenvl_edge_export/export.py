@@ -66,14 +66,14 @@ def export(
     Args:
         checkpoint_path: a Qwen-VL checkpoint in the published layout.
         bundle_path: the folder to write; it appears when it is whole.
-        precision: what the weights become; None keeps float32.
+        precision: of the weights; None keeps float32.
         force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
-        allow_loss: keep a bundle that differs from its checkpoint by more than its precision may.
+        allow_loss: keep a bundle that differs from its checkpoint by more than its precision allows.
         check: compare the bundle with PyTorch when it is written.
         calibration: quantize the decoder on samples of its use: True for built-in ones, or a folder of pictures, or a
-            JSONL file (quantization/samples.py). W8A8 is always calibrated, on built-in ones if this is False. What an
-            interrupted calibration has done lies beside `bundle_path` and is continued.
-        progress: called with (bytes done, bytes in total, what is being done).
+            JSONL file (quantization/samples.py). W8A8 is always calibrated, on built-in ones if this is False. The
+            results of an interrupted calibration lie beside `bundle_path`, and it is continued.
+        progress: called with (bytes done, bytes in total, the step at hand).
 
     Returns:
         The bundle, opened.
@@ -269,7 +269,7 @@ class _Export:
 
     @property
     def _method(self) -> str:
-        """How the decoder's integers are found, for the manifest."""
+        """The origin of the decoder's integers, for the manifest."""
         if self.checkpoint.group is not None and self.precision.decoder.weights == "int4":
             return "imported"
         return "rtn" if self.calibrated is None else self.calibrated.method

@@ -1,4 +1,4 @@
-"""Which precision each part of a bundle has: what `qwenvl export --precision` and its companions mean.
+"""Precision of each part of a bundle: the meaning of `qwenvl export --precision` and its companions.
 
 A graph computes in one float type and stores its linear layers in that type or in integers. On the CPU the float type
 is float32 (ONNX Runtime computes float16 there through float32 copies, and bfloat16 not at all); on a GPU float16.
@@ -38,7 +38,7 @@ class GraphPrecision:
     weights: the float type, "int8", "int4" or "w8a8" (activations are integers too, with scales from calibration).
     head: the same for the output layer. block: inputs that share a scale.
     activations: beside "int8", activations are integers too, with scales found at run time, and a weight's scales are
-    one an output row instead of blocks.
+    one per output row instead of blocks.
     keep: patterns of layers that stay in the float type. cache: a value of KV_CACHES, for the "standard" dialect.
     """
 
@@ -57,7 +57,7 @@ class GraphPrecision:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether its linear layers are integers that share scales by blocks of inputs."""
+        """True if its linear layers are integers that share scales by blocks of inputs."""
         return self.weights in _BITS and not self.activations
 
     @property
@@ -67,7 +67,7 @@ class GraphPrecision:
         return (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
 
     def format(self, name: str, *, head: bool = False) -> WeightFormat:
-        """How the linear layer whose weight is `name` is stored; `head`: it is the output layer."""
+        """Form in which the linear layer with weight `name` is stored; `head`: it is the output layer."""
         chosen = self.head if head else self.weights
         if chosen in FLOATS or any(fnmatch.fnmatch(name, pattern) for pattern in self.keep):
             return None

@@ -28,7 +28,7 @@ def cache_tensors(
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What every layer's attention needs to know of a call: shapes as in the graph contract."""
+    """Inputs of a call that every layer's attention reads: shapes as in the graph contract."""
 
     position_ids: ir.Value
     write_indices: ir.Value
@@ -168,7 +168,7 @@ class CachedAttention:
         return g.op("Unsqueeze", g.op("Max", scale, g.const(1.0)), g.const([2]))
 
     def _causal_mask(self) -> ir.Value:
-        """Which cache rows each token sees: bool [B, 1, T, C]."""
+        """Mask of the cache rows that each token sees: bool [B, 1, T, C]."""
         g, step = self.g, self.step
         limit = g.op("Add", self._unsqueeze(step.write_indices, 1, 2, 3), self._unsqueeze(self._range(step.tokens), 1))
         return g.op("LessOrEqual", self._range(step.capacity), limit)

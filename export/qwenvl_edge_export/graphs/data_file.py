@@ -35,7 +35,7 @@ class DataFile:
             file.truncate(self.layout.size_bytes)
 
     def is_begun(self) -> bool:
-        """Whether the file is there and has its size."""
+        """Tell if the file is there and has its size."""
         return self.path.is_file() and self.path.stat().st_size == self.layout.size_bytes
 
     def put(self, values: Mapping[str, Iterable[memoryview]]) -> None:

@@ -19,8 +19,8 @@ class Linear:
     floats: Gemm with a transposed B, so that the weight is used where it lies, without a transposed copy.
     Blocks: com.microsoft.MatMulNBits or, where asked for, the native core's operator of that name; where only standard
         operators are allowed, DequantizeLinear by blocks in front of that Gemm. All over the same bytes.
-    Rows: the activations are quantized at run time, one scale a call: DynamicQuantizeLinear, MatMulInteger and the two
-        scales, which ONNX Runtime fuses. Weights are signed, which VNNI and AMX want; on x86 without them the sums
+    Rows: the activations are quantized at run time, one scale per call: DynamicQuantizeLinear, MatMulInteger and the
+        two scales, which ONNX Runtime fuses. Weights are signed, which VNNI and AMX want; on x86 without them the sums
         saturate, so there the runtime lets ONNX Runtime make the weights unsigned when it loads them.
     StaticRows: QuantizeLinear and DequantizeLinear around that Gemm, signed and symmetric, the form that TensorRT makes
         INT8 kernels of: one scale for the activations, one per output row for the weights. The activations are divided

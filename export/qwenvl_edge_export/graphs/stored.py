@@ -1,4 +1,4 @@
-"""How weights are stored: which tensors a weight becomes in a data file, and the bytes of each.
+"""Stored forms of weights: the tensors that a weight becomes in a data file, and the bytes of each.
 
 Values are read, converted and yielded a piece at a time, so that memory does not follow the model's size.
 """
@@ -57,7 +57,7 @@ class Stored(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The weight's name, or that of what is stored beside weights."""
+        """The weight's name, or a name of its own for something stored beside weights."""
 
     @property
     @abstractmethod

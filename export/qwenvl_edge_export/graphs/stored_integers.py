@@ -165,7 +165,7 @@ class StoredInputs(Stored):
 
     @property
     def smoothing(self) -> Slot:
-        """What inputs are multiplied by."""
+        """The factors that inputs are multiplied by."""
         return Slot(f"{self.layer}.smoothing", tuple(self.given.factors.shape), self.dtype)
 
     @property

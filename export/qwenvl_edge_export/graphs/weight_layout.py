@@ -1,4 +1,4 @@
-"""Which tensor lies where in a data file: from roles and precision alone, before a graph is built or a value is read.
+"""The place of every tensor in a data file, from roles and precision alone: no graph is built, no value read.
 
 Graphs refer to these places, calibration fills some of them, and the writer (data_file.py) fills the others.
 """
@@ -54,7 +54,7 @@ class WeightLayout:
             yield each, [self._entries[slot.name] for slot in each.slots]
 
     def stored(self, name: str) -> Stored:
-        """How the weight `name` is stored."""
+        """The stored form of the weight `name`."""
         return self._stored[name]
 
     def entry(self, name: str) -> Entry:
@@ -103,7 +103,7 @@ def _decoder(decoder: Decoder, storage: _Storage) -> Iterator[Stored]:
 
 
 class _Storage:
-    """How roles are stored at one precision."""
+    """Stored forms of roles at one precision."""
 
     def __init__(self, precision: GraphPrecision, scales: GivenScales):
         self._precision = precision

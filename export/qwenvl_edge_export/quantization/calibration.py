@@ -1,4 +1,4 @@
-"""Calibration layer by layer: one decoder layer's weights in memory, what flows between layers in a file on disk.
+"""Calibration layer by layer: one decoder layer's weights in memory, the rows between layers in a file on disk.
 
 Weight-only integers come from GPTQ: each layer sees what the quantized layers before it make of the samples, and within
 a layer each group of linear layers what the quantized groups before it make of them. For W8A8, SmoothQuant finds the
@@ -36,7 +36,7 @@ from qwenvl_edge_export.verification.cases import Case
 
 LayerDone = Callable[[int, int, str], None]
 
-_ENCODING = "encoding the calibration samples"  # short where something is to be said of them: a line has 79 characters
+_ENCODING = "encoding the calibration samples"  # shorter with remarks: a line has 79 characters
 
 
 class Calibration:
@@ -47,9 +47,9 @@ class Calibration:
         precision: of both graphs; the picture side is calibrated where it is W8A8.
         cases: prompts with pictures and answers, in the format the model is used with.
         folder: made, or continued if it is of the same checkpoint, precision and cases; `remove` it afterwards.
-        on_layer: called with (layers done, layers, what is being done and how long it will still take).
+        on_layer: called with (layers done, layers, the step at hand and the time left).
         decoder: whether to calibrate the decoder.
-        notes: what to say of the samples while they are encoded.
+        notes: remarks on the samples, shown while they are encoded.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Calibration:
             self.kept.keep(VISION_STAGE, *_collect(samples.vision_scales()))
 
     def _check_space(self) -> None:
-        """Ask for room for what flows into and out of a layer and for what is still to be found, before it is begun.
+        """Check the disk's room for the rows into and out of a layer and for the results to come.
 
         The picture side's scales are a few MB at most and not counted.
         """

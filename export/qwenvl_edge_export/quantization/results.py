@@ -69,25 +69,25 @@ class Kept:
             self._file.begin()
 
     def is_begun(self) -> bool:
-        """Whether the folder has what `begin` makes."""
+        """Tell if the folder has the file that `begin` makes."""
         return self._file is None or self._file.is_begun()
 
     def go_on(self) -> None:
-        """Take a file that a finished bundle, or the rest of an unfinished one, shares for a copy of its own."""
+        """Replace a file that a finished bundle, or the rest of an unfinished one, shares by a copy of its own."""
         if self._file is not None and self._file.path.stat().st_nlink > 1:
             with _whole(self._file.path) as partial:
                 shutil.copyfile(self._file.path, partial)
 
     def is_done(self, stage: int | str) -> bool:
-        """Whether a stage is done: a decoder layer's number, or one of the others' names."""
+        """Tell if a stage is done: a decoder layer's number, or one of the others' names."""
         return self._done_path(stage).exists()
 
     def layers_done(self) -> int:
-        """How many decoder layers are calibrated."""
+        """Number of decoder layers that are calibrated."""
         return next((i for i in range(self._layers) if not self.is_done(i)), self._layers)
 
     def keep(self, stage: int | str, found: Found, losses: Losses) -> None:
-        """Write what a stage found; it counts as done when all of it is on the disk.
+        """Write the results of a stage; it counts as done when all of them are on the disk.
 
         Raises:
             CheckpointError: scales are too large for their type.
@@ -123,7 +123,7 @@ class Kept:
         return Integers(packed, scales.view(TORCH_DTYPES[stored.dtype]), stored.blocks)
 
     def losses(self) -> Losses:
-        """Those of all stages that are done."""
+        """The losses of all stages that are done."""
         losses: Losses = {}
         for stage in (VISION_STAGE, *range(self._layers), HEAD_STAGE):
             losses |= self._losses(stage)
@@ -169,7 +169,7 @@ class Kept:
         return {name for i in range(self._layers) for name in self._losses(i)}
 
     def _stored(self, integers: Mapping[str, Integers]) -> dict[str, Iterable[memoryview]]:
-        """Their bytes by the names of their places in the file."""
+        """The bytes of integers and scales, by the names of their places in the file."""
         stored: dict[str, Iterable[memoryview]] = {}
         for name, each in integers.items():
             packed, scales = each.blocks.names(name)
@@ -199,7 +199,7 @@ def kept_bytes(stored: WeightFormat, shape: tuple[int, ...], scale_bytes: int) -
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A name to write to; what is there takes the name `path` if the block ends well, and goes if not."""
+    """Give a name to write to; the file takes the name `path` if the block ends well, and goes if not."""
     partial = path.with_suffix(PARTIAL)
     try:
         yield partial

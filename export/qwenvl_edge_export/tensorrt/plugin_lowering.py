@@ -2,7 +2,7 @@
 later ones where the cache is int8, which their own layers do not take.
 
 A decoder layer's rotary embedding, cache update and attention become one op, KVCacheAttention (docs/plugin.md), which
-comes from the plugin library; the other operators of later opsets become those that they stand for.
+comes from the plugin library; other operators of later opsets are written out in older ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def needs_plugin(library: Library, bundle: Bundle) -> bool:
-    """Whether this TensorRT has no cache layers of its own for the bundle's cache.
+    """Tell if this TensorRT has no cache layers of its own for the bundle's cache.
 
     Raises:
         BackendError: it has none, and takes no plugin from an ONNX graph.
@@ -101,7 +101,7 @@ class PluginLowering(Lowering):
         return super()._finish()
 
     def _use_plugin(self, node: ir.Node) -> None:
-        """Split -> rotary, query scale, TensorScatter -> Attention -> Transpose -> Reshape, all in one node."""
+        """Replace Split, rotary, query scale, TensorScatter, Attention, Transpose and Reshape by one node."""
         model = self._bundle.manifest.model
         updates = self._updates(node)
         rotary = _upstream(_producer(node, 0), "RotaryEmbedding")
@@ -160,7 +160,7 @@ class PluginLowering(Lowering):
         new.name, old.name = old.name, f"{old.name}.unused"
 
     def _spell_out_norm(self, node: ir.Node) -> None:
-        """RMSNormalization: x / sqrt(mean(x^2) + eps) in float32, then times the weight in the graph's type."""
+        """Write out RMSNormalization: x / sqrt(mean(x^2) + eps) in float32, times the weight in the graph's type."""
         x, weight = node.inputs
         assert weight is not None and weight.const_value is not None
         narrow = weight.const_value.dtype
@@ -174,7 +174,7 @@ class PluginLowering(Lowering):
         ir.convenience.replace_all_uses_with(node.outputs[0], out)
 
     def _spell_out_attention(self, node: ir.Node) -> None:
-        """Attention without mask or cache: softmax(q k^T / sqrt(D)) v, heads apart."""
+        """Write out Attention without mask or cache: softmax(q k^T / sqrt(D)) v, heads apart."""
         heads = node.attributes["q_num_heads"].as_int()
         shape = only_user(node).inputs[1]
         assert shape is not None and shape.const_value is not None

@@ -1,4 +1,4 @@
-"""Prompts with answers, as the model is used: the built-in ones that bundles are verified on, and how others are made.
+"""Prompts with answers, as the model is used: a builder for them, and the built-in ones that bundles are verified on.
 
 A built-in answer need not be right: PyTorch and the bundle are given it token by token (teacher forcing), so that they
 are compared on the same input throughout.

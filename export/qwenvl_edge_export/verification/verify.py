@@ -2,8 +2,8 @@
 
 The bundle's side goes through the runtime's own prompt, preprocessing, cache and backend. The answer's tokens reach the
 decoder as single steps and as a chunk, so the cache, positions and offsets are part of what is compared. The bundle
-also answers greedily: PyTorch, given that answer, tells where it would first have chosen another token, which is where
-the two greedy answers part.
+also answers greedily: PyTorch, given that answer, shows the first token that it would have chosen otherwise:
+there the two greedy answers part.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from qwenvl_edge_export.verification.streamed_reference import streamed_network
 from qwenvl_edge_export.verification.widened import HOW_IT_RAN, NO_BFLOAT16, WIDEN_UP_TO_BYTES, weight_bytes, widened
 
 PROMPT_ROWS = 16
-"""How many of a prompt's last positions are compared; the answer's are compared all."""
+"""Number of a prompt's last positions that are compared; of the answer all are."""
 SINGLE_STEPS = 2
-"""How many of the answer's tokens are decoded one at a time before the rest goes as one chunk."""
+"""Number of the answer's tokens that are decoded one at a time, before the rest in one chunk."""
 GREEDY_TOKENS = 24
-"""How many tokens the bundle answers by itself: a box has 21 at most, closing tag included."""
+"""Number of tokens that the bundle answers by itself: a box has 21 at most, closing tag included."""
 
 
 def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path, *, backend: str = ONNXRUNTIME) -> Report:
@@ -74,7 +74,7 @@ def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path, *, 
 
 
 def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIME) -> Report:
-    """Like verify, for a bundle whose files are known to be whole."""
+    """Compare like `verify`, for a bundle whose files are known to be whole."""
     _check_same_model(bundle, checkpoint)
     if backend == TENSORRT or "bf16" not in bundle.manifest.precision.compute.values():
         return _compare(bundle, checkpoint, backend)
@@ -86,7 +86,7 @@ def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIM
 
 
 def _open(bundle: Bundle, backend: str) -> dict[str, Backend]:
-    """What can run here, by name: the plan, or ONNX Runtime in each dialect."""
+    """Backends that can run here, by name: the plan, or ONNX Runtime in each dialect."""
     if backend == TENSORRT:
         return {TENSORRT: select_backend(Request(bundle, None, None, 1), TENSORRT, "auto").backend}
     if backend != ONNXRUNTIME:
@@ -185,8 +185,8 @@ class _Reference:
     def answer(self, side: _Side, features: FloatArray) -> list[int]:
         """PyTorch's own greedy answer, GREEDY_TOKENS ids.
 
-        The bundle drafts it and PyTorch corrects it, so that it takes as many passes as there are differences, not
-        tokens (Leviathan et al., arXiv 2211.17192).
+        The bundle drafts it and PyTorch corrects it, so that it takes a pass per difference, not per token (Leviathan
+        et al., arXiv 2211.17192).
         """
         tokens: list[int] = []
         while len(tokens) < GREEDY_TOKENS:
@@ -223,7 +223,7 @@ class _Side:
         )
 
     def answer(self, case: Case, features: FloatArray, begun: Sequence[int] = ()) -> list[int]:
-        """The graph's own greedy answer, which begins with `begun`: GREEDY_TOKENS ids, whatever they are."""
+        """The graph's own greedy answer, which begins with `begun`: always GREEDY_TOKENS ids."""
         length = len(case.prompt.ids) + len(begun)
         cache = self._cache(case, len(case.prompt.ids) + GREEDY_TOKENS)
         ids = np.concatenate([case.prompt.ids, np.array(begun, np.int64)])
@@ -236,7 +236,7 @@ class _Side:
         return tokens
 
     def _embed(self, case: Case, ids: npt.NDArray[np.int64], features: FloatArray) -> FloatArray:
-        """[1, T, H]."""
+        """The embeddings of `ids`, with the features in the pictures' places, [1, T, H]."""
         embeds = self.bundle.embedding[ids][None]
         for start, picture in zip(case.prompt.image_starts, features, strict=True):
             embeds[0, start : start + len(picture)] = picture

@@ -1,4 +1,4 @@
-"""What a bundle's manifest takes over from a checkpoint: dimensions and generation defaults."""
+"""Dimensions and generation defaults that a bundle's manifest takes over from a checkpoint."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def rotary_tables(positions: Tensor, config: QwenVLConfig, alpha: float) -> tupl
 def call_context(
     config: QwenVLConfig, past: int, new: int, alpha: float
 ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """What layers need for `new` tokens after `past`: rotary tables, log-n scale [T, 1], causal mask [T, C + T]."""
+    """Inputs of all layers for `new` tokens after `past`: rotary tables, log-n scale [T, 1], causal mask [T, C + T]."""
     positions = torch.arange(past, past + new)
     q_scale = torch.ones(new)
     if config.use_logn_attn:
