@@ -143,11 +143,13 @@ def without_marks(results: Results) -> Results:
 
 def torch_answerer(checkpoint: Path) -> Answerer:
     """PyTorch on the checkpoint that the bundles were made from."""
-    from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint
+    from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
     from tools.nano.sequences import Composer
     from tools.nano.vocabulary import Codec
 
-    model = load_model(Checkpoint.open(checkpoint))
+    opened = Checkpoint.open(checkpoint)
+    model = QwenVLNetwork.load(opened.family.config, opened.tensor)
     return TorchAnswerer(model, Composer(Codec(checkpoint / "qwen.tiktoken"), model.config.vision.n_queries))
 
 

@@ -28,17 +28,15 @@ import torch
 from common import arguments, conditions, finish
 from torch import Tensor, nn
 
-from qwenvl_edge.inputs.tokenizer import Tokenizer
-from qwenvl_edge_export.checkpoint.reader import TOKENIZER_NAME, Checkpoint, load_model
-from qwenvl_edge_export.families.qwen_vl.metadata import family_of, generation_defaults
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, ntk_alpha
-from qwenvl_edge_export.options import HEAD, ExportPrecision
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork, prompt_alpha
+from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization import smoothquant as smooth
 from qwenvl_edge_export.quantization.calibration import Calibration
 from qwenvl_edge_export.quantization.formats import Blocks, StaticRows
 from qwenvl_edge_export.quantization.gptq import quantize
 from qwenvl_edge_export.quantization.samples import read_samples
-from qwenvl_edge_export.verification.cases import Case, CaseBuilder, builtin_cases
+from qwenvl_edge_export.verification.cases import Case, builtin_cases, source_case_builder
 from qwenvl_edge_export.verification.limits import divergence
 from qwenvl_edge_export.verification.verify import PROMPT_ROWS
 from tools.nano.calibration import write
@@ -64,11 +62,9 @@ class Subject:
 
     def __init__(self, path: Path, folder: Path):
         self.checkpoint = Checkpoint.open(path)
-        self.model = load_model(self.checkpoint).requires_grad_(False)
-        config, generation = self.checkpoint.config, generation_defaults(self.checkpoint.generation)
-        family = family_of(config)
-        builder = CaseBuilder(family, generation, Tokenizer(path / TOKENIZER_NAME, family.special_tokens))
-        self.names = [f"transformer.h.{i}.{kind}" for i in range(config.num_layers) for kind in KINDS]
+        self.model = QwenVLNetwork.load(self.checkpoint.family.config, self.checkpoint.tensor)
+        builder, layers = source_case_builder(self.checkpoint), self.checkpoint.family.config.num_layers
+        self.names = [f"transformer.h.{i}.{kind}" for i in range(layers) for kind in KINDS]
         self.compared = {"verify": [self._sample(case, PROMPT_ROWS) for case in builtin_cases(builder)]}
         self.cases = read_samples(None, builder)
         if path.name == "nano":
@@ -79,10 +75,9 @@ class Subject:
         self.wanted = {name: [logits(self.model, each) for each in samples] for name, samples in self.compared.items()}
 
     def _sample(self, case: Case, rows: int) -> Sample:
-        config = self.checkpoint.config
         ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
         features = self.model.encode_images(torch.from_numpy(case.pixels)) if len(case.pixels) else None
-        alpha = ntk_alpha(len(case.prompt.ids), config.seq_length) if config.use_dynamic_ntk else 1.0
+        alpha = prompt_alpha(self.checkpoint.family.config, len(case.prompt.ids))
         return Sample(self.model.embed(ids, features)[0], alpha, max(len(case.prompt.ids) - rows, 0))
 
     def run(self, model: nn.Module) -> None:
@@ -90,7 +85,7 @@ class Subject:
         for sample in self.samples:
             model.decode(sample.embeds[None], alpha=sample.alpha)
 
-    def copy(self) -> QwenVL:
+    def copy(self) -> QwenVLNetwork:
         """The float model with the head in 8-bit blocks."""
         model = copy.deepcopy(self.model)
         model.lm_head.weight.copy_(rounded(model.lm_head.weight, Blocks(8, 32)))
@@ -126,7 +121,7 @@ def inputs_of(subject: Subject, model: nn.Module, names: Sequence[str], samples:
 # --- The ways to 4 bits -----------------------------------------------------------------------------------------------
 
 
-def by_rounding(subject: Subject, block: int) -> QwenVL:
+def by_rounding(subject: Subject, block: int) -> QwenVLNetwork:
     """Ours, rounded to nearest."""
     model = subject.copy()
     for name in subject.names:
@@ -135,7 +130,7 @@ def by_rounding(subject: Subject, block: int) -> QwenVL:
     return model
 
 
-def by_calibration(subject: Subject, block: int) -> QwenVL:
+def by_calibration(subject: Subject, block: int) -> QwenVLNetwork:
     """Ours, as `qwenvl export --calibrate` does it."""
     precision = ExportPrecision.choose("int4", vision="fp32", block=block)
     model = subject.copy()
@@ -162,7 +157,7 @@ def by_modelopt(algorithm: str | dict[str, Any]) -> Callable[[Subject, int], nn.
     return make
 
 
-def by_both(subject: Subject, block: int) -> QwenVL:
+def by_both(subject: Subject, block: int) -> QwenVLNetwork:
     """AWQ's factors from modelopt, then our GPTQ on the scaled weights, layer after layer."""
     scaled = by_modelopt("awq_lite")(subject, block)
     model, blocks = subject.copy(), Blocks(4, block)
@@ -249,7 +244,7 @@ def main() -> None:
     options = parser.parse_args()
     before = conditions()
     before["versions"]["nvidia-modelopt"] = importlib.metadata.version("nvidia-modelopt")
-    details: dict[str, Any] = {"samples": SAMPLES, "layer": LAYER, "head": HEAD, "smoothquant": {}}
+    details: dict[str, Any] = {"samples": SAMPLES, "layer": LAYER, "head": "lm_head.weight", "smoothquant": {}}
     with tempfile.TemporaryDirectory() as folder:
         for path in (ROOT / "models" / "nano", ROOT / "tests" / "data" / "tiny"):
             subject = Subject(path, Path(folder))

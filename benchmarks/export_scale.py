@@ -62,14 +62,14 @@ def size_gb(folder: Path) -> float:
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Headline and details."""
-    from qwenvl_edge_export.checkpoint.reader import Checkpoint, expected_shapes
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint
     from tools.synthetic_checkpoint import write
 
     checkpoint = options.checkpoint or folder / f"checkpoint-{options.preset}"
     if not checkpoint.exists():
         write(checkpoint, options.preset)
     bundle = folder / f"bundle-{options.preset}-{options.precision}"
-    shapes = expected_shapes(Checkpoint.open(checkpoint).config).values()
+    shapes = Checkpoint.open(checkpoint).family.tensors.values()
     parameters = sum(math.prod(shape) for shape in shapes)
     exported = export(options, checkpoint, bundle)
     headline = {

@@ -66,17 +66,17 @@ def measure_torch(options: argparse.Namespace) -> dict[str, Any]:
     from gpu_model import Compiled, random_checkpoint, vision_flops
     from scaled import Eager
 
-    from qwenvl_edge_export.checkpoint.reader import load_model
+    from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 
     prompt, steps, _ = SIZES[options.preset]
     with work_folder(options) as folder:
         checkpoint = random_checkpoint(folder / "checkpoint", options.preset, options.device)
-        model = load_model(checkpoint, torch.float16)
-    details: dict[str, Any] = {"vision_flops": vision_flops(checkpoint.config)}
-    details["eager"] = measure_subject(Eager(model, options.device), options, checkpoint.config, name="torch")
+        model = QwenVLNetwork.load(checkpoint.family.config, checkpoint.tensor, torch.float16)
+    details: dict[str, Any] = {"vision_flops": vision_flops(checkpoint.family.config)}
+    details["eager"] = measure_subject(Eager(model, options.device), options, checkpoint.family.config, name="torch")
     try:
         compiled = Compiled(model, options.device, prompt=prompt, capacity=prompt + steps)
-        details["compiled"] = measure_subject(compiled, options, checkpoint.config, name="compiled")
+        details["compiled"] = measure_subject(compiled, options, checkpoint.family.config, name="compiled")
     except Exception as error:  # whatever the compiler raises; eager PyTorch's figures stay
         details["compiled"] = {"failed": " ".join(str(error).split())[:500]}
     if options.device == "cpu":
@@ -111,7 +111,7 @@ def measure_bundle(precision: str) -> Callable[[argparse.Namespace], dict[str, A
                 "load_s": time.perf_counter() - exported,
             }
             subject = Runtime(backend, prompt + steps)
-            return details | measure_subject(subject, options, checkpoint.config, name=precision)
+            return details | measure_subject(subject, options, checkpoint.family.config, name=precision)
 
     return measure
 

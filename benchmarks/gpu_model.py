@@ -8,7 +8,7 @@ Bundles are written by the exporter, which rounds and packs where the tensors li
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from scaled import Eager
 from torch import Tensor
 
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, expected_shapes
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import write_bundle
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
-from qwenvl_edge_export.families.qwen_vl.reference import Block, QwenVL, call_context, rotary_tables, rotate
+from qwenvl_edge_export.families.qwen_vl.reference import Block, QwenVLNetwork, call_context, rotary_tables, rotate
 from qwenvl_edge_export.options import ExportPrecision
 from tools.synthetic_checkpoint import GENERATION, scaled, write_settings
 
@@ -31,9 +31,9 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class RandomShard:
-    """Tensors that are drawn when they are asked for (checkpoint.Shard)."""
+    """Tensors that are drawn when they are asked for (checkpoint.shards.Shard)."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], device: str):
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: str):
         self._shapes = shapes
         self._device = device
 
@@ -53,10 +53,9 @@ class RandomShard:
 
 def random_checkpoint(folder: Path, preset: str, device: str) -> Checkpoint:
     """The checkpoint of a preset; the new folder `folder` holds everything but the weights."""
-    config = write_settings(folder, preset)
-    shapes = expected_shapes(config)
-    shard = RandomShard(shapes, device)
-    return Checkpoint(folder, config, GENERATION, (), dict.fromkeys(shapes, shard))
+    family = write_settings(folder, preset)
+    shard = RandomShard(family.tensors, device)
+    return Checkpoint(folder, family, GENERATION, (), dict.fromkeys(family.tensors, shard))
 
 
 def make_bundle(checkpoint: Checkpoint, folder: Path, precision: str) -> Bundle:
@@ -113,7 +112,7 @@ class Compiled(Eager):
     """
 
     @torch.inference_mode()
-    def __init__(self, model: QwenVL, device: str, *, prompt: int, capacity: int):
+    def __init__(self, model: QwenVLNetwork, device: str, *, prompt: int, capacity: int):
         super().__init__(model, device)
         config = model.config
         self._layer = _layer

@@ -29,11 +29,11 @@ from scaled import SETTLE_S
 
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge_export.checkpoint.reader import expected_shapes
 from qwenvl_edge_export.export import export
-from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
-from qwenvl_edge_export.options import HEAD, ExportPrecision
-from qwenvl_edge_export.quantization.calibration import decoder_names
+from qwenvl_edge_export.families.base import ExportFamily
+from qwenvl_edge_export.families.qwen_vl.family import QwenVLExport
+from qwenvl_edge_export.graphs.roles import Decoder
+from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization.results import kept_bytes
 from qwenvl_edge_export.verification.limits import FloatArray, divergence
 from tools.nano.calibration import write
@@ -81,22 +81,25 @@ def losses(subject: Subject, bundle: Bundle) -> dict[str, float]:
     }
 
 
-def sizes(config: QwenVLConfig) -> dict[str, dict[str, float]]:
+def sizes(decoder: Decoder) -> dict[str, dict[str, float]]:
     """MB of lm_head and of all linear layers of the decoder, which a token reads, by head."""
-    shapes, found = expected_shapes(config), {}
+    weights, found = list(decoder.linear_weights()), {}
     for head in HEADS:
-        decoder = ExportPrecision.choose("int4", head=head).fitted((config.hidden_size, config.mlp_width)).decoder
-        stored = {name: kept_bytes(decoder.format(name), shapes[name], 4) / 1e6 for name in decoder_names(config)}
-        found[head] = {"head_mb": stored[HEAD], "decoder_mb": sum(stored.values())}
+        chosen = ExportPrecision.choose("int4", head=head).fitted([weight.shape[1] for weight in weights]).decoder
+        stored = [
+            kept_bytes(chosen.format(weight.name, head=weight is decoder.head.weight), weight.shape, 4) / 1e6
+            for weight in weights
+        ]
+        found[head] = {"head_mb": stored[-1], "decoder_mb": sum(stored)}
     return found
 
 
-def times(config: QwenVLConfig, repeats: int) -> dict[str, Any]:
+def times(decoder: Decoder, repeats: int) -> dict[str, Any]:
     """Milliseconds of one token's lm_head; the first turn is warm-up."""
     random = np.random.default_rng(0)
-    weight = random.normal(size=(config.vocab_size, config.hidden_size)).astype(np.float32)
+    weight = random.normal(size=decoder.head.weight.shape).astype(np.float32)
     forms = {"int8": blocks(weight, 8, 128), "int4": blocks(weight, 4, 128)}
-    x = random.normal(size=(1, config.hidden_size)).astype(np.float32)
+    x = random.normal(size=(1, decoder.hidden_size)).astype(np.float32)
     taken: dict[str, list[float]] = {head: [] for head in HEADS}
     for number in range(repeats + 1):
         for head, form in forms.items():
@@ -129,9 +132,10 @@ def main() -> None:
         for (way, head), bundle in bundles.items():
             found = details["nano"].setdefault(way, {})[head] = losses(subject, bundle)
             print(f"{way:<12}{head:<6}KL {found['kl_mean']:.4f} ± {found['kl_error']:.4f}  top-1 {found['top1']:.4f}")
-    configs = {"nano": subject.checkpoint.config} | {name: QwenVLConfig.from_dict(preset(name)) for name in PRESETS}
-    details["sizes"] = {name: sizes(config) for name, config in configs.items()}
-    details["head_ms"] = {TIMED: times(configs[TIMED], options.repeats)}
+    families: dict[str, ExportFamily] = {"nano": subject.checkpoint.family}
+    families |= {name: QwenVLExport.from_dict(preset(name)) for name in PRESETS}
+    details["sizes"] = {name: sizes(family.decoder) for name, family in families.items()}
+    details["head_ms"] = {TIMED: times(families[TIMED].decoder, options.repeats)}
     for name, each in details["sizes"].items():
         print(f"{name:<6}" + "  ".join(f"{h}: {v['head_mb']:.1f} of {v['decoder_mb']:.1f} MB" for h, v in each.items()))
     headline = {

@@ -66,14 +66,14 @@ def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, 
     from qwenvl_edge.inputs.pictures import load_picture, pixel_values
     from qwenvl_edge.inputs.prompt import PromptBuilder
     from qwenvl_edge.inputs.tokenizer import Tokenizer
-    from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
-    from qwenvl_edge_export.families.qwen_vl.metadata import family_of
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint
+    from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 
     if threads:
         torch.set_num_threads(threads)
     opened = Checkpoint.open(checkpoint)
-    model = load_model(opened)
-    family = family_of(model.config)
+    model = QwenVLNetwork.load(opened.family.config, opened.tensor)
+    family = opened.family.runtime_family()
     prompts = PromptBuilder(family, Tokenizer(checkpoint / "qwen.tiktoken", family.special_tokens))
 
     @torch.inference_mode()

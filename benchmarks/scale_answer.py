@@ -20,7 +20,7 @@ from scaled import READ_BYTES, decode_bytes, read_gb_s
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 
 PICTURES = 5
 _READS = 5
@@ -80,12 +80,12 @@ def _torch_pictures(checkpoint: Path, dtype: str) -> list[float]:
     """Milliseconds of pictures in PyTorch eager, of which only the picture side is loaded."""
     source = Checkpoint.open(checkpoint)
     with torch.device("meta"):
-        visual = QwenVL(source.config).transformer.visual
+        visual = QwenVLNetwork(source.family.config).transformer.visual
     kind: torch.dtype = getattr(torch, dtype)
     state = {name: source.tensor(f"transformer.visual.{name}").to(kind) for name in visual.state_dict()}
     visual.load_state_dict(state, assign=True)
     visual.eval()
-    side = source.config.vision.image_size
+    side = source.family.config.vision.image_size
     pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, side, side))).to(kind)
     times = []
     for _ in range(1 + PICTURES):

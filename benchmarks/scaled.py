@@ -28,9 +28,9 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.families import open_family
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 from qwenvl_edge_export.options import ExportPrecision
 from tools.synthetic_checkpoint import write
 
@@ -95,7 +95,7 @@ class Runtime:
 class Eager:
     """PyTorch as it comes, with a growing cache."""
 
-    def __init__(self, model: QwenVL, device: str = "cpu"):
+    def __init__(self, model: QwenVLNetwork, device: str = "cpu"):
         self.model = model
         self.device = device
         self.dtype = model.lm_head.weight.dtype
@@ -210,7 +210,7 @@ def measure_phases(
             name: Runtime(OnnxRuntimeBackend(bundles[name], threads=options.threads), bundles[name], PROMPT + STEPS)
             for name in names
         }
-        subjects[eager] = Eager(load_model(checkpoint, dtype))
+        subjects[eager] = Eager(QwenVLNetwork.load(checkpoint.family.config, checkpoint.tensor, dtype))
         gc.collect()
         found[eager] = measure(subjects, samples, options.repeats)
         del subjects
@@ -258,7 +258,8 @@ def run(options: argparse.Namespace) -> None:
     before = conditions()
     checkpoint, bundles = prepare(options.folder, options.model)
     starts = {name: first_token_s(bundle, options.threads) for name, bundle in bundles.items()}
-    samples = samples_of(checkpoint.config.vision.image_size, checkpoint.config.hidden_size)
+    config = checkpoint.family.config
+    samples = samples_of(config.vision.image_size, config.hidden_size)
     phases = measure_phases(checkpoint, bundles, samples, options)
     timings = phases["torch-bf16"] | {"torch-fp32": phases["torch-fp32"]["torch-fp32"]}
     profiles = {name: operators(bundles[name], samples, options.threads) for name in DEFAULTS}

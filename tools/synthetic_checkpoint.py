@@ -19,15 +19,14 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from qwenvl_edge_export.checkpoint.reader import TOKENIZER_NAME, expected_shapes
-from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
+from qwenvl_edge_export.families.qwen_vl.family import QwenVLExport
 
 SHARD_BYTES = 2_000_000_000
 _POOL = 1 << 24
@@ -82,7 +81,7 @@ def write(
         tokenizer: a qwen.tiktoken to copy; by default one is made up: bytes, then pairs, then triples of bytes.
         shard_bytes: most bytes of tensors in one file, and so the memory that this takes.
     """
-    shapes = expected_shapes(write_settings(folder, name, tokenizer))
+    shapes = write_settings(folder, name, tokenizer).tensors
     stem, suffix = ("pytorch_model", ".bin") if pickled else ("model", ".safetensors")
     groups = list(_groups(shapes, shard_bytes))
     weight_map = {}
@@ -98,17 +97,17 @@ def write(
     return count
 
 
-def write_settings(folder: Path, name: str, tokenizer: Path | None = None) -> QwenVLConfig:
-    """Write everything but the weights of preset `name` to the new folder `folder`."""
+def write_settings(folder: Path, name: str, tokenizer: Path | None = None) -> QwenVLExport:
+    """Write everything but the weights of preset `name` to the new folder `folder`; return what it configures."""
     raw = preset(name)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     if tokenizer is None:
-        _write_vocabulary(folder / TOKENIZER_NAME, raw["visual"]["image_start_id"] - 214)
+        _write_vocabulary(folder / QwenVLExport.tokenizer_file, raw["visual"]["image_start_id"] - 214)
     else:
-        shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
-    return QwenVLConfig.from_dict(raw)
+        shutil.copyfile(tokenizer, folder / QwenVLExport.tokenizer_file)
+    return QwenVLExport.from_dict(raw)
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -138,7 +137,7 @@ def _pool() -> torch.Tensor:
     return torch.randn(_POOL, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
 
 
-def _groups(shapes: dict[str, tuple[int, ...]], limit: int) -> Iterator[list[str]]:
+def _groups(shapes: Mapping[str, tuple[int, ...]], limit: int) -> Iterator[list[str]]:
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,36 +16,35 @@ from qwenvl_edge.bundle.contract import (
     EMBEDDING_FILE,
     ONNXRUNTIME,
     STANDARD,
-    VISION_DATA,
     VISION_GRAPH,
     VISION_ORT_GRAPH,
 )
 from qwenvl_edge.bundle.embedding import embedding_bytes
 from qwenvl_edge.bundle.files import FileInfo, sha256
-from qwenvl_edge.bundle.manifest import FORMAT, MANIFEST_NAME, EmbeddingInfo, Graphs, Manifest, Provenance
-from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
-from qwenvl_edge.inputs.tokenizer import Tokenizer
-from qwenvl_edge_export.checkpoint.reader import TOKENIZER_NAME, Checkpoint
-from qwenvl_edge_export.families.qwen_vl.metadata import (
-    exporter_name,
-    family_info,
-    family_of,
-    generation_defaults,
-    model_info,
-    tool_versions,
-    workspace,
+from qwenvl_edge.bundle.manifest import (
+    FORMAT,
+    INT8_CACHE,
+    MANIFEST_NAME,
+    EmbeddingInfo,
+    Graphs,
+    Manifest,
+    Provenance,
 )
-from qwenvl_edge_export.families.qwen_vl.vision import build_vision
+from qwenvl_edge.errors import BundleError, QwenVLError
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
 from qwenvl_edge_export.files.thread_map import one_thread_an_operator
-from qwenvl_edge_export.graphs.data_file import HashingWriter, WeightFile, float_pieces
-from qwenvl_edge_export.graphs.decoder import build_decoders
+from qwenvl_edge_export.graphs.data_file import DataFile, HashingWriter
+from qwenvl_edge_export.graphs.decoder import build_decoder
+from qwenvl_edge_export.graphs.stored import GivenIntegers, float_pieces, no_integers
+from qwenvl_edge_export.graphs.weight_layout import WeightLayout, decoder_layout, vision_layout
 from qwenvl_edge_export.options import FLOATS, STATIC, ExportPrecision
-from qwenvl_edge_export.quantization.calibration import Calibration, decoder_names
-from qwenvl_edge_export.quantization.formats import Given, nothing_given
+from qwenvl_edge_export.provenance import exporter_name, tool_versions
+from qwenvl_edge_export.quantization.calibration import Calibration
+from qwenvl_edge_export.quantization.formats import no_scales
+from qwenvl_edge_export.quantization.results import Kept
 from qwenvl_edge_export.quantization.samples import read_samples
-from qwenvl_edge_export.quantization.vision_calibration import vision_names
-from qwenvl_edge_export.verification.cases import CaseBuilder
+from qwenvl_edge_export.verification.cases import source_case_builder
 from qwenvl_edge_export.verification.verify import compare
 
 Progress = Callable[[int, int, str], None]
@@ -68,14 +66,14 @@ def export(
     Args:
         checkpoint_path: a Qwen-VL checkpoint in the published layout.
         bundle_path: the folder to write; it appears when it is whole.
-        precision: what the weights become; None keeps float32.
+        precision: of the weights; None keeps float32.
         force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
-        allow_loss: keep a bundle that differs from its checkpoint by more than its precision may.
+        allow_loss: keep a bundle that differs from its checkpoint by more than its precision allows.
         check: compare the bundle with PyTorch when it is written.
         calibration: quantize the decoder on samples of its use: True for built-in ones, or a folder of pictures, or a
-            JSONL file (quantization/samples.py). W8A8 is always calibrated, on built-in ones if this is False. What an
-            interrupted calibration has done lies beside `bundle_path` and is continued.
-        progress: called with (bytes done, bytes in total, what is being done).
+            JSONL file (quantization/samples.py). W8A8 is always calibrated, on built-in ones if this is False. The
+            results of an interrupted calibration lie beside `bundle_path`, and it is continued.
+        progress: called with (bytes done, bytes in total, the step at hand).
 
     Returns:
         The bundle, opened.
@@ -91,10 +89,11 @@ def export(
     clean_up(target)
     _check_target(target, force)
     checkpoint = Checkpoint.open(checkpoint_path)
-    _check_tokenizer(checkpoint)
-    config = checkpoint.config
-    precision = (precision or ExportPrecision.choose()).fitted((config.hidden_size, config.mlp_width))
-    precision.check_kept([*decoder_names(checkpoint.config), *vision_names(checkpoint)])
+    family = checkpoint.family
+    family.check_tokenizer(checkpoint.path)
+    widths = {weight.shape[1] for weight in family.decoder.linear_weights()}
+    precision = (precision or ExportPrecision.choose()).fitted(sorted(widths))
+    precision.check_kept(list(family.linear_names()))
     imported = checkpoint.group if precision.decoder.weights == "int4" else None
     if imported is not None:
         precision = precision.of_groups(imported)
@@ -140,20 +139,6 @@ def _check_target(target: Path, force: bool) -> None:
         raise BundleError(f'"{target}" is not a bundle, so it is not replaced; choose another name or remove it.')
 
 
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    config, vision = checkpoint.config, checkpoint.config.vision
-    try:
-        family = family_of(config)
-        ranks = Tokenizer(checkpoint.path / TOKENIZER_NAME, family.special_tokens).rank_count
-    except BundleError as error:
-        raise CheckpointError(f'the checkpoint "{checkpoint.path}" cannot be exported: {error}') from None
-    if ranks != family.num_ranks or config.vocab_size < family.decodable:
-        raise CheckpointError(
-            f'the checkpoint "{checkpoint.path}" does not fit its {TOKENIZER_NAME}: {ranks:,} ranks there, but '
-            f"image_start_id {vision.image_start_id} and vocab_size {config.vocab_size} in config.json."
-        )
-
-
 def _calibrate(
     checkpoint: Checkpoint,
     precision: ExportPrecision,
@@ -168,11 +153,9 @@ def _calibrate(
         raise QwenVLError(f"there is nothing to calibrate at {decoder}; choose --precision int4, int8 or {STATIC}.")
     if not source and STATIC not in (vision, decoder):
         return None
-    family = family_of(checkpoint.config)
-    tokenizer = Tokenizer(checkpoint.path / TOKENIZER_NAME, family.special_tokens)
-    builder = CaseBuilder(family, generation_defaults(checkpoint.generation), tokenizer)
     notes: list[str] = []
-    cases = read_samples(source if isinstance(source, Path) else None, builder, notes.append)
+    samples = source if isinstance(source, Path) else None
+    cases = read_samples(samples, source_case_builder(checkpoint), notes.append)
     folder = target.with_name(f"{target.name}.calibration")
     calibration = Calibration(
         checkpoint,
@@ -219,56 +202,81 @@ class _Export:
         self._done = self.total = 0
 
     def run(self) -> Manifest:
-        checkpoint, config, precision = self.checkpoint, self.checkpoint.config, self.precision
-        generation = generation_defaults(checkpoint.generation)
-        vision_weights = WeightFile(VISION_DATA, checkpoint)
-        vision_given, given, method = self._given()
-        # On the CPU MultiHeadAttention takes float32 only.
-        own = VISION_ORT_GRAPH if precision.vision.compute == "fp32" else ""
-        for name, dialect in ((VISION_GRAPH, STANDARD), (own, ONNXRUNTIME)):
-            if name:
-                model = build_vision(checkpoint, vision_weights, precision.vision, vision_given, dialect)
-                self._save(model, name)
-        decoders, decoder_weights = build_decoders(checkpoint, precision.decoder, given)
-        for dialect, model in decoders.items():
-            self._save(model, DECODER_GRAPHS[dialect])
-        table = EmbeddingInfo(EMBEDDING_FILE, precision.embedding, (config.vocab_size, config.hidden_size))
-        needed = vision_weights.size_bytes + decoder_weights.size_bytes + embedding_bytes(table.dtype, table.shape)
-        kept = None if self.calibrated is None else self.calibrated.kept
-        self._check_space(needed - (0 if kept is None else kept.bytes_in_place))
-        self.total = needed + sum(path.stat().st_size for path in checkpoint.source_files)
-
-        with one_thread_an_operator():
-            self._write(vision_weights, vision_weights.write)
-            self._write(
-                decoder_weights, decoder_weights.write if kept is None else partial(kept.write, decoder_weights)
-            )
-            self._write_embedding()
-        shutil.copyfile(checkpoint.path / TOKENIZER_NAME, self.folder / TOKENIZER_NAME)
-        self._describe(TOKENIZER_NAME)
+        checkpoint, family, precision = self.checkpoint, self.checkpoint.family, self.precision
+        generation = family.generation_defaults(checkpoint.generation)
+        scales = no_scales if self._kept is None else self._kept.input_scales
+        vision = vision_layout(family.vision_weights, precision.vision, scales)
+        decoder = decoder_layout(family.decoder, precision.decoder, scales)
+        graphs = self._save_graphs(vision, decoder)
+        table = EmbeddingInfo(
+            EMBEDDING_FILE, precision.embedding, (family.decoder.vocab_size, family.decoder.hidden_size)
+        )
+        self._write_weights(vision, decoder, table)
+        shutil.copyfile(checkpoint.tokenizer, self.folder / checkpoint.tokenizer.name)
+        self._describe(checkpoint.tokenizer.name)
         digest = checkpoint.digest(self._counter("hashing the checkpoint"))
         return Manifest(
             format=FORMAT,
-            family=family_info(config),
-            model=model_info(config),
-            precision=precision.describe(method),
-            workspace=workspace(config, vision_ort=bool(own)),
-            graphs=Graphs(VISION_GRAPH, {dialect: DECODER_GRAPHS[dialect] for dialect in decoders}, own),
+            family=family.family_info(),
+            model=family.model_info(),
+            precision=precision.describe(self._method),
+            workspace=family.workspace(vision_ort=bool(graphs.vision_ort)),
+            graphs=graphs,
             embedding=table,
-            tokenizer=TOKENIZER_NAME,
+            tokenizer=checkpoint.tokenizer.name,
             generation=generation,
             files=self.files,
             provenance=Provenance(digest, exporter_name(), tool_versions()),
             parity={},
-            sensitivity={} if kept is None else kept.losses(),
+            sensitivity={} if self._kept is None else self._kept.losses(),
         )
 
-    def _given(self) -> tuple[Given, Given, str]:
-        """What is known of the weights of the picture side and of the decoder, and how the decoder's was found."""
-        calibrated = nothing_given if self.calibrated is None else self.calibrated.kept.given
+    def _save_graphs(self, vision: WeightLayout, decoder: WeightLayout) -> Graphs:
+        """Build and save every graph over the two layouts."""
+        family, precision = self.checkpoint.family, self.precision
+        # On the CPU MultiHeadAttention takes float32 only.
+        own = VISION_ORT_GRAPH if precision.vision.compute == "fp32" else ""
+        for name, dialect in ((VISION_GRAPH, STANDARD), (own, ONNXRUNTIME)):
+            if name:
+                self._save(family.build_vision(vision, dialect), name)
+        for dialect in precision.decoder.dialects:
+            int8_cache = dialect == STANDARD and precision.decoder.cache == INT8_CACHE
+            model = build_decoder(family.decoder, decoder, dialect, int8_cache=int8_cache)
+            self._save(model, DECODER_GRAPHS[dialect])
+        return Graphs(VISION_GRAPH, {dialect: DECODER_GRAPHS[dialect] for dialect in precision.decoder.dialects}, own)
+
+    def _write_weights(self, vision: WeightLayout, decoder: WeightLayout, table: EmbeddingInfo) -> None:
+        """Write both data files and the embedding, whose size is known beforehand."""
+        tensors, kept = self.checkpoint.tensor, self._kept
+        needed = vision.size_bytes + decoder.size_bytes + embedding_bytes(table.dtype, table.shape)
+        self._check_space(needed - (0 if kept is None else kept.bytes_in_place))
+        self.total = needed + sum(path.stat().st_size for path in self.checkpoint.source_files)
+        with one_thread_an_operator():
+            count = self._counter(f"writing {vision.location}")
+            self.files[vision.location] = DataFile(self.folder, vision).write(tensors, count)
+            count = self._counter(f"writing {decoder.location}")
+            if kept is None:
+                info = DataFile(self.folder, decoder).write(tensors, count, self._imported)
+            else:
+                info = kept.write(decoder, tensors, self.folder, count, self._imported)
+            self.files[decoder.location] = info
+            self._write_embedding()
+
+    @property
+    def _imported(self) -> GivenIntegers:
+        """The checkpoint's own integers, where the decoder keeps them."""
+        return self.checkpoint.integers if self._method == "imported" else no_integers
+
+    @property
+    def _method(self) -> str:
+        """The origin of the decoder's integers, for the manifest."""
         if self.checkpoint.group is not None and self.precision.decoder.weights == "int4":
-            return calibrated, self.checkpoint.integers, "imported"
-        return calibrated, calibrated, "rtn" if self.calibrated is None else self.calibrated.method
+            return "imported"
+        return "rtn" if self.calibrated is None else self.calibrated.method
+
+    @property
+    def _kept(self) -> Kept | None:
+        return None if self.calibrated is None else self.calibrated.kept
 
     def _check_space(self, needed: int) -> None:
         if (free := shutil.disk_usage(self.folder).free) < needed:
@@ -281,13 +289,10 @@ class _Export:
         ir.save(model, self.folder / name)
         self._describe(name)
 
-    def _write(self, weights: WeightFile, write: Callable[[Path, Callable[[int], None]], FileInfo]) -> None:
-        self.files[weights.location] = write(self.folder, self._counter(f"writing {weights.location}"))
-
     def _write_embedding(self) -> None:
-        name = "transformer.wte.weight"
+        weight, dtype = self.checkpoint.family.decoder.embedding, getattr(torch, self.precision.embedding)
         with HashingWriter(self.folder / EMBEDDING_FILE, self._counter(f"writing {EMBEDDING_FILE}")) as out:
-            for piece in float_pieces(name, self.checkpoint.tensor(name), getattr(torch, self.precision.embedding)):
+            for piece in float_pieces(weight.name, weight.read(self.checkpoint.tensor), dtype):
                 out.write(piece)
         self.files[EMBEDDING_FILE] = out.info()
 

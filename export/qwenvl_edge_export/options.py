@@ -1,4 +1,4 @@
-"""Which precision each part of a bundle has: what `qwenvl export --precision` and its companions mean.
+"""Precision of each part of a bundle: the meaning of `qwenvl export --precision` and its companions.
 
 A graph computes in one float type and stores its linear layers in that type or in integers. On the CPU the float type
 is float32 (ONNX Runtime computes float16 there through float32 copies, and bfloat16 not at all); on a GPU float16.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, KV_CACHES, Precision
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge_export.quantization.formats import BLOCK_SIZES, Blocks, Rows, StaticRows, WeightFormat
@@ -24,7 +25,6 @@ STATIC = "w8a8"
 PRECISIONS = (*FLOATS, "int8", "int4", STATIC)
 VISION_PRECISIONS = (*FLOATS, "int8", STATIC)
 TARGETS = ("cpu", "gpu")
-HEAD = "lm_head.weight"
 _VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
 _BITS = {"int8": 8, "int4": 4}
 # On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token and 0.7 at a prompt (DESIGN.md).
@@ -36,9 +36,9 @@ class GraphPrecision:
     """One graph's float type (a key of FLOATS) and how its linear layers are stored.
 
     weights: the float type, "int8", "int4" or "w8a8" (activations are integers too, with scales from calibration).
-    head: the same for lm_head. block: inputs that share a scale.
+    head: the same for the output layer. block: inputs that share a scale.
     activations: beside "int8", activations are integers too, with scales found at run time, and a weight's scales are
-    one an output row instead of blocks.
+    one per output row instead of blocks.
     keep: patterns of layers that stay in the float type. cache: a value of KV_CACHES, for the "standard" dialect.
     """
 
@@ -57,12 +57,18 @@ class GraphPrecision:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether its linear layers are integers that share scales by blocks of inputs."""
+        """True if its linear layers are integers that share scales by blocks of inputs."""
         return self.weights in _BITS and not self.activations
 
-    def format(self, name: str) -> WeightFormat:
-        """How the linear layer whose weight is `name` is stored."""
-        chosen = self.head if name == HEAD else self.weights
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        """The decoder's dialects at this precision: the native core multiplies float32 by blocks, and nothing else."""
+        native = self.compute == "fp32" and self.has_blocks
+        return (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
+
+    def format(self, name: str, *, head: bool = False) -> WeightFormat:
+        """Form in which the linear layer with weight `name` is stored; `head`: it is the output layer."""
+        chosen = self.head if head else self.weights
         if chosen in FLOATS or any(fnmatch.fnmatch(name, pattern) for pattern in self.keep):
             return None
         if chosen == STATIC:
@@ -114,7 +120,7 @@ class ExportPrecision:
         _check("vision precision", vision, VISION_PRECISIONS)
         # The head's rows decide between neighbouring tokens: 8 bits where the layers have 4.
         head = head or ("int8" if precision == "int4" else precision)
-        _check("precision of lm_head", head, _heads(precision))
+        _check("head precision", head, _heads(precision))
         wide = "fp16" if target == "gpu" else "fp32"
         keep = tuple(keep)
         return cls(
@@ -172,7 +178,7 @@ class ExportPrecision:
 
 
 def _heads(precision: str) -> tuple[str, ...]:
-    """What lm_head may be beside layers of `precision`: floats beside floats; calibrated where the layers are."""
+    """Precisions of the output layer beside layers of `precision`: floats beside floats, calibrated where they are."""
     if precision in FLOATS:
         return (precision,)
     return PRECISIONS if precision == STATIC else tuple(name for name in PRECISIONS if name != STATIC)

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from qwenvl_edge.errors import CheckpointError
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, expected_shapes, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
+from qwenvl_edge_export.families.qwen_vl.reference import expected_shapes
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint, write_weights
+from support.reference import load_model
 
 PUBLISHED = {
     "hidden_size": 4096,

@@ -8,8 +8,19 @@ import torch
 
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.graphs import data_file as weights
-from qwenvl_edge_export.graphs.data_file import ALIGNMENT_BYTES, WeightFile, float_pieces
+from qwenvl_edge_export.graphs import stored as stored_module
+from qwenvl_edge_export.graphs.builder import FLOAT
+from qwenvl_edge_export.graphs.data_file import DataFile
+from qwenvl_edge_export.graphs.roles import Weight, stored
+from qwenvl_edge_export.graphs.stored import StoredFloats, float_pieces
+from qwenvl_edge_export.graphs.weight_layout import ALIGNMENT_BYTES, WeightLayout
+
+WEIGHTS = [
+    stored("transformer.ln_f.weight", 128),
+    stored("lm_head.weight", 480, 128),
+    stored("transformer.h.0.attn.c_attn.bias", 384),
+]
+LAYOUT = WeightLayout("some.data", FLOAT, [StoredFloats(weight, FLOAT) for weight in (*WEIGHTS, WEIGHTS[0])])
 
 
 @pytest.fixture
@@ -17,57 +28,53 @@ def checkpoint(small_checkpoint) -> Checkpoint:
     return Checkpoint.open(small_checkpoint(dtype=torch.bfloat16))
 
 
-def test_tensors_lie_where_the_plan_says(checkpoint, tmp_path):
-    names = ["transformer.ln_f.weight", "lm_head.weight", "transformer.h.0.attn.c_attn.bias"]
-    file = WeightFile("some.data", checkpoint)
-    planned = [file.stored(name) for name in names]
-    assert file.stored(names[0]).offset == planned[0].offset  # a name is planned once
+def test_tensors_lie_where_the_layout_says(checkpoint, tmp_path):
+    assert [slot.name for _, entries in LAYOUT for slot in [entry.slot for entry in entries]] == [
+        weight.name
+        for weight in WEIGHTS  # a name has one place
+    ]
     counted: list[int] = []
-    info = file.write(tmp_path, counted.append)
+    info = DataFile(tmp_path, LAYOUT).write(checkpoint.tensor, counted.append)
     data = (tmp_path / "some.data").read_bytes()
-    assert len(data) == info.size == file.size_bytes == sum(counted)
+    assert len(data) == info.size == LAYOUT.size_bytes == sum(counted)
     assert hashlib.sha256(data).hexdigest() == info.sha256
-    for name, tensor in zip(names, planned, strict=True):
+    for weight in WEIGHTS:
+        tensor = LAYOUT.tensor(weight.name)
         assert tensor.offset % ALIGNMENT_BYTES == 0
         values = np.frombuffer(data, "<f4", count=tensor.length // 4, offset=tensor.offset)
-        np.testing.assert_array_equal(values, checkpoint.tensor(name).float().flatten())
+        np.testing.assert_array_equal(values, checkpoint.tensor(weight.name).float().flatten())
 
 
 def test_tensors_that_are_put_into_the_file_before(checkpoint, tmp_path):
     """They are hashed as they are; the others, and what lies between, are written."""
-    names = ["transformer.ln_f.weight", "lm_head.weight", "transformer.h.0.attn.c_attn.bias"]
-    file = WeightFile("some.data", checkpoint)
-    for name in names:
-        file.stored(name)
     (tmp_path / "other").mkdir()
-    expected = file.write(tmp_path / "other", lambda count: None)
-    assert not file.is_begun(tmp_path)
-    file.begin(tmp_path)
-    file.put(tmp_path, {names[1]: float_pieces(names[1], checkpoint.tensor(names[1]))})
-    assert file.is_begun(tmp_path) and file.bytes_of([names[1]]) == 4 * checkpoint.tensor(names[1]).numel()
+    expected = DataFile(tmp_path / "other", LAYOUT).write(checkpoint.tensor, lambda count: None)
+    file, name = DataFile(tmp_path, LAYOUT), WEIGHTS[1].name
+    assert not file.is_begun()
+    file.begin()
+    file.put({name: float_pieces(name, checkpoint.tensor(name))})
+    assert file.is_begun() and LAYOUT.bytes_of([name]) == 4 * checkpoint.tensor(name).numel()
     counted: list[int] = []
-    assert file.write(tmp_path, counted.append, [names[1]]) == expected
+    assert file.write(checkpoint.tensor, counted.append, present=[name]) == expected
     assert sum(counted) == expected.size
     assert (tmp_path / "some.data").read_bytes() == (tmp_path / "other" / "some.data").read_bytes()
 
 
-def test_values_are_read_when_the_file_is_written(checkpoint, tmp_path):
+def test_values_are_read_when_the_file_is_written(tmp_path):
     reads: list[str] = []
 
-    def read() -> torch.Tensor:
+    def read(tensors) -> torch.Tensor:
         reads.append("read")
         return torch.ones(2, 3)
 
-    file = WeightFile("some.data", checkpoint)
-    file.computed("ones", (2, 3), read)
-    file.computed("ones", (2, 3), read)
+    layout = WeightLayout("some.data", FLOAT, [StoredFloats(Weight("ones", (2, 3), read), FLOAT)] * 2)
     assert not reads
-    file.write(tmp_path, lambda count: None)
+    DataFile(tmp_path, layout).write(lambda name: torch.empty(0), lambda count: None)
     assert reads == ["read"]
 
 
 def test_pieces_join_to_the_tensor(monkeypatch):
-    monkeypatch.setattr(weights, "_PIECE_ELEMENTS", 100)
+    monkeypatch.setattr(stored_module, "_PIECE_ELEMENTS", 100)
     tensor = torch.randn(30, 11).T
     pieces = list(float_pieces("x", tensor))
     assert [len(piece) for piece in pieces] == [400, 400, 400, 120]

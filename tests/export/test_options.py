@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge_export.options import HEAD, PRECISIONS, ExportPrecision
+from qwenvl_edge_export.options import PRECISIONS, ExportPrecision
 from qwenvl_edge_export.quantization.formats import Blocks, Rows, StaticRows
 
+HEAD = "lm_head.weight"
 LAYER = "transformer.h.0.mlp.w1.weight"
 PICTURE = "transformer.visual.transformer.resblocks.0.mlp.c_fc.weight"
 
@@ -36,15 +37,15 @@ def test_formats_of_layers():
     assert chosen.vision.format(PICTURE) == Rows()
     assert chosen.decoder.format(LAYER) is None
     assert chosen.decoder.format(LAYER.replace("h.0", "h.1")) == Blocks(4, 64)
-    assert chosen.decoder.format(HEAD) == Blocks(8, 64)
-    assert ExportPrecision.choose("int4", head="int4").decoder.format(HEAD) == Blocks(4, 128)
-    assert ExportPrecision.choose("int4", head="fp32").decoder.format(HEAD) is None
+    assert chosen.decoder.format(HEAD, head=True) == Blocks(8, 64)
+    assert ExportPrecision.choose("int4", head="int4").decoder.format(HEAD, head=True) == Blocks(4, 128)
+    assert ExportPrecision.choose("int4", head="fp32").decoder.format(HEAD, head=True) is None
     static = ExportPrecision.choose("w8a8", head="int8", keep=["*.h.0.*"])
     assert static.vision.format(PICTURE) == StaticRows()
     assert static.decoder.format(LAYER) is None
     assert static.decoder.format(LAYER.replace("h.0", "h.1")) == StaticRows()
-    assert static.decoder.format(HEAD) == Blocks(8, 128)
-    assert ExportPrecision.choose("w8a8").decoder.format(HEAD) == StaticRows()
+    assert static.decoder.format(HEAD, head=True) == Blocks(8, 128)
+    assert ExportPrecision.choose("w8a8").decoder.format(HEAD, head=True) == StaticRows()
     for name in PRECISIONS[:3]:
         assert ExportPrecision.choose(name).decoder.format(LAYER) is None
 
@@ -86,8 +87,8 @@ def test_the_manifest_says_what_was_chosen():
         (("int4",), {"vision": "int4"}, 'vision precision "int4"'),
         (("int4",), {"block": 48}, 'block size "48" is not one of 32, 64, 128'),
         (("int4",), {"target": "tpu"}, 'target "tpu" is not one of cpu, gpu'),
-        (("int4",), {"head": "w8a8"}, 'precision of lm_head "w8a8" is not one of fp32, fp16, bf16, int8, int4'),
-        (("fp32",), {"head": "int8"}, 'precision of lm_head "int8" is not one of fp32'),
+        (("int4",), {"head": "w8a8"}, 'head precision "w8a8" is not one of fp32, fp16, bf16, int8, int4'),
+        (("fp32",), {"head": "int8"}, 'head precision "int8" is not one of fp32'),
     ],
 )
 def test_unknown_choices(arguments, options, match):

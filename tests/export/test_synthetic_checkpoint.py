@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, expected_shapes
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
+from qwenvl_edge_export.families.qwen_vl.reference import expected_shapes
 from tools.synthetic_checkpoint import preset, random_tensor, write
 
 
@@ -30,7 +31,7 @@ def test_a_checkpoint_in_several_shards_can_be_exported(tmp_path, pickled, suffi
     checkpoint = Checkpoint.open(folder)
     assert len(checkpoint.weight_files) > 3
     assert {path.suffix for path in checkpoint.weight_files} == {suffix}
-    names = expected_shapes(checkpoint.config)
+    names = checkpoint.family.tensors
     assert count == sum(torch.Size(shape).numel() for shape in names.values())
     assert {checkpoint.tensor(name).dtype for name in names} == {torch.bfloat16}
     assert export(folder, tmp_path / "bundle").manifest.parity["passed"]

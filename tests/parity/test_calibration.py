@@ -14,19 +14,21 @@ from PIL import Image
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
-from qwenvl_edge.inputs.tokenizer import Tokenizer
 from qwenvl_edge_export import export as exporter
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
-from qwenvl_edge_export.families.qwen_vl.metadata import family_of, generation_defaults
+from qwenvl_edge_export.families.qwen_vl.reference import ntk_alpha
 from qwenvl_edge_export.graphs import data_file as weights
+from qwenvl_edge_export.graphs.weight_layout import ALIGNMENT_BYTES
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization import activations as spool
 from qwenvl_edge_export.quantization import calibration as calibrate
+from qwenvl_edge_export.quantization import layer_calibration
 from qwenvl_edge_export.quantization import results as kept
 from qwenvl_edge_export.quantization.samples import read_samples
-from qwenvl_edge_export.verification.cases import CaseBuilder
+from qwenvl_edge_export.verification.cases import source_case_builder
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
+from support.reference import load_model
 
 INT4 = ExportPrecision.choose("int4", vision="fp32", block=32)
 LAYER_BYTES = (128 * 384 + 128 * 128 + 3 * 128 * 96) * (4 + 1) // 8  # integers, and 32 bits of scale every 32
@@ -43,10 +45,7 @@ def calibrated(checkpoint):
 
 
 def builder_of(path):
-    checkpoint = Checkpoint.open(path)
-    family = family_of(checkpoint.config)
-    tokenizer = Tokenizer(path / "qwen.tiktoken", family.special_tokens)
-    return CaseBuilder(family, generation_defaults(checkpoint.generation), tokenizer)
+    return source_case_builder(Checkpoint.open(path))
 
 
 def interrupted(quantize, call=7):
@@ -119,7 +118,7 @@ STAGES = {"writing vision.data": 5, "writing decoder.data": 5, "writing embeddin
 @pytest.mark.parametrize("stage", ["layer", "keeping", *STAGES])
 def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, monkeypatch, stage):
     target, folder = tmp_path / "bundle", tmp_path / "bundle.calibration"
-    quantize, seen, told = calibrate.quantize, [], []
+    quantize, seen, told = layer_calibration.quantize, [], []
 
     def progress(done, total, what):
         told.append(what)
@@ -128,13 +127,13 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
 
     with monkeypatch.context() as patch:
         if stage == "layer":
-            patch.setattr(calibrate, "quantize", interrupted(quantize))
+            patch.setattr(layer_calibration, "quantize", interrupted(quantize))
         elif stage == "keeping":
             patch.setattr(kept, "float_pieces", cut(kept.float_pieces, call=7))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True, progress=progress)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-    monkeypatch.setattr(calibrate, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
+    monkeypatch.setattr(layer_calibration, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
     resumed = export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
     assert seen.count(2) == (0 if stage in STAGES else 5)
     assert resumed.manifest.files == calibrated.manifest.files
@@ -151,7 +150,7 @@ def test_what_is_kept_is_no_larger_than_in_the_bundle(checkpoint, tmp_path, targ
     assert run.kept.bytes_in_place == 2 * LAYER_BYTES * (4.5 / 5 if target == "gpu" else 1)
     tensors = 2 * 2 * 5
     found = allocated(tmp_path / "work" / "decoder.data")
-    assert run.kept.bytes_in_place <= found < run.kept.bytes_in_place + tensors * weights.ALIGNMENT_BYTES
+    assert run.kept.bytes_in_place <= found < run.kept.bytes_in_place + tensors * ALIGNMENT_BYTES
     assert sum(path.stat().st_size for path in (tmp_path / "work").glob("layer-*")) < 2000
     name = "transformer.h.1.mlp.c_proj.weight"
     weight = run.checkpoint.tensor(name)
@@ -196,7 +195,7 @@ def test_a_finished_bundle_is_not_written_to(checkpoint, calibrated, tmp_path, m
     assert finished.samefile(left)
     (tmp_path / "bundle").rename(tmp_path / "first")
     before = (tmp_path / "first" / "decoder.data").stat()
-    monkeypatch.setattr(calibrate, "quantize", lambda *arguments: pytest.fail("calibrated again"))
+    monkeypatch.setattr(layer_calibration, "quantize", lambda *arguments: pytest.fail("calibrated again"))
     again = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
     after = (tmp_path / "first" / "decoder.data").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -231,7 +230,7 @@ def test_the_disk_need_not_hold_twice_what_is_kept(checkpoint, calibrated, tmp_p
 def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
     target = tmp_path / "bundle"
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "build_vision", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(exporter, "vision_layout", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
     wider = ExportPrecision.choose("int8", vision="fp32", block=32)
@@ -250,13 +249,13 @@ def write_samples(folder, answer="1 2 3", prompt="ab", columns=1):
 
 @pytest.mark.parametrize("change", [{"answer": "3 1 2"}, {"prompt": "ba"}, {"columns": 21}])
 def test_samples_of_equal_length_and_sum_are_not_taken_for_each_other(checkpoint, tmp_path, monkeypatch, change):
-    quantize, seen = calibrate.quantize, []
+    quantize, seen = layer_calibration.quantize, []
     options = {"precision": INT4, "allow_loss": True, "check": False}
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "quantize", interrupted(calibrate.quantize))
+        patch.setattr(layer_calibration, "quantize", interrupted(layer_calibration.quantize))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, tmp_path / "bundle", calibration=write_samples(tmp_path), **options)
-    monkeypatch.setattr(calibrate, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
+    monkeypatch.setattr(layer_calibration, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
     samples = write_samples(tmp_path, **change)
     rerun = export(checkpoint, tmp_path / "bundle", calibration=samples, **options)
     assert seen.count(2) == 10
@@ -306,7 +305,7 @@ def test_too_little_disk_space_is_said_before_calibrating(checkpoint, tmp_path, 
 def begun(checkpoint, tmp_path, monkeypatch):
     """A calibration that was interrupted in its second layer."""
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "quantize", interrupted(calibrate.quantize))
+        patch.setattr(layer_calibration, "quantize", interrupted(layer_calibration.quantize))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
     return tmp_path / "bundle.calibration"
@@ -502,7 +501,7 @@ def test_layers_compute_as_the_model_does(checkpoint, tmp_path):
         ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
         with torch.no_grad():
             embeds = model.embed(ids, model.encode_images(torch.from_numpy(case.pixels)))
-            alpha = calibrate.ntk_alpha(len(case.prompt.ids), path.config.seq_length)
+            alpha = ntk_alpha(len(case.prompt.ids), path.family.config.seq_length)
             expected = model.decode(embeds, alpha=alpha)[0][0]
             rows = torch.from_numpy(found[start : start + ids.shape[1]])
             torch.testing.assert_close(model.lm_head(model.transformer.ln_f(rows)), expected, rtol=0, atol=1e-4)

@@ -9,12 +9,13 @@ import torch
 
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.errors import CheckpointError, QwenVLError
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from support.decoding import new_cache
 from support.dialects import DIALECTS
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
+from support.reference import load_model
 
 GROUP = 128
 CONFIG = config_dict(intermediate_size=512)

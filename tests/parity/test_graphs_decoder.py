@@ -8,11 +8,12 @@ import torch
 
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from support.decoding import new_cache
 from support.dialects import DIALECTS
 from support.random_checkpoint import config_dict, write_checkpoint
+from support.reference import load_model
 
 TOLERANCE = 1e-4
 SEQ_LENGTH = 16

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, resize_positions
-from qwenvl_edge_export.verification.streamed_reference import streamed_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
+from qwenvl_edge_export.families.qwen_vl.reference_vision import resize_positions
+from qwenvl_edge_export.verification.streamed_reference import streamed_network
 from support.decoding import new_cache
 from support.dialects import DIALECTS
 from support.random_checkpoint import write_weights
+from support.reference import load_model
 
 VISION_TOLERANCE = 3e-5
 LOGITS_TOLERANCE = 1e-4
@@ -45,9 +47,9 @@ def pickled_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module", params=["safetensors", "pickled", "streamed"])
-def model(request, tiny_checkpoint: Path, pickled_checkpoint: Path) -> QwenVL:
+def model(request, tiny_checkpoint: Path, pickled_checkpoint: Path) -> QwenVLNetwork:
     checkpoint = Checkpoint.open(pickled_checkpoint if request.param == "pickled" else tiny_checkpoint)
-    return streamed_model(checkpoint) if request.param == "streamed" else load_model(checkpoint)
+    return streamed_network(checkpoint) if request.param == "streamed" else load_model(checkpoint)
 
 
 @pytest.fixture(scope="module", params=DIALECTS)

@@ -15,13 +15,14 @@ from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
 from qwenvl_edge.machine import cpu as processor
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.verification.verify import verify
 from support.decoding import new_cache
 from support.dialects import OF_BLOCKS, run_by_default
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
+from support.reference import load_model
 
 VISUAL = "transformer.visual."
 
@@ -56,7 +57,7 @@ def rounded_model(path, chosen):
     for name, parameter in model.named_parameters():
         blocks = None
         if name.endswith("weight") and parameter.ndim == 2 and VISUAL not in name and "wte" not in name:
-            blocks = chosen.decoder.format(name)
+            blocks = chosen.decoder.format(name, head=name == "lm_head.weight")
         if blocks is not None:
             scales = blocks.scales(parameter)
             parameter.data = blocks.floats(blocks.integers(parameter, scales), scales)

@@ -11,7 +11,7 @@ import torch
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.verification.cases import builtin_box_case, builtin_cases, case_builder
@@ -19,6 +19,7 @@ from qwenvl_edge_export.verification.limits import overlap
 from qwenvl_edge_export.verification.verify import GREEDY_TOKENS, _Reference, _Side, compare, verify
 from support.dialects import RUNNABLE
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
+from support.reference import load_model
 
 
 @pytest.fixture(scope="module")

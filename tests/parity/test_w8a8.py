@@ -13,15 +13,18 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BundleError, QwenVLError
 from qwenvl_edge_export import export as exporter
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.graphs.builder import FLOAT, GraphBuilder
-from qwenvl_edge_export.graphs.data_file import WeightFile
+from qwenvl_edge_export.graphs.data_file import DataFile
 from qwenvl_edge_export.graphs.linear import Linear
+from qwenvl_edge_export.graphs.roles import LinearRole, Weight, stored
+from qwenvl_edge_export.graphs.weight_layout import vision_layout
 from qwenvl_edge_export.options import ExportPrecision
-from qwenvl_edge_export.quantization import calibration as calibrate
+from qwenvl_edge_export.quantization import layer_calibration
 from qwenvl_edge_export.quantization import results as kept
 from qwenvl_edge_export.quantization.formats import InputScales
 from support.dialects import RUNNABLE
@@ -48,14 +51,14 @@ def graph_of(bundle, name):
 
 def layer_graph(checkpoint, folder, given):
     """A graph of one linear layer with bias, in fp32."""
-    weights = WeightFile("layer.data", Checkpoint.open(checkpoint))
-    g = GraphBuilder("layer", weights, 23)
-    linear = Linear(g, W8A8.decoder, standard=True, given=lambda _: given)
+    bias = Weight("bias", (96,), lambda _: torch.linspace(-1, 1, 96))
+    role = LinearRole(stored(LAYER, 96, 128), bias)
+    layout = vision_layout([role], W8A8.decoder, lambda _: given)
+    g = GraphBuilder("layer", layout, 23)
     x = g.input("x", FLOAT, ["M", 128])
-    bias = g.table(weights.computed("bias", (96,), lambda: torch.linspace(-1, 1, 96)))
-    g.output(linear(x, weights.matrix(LAYER), bias), "y", FLOAT, ["M", 96])
+    g.output(Linear(g, STANDARD)(x, role), "y", FLOAT, ["M", 96])
     ir.save(g.build(), folder / "layer.onnx")
-    weights.write(folder, lambda _: None)
+    DataFile(folder, layout).write(Checkpoint.open(checkpoint).tensor, lambda _: None)
     return ort.InferenceSession(folder / "layer.onnx", providers=["CPUExecutionProvider"])
 
 
@@ -141,7 +144,7 @@ def test_vision_alone(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("stage", ["layer", "write"])
 def test_an_interrupted_calibration_goes_on(checkpoint, bundle, tmp_path, monkeypatch, stage):
-    target, seen, smooth = tmp_path / "bundle", [], calibrate.smooth
+    target, seen, smooth = tmp_path / "bundle", [], layer_calibration.smooth
 
     def counted(*arguments):
         seen.append(1)
@@ -150,14 +153,14 @@ def test_an_interrupted_calibration_goes_on(checkpoint, bundle, tmp_path, monkey
         return smooth(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "smooth", counted)
+        patch.setattr(layer_calibration, "smooth", counted)
         if stage == "write":
-            patch.setattr(exporter, "build_vision", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(exporter, "vision_layout", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, target, precision=W8A8)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.calibration"]
     seen.clear()
-    monkeypatch.setattr(calibrate, "smooth", lambda *arguments: seen.append(1) or smooth(*arguments))
+    monkeypatch.setattr(layer_calibration, "smooth", lambda *arguments: seen.append(1) or smooth(*arguments))
     resumed = export(checkpoint, target, precision=W8A8)
     assert len(seen) == (5 if stage == "layer" else 0)
     assert resumed.manifest.files == bundle.manifest.files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import onnx_ir as ir
 import onnxruntime
@@ -11,17 +12,21 @@ import torch
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
+from qwenvl_edge_export.graphs.weight_layout import WeightLayout
 from support.kv_cache_attention import Call
 
 
 def attend(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """out [B, T, NH D] in float16 and the caches after the call; without log-n, and with as many key heads as heads."""
     case = call.case
-    config = SimpleNamespace(num_heads=case.heads, head_dim=case.head_dim, use_logn_attn=False)
+    decoder: Any = SimpleNamespace(
+        heads=case.heads, kv_heads=case.kv_heads, head_dim=case.head_dim, query_scale_length=None
+    )
+    layer: Any = SimpleNamespace(q_norm=None, k_norm=None)
     width = case.heads * case.head_dim
-    g = GraphBuilder("attention", None, OPSETS[STANDARD], ir.DataType.FLOAT16)
+    g = GraphBuilder("attention", WeightLayout("none.data", ir.DataType.FLOAT16, ()), OPSETS[STANDARD])
     qkv = g.input("qkv", g.dtype, ["B", "T", 3 * width])
-    past = cache_tensors(config, g.dtype, int8=True)
+    past = cache_tensors(decoder, g.dtype, int8=True)
     cached = [g.input(name, *described) for name, described in past.items()]
     step = StepInputs(
         g.input("position_ids", INT64, ["B", "T"]),
@@ -30,8 +35,8 @@ def attend(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         tokens=g.op("Shape", qkv, start=1, end=2),
         capacity=g.op("Shape", cached[0], start=2, end=3),
     )
-    attention = CachedAttention(g, config, STANDARD, step, int8_cache=True)
-    out, present = attention(*g.ops("Split", 3, qkv, axis=2, num_outputs=3), cached)
+    attention = CachedAttention(g, decoder, STANDARD, step, int8_cache=True)
+    out, present = attention(*g.ops("Split", 3, qkv, axis=2, num_outputs=3), cached, layer)
     g.output(out, "out", g.dtype, ["B", "T", width])
     for value, (name, described) in zip(present, past.items(), strict=True):
         g.output(value, f"present_{name}", *described)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from qwenvl_edge_export.checkpoint.reader import expected_shapes
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
+from qwenvl_edge_export.families.qwen_vl.reference import expected_shapes
 
 RANKS = 256
 SMALL_VISUAL = {

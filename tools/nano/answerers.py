@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 from tools.nano.loop import normalise
 from tools.nano.pools import pixels
 from tools.nano.sequences import Composer
@@ -51,7 +51,7 @@ class EngineAnswerer:
 class TorchAnswerer:
     """Greedy answers of the PyTorch model; prompts come from the training code, not from the runtime."""
 
-    def __init__(self, model: QwenVL, composer: Composer):
+    def __init__(self, model: QwenVLNetwork, composer: Composer):
         self.model, self.composer = model.eval(), composer
 
     @torch.inference_mode()

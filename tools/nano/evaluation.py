@@ -186,7 +186,8 @@ def main() -> None:
 
     import torch
 
-    from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint
+    from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
     from tools.nano.answerers import TorchAnswerer
     from tools.nano.model import new_model
     from tools.nano.sequences import Composer
@@ -200,7 +201,8 @@ def main() -> None:
     folder = options.source if options.source.is_dir() else options.source.parent
     codec = Codec(folder / "qwen.tiktoken")
     if options.source.is_dir():
-        model = load_model(Checkpoint.open(options.source))
+        opened = Checkpoint.open(options.source)
+        model = QwenVLNetwork.load(opened.family.config, opened.tensor)
     else:
         model = new_model(codec.ranks, seed=0)
         saved = torch.load(options.source, weights_only=True)["module"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, VisionTransformer
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
+from qwenvl_edge_export.families.qwen_vl.reference_vision import VisionTransformer
 from tools.nano.dense import GRID
 from tools.nano.pools import IMAGE_SIZE
 
@@ -63,7 +64,7 @@ def sincos_positions(side: int, dim: int, spacing: float = 1.0) -> Tensor:
     return torch.cat(halves, dim=1).float()
 
 
-def init_weights(model: QwenVL) -> None:
+def init_weights(model: QwenVLNetwork) -> None:
     """Words as strong as picture features; residual outputs small (ViT) or zero (decoder); a local resampler."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or "pos_embed" in name:
@@ -108,10 +109,10 @@ def init_resampler(visual: VisionTransformer) -> None:
     visual.proj.mul_(0.05).add_(torch.eye(dim))
 
 
-def new_model(ranks: int, seed: int) -> QwenVL:
+def new_model(ranks: int, seed: int) -> QwenVLNetwork:
     """A fresh model in fp32."""
     torch.manual_seed(seed)
-    model = QwenVL(QwenVLConfig.from_dict(config_dict(ranks)))
+    model = QwenVLNetwork(QwenVLConfig.from_dict(config_dict(ranks)))
     init_weights(model)
     return model
 

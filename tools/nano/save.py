@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 from tools.nano.model import config_dict, new_model
 from tools.nano.vocabulary import Codec
 
@@ -23,7 +23,7 @@ GENERATION = {
 }
 
 
-def trained_model(folder: Path) -> tuple[QwenVL, Codec]:
+def trained_model(folder: Path) -> tuple[QwenVLNetwork, Codec]:
     """The model of FOLDER/language.pt."""
     codec = Codec(folder / "qwen.tiktoken")
     model = new_model(codec.ranks, seed=0)

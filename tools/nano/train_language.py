@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, rotary_tables
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork, rotary_tables
 from tools.nano.batches import Batch, collate
 from tools.nano.dense import DenseHeads, differences, targets
 from tools.nano.focus import NAMES, SEATS, focus_loss
@@ -95,7 +95,7 @@ def compare_loss(hidden: Tensor, batch: Batch, head: nn.Linear) -> Tensor:
     return F.cross_entropy(head(hidden[rows, tokens]).float(), kinds, balance)
 
 
-def answer_loss(model: QwenVL, batch: Batch, features: Tensor, compare: nn.Linear | None = None) -> Losses:
+def answer_loss(model: QwenVLNetwork, batch: Batch, features: Tensor, compare: nn.Linear | None = None) -> Losses:
     """The decoder's losses on a batch with the features [N, Q, H] of its pictures."""
     config = model.config
     spans = (batch.ids == config.vision.image_start_id + 2) & (batch.segments == 0)
@@ -127,7 +127,8 @@ def starting_point(folder: Path, codec: Codec, start: Path | None) -> nn.ModuleD
     """The model and the heads of its further targets: fresh or a checkpoint's, with the picture side of stage one."""
     model = new_model(codec.ranks, seed=0)
     if start:
-        model.load_state_dict(load_model(Checkpoint.open(start)).state_dict())
+        opened = Checkpoint.open(start)
+        model.load_state_dict({name: opened.tensor(name).float() for name in opened.family.tensors})
     heads = DenseHeads(model.config.hidden_size)
     first = torch.load(folder / "vision.pt", weights_only=True)["module"]
     model.transformer.visual.load_state_dict({k[7:]: v for k, v in first.items() if k.startswith("visual.")})

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from tools.nano.dense import DenseHeads, targets
 from tools.nano.loop import Loop, normalise
 from tools.nano.model import new_model, optimizers
@@ -26,7 +26,8 @@ def main(folder: Path, steps: int = STEPS, start: Path | None = None) -> None:
     """Train and leave FOLDER/vision.pt; `start` is a checkpoint to go on from."""
     visual = new_model(ranks=1000, seed=0).transformer.visual  # the picture side does not depend on the vocabulary
     if start:
-        visual.load_state_dict(load_model(Checkpoint.open(start)).transformer.visual.state_dict())
+        opened, prefix = Checkpoint.open(start), "transformer.visual."
+        visual.load_state_dict({name: opened.tensor(prefix + name).float() for name in visual.state_dict()})
     module = nn.ModuleDict({"visual": visual, "heads": DenseHeads(visual.proj.shape[0])})
     loop = Loop("vision", folder, module, optimizers([visual, module["heads"]], 0.0015, 0.0007), steps)
     pools = [(pool, load_pool(pool, folder)) for pool in TRAINING]

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge_export.checkpoint.shards import Shard
 from qwenvl_edge_export.quantization.formats import BLOCK_SIZES, Blocks, Integers, check_finite
-
-if TYPE_CHECKING:
-    from qwenvl_edge_export.checkpoint.reader import Shard
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _SYMMETRIC_ZEROS = 0x77777777  # eight times seven: a zero point of eight
@@ -95,5 +92,5 @@ def as_float_weights(folder: Path, where: dict[str, Shard], expected: Mapping[st
         found[f"{layer}.weight"] = GptqLayer(layer, where)
         bias = f"{layer}.bias"
         if bias in found and bias not in expected and found.pop(bias).tensor(bias).any():
-            raise CheckpointError(f'{bias} in the checkpoint "{folder}" is not zero; Qwen-VL v1 has no such bias.')
+            raise CheckpointError(f'{bias} in the checkpoint "{folder}" is not zero; the float model has no such bias.')
     return found

@@ -1,1 +1,1 @@
-"""Everything that one model family decides about its export."""
+"""Model families: each knows its configuration, its checkpoints' tensors, its vision graph and its reference."""

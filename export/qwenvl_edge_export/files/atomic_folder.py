@@ -21,13 +21,13 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def staged_folder(target: Path, *, replace: bool) -> Iterator[Path]:
-    """Give a new folder `<target>.partial-<pid>`; when the block ends well it takes the place of `target`.
+    """Give a new folder `<target>.partial-<pid>`; after the block, without an error, it takes the place of `target`.
 
     If the block fails or is interrupted the new folder goes and `target` stays as it was.
 
     Args:
         target: absolute path.
-        replace: swap out what is at `target`, once the new folder is whole; without it, that is an error.
+        replace: replace what is at `target` once the new folder is whole; without it, an existing one is an error.
 
     Raises:
         BundleError: the folder cannot be made, written or renamed (disk full, no permission); says why.
@@ -52,7 +52,7 @@ def staged_folder(target: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def clean_up(target: Path) -> None:
-    """Remove what dead processes left beside `target`, and bring back the old one if a swap was cut in the middle."""
+    """Remove folders of dead processes beside `target`, and bring back the old one after an interrupted swap."""
     for path in target.parent.glob(f"{glob.escape(target.name)}.*"):
         match = re.fullmatch(re.escape(target.name) + r"\.(partial|old)-(\d+)", path.name)
         if match is None or _is_running(int(match[2])):
@@ -64,7 +64,7 @@ def clean_up(target: Path) -> None:
 
 
 def _swap(partial: Path, target: Path) -> None:
-    """Put `partial` in the place of `target`, in one step where the system can; what was there is discarded."""
+    """Put `partial` in the place of `target`, in one step where the system can; the old one is discarded."""
     if _exchange(partial, target):
         _discard(partial)
         return
@@ -79,7 +79,7 @@ def _swap(partial: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places at once (renameat2 of Linux); False where system or file system do not know how.
+    """Exchange two paths at once (renameat2 of Linux); False where the system or the file system cannot.
 
     Raises:
         OSError: they cannot be renamed.

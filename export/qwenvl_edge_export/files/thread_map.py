@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """function(item) of each item, in order; a thread for each processor works ahead by one item.
+    """Yield function(item) of each item, in order; a thread per processor works ahead by one item.
 
     PyTorch's operators let other threads run. An exception of `function` is raised where its result would come.
     """
@@ -37,7 +37,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
 @contextmanager
 def one_thread_an_operator() -> Iterator[None]:
-    """PyTorch's operators without threads of their own inside: on small pieces these mostly wait for each other."""
+    """Keep PyTorch's operators to one thread each inside: on small pieces, more would mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD, TOTAL_LENGTH
-from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
+from qwenvl_edge_export.graphs.roles import Decoder, DecoderLayer, Weight
 
 OPSETS = {STANDARD: 24, ONNXRUNTIME: 23, NATIVE: 23}
 LEVELS = 127.0
@@ -18,17 +18,17 @@ LEVELS = 127.0
 
 
 def cache_tensors(
-    config: QwenVLConfig, dtype: ir.DataType, *, int8: bool
+    decoder: Decoder, dtype: ir.DataType, *, int8: bool
 ) -> dict[str, tuple[ir.DataType, list[int | str]]]:
-    """One layer's cache, part by part: type and shape. An int8 cache has a scale beside each token of each head."""
-    rows: list[int | str] = ["B", config.num_heads, "C"]
-    parts = dict.fromkeys(("key", "value"), (ir.DataType.INT8 if int8 else dtype, [*rows, config.head_dim]))
+    """One layer's cache, part by part: type and shape. An int8 cache has a scale for each token of each head."""
+    rows: list[int | str] = ["B", decoder.kv_heads, "C"]
+    parts = dict.fromkeys(("key", "value"), (ir.DataType.INT8 if int8 else dtype, [*rows, decoder.head_dim]))
     return parts | (dict.fromkeys(("key_scale", "value_scale"), (FLOAT, rows)) if int8 else {})
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What every layer's attention needs to know of a call: shapes as in the graph contract."""
+    """Inputs of a call that every layer's attention reads: shapes as in the graph contract."""
 
     position_ids: ir.Value
     write_indices: ir.Value
@@ -41,28 +41,30 @@ class StepInputs:
 class CachedAttention:
     """Rotary embedding (in float32), cache update and causal attention, in one of two forms.
 
-        q [B,T,H] --rotary-- x logn --.
-        k [B,T,H] --rotary--> write --+--> attention [B,T,H]
-        v [B,T,H] ----------> write --'
-                    past --------^ '--> present
+        q [B,T,heads*D] --norm--rotary-- x scale -.
+        k [B,T,kv*D] ----norm--rotary--> write --+--> attention [B,T,heads*D]
+        v [B,T,kv*D] ------------------> write --'
+                               past -------^ '--> present
+
+    Norms of queries and keys, and the scale that grows with a query's position, are there where the decoder has them.
+    Each head of the cache serves heads / kv_heads queries.
 
     "standard": RotaryEmbedding, TensorScatter and Attention of opset 24. The causal rule is an explicit mask, key row c
     is seen by token t if c <= write_index + t: what is_causal means beside a static cache changed between versions.
     With an int8 cache, new keys and values are quantized and written, and the whole cache is widened to attend to it.
     "onnxruntime", "native": com.microsoft.GroupQueryAttention, whose cost follows the tokens in use instead of the
-    capacity. Its quantized cache has one scale a tensor or a channel, fixed before the first token, so here the cache
+    capacity. Its quantized cache has one scale per tensor or channel, fixed before the first token, so here the cache
     is float.
     """
 
-    def __init__(
-        self, g: GraphBuilder, config: QwenVLConfig, dialect: str, step: StepInputs, *, int8_cache: bool = False
-    ):
+    def __init__(self, g: GraphBuilder, decoder: Decoder, dialect: str, step: StepInputs, *, int8_cache: bool = False):
         self.g = g
-        self.config = config
+        self.decoder = decoder
         self.dialect = dialect
         self.step = step
         self.int8_cache = int8_cache
-        self._q_scale = self._logn_scale() if config.use_logn_attn else None
+        length = decoder.query_scale_length
+        self._q_scale = None if length is None else self._query_scale(length)
         if dialect == STANDARD:
             self._valid = g.op("Add", step.write_indices, step.tokens)
             self._mask = self._causal_mask()
@@ -70,11 +72,16 @@ class CachedAttention:
             self._seqlens, self._total = self._gqa_lengths()
 
     def __call__(
-        self, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value]
+        self, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value], layer: DecoderLayer
     ) -> tuple[ir.Value, Sequence[ir.Value]]:
-        """q, k, v [B, T, heads * D] and past as `cache_tensors` says -> attention [B, T, heads * D], present alike."""
-        g = self.g
-        q, k = (self._rotate(g.cast(x, g.dtype, FLOAT)) for x in (q, k))
+        """Attend in `layer`.
+
+        q [B, T, heads * D], k, v [B, T, kv_heads * D] and past as `cache_tensors` says -> attention [B, T, heads * D]
+        and present as past.
+        """
+        g, heads, kv_heads = self.g, self.decoder.heads, self.decoder.kv_heads
+        q, k = self._norm(q, heads, layer.q_norm), self._norm(k, kv_heads, layer.k_norm)
+        q, k = (self._rotate(g.cast(x, g.dtype, FLOAT), n) for x, n in ((q, heads), (k, kv_heads)))
         if self._q_scale is not None:
             q = g.op("Mul", q, self._q_scale)
         q = g.cast(q, FLOAT, g.dtype)
@@ -88,8 +95,11 @@ class CachedAttention:
     def _standard(
         self, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value]
     ) -> tuple[ir.Value, Sequence[ir.Value]]:
-        g, heads, dim = self.g, self.config.num_heads, self.config.head_dim
-        q, k, v = (g.op("Transpose", g.reshape(x, 0, 0, heads, dim), perm=[0, 2, 1, 3]) for x in (q, k, v))
+        g, heads, kv_heads, dim = self.g, self.decoder.heads, self.decoder.kv_heads, self.decoder.head_dim
+        q, k, v = (
+            g.op("Transpose", g.reshape(x, 0, 0, n, dim), perm=[0, 2, 1, 3])
+            for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
+        )
         new = [k, v]
         if self.int8_cache:
             (k, k_scale), (v, v_scale) = self._quantize(k), self._quantize(v)
@@ -105,7 +115,7 @@ class CachedAttention:
         return g.reshape(g.op("Transpose", out, perm=[0, 2, 1, 3]), 0, 0, heads * dim), present
 
     def _quantize(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """x [B, heads, T, D] float32 -> int8 of that shape, scales [B, heads, T]: max |x| / 127, halves to even."""
+        """x [B, kv_heads, T, D] float32 -> int8 alike, scales [B, kv_heads, T]: max |x| / 127, halves to even."""
         g = self.g
         largest = g.op("ReduceMax", g.op("Abs", x), g.const([3]), keepdims=0)
         scale = g.op("Div", largest, g.const(LEVELS))
@@ -114,7 +124,7 @@ class CachedAttention:
         return g.op("Cast", whole, to=ir.DataType.INT8), scale
 
     def _widen(self, integers: ir.Value, scale: ir.Value) -> ir.Value:
-        """int8 [B, heads, C, D] and scales [B, heads, C] -> floats of the graph's type."""
+        """int8 [B, kv_heads, C, D] and scales [B, kv_heads, C] -> floats of the graph's type."""
         g = self.g
         wide = g.op("Mul", g.op("Cast", integers, to=FLOAT), self._unsqueeze(scale, 3))
         return g.cast(wide, FLOAT, g.dtype)
@@ -122,7 +132,6 @@ class CachedAttention:
     def _onnxruntime(
         self, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value]
     ) -> tuple[ir.Value, Sequence[ir.Value]]:
-        heads = self.config.num_heads
         out, *present = self.g.ops(
             "GroupQueryAttention",
             3,
@@ -133,24 +142,33 @@ class CachedAttention:
             self._seqlens,
             self._total,
             domain=MICROSOFT,
-            num_heads=heads,
-            kv_num_heads=heads,
+            num_heads=self.decoder.heads,
+            kv_num_heads=self.decoder.kv_heads,
         )
         return out, present
 
-    def _rotate(self, x: ir.Value) -> ir.Value:
-        step, heads = self.step, self.config.num_heads
+    def _norm(self, x: ir.Value, heads: int, weight: Weight | None) -> ir.Value:
+        """x [B, T, heads * D], each head normalised where there is a weight."""
+        if weight is None:
+            return x
+        g, dim = self.g, self.decoder.head_dim
+        apart, epsilon = g.reshape(x, 0, 0, heads, dim), self.decoder.norm_eps
+        normed = g.op("RMSNormalization", apart, g.weight(weight), axis=-1, epsilon=epsilon)
+        return g.reshape(normed, 0, 0, heads * dim)
+
+    def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
+        step = self.step
         return self.g.op("RotaryEmbedding", x, step.rope_cos, step.rope_sin, step.position_ids, num_heads=heads)
 
-    def _logn_scale(self) -> ir.Value:
-        """max(1, log(p + 1) / log(seq_length)) as [B, T, 1]."""
+    def _query_scale(self, length: int) -> ir.Value:
+        """max(1, log(p + 1) / log(length)) for positions p, as [B, T, 1]."""
         g = self.g
         position = g.op("Add", g.op("Cast", self.step.position_ids, to=ir.DataType.FLOAT), g.const(1.0))
-        scale = g.op("Mul", g.op("Log", position), g.const(1.0 / math.log(self.config.seq_length)))
+        scale = g.op("Mul", g.op("Log", position), g.const(1.0 / math.log(length)))
         return g.op("Unsqueeze", g.op("Max", scale, g.const(1.0)), g.const([2]))
 
     def _causal_mask(self) -> ir.Value:
-        """Which cache rows each token sees: bool [B, 1, T, C]."""
+        """Mask of the cache rows that each token sees: bool [B, 1, T, C]."""
         g, step = self.g, self.step
         limit = g.op("Add", self._unsqueeze(step.write_indices, 1, 2, 3), self._unsqueeze(self._range(step.tokens), 1))
         return g.op("LessOrEqual", self._range(step.capacity), limit)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qwenvl_edge_export.graphs.data_file import WeightFile
+from qwenvl_edge_export.graphs.roles import Weight
+from qwenvl_edge_export.graphs.stored import Slot
+from qwenvl_edge_export.graphs.weight_layout import WeightLayout
 
 MICROSOFT = "com.microsoft"
 OWN = "qwenvl_edge"  # operators of the runtime's native core
@@ -18,13 +20,16 @@ _IR_VERSION = 10
 
 
 class GraphBuilder:
-    """Collects inputs, nodes, weights and outputs of one graph, which computes in the float type `dtype`."""
+    """Collects inputs, nodes, weights and outputs of one graph over the data file of `layout`.
 
-    def __init__(self, name: str, weights: WeightFile, opset: int, dtype: ir.DataType = FLOAT):
+    It computes in the layout's float type, `dtype`.
+    """
+
+    def __init__(self, name: str, layout: WeightLayout, opset: int):
         self.name = name
-        self.weights = weights
+        self.layout = layout
         self.opset = opset
-        self.dtype = dtype
+        self.dtype = layout.dtype
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
@@ -63,15 +68,15 @@ class GraphBuilder:
         """A small constant: float32 scalar, or int64 vector."""
         array = np.array(value, np.float32 if isinstance(value, float) else np.int64)
         text = "_".join(map(str, np.atleast_1d(array)))
-        return self._initializer(ir.Tensor(array, name=f"const_{array.dtype}_{text}"))
+        return self.initializer(ir.Tensor(array, name=f"const_{array.dtype}_{text}"))
 
-    def weight(self, name: str) -> ir.Value:
-        """The checkpoint's tensor `name` in the graph's float type, from the external file."""
-        return self._initializer(self.weights.stored(name, self.dtype))
+    def weight(self, weight: Weight) -> ir.Value:
+        """A weight that is stored in the graph's float type."""
+        return self.initializer(self.layout.tensor(weight.name))
 
-    def table(self, tensor: ir.ExternalTensor) -> ir.Value:
-        """A tensor that was planned with `WeightFile.computed` or `planned`."""
-        return self._initializer(tensor)
+    def slot(self, slot: Slot) -> ir.Value:
+        """A tensor of the data file."""
+        return self.initializer(self.layout.tensor(slot.name))
 
     def cast(self, x: ir.Value, source: ir.DataType, target: ir.DataType) -> ir.Value:
         """`x` of type `source` as `target`."""
@@ -94,7 +99,8 @@ class GraphBuilder:
         )
         return ir.Model(graph, ir_version=_IR_VERSION, producer_name="qwenvl-edge")
 
-    def _initializer(self, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
+    def initializer(self, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
+        """A named tensor as a value; one of that name is added once."""
         assert tensor.name is not None  # every tensor made in this package is named
         if tensor.name not in self._initializers:
             value = ir.Value(

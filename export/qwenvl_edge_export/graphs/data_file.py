@@ -1,159 +1,92 @@
-"""External weights: a plan of which tensor lies where in a .data file, and the file's streamed writing.
+"""The data file of a graph, in the places that its layout gives: filled piecemeal by calibration, or written in a pass.
 
-Graphs only need the plan, so they are built before a single value is read; the values are then read, converted and
-written a piece at a time, so that memory does not follow the model's size.
+Values are read, converted and written a piece at a time, so that memory does not follow the model's size.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from qwenvl_edge.bundle.files import FileInfo
-from qwenvl_edge.errors import CheckpointError
-from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.files.thread_map import in_order
-from qwenvl_edge_export.quantization.formats import check_finite
+from qwenvl_edge_export.graphs.roles import Tensors
+from qwenvl_edge_export.graphs.stored import GivenIntegers, no_integers
+from qwenvl_edge_export.graphs.weight_layout import WeightLayout
 
-ALIGNMENT_BYTES = 4096
-_PIECE_ELEMENTS = 1 << 20
 _READ_BYTES = 4 << 20
-TORCH_DTYPES = {
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
-}
-
-Pieces: TypeAlias = Callable[[], Iterator[memoryview]]
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """A linear layer's weight [out, in] in the checkpoint's floats, read when it is written."""
+class DataFile:
+    """The file of `layout` in `folder`; it need not be there yet."""
 
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], torch.Tensor]
+    def __init__(self, folder: Path, layout: WeightLayout):
+        self.path = folder / layout.location
+        self.layout = layout
 
+    def begin(self) -> None:
+        """Make the file, of its size but without a value, so that it takes no room yet."""
+        with self.path.open("xb") as file:
+            file.truncate(self.layout.size_bytes)
 
-@dataclass(frozen=True)
-class Weight:
-    """One tensor of the file: where it starts, and how to get its bytes when they are needed."""
+    def is_begun(self) -> bool:
+        """Tell if the file is there and has its size."""
+        return self.path.is_file() and self.path.stat().st_size == self.layout.size_bytes
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: ir.DataType
-    offset: int
-    pieces: Pieces
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes in the file."""
-        return math.ceil(math.prod(self.shape) * self.dtype.itemsize)
-
-
-class WeightFile:
-    """The tensors of one external data file, shared by every graph that names it."""
-
-    def __init__(self, location: str, checkpoint: Checkpoint):
-        self.location = location
-        self.checkpoint = checkpoint
-        self._weights: dict[str, Weight] = {}
-        self._end = 0
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file when written."""
-        return self._end
-
-    def matrix(self, name: str) -> Matrix:
-        """The checkpoint's linear weight `name`, as it is."""
-        return Matrix(name, self.checkpoint.shape(name), lambda: self.checkpoint.tensor(name))
-
-    def stored(self, name: str, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.ExternalTensor:
-        """The checkpoint's tensor `name`, as floats of type `dtype`."""
-        return self.computed(name, self.checkpoint.shape(name), lambda: self.checkpoint.tensor(name), dtype)
-
-    def computed(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        read: Callable[[], torch.Tensor],
-        dtype: ir.DataType = ir.DataType.FLOAT,
-    ) -> ir.ExternalTensor:
-        """A float tensor derived from the checkpoint; `read` is called once, when the file is written."""
-        return self.planned(name, shape, dtype, lambda: float_pieces(name, read(), TORCH_DTYPES[dtype]))
-
-    def planned(self, name: str, shape: tuple[int, ...], dtype: ir.DataType, pieces: Pieces) -> ir.ExternalTensor:
-        """A tensor of any type whose bytes `pieces` yields when the file is written; a name is planned once."""
-        if name not in self._weights:
-            offset = -(-self._end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-            self._weights[name] = Weight(name, shape, dtype, offset, pieces)
-            self._end = offset + self._weights[name].size_bytes
-        weight = self._weights[name]
-        return ir.ExternalTensor(
-            self.location, weight.offset, weight.size_bytes, weight.dtype, shape=ir.Shape(weight.shape), name=name
-        )
-
-    def begin(self, folder: Path) -> None:
-        """Make the file in `folder`, of its size but without a value, so that it takes no room yet."""
-        with (folder / self.location).open("xb") as file:
-            file.truncate(self.size_bytes)
-
-    def is_begun(self, folder: Path) -> bool:
-        """Whether the file is there and has its size."""
-        path = folder / self.location
-        return path.is_file() and path.stat().st_size == self.size_bytes
-
-    def put(self, folder: Path, values: Mapping[str, Iterable[memoryview]]) -> None:
-        """Write the bytes of some planned tensors into the begun file and flush them to the disk.
+    def put(self, values: Mapping[str, Iterable[memoryview]]) -> None:
+        """Write the bytes of some tensors into the begun file and flush them to the disk.
 
         Raises:
             OSError: the disk is full, or the like.
         """
-        with (folder / self.location).open("r+b") as file:
+        with self.path.open("r+b") as file:
             for name, pieces in values.items():
-                file.seek(self._weights[name].offset)
+                file.seek(self.layout.entry(name).offset)
                 for piece in pieces:
                     file.write(piece)
             file.flush()
             os.fsync(file.fileno())
 
-    def get(self, folder: Path, name: str) -> torch.Tensor:
+    def get(self, name: str) -> torch.Tensor:
         """The bytes of a tensor that was put into the file, uint8 [size]."""
-        weight = self._weights[name]
-        return torch.from_numpy(np.fromfile(folder / self.location, np.uint8, weight.size_bytes, offset=weight.offset))
+        entry = self.layout.entry(name)
+        return torch.from_numpy(np.fromfile(self.path, np.uint8, entry.slot.size_bytes, offset=entry.offset))
 
-    def bytes_of(self, names: Collection[str]) -> int:
-        """What planned tensors take in the file."""
-        return sum(self._weights[name].size_bytes for name in names)
+    def write(
+        self,
+        tensors: Tensors,
+        on_bytes: Callable[[int], None],
+        integers: GivenIntegers = no_integers,
+        present: Collection[str] | None = None,
+    ) -> FileInfo:
+        """Write the file from a checkpoint's `tensors`, a piece at a time; `on_bytes` is told of every piece.
 
-    def write(self, folder: Path, on_bytes: Callable[[int], None], present: Collection[str] | None = None) -> FileInfo:
-        """Write the file into `folder`, a piece at a time; `on_bytes` is told of every piece.
-
-        present: tensors that were put into the file already, which is begun; None makes a new file.
+        Args:
+            tensors: reads the checkpoint.
+            on_bytes: called with the size of every piece.
+            integers: those of weights that are quantized already.
+            present: the weights whose tensors were put into the begun file already; None makes a new file.
 
         Raises:
             CheckpointError: a tensor holds NaN or infinity, or values too large for its type.
             OSError: the disk is full, or the like.
         """
-        with HashingWriter(folder / self.location, on_bytes, begun=present is not None) as out:
-            for weight in self._weights.values():
-                out.write(bytes(weight.offset - out.size))
-                if weight.name in (present or ()):
-                    out.take(weight.size_bytes)
-                else:
-                    for piece in weight.pieces():
-                        out.write(piece)
+        with HashingWriter(self.path, on_bytes, begun=present is not None) as out:
+            for stored, entries in self.layout:
+                there = stored.name in (present or ())
+                contents = iter(()) if there else stored.pieces(tensors, integers)
+                for entry in entries:
+                    out.write(bytes(entry.offset - out.size))
+                    if there:
+                        out.take(entry.slot.size_bytes)
+                    else:
+                        for piece in next(contents):
+                            out.write(piece)
         return out.info()
 
 
@@ -173,7 +106,7 @@ class HashingWriter:
         self._file.close()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write `data` behind what was written before."""
+        """Write `data` after what was written before."""
         self._file.write(data)
         self._count(data)
 
@@ -190,29 +123,3 @@ class HashingWriter:
     def info(self) -> FileInfo:
         """Size and SHA-256 of what was written."""
         return FileInfo(self.size, self._digest.hexdigest())
-
-
-def float_pieces(name: str, tensor: torch.Tensor, dtype: torch.dtype = torch.float32) -> Iterator[memoryview]:
-    """The values of `tensor` as little-endian floats, in pieces of at most 4 MiB.
-
-    Raises:
-        CheckpointError: a value is NaN or infinite, or too large for `dtype`.
-    """
-
-    def narrowed(piece: torch.Tensor) -> memoryview:
-        values = piece.to(torch.float32)
-        check_finite(name, values)
-        narrow = values.to(dtype)
-        if dtype != torch.float32 and not torch.isfinite(narrow).all():
-            raise CheckpointError(
-                f"the tensor {name} holds values beyond {dtype}'s range ({torch.finfo(dtype).max:g}); "
-                "export in bf16 or fp32."
-            )
-        return tensor_bytes(narrow)
-
-    return in_order(narrowed, torch.split(tensor.detach().reshape(-1), _PIECE_ELEMENTS))
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor, without a copy where it is contiguous and in the host's memory."""
-    return tensor.contiguous().view(torch.uint8).reshape(-1).cpu().numpy().data

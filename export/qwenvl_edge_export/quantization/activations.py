@@ -1,4 +1,4 @@
-"""What flows between the decoder's layers during calibration: all samples' rows, in one file for each boundary."""
+"""The rows that flow between the decoder's layers during calibration: those of all samples, one file per boundary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 PARTIAL = ".partial"
-_NOT_THERE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # what file systems say that cannot reserve
+_NOT_THERE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # errors of file systems that cannot reserve room
 
 
 class Spool:
@@ -26,7 +26,7 @@ class Spool:
         self._shape = (sum(lengths), width)
 
     def path(self, layer: int) -> Path:
-        """The file of what goes into decoder layer `layer`."""
+        """The file of the rows that go into decoder layer `layer`."""
         return self._folder / f"activations-{layer}.f32"
 
     @property
@@ -41,7 +41,7 @@ class Spool:
 
     @contextlib.contextmanager
     def written(self, layer: int) -> Iterator[Iterator[Tensor]]:
-        """Each sample's rows [T, width], to be filled; the file is there when the context is left without an error.
+        """Each sample's rows [T, width], to be filled; the file exists once the context ends without an error.
 
         Raises:
             OSError: the disk is full, or the like.
@@ -58,7 +58,7 @@ class Spool:
             partial.unlink(missing_ok=True)
 
     def keep_only(self, layer: int) -> None:
-        """Delete what an interrupted calibration left beside the file of `layer`."""
+        """Delete all files of rows but that of `layer`, which an interrupted calibration left."""
         for path in self._folder.glob("activations-*"):
             if path != self.path(layer):
                 path.unlink()

@@ -1,4 +1,4 @@
-"""Weights on fewer bits: symmetric integers with one float scale a block of inputs, or a row.
+"""Weights on fewer bits: symmetric integers with one float scale per block of inputs, or per row.
 
     w [out, in] -> q [out, in] uint8, scales [out, in / block];   w ~ (q - zero) * scale,   zero = 2 ^ (bits - 1)
 
@@ -35,7 +35,7 @@ class Blocks:
         return 1 << (self.bits - 1)
 
     def names(self, name: str) -> tuple[str, str]:
-        """What the integers and the scales of the weight `name` are called in a bundle."""
+        """Names of the integers and the scales of the weight `name` in a bundle."""
         return f"{name}.int{self.bits}", f"{name}.int{self.bits}.scales"
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -95,26 +95,35 @@ class Integers:
         return self.blocks.floats(self.blocks.unpack(self.packed), self.scales.to(torch.float32))
 
 
+def join_rows(parts: Sequence[Integers]) -> Integers:
+    """One weight of the output rows of several, which have one layout, one after another."""
+    (first, *rest) = parts
+    if not rest:
+        return first
+    packed, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("packed", "scales"))
+    return Integers(packed, scales, first.blocks)
+
+
 @dataclass(frozen=True)
 class InputScales:
-    """What calibration found of a layer's inputs: divided by `factors` float32 [in], they lie within 127 * `scale`."""
+    """A layer's inputs as calibration saw them: divided by `factors` float32 [in], they lie within 127 * `scale`."""
 
     factors: Tensor
     scale: float
 
 
-Given: TypeAlias = Callable[[str], Integers | InputScales | None]
-"""What is known of the weight of a name beforehand; None where round-to-nearest is wanted."""
+GivenScales: TypeAlias = Callable[[str], InputScales | None]
+"""The scales of the inputs of the layer whose weight has a name, if they were calibrated."""
 
 
-def nothing_given(name: str) -> Integers | InputScales | None:
-    """Round everything to nearest."""
+def no_scales(name: str) -> InputScales | None:
+    """No layer's inputs were calibrated."""
     return None
 
 
 @dataclass(frozen=True)
 class _SignedRows:
-    """8-bit signed integers, within 127 of zero, with one scale an output row."""
+    """8-bit signed integers, within 127 of zero, with one scale per output row."""
 
     steps = 127
 
@@ -141,7 +150,7 @@ class StaticRows(_SignedRows):
 
 
 WeightFormat = Blocks | Rows | StaticRows | None
-"""How a linear layer's weight is stored; None is the graph's float type."""
+"""Form in which a linear layer's weight is stored; None is the graph's float type."""
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al., arXiv 2210.17323): rounding one input at a time and repairing the error in those still to come.
+"""GPTQ (Frantar et al., arXiv 2210.17323): rounding one input at a time and repairing the error in the later ones.
 
 The loss is that of the layer's outputs, |(W - Q) X|^2 = tr((W - Q) H (W - Q)^T) with H = X X^T over calibration inputs.
 Inputs are rounded in the order of their energy, largest first; scales are fixed before ("static groups") and clip
@@ -16,7 +16,7 @@ from torch import Tensor
 from qwenvl_edge_export.quantization.formats import Blocks
 
 _DAMPING = 0.01  # of the mean energy, added to H's diagonal
-_COLUMNS = 128  # rounded before the columns behind them are repaired
+_COLUMNS = 128  # rounded before the later columns are repaired
 _ROWS = 512  # of a weight at once, where a copy of the whole would only take memory
 
 
@@ -40,13 +40,13 @@ def quantize(weight: Tensor, hessian: Tensor, blocks: Blocks, dtype: torch.dtype
             integers[:, start + i] = (rounded + blocks.zero).to(torch.uint8)
             errors[:, i] = (column - rounded * step) / row[0]
             part[:, i:] -= errors[:, i : i + 1] * row
-        for behind, error in zip(torch.split(rest[:, end:], _ROWS), torch.split(errors, _ROWS), strict=True):
-            behind.sub_(error @ upper[start:end, end:])
+        for later, error in zip(torch.split(rest[:, end:], _ROWS), torch.split(errors, _ROWS), strict=True):
+            later.sub_(error @ upper[start:end, end:])
     return integers[:, order.argsort()], scales
 
 
 def relative_loss(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
-    """|(W - Q) X| / |W X|: by what share the layer's outputs change on the calibration inputs."""
+    """|(W - Q) X| / |W X|: the relative change of the layer's outputs on the calibration inputs."""
     change = whole = 0.0
     for wanted, given in zip(torch.split(weight, _ROWS), torch.split(rounded, _ROWS), strict=True):
         lost = wanted - given
@@ -58,7 +58,7 @@ def relative_loss(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
 def _inverse_root(hessian: Tensor, order: Tensor) -> Tensor:
     """Upper triangular U with U^T U = (H + damping)^-1 in this order of inputs; those that never occur are the mean.
 
-    H is the largest matrix of all and is copied once: columns lie one behind another, as LAPACK wants them, so that
+    H is the largest matrix of all and is copied once: it is laid out column by column, as LAPACK wants it, so that
     each step overwrites the one before.
     """
     root = hessian.mT[order[:, None], order].mT

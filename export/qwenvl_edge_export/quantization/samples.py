@@ -24,18 +24,6 @@ from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge_export.verification.cases import Case, CaseBuilder
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_QUESTIONS = (
-    ("Describe the picture.", "Several rectangles of different sizes and colours lie on a plain ground."),
-    ("Find the largest one.", "<ref>the largest rectangle</ref><box>(94,305),(717,868)</box>"),
-    ("图里有几个方块？都是什么颜色的？", "图里有八个方块，有红色的、绿色的和灰色的。"),
-    ("What does the sign say, and how many are there?", 'It says "OPEN 24". There are 3 of them.'),
-)
-_WORDS = (
-    ("Hi! What can you do?", "I can look at a picture and say what is in it, where it is, and what is written on it."),
-    ("Translate into English: 桌子上有一本书和两支笔。", "There are a book and two pens on the table."),
-    ("用一句话说明什么是标定。", "标定就是用样本来确定量化的比例。"),
-    ("Count from 1 to 12.", "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12."),
-)
 _RANDOM_PICTURES = 8
 
 
@@ -51,7 +39,8 @@ def read_samples(
             file and the line.
     """
     if source is None:
-        words = [builder.case(f"words {i}", (Text(prompt),), (), answer) for i, (prompt, answer) in enumerate(_WORDS)]
+        said = enumerate(builder.prompts.words)
+        words = [builder.case(f"words {i}", (Text(prompt),), (), answer) for i, (prompt, answer) in said]
         return [*_ask_all(_builtin_pictures(), builder), *words]
     if source.is_dir():
         return _ask_all(_pictures_of(source, note), builder)
@@ -68,7 +57,7 @@ def _ask_all(pictures: Sequence[Picture], builder: CaseBuilder) -> list[Case]:
     return [
         builder.case(f"picture {i}", (picture, Text(question)), (), answer)
         for i, picture in enumerate(pictures)
-        for question, answer in _QUESTIONS
+        for question, answer in builder.prompts.about_pictures
     ]
 
 

@@ -213,7 +213,7 @@ class _PlanBuild:
         return config
 
     def _use_timings(self, config: Any) -> None:
-        """Those of the last build, unless they are damaged or of another GPU or TensorRT: then new ones."""
+        """Use the timings of the last build, or new ones if those are damaged or of another GPU or TensorRT."""
         for kept in (self._timing.read_bytes() if self._timing.is_file() else b"", b""):
             cache = config.create_timing_cache(kept)
             if cache is not None and config.set_timing_cache(cache, False):
@@ -234,7 +234,7 @@ class _PlanBuild:
 
 
 def write_engine(network: Network, config: Any, path: Path) -> bool:
-    """Build the engine and write it to `path`, as it is made where this TensorRT can (10.13 on); False if it failed.
+    """Build the engine and write it to `path`, piece by piece from TensorRT 10.13 on; False if it failed.
 
     Raises:
         OSError: the disk is full, or the like.

@@ -54,7 +54,7 @@ class Lowering:
         return bytes(ir.to_proto(self.model).SerializeToString())
 
     def _link_weights(self) -> None:
-        """The parser takes external data from the model's own folder only."""
+        """Link the data files into the folder: the parser takes external data from the model's own folder only."""
         for value in self.graph.initializers.values():
             if isinstance(tensor := value.const_value, ir.ExternalTensor):
                 link = self.folder / tensor.location
@@ -62,14 +62,14 @@ class Lowering:
                     link.symlink_to(self._bundle.file(str(tensor.location)).resolve())
 
     def _fix_capacity(self, capacity: int) -> None:
-        """Native cache updates want a capacity that is known when the engine is built."""
+        """Fix the caches' capacity: native cache updates want to know it when the engine is built."""
         for value in (*self.graph.inputs, *self.graph.outputs):
             assert value.shape is not None
             dims = [capacity if isinstance(dim, ir.SymbolicDim) and dim.value == "C" else dim for dim in value.shape]
             value.shape = ir.Shape(dims)
 
     def _scale_queries(self) -> None:
-        """Attention's factor 1 / sqrt(D) on the queries alone: the parser would put its root on every cached key."""
+        """Put attention's factor 1 / sqrt(D) on the queries: the parser would put its root on every cached key."""
         for node in self._nodes("Attention"):
             query, key = node.inputs[0], node.inputs[1]
             assert query is not None and key is not None and key.producer() is not None
@@ -83,7 +83,7 @@ class Lowering:
             node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
 
     def _widen_norms(self) -> None:
-        """Layer norms in float32: in float16 the sum of squares overflows, in bfloat16 it loses its small terms."""
+        """Compute layer norms in float32: the sum of squares overflows in float16 and loses small terms in bfloat16."""
         for node in self._nodes("LayerNormalization"):
             scale = node.inputs[1]
             narrow = None if scale is None or scale.const_value is None else scale.const_value.dtype
@@ -95,7 +95,7 @@ class Lowering:
             self._after(node, "Cast", to=narrow)
 
     def _undo_dynamic_quantization(self) -> None:
-        """DynamicQuantizeLinear and MatMulInteger, which the parser does not know, as weights in integers only.
+        """Replace DynamicQuantizeLinear and MatMulInteger, unknown to the parser, by weights in integers alone.
 
         x -> quantize -> MatMulInteger -> Cast -> Mul(scales) becomes x -> MatMul(DequantizeLinear(weight)).
         """
@@ -126,7 +126,7 @@ class Lowering:
         return before.inputs[0], self._constant(f"{scale.name}.{narrow.name}", values), users[0]
 
     def _sign_integers(self) -> None:
-        """Unsigned integers around a middle -> signed ones around zero, in a file of their own."""
+        """Turn unsigned integers around a middle into signed ones around zero, in a file of their own."""
         signed: dict[str, ir.Value] = {}
         with (self.folder / SIGNED_NAME).open("wb") as out:
             for node in self._nodes("DequantizeLinear"):

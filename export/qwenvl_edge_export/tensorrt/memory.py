@@ -1,4 +1,4 @@
-"""What a build takes of memory and disk, estimated before it starts."""
+"""Memory and disk that a build takes, estimated before it starts."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Network:
         self._prepare_attention()
 
     def native_layers(self) -> Counter[str]:
-        """How many layers there are of each kind, by TensorRT's names."""
+        """Number of layers of each kind, by TensorRT's names."""
         return Counter(layer.type.name for layer in self._layers())
 
     def check_native(self, layers: int) -> None:
@@ -57,7 +57,7 @@ class Network:
         return BackendError(f"{self.library.name} does not take {name}: {text[:600] or 'it gave no reason'}.")
 
     def _prepare_attention(self) -> None:
-        """Let attention without a fused kernel (in float32) be built from others; take identity factors away."""
+        """Allow attention without a fused kernel (float32) to be built from others; remove identity factors."""
         trt = self.library.module
         if not hasattr(trt, "IAttentionInputLayer"):
             return

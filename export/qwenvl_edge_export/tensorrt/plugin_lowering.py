@@ -2,7 +2,7 @@
 later ones where the cache is int8, which their own layers do not take.
 
 A decoder layer's rotary embedding, cache update and attention become one op, KVCacheAttention (docs/plugin.md), which
-comes from the plugin library; the other operators of later opsets become those that they stand for.
+comes from the plugin library; other operators of later opsets are written out in older ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def needs_plugin(library: Library, bundle: Bundle) -> bool:
-    """Whether this TensorRT has no cache layers of its own for the bundle's cache.
+    """Tell if this TensorRT has no cache layers of its own for the bundle's cache.
 
     Raises:
         BackendError: it has none, and takes no plugin from an ONNX graph.
@@ -101,11 +101,11 @@ class PluginLowering(Lowering):
         return super()._finish()
 
     def _use_plugin(self, node: ir.Node) -> None:
-        """Split -> rotary, log-n, TensorScatter -> Attention -> Transpose -> Reshape, all in one node."""
+        """Replace Split, rotary, query scale, TensorScatter, Attention, Transpose and Reshape by one node."""
         model = self._bundle.manifest.model
         updates = self._updates(node)
         rotary = _upstream(_producer(node, 0), "RotaryEmbedding")
-        split = _upstream(_producer(rotary, 0), "Split")
+        split = _upstream(_producer(rotary, 0), "Split", never="RMSNormalization")
         _, cos, sin, positions = rotary.inputs
         past = [update.inputs[0] for update in updates]
         new = ir.node(
@@ -117,7 +117,7 @@ class PluginLowering(Lowering):
                 sin,
                 positions,
                 updates[0].inputs[2],
-                self._logn(node, rotary),
+                self._query_scale(node, rotary),
                 *past[2:],
             ],
             {
@@ -145,7 +145,7 @@ class PluginLowering(Lowering):
             updates += [_upstream(_producer(product, 1), "TensorScatter") for product in products]
         return updates
 
-    def _logn(self, attention: ir.Node, rotary: ir.Node) -> ir.Value | None:
+    def _query_scale(self, attention: ir.Node, rotary: ir.Node) -> ir.Value | None:
         """[B, T] factors on the queries: those of the graph, or ones."""
         user = only_user(rotary)
         if user.op_type == "Mul":
@@ -160,7 +160,7 @@ class PluginLowering(Lowering):
         new.name, old.name = old.name, f"{old.name}.unused"
 
     def _spell_out_norm(self, node: ir.Node) -> None:
-        """RMSNormalization: x / sqrt(mean(x^2) + eps) in float32, then times the weight in the graph's type."""
+        """Write out RMSNormalization: x / sqrt(mean(x^2) + eps) in float32, times the weight in the graph's type."""
         x, weight = node.inputs
         assert weight is not None and weight.const_value is not None
         narrow = weight.const_value.dtype
@@ -174,7 +174,7 @@ class PluginLowering(Lowering):
         ir.convenience.replace_all_uses_with(node.outputs[0], out)
 
     def _spell_out_attention(self, node: ir.Node) -> None:
-        """Attention without mask or cache: softmax(q k^T / sqrt(D)) v, heads apart."""
+        """Write out Attention without mask or cache: softmax(q k^T / sqrt(D)) v, heads apart."""
         heads = node.attributes["q_num_heads"].as_int()
         shape = only_user(node).inputs[1]
         assert shape is not None and shape.const_value is not None
@@ -205,8 +205,17 @@ def _producer(node: ir.Node, index: int) -> ir.Node:
     return producer
 
 
-def _upstream(node: ir.Node, op_type: str) -> ir.Node:
-    """The nearest node of that kind, along first inputs."""
+def _upstream(node: ir.Node, op_type: str, never: str = "") -> ir.Node:
+    """The nearest node of that kind, along first inputs.
+
+    Raises:
+        BackendError: one of kind `never` is in between.
+    """
     while node.op_type != op_type:
+        if node.op_type == never:
+            raise BackendError(
+                f"this decoder has {never} between its projections and its cache, which the plugin does not compute; "
+                "use TensorRT 10.15 or newer with a float KV cache."
+            )
         node = _producer(node, 0)
     return node

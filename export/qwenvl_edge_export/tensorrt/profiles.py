@@ -1,4 +1,4 @@
-"""Optimisation profiles: which shapes an engine takes, and which of them it is tuned for."""
+"""Optimisation profiles: the shapes that an engine takes, and those that it is tuned for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwenvl_edge.bundle.engines import PlanLimits, Profile
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
 
-MAX_ROWS = 16  # logits of one call: what look-up decoding proposes, and the prompt's end that is verified
+MAX_ROWS = 16  # logits of one call: the proposals of look-up decoding, or the end of a prompt in verification
 DEFAULT_CHUNK = 256
 
 Range: TypeAlias = tuple[int, int, int]
@@ -27,7 +27,7 @@ def choose_limits(
     max_images: int = 1,
     chunk: int | None = None,
 ) -> PlanLimits:
-    """The limits that the options ask for; None takes the model's training length and 256 tokens a call.
+    """The limits that the options ask for; None takes the model's training length and 256 tokens per call.
 
     Raises:
         BackendError: a limit is less than 1, or beyond what the model takes.
@@ -61,7 +61,7 @@ def decoder_profiles(limits: PlanLimits) -> dict[str, Profile]:
 
 
 def decoder_shapes(graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
-    """(least, tuned for, most) of every input with a free dimension, a profile each, in the order of their numbers."""
+    """(least, tuned for, most) of every input with a free dimension, per profile, in the order of their numbers."""
     profiles = sorted(decoder_profiles(limits).values(), key=lambda profile: profile.index)
     batch = (1, 1, limits.max_batch)
     return [_shapes(graph, {"B": batch, "T": profile.tokens, "K": profile.rows}) for profile in profiles]

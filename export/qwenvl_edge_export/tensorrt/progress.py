@@ -1,4 +1,4 @@
-"""How far a build is, from TensorRT's nested phases."""
+"""The share of a build that is done, from TensorRT's nested phases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = 1000
 
 
 def monitor(library: Library, report: Callable[[int], None]) -> Any:
-    """An IProgressMonitor that calls `report` with how much is done of STEPS, never less than before.
+    """An IProgressMonitor that calls `report` with the number of STEPS done, never less than before.
 
     The build ends early when its `interrupted` is set.
     """
@@ -49,12 +49,12 @@ def monitor(library: Library, report: Callable[[int], None]) -> Any:
 
 @contextlib.contextmanager
 def interruptible(watch: Any) -> Iterator[None]:
-    """Let Ctrl-C end the build that `watch` monitors, and raise it behind it: no exception may pass TensorRT's frames.
+    """End the build that `watch` monitors on Ctrl-C, and raise it afterwards: none may pass TensorRT's frames.
 
     So do SIGTERM and SIGHUP where somebody handles them (signals.terminable).
 
     Raises:
-        KeyboardInterrupt: Ctrl-C came within the block, or what the other signal's handler raises.
+        KeyboardInterrupt: Ctrl-C came within the block; after another signal, its handler's exception.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread
@@ -81,7 +81,7 @@ def interruptible(watch: Any) -> Iterator[None]:
 
 
 class Phases:
-    """The share of the whole that is done: a phase inside another one fills that one's current step."""
+    """The share of the whole that is done: a phase within another fills the current step of the outer one."""
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[float, float, int]] = {}  # name -> where it begins, its width, its steps
@@ -89,20 +89,20 @@ class Phases:
         self._reached = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase of `steps` steps begins within `parent`."""
+        """Note that a phase of `steps` steps begins within `parent`."""
         begin, width, count = self._open.get(parent or "", (0.0, 1.0, 1))
         share = width / count
         self._open[name] = (begin + share * self._done.get(parent or "", 0), share, max(steps, 1))
         self._done[name] = 0
 
     def step(self, name: str, step: int) -> int:
-        """Step number `step` of `name` is done; returns how much of the whole is, of STEPS."""
+        """Note that step number `step` of `name` is done; return how many of STEPS are."""
         begin, width, count = self._open.get(name, (self._reached, 0.0, 1))
         self._done[name] = step + 1
         self._reached = min(max(self._reached, begin + width * (step + 1) / count), 1.0)
         return round(self._reached * STEPS)
 
     def finish(self, name: str) -> None:
-        """The phase is over."""
+        """Note that the phase is over."""
         self._open.pop(name, None)
         self._done.pop(name, None)

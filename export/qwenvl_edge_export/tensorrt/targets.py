@@ -1,4 +1,4 @@
-"""What plans can be built for, and which of the installed libraries can do it."""
+"""Targets that plans can be built for, and the installed library that can do it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FIRST_WITH = {"bf16": 80, "int4": 80}
 
 @dataclass(frozen=True)
 class Target:
-    """Where a plan will run: its name is the plan's folder; capability is 10 * major + minor."""
+    """A GPU that a plan is for: its name is the plan's folder; capability is 10 * major + minor."""
 
     name: str
     capability: int
@@ -81,7 +81,7 @@ def release(library: Library) -> tuple[int, ...]:
 
 
 def check_precision(target: Target, precisions: Sequence[str]) -> None:
-    """Compare what a bundle stores and computes in with what the target's processor has.
+    """Check that the target's processor has the precisions that a bundle stores and computes in.
 
     Raises:
         BackendError: it lacks one of them.

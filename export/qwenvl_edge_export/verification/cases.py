@@ -1,7 +1,7 @@
-"""Prompts with answers, as the model is used: the built-in ones that bundles are verified on, and how others are made.
+"""Prompts with answers, as the model is used: a builder for them, and the built-in ones that bundles are verified on.
 
-What a built-in answer says does not matter: PyTorch and the bundle are given it token by token (teacher forcing), so
-that they are compared on the same input throughout.
+A built-in answer need not be right: PyTorch and the bundle are given it token by token (teacher forcing), so that they
+are compared on the same input throughout.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from qwenvl_edge.inputs.messages import Part, Text, Turn, parse_message
 from qwenvl_edge.inputs.pictures import Picture, load_picture, pixel_values
 from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.base import DefaultPrompts
+from qwenvl_edge_export.families.detect import default_prompts
 
 GridBox: TypeAlias = tuple[int, int, int, int]
 """x1, y1, x2, y2 as the model writes them, 0..999 of each side."""
@@ -51,8 +54,9 @@ class Case:
 class CaseBuilder:
     """Makes cases in the format that a model was trained on (ChatML or raw)."""
 
-    def __init__(self, family: Family, generation: GenerationDefaults, tokenizer: Tokenizer):
+    def __init__(self, family: Family, generation: GenerationDefaults, tokenizer: Tokenizer, prompts: DefaultPrompts):
         self._generation = generation
+        self.prompts = prompts
         self._family = family
         self._tokenizer = tokenizer
         self._prompts = PromptBuilder(self._family, self._tokenizer)
@@ -96,7 +100,16 @@ def case_builder(bundle: Bundle) -> CaseBuilder:
     manifest = bundle.manifest
     family = open_family(manifest)
     tokenizer = open_tokenizer(family, bundle.file(manifest.tokenizer), manifest.model.vocab_size)
-    return CaseBuilder(family, manifest.generation, tokenizer)
+    return CaseBuilder(family, manifest.generation, tokenizer, default_prompts(manifest.family.name))
+
+
+def source_case_builder(checkpoint: Checkpoint) -> CaseBuilder:
+    """A builder for the model of a checkpoint."""
+    source = checkpoint.family
+    family = source.runtime_family()
+    tokenizer = open_tokenizer(family, checkpoint.tokenizer, source.model_info().vocab_size)
+    generation = source.generation_defaults(checkpoint.generation)
+    return CaseBuilder(family, generation, tokenizer, source.default_prompts)
 
 
 def builtin_box_case(builder: CaseBuilder) -> Case:
@@ -105,17 +118,17 @@ def builtin_box_case(builder: CaseBuilder) -> Case:
 
 
 def builtin_cases(builder: CaseBuilder) -> list[Case]:
-    """Words alone, one picture, two pictures behind a first exchange."""
+    """Words alone, one picture, two pictures after a first exchange."""
     disc, bars, noise = _pictures()
     first = Turn((disc, Text("What is in the picture?")), "A red disc on a dark ground.")
-    box = "<ref>the red disc</ref><box>(120,240),(480,610)</box>"
+    found = builder.prompts.found
     return [
         builder.case(
             "text", (Text("Hello, who are you? 你好！"),), (), "I answer questions about pictures. 我看图回答问题。"
         ),
-        builder.case("one picture", (disc, Text("Where is the red disc?")), (), box),
+        builder.case("one picture", (disc, Text("Where is the red disc?")), (), found),
         builder.case(
-            "two pictures, history", (bars, noise, Text("What changed?")), (first,), f"The disc is gone: {box}."
+            "two pictures, history", (bars, noise, Text("What changed?")), (first,), f"The disc is gone: {found}."
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""What a comparison of PyTorch and a bundle yields: figures, the limits that a precision sets them, and the report."""
+"""Results of comparing PyTorch with a bundle: figures, the limits that a precision sets them, and the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a precision may lose.
+    """Limits of the differences at a precision.
 
     max_relative: largest difference, as a share of the largest reference value. tie: how close tokens may be, as such
     a share, for either to be the best one.
@@ -45,7 +45,7 @@ class Row:
     """One comparison.
 
     max_abs and its limit are absolute; cosine is the worst vector's. kl and top1 (ties count as agreement) are of
-    logits only. agreed, of greedy answers only: how many tokens were equal before the first other one, of `tokens`.
+    logits only. agreed, of greedy answers only: tokens before the first that differs, of `tokens`.
     iou: of the box that the graph answers with and the reference's. Neither of the last two has a limit: where two
     tokens are about as likely, any rounding decides.
     """
@@ -66,14 +66,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All comparisons, and what could not be run here, each with its reason."""
+    """All comparisons, and the graphs that could not be run here, each with its reason."""
 
     rows: tuple[Row, ...]
     skipped: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every comparison is within its limits; true where nothing could be compared (see `status`)."""
+        """True if every comparison is within its limits, and where nothing could be compared (see `status`)."""
         return all(row.passed for row in self.rows)
 
     @property
@@ -85,7 +85,7 @@ class Report:
 
     @property
     def failures(self) -> str:
-        """What is beyond its limits, in words."""
+        """The comparisons beyond their limits, in words."""
         return "; ".join(
             f"{row.stage} ({row.graph}, {row.case}) differ by {row.max_abs:.2e}, limit {row.limit:.2e}, "
             f"cosine {row.cosine:.5f}" + (f", KL {row.kl:.2e}, top-1 {row.top1:.1%}" if row.top1 is not None else "")
@@ -146,13 +146,13 @@ def overlap(a: tuple[int, int, int, int] | None, b: tuple[int, int, int, int] | 
 
 
 def divergence(found: FloatArray, wanted: FloatArray) -> float:
-    """KL(wanted || found) of the distributions behind two arrays of logits [rows, V], in nats, mean over rows."""
+    """KL(wanted || found) of the distributions that logits [rows, V] give, in nats, mean over rows."""
     p, q = (_log_softmax(x.astype(np.float64)) for x in (wanted, found))
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 def agreement(tokens: list[int], wanted: FloatArray) -> tuple[int, int]:
-    """How many leading tokens of a greedy answer the reference would have chosen too, and how many there are.
+    """Count the leading tokens of a greedy answer that the reference would have chosen too, and all tokens.
 
     Args:
         tokens: M ids.
@@ -169,7 +169,7 @@ def _log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _distance(found: FloatArray, wanted: FloatArray, limits: Limits) -> tuple[float, float, float]:
-    """Largest absolute difference, what it may be, and the smallest cosine of two vectors."""
+    """Largest absolute difference, its limit, and the smallest cosine of two vectors."""
     limit = limits.max_relative * float(np.abs(wanted).max())
     a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (found, wanted))
     cosine = (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-30)

@@ -1,4 +1,4 @@
-"""The reference model without its weights: each module reads them when it runs and drops them afterwards.
+"""The reference network without its weights: each module reads them when it runs and drops them afterwards.
 
 So a checkpoint can be compared with its bundle on a machine that could not hold it in float32.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
+from qwenvl_edge_export.families.base import ReferenceNetwork
 
 _HEAD_ROWS = 8192
 
@@ -43,15 +43,16 @@ class _StoredHead(nn.Module):
         return torch.cat([F.linear(x, self.weight_rows[i : i + _HEAD_ROWS].float()) for i in starts], dim=-1)
 
 
-def streamed_model(checkpoint: Checkpoint) -> QwenVL:
-    """The model of `checkpoint` for inference in float32, holding one module's weights at a time."""
+def streamed_network(checkpoint: Checkpoint) -> ReferenceNetwork:
+    """The network for inference in float32, holding one module's weights at a time."""
     with torch.device("meta"):
-        model = QwenVL(checkpoint.config).requires_grad_(False).eval()
-    model.transformer.wte = _StoredEmbedding(checkpoint.tensor("transformer.wte.weight"))  # type: ignore[assignment]
-    model.lm_head = _StoredHead(checkpoint.tensor("lm_head.weight"))  # type: ignore[assignment]
-    for prefix, module in _units(model, ""):
+        network = checkpoint.family.new_network().requires_grad_(False).eval()
+    decoder = checkpoint.family.decoder
+    for weight, kind in ((decoder.embedding, _StoredEmbedding), (decoder.head.weight, _StoredHead)):
+        network.set_submodule(weight.name.removesuffix(".weight"), kind(weight.read(checkpoint.tensor)))
+    for prefix, module in _units(network, ""):
         _attach(module, prefix, checkpoint)
-    return model
+    return network
 
 
 def _units(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

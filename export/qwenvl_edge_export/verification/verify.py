@@ -2,8 +2,8 @@
 
 The bundle's side goes through the runtime's own prompt, preprocessing, cache and backend. The answer's tokens reach the
 decoder as single steps and as a chunk, so the cache, positions and offsets are part of what is compared. The bundle
-also answers greedily: PyTorch, given that answer, tells where it would first have chosen another token, which is where
-the two greedy answers part.
+also answers greedily: PyTorch, given that answer, shows the first token that it would have chosen otherwise:
+there the two greedy answers part.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
 from qwenvl_edge.families import open_family
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.qwen_vl.metadata import family_info, model_info
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, ntk_alpha
+from qwenvl_edge_export.families.base import ReferenceNetwork
 from qwenvl_edge_export.verification.cases import Case, builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.verification.limits import (
     INT8_CACHE_LIMITS,
@@ -45,15 +44,15 @@ from qwenvl_edge_export.verification.limits import (
     logits_row,
     overlap,
 )
-from qwenvl_edge_export.verification.streamed_reference import streamed_model
+from qwenvl_edge_export.verification.streamed_reference import streamed_network
 from qwenvl_edge_export.verification.widened import HOW_IT_RAN, NO_BFLOAT16, WIDEN_UP_TO_BYTES, weight_bytes, widened
 
 PROMPT_ROWS = 16
-"""How many of a prompt's last positions are compared; the answer's are compared all."""
+"""Number of a prompt's last positions that are compared; of the answer all are."""
 SINGLE_STEPS = 2
-"""How many of the answer's tokens are decoded one at a time before the rest goes as one chunk."""
+"""Number of the answer's tokens that are decoded one at a time, before the rest in one chunk."""
 GREEDY_TOKENS = 24
-"""How many tokens the bundle answers by itself: a box has 21 at most, closing tag included."""
+"""Number of tokens that the bundle answers by itself: a box has 21 at most, closing tag included."""
 
 
 def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path, *, backend: str = ONNXRUNTIME) -> Report:
@@ -76,7 +75,7 @@ def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path, *, 
 
 
 def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIME) -> Report:
-    """Like verify, for a bundle whose files are known to be whole."""
+    """Compare like `verify`, for a bundle whose files are known to be whole."""
     _check_same_model(bundle, checkpoint)
     if backend == TENSORRT or "bf16" not in bundle.manifest.precision.compute.values():
         return _compare(bundle, checkpoint, backend)
@@ -88,7 +87,7 @@ def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIM
 
 
 def _open(bundle: Bundle, backend: str) -> Mapping[str, OnnxRuntimeBackend | TensorRTBackend]:
-    """What can run here, by name: the plan, or ONNX Runtime in each dialect."""
+    """Backends that can run here, by name: the plan, or ONNX Runtime in each dialect."""
     if backend == TENSORRT:
         opened = select_backend(BackendOptions(bundle, None, None, 1), TENSORRT, "auto").backend
         return {TENSORRT: cast("TensorRTBackend", opened)}
@@ -99,7 +98,7 @@ def _open(bundle: Bundle, backend: str) -> Mapping[str, OnnxRuntimeBackend | Ten
 
 def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
     precision = bundle.manifest.precision
-    model = streamed_model(checkpoint)
+    network = streamed_network(checkpoint)
     sides = {name: _Side(bundle, opened) for name, opened in _open(bundle, backend).items()}
     builder = case_builder(bundle)
     rows: list[Row] = []
@@ -107,14 +106,14 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
         first = next(iter(sides.values()))
         features = _features(sides, case)
         own = {name: side.answer(case, features[name]) for name, side in sides.items()}
-        reference = _Reference(model, case, first.answerable)
+        reference = _Reference(network, case, first.answerable)
         asked = case
         if not len(case.answer):
             answer = reference.answer(first, features[next(iter(sides))])
             asked = dataclasses.replace(case, answer=np.array(answer, np.int64))
         wanted = reference.logits([asked.answer.tolist(), *own.values()])
         if len(case.pixels):
-            found = np.concatenate(list(features.values()))  # of every dialect, one behind the other
+            found = np.concatenate(list(features.values()))  # of every dialect, one after another
             expected = np.tile(reference.features.numpy(), (len(features), 1, 1))
             rows.append(features_row("vision", case.name, found, expected, LIMITS[precision.vision]))
         for (name, side), chosen in zip(sides.items(), wanted[1:], strict=True):
@@ -143,7 +142,7 @@ def _features(sides: Mapping[str, _Side], case: Case) -> dict[str, FloatArray]:
 
 
 def _limits(precision: Precision, side: str) -> Limits:
-    """What logits may lose: what the part may that may lose most. "standard" and plans may have an int8 cache."""
+    """Limits for logits: the loosest of the parts involved. "standard" and plans may have an int8 cache."""
     parts = [LIMITS[precision.vision], LIMITS[precision.decoder]]
     if side in (STANDARD, TENSORRT) and precision.kv_cache == INT8_CACHE:
         parts.append(INT8_CACHE_LIMITS)
@@ -151,9 +150,9 @@ def _limits(precision: Precision, side: str) -> Limits:
 
 
 def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    manifest, config = bundle.manifest, checkpoint.config
+    manifest, family = bundle.manifest, checkpoint.family
     want = dataclasses.asdict(manifest.model) | manifest.family.config
-    have = dataclasses.asdict(model_info(config)) | family_info(config).config
+    have = dataclasses.asdict(family.model_info()) | family.family_info().config
     if different := [f"{name} {have[name]} instead of {want[name]}" for name in want if have[name] != want[name]]:
         raise CheckpointError(
             f'the bundle "{bundle.path}" was not made from the checkpoint "{checkpoint.path}", which has '
@@ -165,35 +164,33 @@ class _Reference:
     """PyTorch's side of one case, in passes without a cache; image features [N, Q, H] float32."""
 
     @torch.no_grad()
-    def __init__(self, model: QwenVL, case: Case, answerable: int):
-        self._model = model
+    def __init__(self, network: ReferenceNetwork, case: Case, answerable: int):
+        self._network = network
         self._case = case
         self._answerable = answerable
-        vision = model.config.vision
-        self.features = torch.empty(0, vision.n_queries, model.config.hidden_size)
+        self.features = torch.empty(0, 0, 0)
         if len(case.pixels):
-            self.features = model.encode_images(torch.from_numpy(case.pixels))
+            self.features = network.encode_images(torch.from_numpy(case.pixels))
 
     @torch.no_grad()
     def logits(self, answers: Sequence[list[int]]) -> list[FloatArray]:
         """For each answer the logits [rows, V] of the prompt's last PROMPT_ROWS positions and the answer's.
 
-        All in one pass; answers are padded behind, where nothing looks.
+        All in one pass; shorter answers are padded at their end, which no other position sees.
         """
-        config, prompt = self._model.config, self._case.prompt.ids.tolist()
+        prompt = self._case.prompt
         longest = max(map(len, answers))
-        ids = torch.tensor([[*prompt, *answer, *[0] * (longest - len(answer))] for answer in answers])
-        alpha = ntk_alpha(len(prompt), config.seq_length) if config.use_dynamic_ntk else 1.0
-        last = min(PROMPT_ROWS, len(prompt))
-        embeds = self._model.embed(ids, self.features.repeat(len(answers), 1, 1))
-        logits, _ = self._model.decode(embeds, alpha=alpha, last=last + longest)
+        ids = torch.tensor([[*prompt.ids.tolist(), *answer, *[0] * (longest - len(answer))] for answer in answers])
+        last = min(PROMPT_ROWS, len(prompt.ids))
+        embeds = self._network.embed(ids, self.features.repeat(len(answers), 1, 1))
+        logits = self._network.logits(embeds, prompt, last + longest)
         return [rows[: last + len(answer)].numpy() for rows, answer in zip(logits, answers, strict=True)]
 
     def answer(self, side: _Side, features: FloatArray) -> list[int]:
         """PyTorch's own greedy answer, GREEDY_TOKENS ids.
 
-        The bundle drafts it and PyTorch corrects it, so that it takes as many passes as there are differences, not
-        tokens (Leviathan et al., arXiv 2211.17192).
+        The bundle drafts it and PyTorch corrects it, so that it takes a pass per difference, not per token (Leviathan
+        et al., arXiv 2211.17192).
         """
         tokens: list[int] = []
         while len(tokens) < GREEDY_TOKENS:
@@ -233,7 +230,7 @@ class _Side:
         )
 
     def answer(self, case: Case, features: FloatArray, begun: Sequence[int] = ()) -> list[int]:
-        """The graph's own greedy answer, which begins with `begun`: GREEDY_TOKENS ids, whatever they are."""
+        """The graph's own greedy answer, which begins with `begun`: always GREEDY_TOKENS ids."""
         length = len(case.prompt.ids) + len(begun)
         cache = self._cache(case, len(case.prompt.ids) + GREEDY_TOKENS)
         ids = np.concatenate([case.prompt.ids, np.array(begun, np.int64)])
@@ -246,7 +243,7 @@ class _Side:
         return tokens
 
     def _embed(self, case: Case, ids: npt.NDArray[np.int64], features: FloatArray) -> FloatArray:
-        """[1, T, H]."""
+        """The embeddings of `ids`, with the features in the pictures' places, [1, T, H]."""
         embeds = self.bundle.embedding[ids][None]
         for span in case.prompt.spans:
             embeds[0, span.start : span.start + span.length] = features[span.picture]

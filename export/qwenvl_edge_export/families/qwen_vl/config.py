@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qwenvl_edge.errors import CheckpointError
@@ -13,7 +11,7 @@ from qwenvl_edge.errors import CheckpointError
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """ViT and resampler. `queries` is a constructor default in the published code (256), not a key of its config."""
+    """ViT and resampler. `n_queries` is a constructor default in the published code (256), not a key of its config."""
 
     width: int
     layers: int
@@ -84,21 +82,6 @@ class QwenVLConfig:
             raise CheckpointError(f"config.json holds a value of the wrong type: {wrong}.") from None
         _check(config, raw)
         return config
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> QwenVLConfig:
-        """Read `path`, a config.json.
-
-        Raises:
-            CheckpointError: the file is absent, not JSON, or not a Qwen-VL configuration.
-        """
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}.") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path} is not a JSON object; give a Qwen-VL checkpoint's config.json.")
-        return cls.from_dict(raw)
 
 
 def _read(raw: Mapping[str, Any]) -> QwenVLConfig:

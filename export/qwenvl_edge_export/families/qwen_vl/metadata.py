@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +12,6 @@ from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge.families.qwen_vl import QwenVLBundleConfig, QwenVLFamily
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 
-_PACKAGES = ("torch", "onnx-ir", "numpy", "safetensors", "onnxruntime")
 _CHAT_FORMATS = ("chatml", "raw")
 _GENERATION_DEFAULTS = {
     "do_sample": True,
@@ -97,20 +94,3 @@ def generation_defaults(raw: Mapping[str, Any]) -> GenerationDefaults:
     fields = [field.name for field in dataclasses.fields(GenerationDefaults)]
     known = {name: raw[name] for name in fields if raw.get(name) is not None}
     return read_record(GenerationDefaults, _GENERATION_DEFAULTS | known, "generation_config.json", CheckpointError)
-
-
-def exporter_name() -> str:
-    """This exporter with its version."""
-    return f"qwenvl-edge {_version('qwenvl-edge')}"
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that made the bundle."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

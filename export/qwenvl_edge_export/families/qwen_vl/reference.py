@@ -1,8 +1,8 @@
-"""Qwen-VL in PyTorch: a ViT, a one-layer cross-attention resampler, and a Qwen decoder (arXiv 2308.12966).
+"""Qwen-VL in PyTorch: a picture side (reference_vision.py) and a Qwen decoder (arXiv 2308.12966).
 
 This is the reference that every exported graph is compared with. Module names equal the checkpoint's tensor names, so
 `model.load_state_dict(tensors)` is all the loading there is. Nothing here knows about text: token ids and pictures in,
-logits out. Shapes: B batch, T tokens, C = tokens in cache, N pictures, P patches, Q queries a picture, H hidden size.
+logits out. Shapes: B batch, T tokens, C = tokens in cache, N pictures, Q queries per picture, H hidden size.
 """
 
 from __future__ import annotations
@@ -14,127 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig, VisionConfig
+from qwenvl_edge.inputs.prompt import Prompt
+from qwenvl_edge_export.families.base import ReferenceLayer, ReferenceNetwork
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
+from qwenvl_edge_export.families.qwen_vl.reference_vision import VisionTransformer
+from qwenvl_edge_export.graphs.roles import Tensors
 
 Cache: TypeAlias = list[tuple[Tensor, Tensor]]  # for each layer: keys after rotary embedding, values, [B, heads, C, D]
-
-VISION_EPS = 1e-6
-
-
-# --- Pictures ---------------------------------------------------------------------------------------------------------
-
-
-def resize_positions(table: Tensor, side: int) -> Tensor:
-    """Bicubic resampling of a square position table [s*s, width] to [side*side, width]."""
-    old = math.isqrt(table.shape[0])
-    if old == side:
-        return table
-    grid = table.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)
-
-
-class VisionAttention(nn.Module):
-    """Self-attention whose projection is interleaved by head: rows [q|k|v] of head 0, then of head 1, ..."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.heads = config.heads
-        self.in_proj = nn.Linear(config.width, 3 * config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, P, width] -> [N, P, width]."""
-        qkv = self.in_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
-        return self.out_proj(out.transpose(1, 2).flatten(2))
-
-
-class VisionMLP(nn.Module):
-    """Two linear layers around the exact (erf) GELU."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.c_fc = nn.Linear(config.width, config.mlp_width)
-        self.c_proj = nn.Linear(config.mlp_width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, P, width] -> [N, P, width]."""
-        return self.c_proj(F.gelu(self.c_fc(x)))
-
-
-class VisionBlock(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.width, eps=VISION_EPS)
-        self.attn = VisionAttention(config)
-        self.ln_2 = nn.LayerNorm(config.width, eps=VISION_EPS)
-        self.mlp = VisionMLP(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, P, width] -> [N, P, width]."""
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
-
-
-class Resampler(nn.Module):
-    """The position-aware adapter: Q learned queries read the patches once; positions go to queries and keys only."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        dim = config.output_dim
-        self.grid = config.grid
-        self.query = nn.Parameter(torch.empty(config.n_queries, dim))
-        self.pos_embed = nn.Parameter(torch.empty(config.n_queries, dim), requires_grad=False)
-        self.kv_proj = nn.Linear(config.width, dim, bias=False) if config.width != dim else nn.Identity()
-        self.attn = nn.MultiheadAttention(dim, config.resampler_heads, batch_first=True)
-        self.ln_q = nn.LayerNorm(dim, eps=VISION_EPS)
-        self.ln_kv = nn.LayerNorm(dim, eps=VISION_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, P, width] -> [N, Q, H]."""
-        values = self.ln_kv(self.kv_proj(x))
-        keys = values + resize_positions(self.pos_embed, self.grid)
-        queries = (self.ln_q(self.query) + self.pos_embed).expand(len(x), -1, -1)
-        return self.attn(queries, keys, values, need_weights=False)[0]
-
-
-class VisionTransformer(nn.Module):
-    """Picture to features. There is no class token and no norm after the last block; ln_post follows the resampler."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.grid = config.grid
-        self.conv1 = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
-        self.positional_embedding = nn.Parameter(torch.empty(256, config.width))
-        self.ln_pre = nn.LayerNorm(config.width, eps=VISION_EPS)
-        blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
-        self.transformer = nn.ModuleDict({"resblocks": blocks})
-        self.attn_pool = Resampler(config)
-        self.ln_post = nn.LayerNorm(config.output_dim, eps=VISION_EPS)
-        self.proj = nn.Parameter(torch.empty(config.output_dim, config.output_dim))
-
-    def encode_patches(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, S, S] -> [N, P, width], what the resampler reads."""
-        x: Tensor = self.conv1(pixel_values).flatten(2).transpose(1, 2)
-        x = self.ln_pre(x + resize_positions(self.positional_embedding, self.grid))
-        for block in self.transformer["resblocks"].children():
-            x = block(x)
-        return x
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[N, 3, S, S] -> image features [N, Q, H]."""
-        return self.ln_post(self.attn_pool(self.encode_patches(pixel_values))) @ self.proj
-
-
-# --- Decoder ----------------------------------------------------------------------------------------------------------
 
 
 def ntk_alpha(length: int, seq_length: int) -> float:
     """Dynamic NTK: how far the rotary base is stretched for a prompt of `length` tokens (1 up to `seq_length`)."""
     return max(2.0 ** math.ceil(math.log2(length / seq_length) + 1) - 1, 1.0)
+
+
+def prompt_alpha(config: QwenVLConfig, length: int) -> float:
+    """The dynamic NTK factor of a prompt of `length` tokens; 1 where the model has none."""
+    return ntk_alpha(length, config.seq_length) if config.use_dynamic_ntk else 1.0
 
 
 def rotary_tables(positions: Tensor, config: QwenVLConfig, alpha: float) -> tuple[Tensor, Tensor]:
@@ -150,7 +46,7 @@ def rotary_tables(positions: Tensor, config: QwenVLConfig, alpha: float) -> tupl
 def call_context(
     config: QwenVLConfig, past: int, new: int, alpha: float
 ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """What layers need for `new` tokens behind `past`: rotary tables, log-n scale [T, 1], causal mask [T, C + T]."""
+    """Inputs of all layers for `new` tokens after `past`: rotary tables, log-n scale [T, 1], causal mask [T, C + T]."""
     positions = torch.arange(past, past + new)
     q_scale = torch.ones(new)
     if config.use_logn_attn:
@@ -244,7 +140,7 @@ class Transformer(nn.Module):
         self.visual = VisionTransformer(config.vision)
 
 
-class QwenVL(nn.Module):
+class QwenVLNetwork(ReferenceNetwork):
     """The whole model. `encode_images` + `embed` + `decode` are the three stages that the bundle has too."""
 
     def __init__(self, config: QwenVLConfig):
@@ -252,6 +148,14 @@ class QwenVL(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @classmethod
+    def load(cls, config: QwenVLConfig, tensors: Tensors, dtype: torch.dtype = torch.float32) -> QwenVLNetwork:
+        """The network with a checkpoint's `tensors` in `dtype`, ready for inference."""
+        with torch.device("meta"):
+            network = cls(config)
+        network.load_state_dict({name: tensors(name).to(dtype) for name in network.state_dict()}, assign=True)
+        return network.requires_grad_(False).eval()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, S, S] -> image features [N, Q, H]."""
@@ -289,7 +193,7 @@ class QwenVL(nn.Module):
         past = cache[0][0].shape[2] if cache else 0
         new = inputs_embeds.shape[1]
         if alpha is None:
-            alpha = ntk_alpha(new, config.seq_length) if config.use_dynamic_ntk else 1.0
+            alpha = prompt_alpha(config, new)
         rope, q_scale, mask = call_context(config, past, new, alpha)
         mask = mask if padding is None else mask & padding[:, None, None, :]
         x, present = inputs_embeds, []
@@ -298,6 +202,10 @@ class QwenVL(nn.Module):
             present.append(kv)
         x = self.transformer.ln_f(x if last is None else x[:, -last:])
         return self.lm_head(x), present
+
+    def logits(self, inputs_embeds: Tensor, prompt: Prompt, last: int) -> Tensor:
+        """See ReferenceNetwork."""
+        return self.decode(inputs_embeds, alpha=prompt_alpha(self.config, len(prompt.ids)), last=last)[0]
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
         """Token ids [B, T] and pictures [N, 3, S, S] -> logits [B, T, V]."""
@@ -308,7 +216,7 @@ class QwenVL(nn.Module):
     def generate(self, inputs_embeds: Tensor, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()) -> list[int]:
         """Greedy continuation of one prompt [1, T, H]; the plain loop that the runtime's engine is compared with."""
         length = inputs_embeds.shape[1]
-        alpha = ntk_alpha(length, self.config.seq_length) if self.config.use_dynamic_ntk else 1.0
+        alpha = prompt_alpha(self.config, length)
         tokens: list[int] = []
         cache: Cache | None = None
         while len(tokens) < max_new_tokens:
@@ -318,3 +226,28 @@ class QwenVL(nn.Module):
                 break
             inputs_embeds = self.embed(torch.tensor([tokens[-1:]]))
         return tokens
+
+
+class QwenVLLayer(ReferenceLayer):
+    """Decoder layer `index` with weights that `tensors` reads; its modules are called as in the checkpoint's layer."""
+
+    def __init__(self, config: QwenVLConfig, index: int, tensors: Tensors):
+        super().__init__()
+        self._config = config
+        with torch.device("meta"):
+            self.block = Block(config)
+        state = {name: tensors(f"transformer.h.{index}.{name}") for name in self.block.state_dict()}
+        self.block.load_state_dict(state, assign=True)
+        self.requires_grad_(False).eval()
+
+    def forward(self, rows: Tensor, prompt: Prompt) -> Tensor:
+        """See ReferenceLayer."""
+        alpha = prompt_alpha(self._config, len(prompt.ids))
+        rope, q_scale, mask = call_context(self._config, 0, len(rows), alpha)
+        return self.block(rows[None], rope, q_scale, mask, None)[0][0]
+
+
+def expected_shapes(config: QwenVLConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of this configuration has."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in QwenVLNetwork(config).state_dict().items()}

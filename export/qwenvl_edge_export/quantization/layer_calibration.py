@@ -1,0 +1,134 @@
+"""Calibration of one decoder layer on the rows that reach it: integers by GPTQ, or input scales by SmoothQuant."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.base import ReferenceLayer
+from qwenvl_edge_export.graphs.roles import InputGroup, Weight
+from qwenvl_edge_export.graphs.stored import TORCH_DTYPES
+from qwenvl_edge_export.options import GraphPrecision
+from qwenvl_edge_export.quantization.activations import Spool
+from qwenvl_edge_export.quantization.formats import Blocks, InputScales, Integers, check_finite
+from qwenvl_edge_export.quantization.gptq import quantize, relative_loss
+from qwenvl_edge_export.quantization.input_groups import quantized_groups, watch
+from qwenvl_edge_export.quantization.results import Losses
+from qwenvl_edge_export.quantization.smoothquant import InputSample, smooth
+from qwenvl_edge_export.verification.cases import Case
+
+Scales: TypeAlias = list[tuple[str, InputScales | None, dict[str, float]]]
+
+
+class LayerCalibration:
+    """Calibrates decoder layer `index`, whose inputs for `cases` lie in `spool`, and writes what it makes of them."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, precision: GraphPrecision, cases: Sequence[Case], spool: Spool, index: int
+    ):
+        self._checkpoint = checkpoint
+        self._precision = precision
+        self._cases = cases
+        self._spool = spool
+        self._index = index
+        layer = checkpoint.family.decoder.layers[index]
+        self.groups = list(quantized_groups(layer.groups, precision))
+        self._scale_dtype = TORCH_DTYPES[precision.dtype]
+
+    def gptq(self) -> tuple[dict[str, Integers], Losses]:
+        """Quantize the layer, group by group, and go on with what it makes of the samples then.
+
+        The layer's floats are dropped while a group's H is at work, and read again afterwards.
+        """
+        found: dict[Weight, Integers] = {}
+        losses: Losses = {}
+        for group in self.groups:
+            hessian = self._hessian(self._load(found), group)
+            for weight in group.weights:
+                found[weight], losses[weight.name] = self._quantize(weight, hessian)
+            del hessian
+        self._advance(self._load(found))
+        return {weight.name: integers for weight, integers in found.items()}, losses
+
+    def smoothquant(self) -> Scales:
+        """Watch what reaches the layer's groups on the way to the next layer, then choose their scales."""
+        layer = self._load({})
+        seen = [InputSample(len(self._cases)) for _ in self.groups]
+        with watch(layer, {group: sample.add for group, sample in zip(self.groups, seen, strict=True)}):
+            self._advance(layer)
+        del layer
+        found: Scales = []
+        for group, sample in zip(self.groups, seen, strict=True):
+            scales, losses = smooth([self._float(weight) for weight in group.weights], sample)
+            found += [(weight.name, scales, losses) for weight in group.weights]
+        return found
+
+    def _quantize(self, weight: Weight, hessian: Tensor) -> tuple[Integers, dict[str, float]]:
+        """A weight in integers, and the losses of rounding to nearest and of calibration."""
+        blocks = self._precision.format(weight.name)
+        assert isinstance(blocks, Blocks)  # groups are in blocks where the decoder is not W8A8
+        blocks.check(weight.name, weight.shape)
+        values = self._float(weight)
+        scales = blocks.scales(values)
+        nearest = relative_loss(values, blocks.floats(blocks.integers(values, scales), scales), hessian)
+        integers, scales = quantize(values, hessian, blocks, self._scale_dtype)
+        found = Integers(blocks.pack(integers), scales.to(self._scale_dtype), blocks)
+        return found, {"rtn": nearest, "calibrated": relative_loss(values, found.floats(), hessian)}
+
+    def _hessian(self, layer: ReferenceLayer, group: InputGroup) -> Tensor:
+        """X^T X [in, in] of the inputs that a group gets from all samples."""
+        inputs = group.weights[0].shape[1]
+        total = torch.zeros(inputs, inputs)
+
+        def take(x: Tensor) -> None:
+            rows = x.flatten(0, -2)
+            total.addmm_(rows.T, rows)
+            raise _Enough
+
+        with watch(layer, {group: take}):
+            for case, rows in zip(self._cases, self._spool.read(self._index), strict=True):
+                with contextlib.suppress(_Enough):
+                    layer(rows, case.prompt)
+        return total
+
+    def _advance(self, layer: ReferenceLayer) -> None:
+        """Write what the layer makes of all samples into the next file."""
+        with self._spool.written(self._index + 1) as written:
+            for case, rows, out in zip(self._cases, self._spool.read(self._index), written, strict=True):
+                out.copy_(layer(rows, case.prompt))
+
+    def _load(self, found: Mapping[Weight, Integers]) -> ReferenceLayer:
+        """The layer with the weights that are quantized already, and with the checkpoint's where they are not."""
+        quantized = {source: (weight, integers) for weight, integers in found.items() for source in weight.sources}
+
+        def read(name: str) -> Tensor:
+            if name in quantized:
+                weight, integers = quantized[name]
+                return self._part(integers.floats(), weight, name)
+            values = self._checkpoint.tensor(name).to(torch.float32)
+            check_finite(name, values)
+            return values
+
+        return self._checkpoint.family.reference_layer(self._index, read)
+
+    def _part(self, values: Tensor, weight: Weight, source: str) -> Tensor:
+        """The rows of `values` that came from one of the weight's sources."""
+        if len(weight.sources) == 1:
+            return values
+        sizes = [self._checkpoint.shape(name)[0] for name in weight.sources]
+        parts: tuple[Tensor, ...] = torch.split(values, sizes)
+        return parts[weight.sources.index(source)].clone()
+
+    def _float(self, weight: Weight) -> Tensor:
+        values = weight.read(self._checkpoint.tensor).to(torch.float32)
+        check_finite(weight.name, values)
+        return values
+
+
+class _Enough(Exception):  # noqa: N818 - a signal, not an error
+    """The layer in question has its inputs: the rest need not run."""

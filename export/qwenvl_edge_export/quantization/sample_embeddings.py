@@ -1,0 +1,94 @@
+"""Embeddings of calibration samples: what goes into the first decoder layer, and the picture side's scales."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qwenvl_edge.errors import CheckpointError, QwenVLError
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.base import ReferenceNetwork
+from qwenvl_edge_export.graphs.roles import InputGroup
+from qwenvl_edge_export.options import STATIC, GraphPrecision
+from qwenvl_edge_export.quantization.formats import check_finite
+from qwenvl_edge_export.quantization.input_groups import quantized_groups, watch
+from qwenvl_edge_export.quantization.layer_calibration import Scales
+from qwenvl_edge_export.quantization.smoothquant import InputSample, smooth
+from qwenvl_edge_export.verification.cases import Case
+from qwenvl_edge_export.verification.streamed_reference import streamed_network
+
+_ROWS = 128  # kept of each layer's inputs: the picture side's layers are all watched at once
+
+
+class SampleEmbeddings:
+    """Encodes `cases` with the reference network; `vision` is the picture side's precision.
+
+    Raises:
+        QwenVLError: the picture side needs scales, but no sample has a picture.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, cases: Sequence[Case], vision: GraphPrecision):
+        self._checkpoint = checkpoint
+        self._cases = cases
+        self._seen: dict[InputGroup, InputSample] = {}
+        if vision.weights == STATIC:
+            pictures = {_digest(pixels) for case in cases for pixels in case.pixels}
+            if not pictures:
+                raise QwenVLError(
+                    f"none of the calibration samples has a picture, but --vision-precision {STATIC} needs some."
+                )
+            groups = quantized_groups(checkpoint.family.vision_groups, vision)
+            self._seen = {group: InputSample(len(pictures), _ROWS) for group in groups}
+
+    def write(self, written: Iterator[Tensor]) -> None:
+        """Fill each case's rows [T, H], taking note of the picture side's inputs where it needs scales.
+
+        Raises:
+            CheckpointError: a tensor holds NaN or infinity.
+        """
+        network = streamed_network(self._checkpoint)
+        features: dict[bytes, Tensor] = {}
+        with watch(network, {group: sample.add for group, sample in self._seen.items()}):
+            for case, rows in zip(self._cases, written, strict=True):
+                pictures = [_features(network, pixels, features) for pixels in case.pixels]
+                ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
+                embeds = network.embed(ids, torch.stack(pictures) if pictures else None)[0]
+                if not torch.isfinite(embeds).all():
+                    self._blame()
+                rows.copy_(embeds)
+
+    def vision_scales(self) -> Scales:
+        """For each linear layer of the picture side the name of its weight, its inputs' scales, and losses."""
+        found: Scales = []
+        for group, sample in self._seen.items():
+            given, losses = smooth([weight.read(self._checkpoint.tensor).float() for weight in group.weights], sample)
+            found += [(weight.name, given, losses) for weight in group.weights]
+        return found
+
+    def _blame(self) -> None:
+        """Name the tensor that makes the embeddings of a sample NaN or infinite."""
+        family = self._checkpoint.family
+        later = {source for weight in family.decoder.weights() for source in weight.sources}
+        for name in family.tensors:
+            if name in family.decoder.embedding.sources or name not in later:
+                check_finite(name, self._checkpoint.tensor(name))
+        raise CheckpointError(
+            "the picture side yields NaN or infinity on a calibration sample; its weights are broken."
+        )
+
+
+def _digest(pixels: npt.NDArray[np.float32]) -> bytes:
+    return hashlib.sha256(pixels.data).digest()
+
+
+def _features(network: ReferenceNetwork, pixels: npt.NDArray[np.float32], known: dict[bytes, Tensor]) -> Tensor:
+    """Image features [Q, H] of one picture; the built-in ones are asked about several times."""
+    digest = _digest(pixels)
+    if digest not in known:
+        known[digest] = network.encode_images(torch.from_numpy(pixels)[None])[0]
+    return known[digest]
