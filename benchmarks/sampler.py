@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from common import arguments, conditions, finish, ratio, spread
 
-from qwenvl_edge.decoding.sampler import Sampler, SamplingParams
+from qwenvl_edge.decoding.sampler import Sampler
+from qwenvl_edge.inputs.options import SamplingParams
 
 VOCABULARY = 151_936
 OTHERS: dict[str, dict[str, Any]] = {

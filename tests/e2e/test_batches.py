@@ -90,15 +90,14 @@ def test_rows_have_their_own_controls(engines):
 def test_rows_have_their_own_deadlines(engines, monkeypatch):
     """The clock moves only with a step of the batch, ten milliseconds each."""
     together, alone = engines
-    backend = together._decoder._backend
+    backend = together._decoder.backend
     plain, steps = backend.decode, []
 
     def decode(cache, embeds, *arguments, **options):
         steps.extend([embeds] if len(embeds) > 1 else [])
         return plain(cache, embeds, *arguments, **options)
 
-    for module in ("inputs.cancel", "inputs.request"):
-        monkeypatch.setattr(f"qwenvl_edge.{module}.time.perf_counter", lambda: len(steps) * 0.01)
+    monkeypatch.setattr("qwenvl_edge.inputs.request.time.perf_counter", lambda: len(steps) * 0.01)
     monkeypatch.setattr(backend, "decode", decode)
     long = {"message": "a", "max_new_tokens": 20, "do_sample": False}
     replies = together.chat_many([long, {**long, "deadline_ms": 45}, {**long, "deadline_ms": 95}, long])

@@ -9,7 +9,7 @@ from qwenvl_edge.backends.onnxruntime.session import cache_item_bytes, fastest_d
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, INT8_CACHE
-from qwenvl_edge.decoding.feature_cache import KEPT
+from qwenvl_edge.decoding.pipeline import KEPT
 from qwenvl_edge.decoding.prefix_cache import MEMORY_MB, conversations_kept
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.memory import available_bytes

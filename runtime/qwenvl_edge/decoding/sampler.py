@@ -6,18 +6,16 @@ typical. The same seed gives the same tokens on every platform.
 
 from __future__ import annotations
 
-import ctypes
-import math
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge import _core
-from qwenvl_edge.errors import BackendError, PromptError
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.inputs.options import SamplingParams
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 Logits = npt.NDArray[Any]
@@ -25,97 +23,6 @@ Mask = npt.NDArray[np.bool_] | bytes
 
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 """What marks two-byte integers as bfloat16, `raw.view(BFLOAT16)`, where ml_dtypes is not installed."""
-
-_POINTER_TYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": BFLOAT16,
-}
-
-
-def logits_at(address: int, dtype: str, length: int) -> Logits:
-    """A row of logits [length] where another library holds it, for the methods of `Sampler`; nothing is copied.
-
-    Args:
-        address: of the first logit, in memory that the CPU reads; it must stay valid as long as the row is used.
-        dtype: "float32", "float16" or "bfloat16".
-        length: number of logits, one behind the other.
-
-    Raises:
-        PromptError: a null address, an empty row, or another dtype.
-    """
-    if dtype not in _POINTER_TYPES:
-        raise PromptError(f"logits of type {dtype!r} cannot be read; give {', '.join(_POINTER_TYPES)}.")
-    _require_whole("the address of the logits", address, 2**64)
-    _require_whole("the number of logits", length, 2**31)
-    if address == 0 or length == 0:
-        raise PromptError(f"{length} logits at address {address} are no row; give where it lies and its length.")
-    kind = _POINTER_TYPES[dtype]
-    memory = (ctypes.c_char * (length * kind.itemsize)).from_address(address)
-    return np.frombuffer(memoryview(memory), dtype=kind)
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen; the defaults draw from the model's own distribution.
-
-    Attributes:
-        do_sample: False takes the likeliest token after penalties and masks (the first one among equals).
-        temperature: logits are divided by it; 0 is the same as do_sample=False.
-        top_k: keep the k largest logits and what equals the last of them; 0 keeps all.
-        top_p: keep the smallest set of likeliest tokens whose probability reaches it (Holtzman et al. 2020).
-        min_p: keep tokens at least this probable relative to the likeliest.
-        typical_p: keep the tokens nearest to the entropy up to this mass (Meister et al. 2023).
-        repetition_penalty: divides positive and multiplies negative logits of ids seen before, prompt included.
-        presence_penalty: subtracted once from the logit of every generated id.
-        frequency_penalty: subtracted from the logit of a generated id for each time it was generated.
-        logit_bias: id -> what is added to its logit.
-        banned_ids: ids that are never chosen.
-        seed: 0 .. 2**64 - 1; None draws a fresh one.
-
-    Raises:
-        PromptError: a value out of its range.
-    """
-
-    do_sample: bool = True
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    banned_ids: Sequence[int] = ()
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _require("temperature", self.temperature, self.temperature >= 0, "0 or more")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _require("typical_p", self.typical_p, 0 < self.typical_p <= 1, "more than 0 and at most 1")
-        _require("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0")
-        _require("presence_penalty", self.presence_penalty, True, "a finite number")
-        _require("frequency_penalty", self.frequency_penalty, True, "a finite number")
-        _require_whole("top_k", self.top_k, 2**63)
-        if self.seed is not None:
-            _require_whole("seed", self.seed, 2**64)
-        for token_id, bias in self.logit_bias.items():
-            _require_whole("an id of logit_bias", token_id, 2**63)
-            _require("a bias of logit_bias", bias, True, "a finite number")
-        for token_id in self.banned_ids:
-            _require_whole("an id of banned_ids", token_id, 2**63)
-
-
-def _require(name: str, value: float, holds: bool, wanted: str) -> None:
-    if not (math.isfinite(value) and holds):
-        raise PromptError(f"{name} is {value!r}; it must be {wanted}.")
-
-
-def _require_whole(name: str, value: int, end: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
-        raise PromptError(f"{name} is {value!r}; it must be a whole number from 0 to {end - 1}.")
 
 
 class Sampler:
@@ -193,48 +100,3 @@ class Sampler:
             return self._core.top_log_probs(logits, count)
         except ValueError as error:
             raise BackendError(f"Cannot compute log-probabilities: {error}.") from None
-
-    def reset(self, seed: int) -> None:
-        """Start the random numbers of `seed` from the beginning."""
-        _require_whole("seed", seed, 2**64)
-        self._core.reset(seed)
-
-
-def sample_batch(
-    samplers: Sequence[Sampler],
-    logits: Logits,
-    previous: Sequence[Ids] | None = None,
-    *,
-    prompt_lengths: Sequence[int] | None = None,
-    allowed: npt.NDArray[np.bool_] | None = None,
-) -> list[int]:
-    """The next token of several sequences, each with its own sampler: `sample` for every row.
-
-    Args:
-        samplers: B of them; no two rows may share one, or they would share its random numbers.
-        logits: [B, V], dtypes as for `sample`.
-        previous: B sequences of ids, for the penalties.
-        prompt_lengths: how many ids of each are the prompt; 0 by default.
-        allowed: [B, V] bool.
-
-    Raises:
-        PromptError: samplers, ids and masks do not match the rows.
-        BackendError, TypeError: as `sample`.
-    """
-    rows = len(samplers)
-    if logits.ndim != 2 or len(logits) != rows:
-        raise PromptError(
-            f"logits of shape {list(logits.shape)} came with {rows} samplers; give [B, V] and B samplers."
-        )
-    previous = [()] * rows if previous is None else previous
-    prompt_lengths = [0] * rows if prompt_lengths is None else prompt_lengths
-    if len(previous) != rows or len(prompt_lengths) != rows:
-        raise PromptError(
-            f"{len(previous)} sequences and {len(prompt_lengths)} prompt lengths came with {rows} rows of logits; give "
-            "one for each row."
-        )
-    if allowed is not None and allowed.shape != logits.shape:
-        raise PromptError(f"allowed has shape {list(allowed.shape)}; give that of the logits, {list(logits.shape)}.")
-    masks = [None] * rows if allowed is None else allowed
-    steps = zip(samplers, logits, previous, prompt_lengths, masks, strict=True)
-    return [sampler.sample(row, ids, prompt_length=length, allowed=mask) for sampler, row, ids, length, mask in steps]
