@@ -90,7 +90,7 @@ def test_rows_have_their_own_controls(engines):
 def test_rows_have_their_own_deadlines(engines, monkeypatch):
     """The clock moves only with a step of the batch, ten milliseconds each."""
     together, alone = engines
-    backend = together._decoder.backend
+    backend = together._decoder._backend
     plain, steps = backend.decode, []
 
     def decode(cache, embeds, *arguments, **options):

@@ -147,7 +147,7 @@ def test_bad_requests_are_refused_at_once(engines):
 
 def test_a_failed_step_fails_its_answers_only(engines, monkeypatch):
     together = engines[0]
-    backend = together._decoder.backend
+    backend = together._decoder._backend
     plain, failing = backend.decode, threading.Event()
 
     def decode(cache, *arguments):

@@ -35,7 +35,7 @@ def token():
 def test_a_signal_during_a_call_of_onnxruntime(qwen, token, monkeypatch):
     whole = qwen.chat(**LONG)
     assert whole.finish_reason == "length"
-    backend = qwen._decoder.backend
+    backend = qwen._decoder._backend
     plain, steps = backend.decode, []
 
     def decode(cache, *arguments, **options):

@@ -32,7 +32,7 @@ def endless(engine):
 @pytest.fixture
 def slow(engine, monkeypatch):
     """Every token takes a while, so that a long answer cannot end before it is looked at."""
-    backend = engine._decoder.backend
+    backend = engine._decoder._backend
     plain = backend.decode
 
     def decode(*arguments):

@@ -264,7 +264,7 @@ def test_a_failure_of_the_backend_keeps_its_words_to_itself(engine, http, monkey
     def decode(*_):
         raise BackendError("secret path")
 
-    monkeypatch.setattr(engine._decoder.backend, "decode", decode)
+    monkeypatch.setattr(engine._decoder._backend, "decode", decode)
     response = post(http, ask())
     assert response.status_code == 500 and "secret" not in response.text
     assert response.json()["error"]["type"] == "server_error"

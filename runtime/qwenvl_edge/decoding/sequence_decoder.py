@@ -57,7 +57,7 @@ class SequenceDecoder:
     """Decodes token ids and features; it knows no text. Use: begin, load, prefill until it returns logits, then step.
 
     capacity: tokens that fit. sequence: the ids so far. reused: tokens of the prompt that were computed before.
-    backend, embedding, decodable: those that it computes with, and the number of ids that have logits.
+    embedding: the rows of the ids. decodable: how many ids have logits.
     """
 
     sequence: TokenSequence
@@ -73,7 +73,7 @@ class SequenceDecoder:
         chunk: int,
         memory_bytes: int,
     ) -> None:
-        self.backend = backend
+        self._backend = backend
         self.embedding = embedding
         self.decodable = decodable
         self.capacity = capacity
@@ -88,6 +88,11 @@ class SequenceDecoder:
         self._chunk = chunk
         self._slot: Slot = self._prefixes.newest
         self._spans: list[tuple[int, Features]] = []
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that it computes with."""
+        return self._backend
 
     @property
     def cache(self) -> KVCache:
@@ -169,7 +174,7 @@ class SequenceDecoder:
         start = self._write_index[0] = cache.length
         positions = self._positions[:, start : start + count]
         try:
-            logits = self.backend.decode(
+            logits = self._backend.decode(
                 cache, embeds, positions, self._write_index, self._wanted[:, count - wanted : count], tuple(pictures)
             )
         except BaseException:

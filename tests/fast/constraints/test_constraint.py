@@ -212,7 +212,7 @@ def test_forced_tokens_are_computed_together(tmp_path):
 def test_forced_tokens_longer_than_a_chunk(tmp_path):
     long = "It is a red mug that stands on a blue table. " * 3
     qwen, _ = engine(tmp_path, ids(long + "!"), prefill_chunk=5)
-    qwen._decoder.backend.runner_up = ids("!")[0]
+    qwen._decoder._backend.runner_up = ids("!")[0]
     reply = qwen.chat("hi", constraint=Constraint.regex(re.escape(long) + "[!?]"))
     assert reply.raw_text == long + "!" and reply.stats.forced_tokens > 20
 
