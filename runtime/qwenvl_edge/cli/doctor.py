@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
-import json
 import platform
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from qwenvl_edge import __version__
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.cpu import processor_features
-from qwenvl_edge.machine.terminal import say
 
 if TYPE_CHECKING:
     from qwenvl_edge.bundle.bundle import Bundle
@@ -241,25 +238,3 @@ def _read(path: Path) -> str:
 def _number(path: Path) -> int:
     text = _read(path).strip()
     return int(text) if text.isdigit() else 0
-
-
-def add_doctor(commands: Any) -> None:
-    """Add the command to the program's parser."""
-    parser = commands.add_parser("doctor", help="say what this machine has, what is missing and how to fix it")
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="say what would run it here, and why")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.set_defaults(run=_doctor)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    bundle = None
-    if arguments.bundle is not None:
-        from qwenvl_edge.bundle.bundle import Bundle
-
-        bundle = Bundle.open(arguments.bundle)
-    findings = examine(bundle=bundle)
-    if arguments.json:
-        say(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=1))
-    else:
-        say(report(findings))
-    return 1 if any(finding.grade == "bad" for finding in findings) else 0

@@ -160,10 +160,11 @@ class SequenceDecoder:
         self._slot.keys[self.computed : self.computed + len(tokens)] = tokens
         early = []
         while len(tokens) > self._embeds.shape[1]:
-            rows = self._decode(tokens[: self._chunk], max(wanted - (len(tokens) - self._chunk), 0))
+            later = min(wanted, len(tokens) - self._chunk)
+            rows = self._decode(tokens[: self._chunk], wanted - later)
             early.append(rows.copy())  # the next call may use their memory again
-            tokens = tokens[self._chunk :]
-        last = self._decode(tokens, min(wanted, len(tokens)))
+            tokens, wanted = tokens[self._chunk :], later
+        last = self._decode(tokens, wanted)
         return np.concatenate([*early, last]) if early else last
 
     def _decode(self, tokens: IntArray, wanted: int, pictures: Iterable[Placed] = ()) -> FloatArray:

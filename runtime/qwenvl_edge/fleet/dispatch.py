@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,12 @@ from ray.serve.handle import DeploymentHandle
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.fleet.routing import picture_key
 from qwenvl_edge.inputs.cancel import CancelToken
-from qwenvl_edge.replies.reply import Reply
+from qwenvl_edge.replies.reply import Reply, TokenLogprob
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import log
 
-Item = str | Reply | QwenVLError | None
-"""What a replica sends: None once it has the request, pieces of text, and at last the reply or what is wrong."""
+Item = str | list[TokenLogprob] | Reply | QwenVLError | None
+"""Items that a replica sends: None once it has the request, pieces of the answer, at last the reply or an error."""
 
 _LOST = (
     exceptions.RayActorError,
@@ -42,6 +42,7 @@ class _Request:
     arguments: dict[str, Any]
     cancel: CancelToken
     on_text: Callable[[str], None] | None
+    on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None
     ends: float
     taken: bool = False
     said: bool = False
@@ -80,6 +81,7 @@ class Dispatcher:
         cancel: CancelToken,
         deadline_ms: float,
         on_text: Callable[[str], None] | None = None,
+        on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
         **arguments: Any,
     ) -> Future[Reply]:
         """Have a request answered; called outside the event loop. Arguments are those of Batcher.submit.
@@ -89,7 +91,7 @@ class Dispatcher:
             ApiError (503) where no replica was free in time or the one that answered was lost.
         """
         ends = time.monotonic() + deadline_ms / 1e3
-        request = _Request(picture_key(arguments), arguments, cancel, on_text, ends)
+        request = _Request(picture_key(arguments), arguments, cancel, on_text, on_logprobs, ends)
         return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
 
     def close(self) -> None:
@@ -149,6 +151,10 @@ class Dispatcher:
                 request.said = True
                 if request.on_text is not None:
                     request.on_text(item)
+            elif isinstance(item, list):
+                request.said = True
+                if request.on_logprobs is not None:
+                    request.on_logprobs(item)
             elif isinstance(item, Reply):
                 return item
             elif item is not None:

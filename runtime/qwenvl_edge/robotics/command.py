@@ -10,7 +10,7 @@ from pathlib import Path
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.terminal import say
-from qwenvl_edge.robotics.node import Settings
+from qwenvl_edge.robotics.node import NodeSettings
 
 
 def node_parser(program: str, description: str | None) -> argparse.ArgumentParser:
@@ -36,10 +36,10 @@ def open_engine(arguments: argparse.Namespace) -> QwenVLEngine:
     return QwenVLEngine(arguments.bundle, threads=arguments.threads, max_context=arguments.max_context)
 
 
-def read_settings(arguments: argparse.Namespace) -> Settings:
+def read_settings(arguments: argparse.Namespace) -> NodeSettings:
     """The node's settings; raises QwenVLError where one is out of range."""
     names = ("prompt", "max_rate_hz", "max_age_ms", "max_new_tokens", "deadline_ms")
-    return Settings(**{name: getattr(arguments, name, None) for name in names})
+    return NodeSettings(**{name: getattr(arguments, name, None) for name in names})
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:

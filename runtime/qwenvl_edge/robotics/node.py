@@ -25,7 +25,7 @@ _WAITING = 8  # questions; as with frames, what a robot asked long ago is not wo
 
 
 @dataclass(frozen=True)
-class Settings:
+class NodeSettings:
     """What a node does by itself.
 
     Attributes:
@@ -73,7 +73,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeAnswer:
     """A reply with the question and the frame that it is about; latency_ms runs from the frame's capture."""
 
     question: Question
@@ -104,9 +104,9 @@ class VlmNode:
     Questions are answered first, in their order, then the standing prompt, once a frame and within its rate.
     """
 
-    def __init__(self, engine: QwenVLEngine, settings: Settings | None = None) -> None:
+    def __init__(self, engine: QwenVLEngine, settings: NodeSettings | None = None) -> None:
         self._engine = engine
-        self._settings = settings or Settings()
+        self._settings = settings or NodeSettings()
         self._frames = FrameSource()
         self._questions: deque[Question] = deque()
         self._wake = threading.Event()
@@ -163,7 +163,7 @@ class VlmNode:
 
     def step(
         self, on_piece: Callable[[str], None] | None = None, *, cancel: CancelToken | None = None
-    ) -> Answer | None:
+    ) -> NodeAnswer | None:
         """Answer what waits: a question, or the standing prompt if its time has come; None if there is nothing to do.
 
         A question waits for the first frame. Arguments and errors are those of `answer`.
@@ -187,7 +187,7 @@ class VlmNode:
         *,
         picture: Picture | None = None,
         cancel: CancelToken | None = None,
-    ) -> Answer:
+    ) -> NodeAnswer:
         """Answer a question now, about the newest frame (even if that was asked about before) or a picture.
 
         Args:
@@ -203,7 +203,7 @@ class VlmNode:
         frame = self._take() if picture is None else Frame(picture, time.monotonic(), _NO_CAMERA)
         return self._answer(question, frame, on_piece, cancel)
 
-    def run(self, on_answer: Callable[[Answer], None], on_error: Callable[[QwenVLError], None]) -> None:
+    def run(self, on_answer: Callable[[NodeAnswer], None], on_error: Callable[[QwenVLError], None]) -> None:
         """Answer until the node is closed; call on_answer and on_error from this thread."""
         while not self._closed.is_set():
             self._wake.wait(self.wait_s())
@@ -240,7 +240,7 @@ class VlmNode:
         frame: Frame | None,
         on_piece: Callable[[str], None] | None,
         cancel: CancelToken | None,
-    ) -> Answer:
+    ) -> NodeAnswer:
         """Answer, and count it."""
         try:
             fresh = self._check_age(frame)
@@ -250,7 +250,7 @@ class VlmNode:
                 self._failed += 1
                 self._error = str(error)
             raise
-        answer = Answer(question, fresh, reply, fresh.age_ms)
+        answer = NodeAnswer(question, fresh, reply, fresh.age_ms)
         with self._state:
             self._answered += 1
             self._latency_ms = answer.latency_ms

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import LOGGER, log
 from qwenvl_edge.server.metrics import Metrics
-from qwenvl_edge.server.settings import Settings, is_loopback
+from qwenvl_edge.server.settings import ServerSettings, is_loopback
 
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/static/app.js", "/static/style.css", "/favicon.ico"})
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -35,7 +35,7 @@ _HEADERS = {
 class Guard:
     """ASGI middleware: checks, request id, security headers, log line, count of responses."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics, routes: frozenset[str]) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics

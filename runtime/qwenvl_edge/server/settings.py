@@ -10,7 +10,7 @@ from qwenvl_edge.errors import QwenVLError
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """The most that is taken on.
 
     rows: answers at once. queue: requests that wait beyond those. body_bytes: of a request. pictures: of a request,
@@ -39,7 +39,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How a server is reached and what it may touch.
 
     host, port: what to bind. model_name: the name that requests give. api_key: needed with every request if there is
@@ -58,7 +58,7 @@ class Settings:
     url_hosts: tuple[str, ...] = ()
     picture_folders: tuple[Path, ...] = ()
     log_prompts: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:
         if self.api_key is None and not self.is_loopback:

@@ -20,7 +20,7 @@ from PIL import Image
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
-from qwenvl_edge.server.settings import Settings
+from qwenvl_edge.server.settings import ServerSettings
 
 _KEPT_BYTES = 64 << 20
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -30,7 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 class PictureSource:
     """Loads pictures within a server's settings."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self._limits = settings.limits
         self._folders = [folder.resolve() for folder in settings.picture_folders]
         self._decoded = _Decoded()
