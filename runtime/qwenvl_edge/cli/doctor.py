@@ -1,4 +1,4 @@
-"""`qwenvl doctor`: what this machine has for running bundles, what is missing, and the line that would fix it."""
+"""Findings about this machine: the parts that bundles need, and the lines that would add what is missing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def examine(root: Path = Path("/"), *, bundle: Bundle | None = None) -> list[Fin
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """The findings for a terminal, each fix on a line of its own."""
+    """Return the findings for a terminal, each fix on a line of its own."""
     marks = {"good": " ", "note": " ", "slow": "!", "bad": "x"}
     lines = []
     for finding in findings:
@@ -131,7 +131,7 @@ def _gpu(root: Path) -> Iterator[Finding]:
 
 
 def _nvrtc(root: Path) -> Iterator[Finding]:
-    """What compiles the kernels for frames in the GPU's memory, where there is a GPU."""
+    """Find the library that compiles the kernels for frames in the GPU's memory, where there is a GPU."""
     from qwenvl_edge.backends.cuda.kernels import NVRTC_FIX, nvrtc_problem
 
     if not any(_read(root / path) for path in ("proc/driver/nvidia/version", "etc/nv_tegra_release")):
@@ -198,7 +198,7 @@ def _clock(subject: str, low: Path, high: Path, per_mhz: float) -> Finding:
 
 
 def _backends(bundle: Bundle) -> Iterator[Finding]:
-    """What would run the bundle, in the order of preference, and why the rest would not."""
+    """Find the backends that would run the bundle, in the order of preference, and why the rest would not."""
     from qwenvl_edge.backends.select import Request, survey
 
     context = bundle.manifest.model.max_position_embeddings
@@ -215,7 +215,7 @@ def _backends(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _cpu_obstacle(bundle: Bundle) -> str | None:
-    """What would stop ONNX Runtime's CPU provider when it opens the bundle."""
+    """Return the reason that would stop ONNX Runtime's CPU provider when it opens the bundle, or None."""
     from qwenvl_edge.backends.memory_estimate import check_fits, plan_memory
 
     if "bf16" in bundle.manifest.precision.compute.values():

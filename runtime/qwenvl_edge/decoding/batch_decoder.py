@@ -46,12 +46,12 @@ class BatchDecoder:
         self._computed[row] = cache.length
 
     def caught_up(self, row: int) -> bool:
-        """Whether all tokens of a row are computed, so that its logits are those of the next one."""
+        """Return whether all tokens of a row are computed, so that its logits are those of the next token."""
         sequence = self._sequences[row]
         return sequence is not None and self._computed[row] == len(sequence)
 
     def end(self, row: int) -> None:
-        """Free a row. It is computed on, to no purpose and as its first token, while rows after it are in use."""
+        """Free a row. While rows after it are in use it is still computed, to no purpose, as a row of one token."""
         self._sequences[row] = None
         self._write[row] = 0
 
@@ -108,5 +108,5 @@ class BatchDecoder:
 
 
 def can_grow(decoder: SequenceDecoder) -> bool:
-    """Whether the rows of a batch can go on in a larger one, with `take_over`."""
+    """Return whether the rows of a batch can go on in a larger one, with `take_over`."""
     return decoder.backend.rows(decoder.cache, 0, 1) is not None

@@ -44,17 +44,17 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for their prompt to begin."""
+        """Number of requests whose prompt is not begun."""
         return len(self._scheduler.waiting)
 
     @property
     def running(self) -> int:
-        """How many answers are begun and not ended, `rows` at most."""
+        """Number of answers begun and not ended, `rows` at most."""
         return self._scheduler.running
 
     @property
     def closed(self) -> bool:
-        """Whether no more requests are taken, because it was closed or has failed."""
+        """True if no more requests are taken, because it was closed or has failed."""
         return self._closed
 
     def submit(
@@ -76,11 +76,11 @@ class Batcher:
                 came since its last call, before on_text.
 
         Returns:
-            The reply to come, or what went wrong: a BackendError, or what a callback raised. Its own cancel() does
+            The reply to come, or its error: a BackendError, or one that a callback raised. Its own cancel() does
             nothing.
 
         Raises:
-            QwenVLError: the batcher is closed, and what chat raises before it computes.
+            QwenVLError: the batcher is closed, or an error that chat raises before it computes.
         """
         request = self._requests.chat(message, images, history, system, overrides)
         job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs)

@@ -42,7 +42,7 @@ class Scores:
 
     @property
     def missing(self) -> int:
-        """How many tokens of the answer are not scored."""
+        """Number of tokens of the answer that are not scored."""
         return len(self._sequence) - self._sequence.prompt_length - len(self.found)
 
     def add(self, logits: FloatArray) -> None:
@@ -56,7 +56,7 @@ class Scores:
 
 
 class Generation:
-    """Goes on from the logits [V] after a prompt, the last of `sequence`; without `lookup` a token at a time.
+    """Goes on from the logits [V] after a prompt, the last of `sequence`; without `lookup` one token at a time.
 
     Tokens that a constraint leaves no choice for are appended without being drawn. Their logits are computed after
     that, with those of the next token, so they are scored late.
@@ -101,7 +101,7 @@ class Generation:
 
     @property
     def unscored(self) -> int:
-        """How many tokens, forced ones at the end, are still to be scored."""
+        """Number of tokens, forced ones at the end, that are still to be scored."""
         return 0 if self.scores is None else self.scores.missing
 
     def step(self, decoder: SequenceDecoder) -> str:
@@ -156,19 +156,19 @@ class Generation:
                 self.score(logits)
 
     def close(self) -> str:
-        """Write what a constraint still asks for after an answer that was cut; return the text."""
+        """Write the text that completes a constraint's form after an answer that was cut; return it."""
         if self._matcher is None or self.finish_reason in ("stop", "stop_string"):
             return ""
         return "".join(map(self._close, self._matcher.closing()))
 
     def _close(self, token: int) -> str:
-        """Write a token that a constraint asks for."""
+        """Write a token that completes a constraint's form."""
         if self._matcher is not None:
             self._matcher.take(token)
         return self._writer.push(token)
 
     def _propose(self) -> npt.NDArray[np.int64]:
-        """Ids that may come next; often none."""
+        """Return ids that may come next; often none."""
         if self._lookup is None:
             return _NOTHING
         room = self._options.max_new_tokens - self.new_tokens - 1
@@ -186,7 +186,7 @@ class Generation:
         return sampler.sample(logits, sequence.tokens, allowed=allowed)
 
     def _take_forced(self) -> bool:
-        """Take what must come next, if anything; return whether there was something."""
+        """Take the tokens that must come next; return whether there were some."""
         self._allowed = None
         if self._matcher is None:
             return False

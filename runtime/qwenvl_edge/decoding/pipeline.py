@@ -46,7 +46,7 @@ class FeatureCache:
         """Return the features [Q, H] of a picture and whether it had to be encoded for it."""
         missing = picture.digest not in self._kept
         if missing:
-            # One at a time: a picture is work enough for every core, and what a cancellation waits for stays small.
+            # One at a time: a picture is work enough for every core, and a cancellation waits for one picture at most.
             self._kept[picture.digest] = self._backend.keep_picture(picture, self._preprocessing)
         self._kept.move_to_end(picture.digest)
         if len(self._kept) > KEPT:
@@ -71,7 +71,7 @@ class Work:
 
     @property
     def ended(self) -> bool:
-        """Whether the answer has ended, by itself or from outside."""
+        """True if the answer has ended, by itself or from outside."""
         return self.run is None or self.run.finish_reason is not None or self.control.reason is not None
 
     def finish(self) -> str:

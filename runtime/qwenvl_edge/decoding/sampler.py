@@ -22,7 +22,7 @@ Logits = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_] | bytes
 
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
-"""What marks two-byte integers as bfloat16, `raw.view(BFLOAT16)`, where ml_dtypes is not installed."""
+"""Marks two-byte integers as bfloat16, `raw.view(BFLOAT16)`, where ml_dtypes is not installed."""
 
 
 class Sampler:
@@ -81,21 +81,21 @@ class Sampler:
         prompt_length: int = 0,
         allowed: Mask | None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Ids that `sample` would choose from, ascending, and their probabilities. Arguments and errors as there."""
+        """Return the ids that `sample` would choose from, ascending, and their probabilities; arguments as there."""
         try:
             return self._core.distribution(logits, previous, prompt_length, allowed)
         except ValueError as error:
             raise BackendError(f"Cannot sample: {error}.") from None
 
     def log_prob(self, logits: Logits, token_id: int) -> float:
-        """Natural logarithm of the probability that the logits [V] give an id, before any of the settings."""
+        """Return the natural logarithm of the probability that the logits [V] give an id, before all settings."""
         try:
             return self._core.log_prob(logits, token_id)
         except ValueError as error:
             raise BackendError(f"Cannot compute a log-probability: {error}.") from None
 
     def top_log_probs(self, logits: Logits, count: int) -> list[tuple[int, float]]:
-        """The `count` likeliest ids with their log-probabilities, likeliest first, before any of the settings."""
+        """Return the `count` likeliest ids with their log-probabilities, likeliest first, before all settings."""
         try:
             return self._core.top_log_probs(logits, count)
         except ValueError as error:

@@ -21,7 +21,7 @@ from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 
 _DONE = object()
-_LEAST_CAPACITY = 512  # tokens of a row
+_LEAST_CAPACITY = 512  # tokens per row
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class Job:
     _told: int = 0
 
     def tell(self, piece: str) -> None:
-        """Pass on a piece of text, and before it what was scored since the last one."""
+        """Pass on a piece of text, and before it the tokens scored since the last one."""
         scores = None if self.work.run is None else self.work.run.scores
         if self.on_logprobs is not None and scores is not None and len(scores.found) > self._told:
             self.on_logprobs(scores.found[self._told :])
@@ -65,7 +65,7 @@ class _Rows:
         self._jobs[row] = job
 
     def step(self) -> list[tuple[Job, Exception | None]]:
-        """Compute a token of every row; return the jobs that ended, whose rows are free again, or failed, and why."""
+        """Compute one token of every row; return the jobs that ended or failed, with the error; their rows are free."""
         clock = time.perf_counter()
         logits = self.decoder.step()
         ended = []
@@ -101,7 +101,7 @@ class _Rows:
         return next(row for row in range(self._size) if row not in self._jobs)
 
     def _take(self, row: int, job: Job, logits: FloatArray, clock: float) -> Exception | None:
-        """Take the next token of a row; return what went wrong, which is no other row's business."""
+        """Take the next token of a row; return an error instead of raising it, so that the other rows go on."""
         run = job.work.run
         assert run is not None  # a job without a generation ends before it gets a row
         try:
@@ -120,7 +120,7 @@ class Scheduler:
 
     Args:
         rows: the most answers at once; memory for their KV caches is reserved.
-        capacity: tokens of a row; None lets rows grow to what the jobs need.
+        capacity: tokens per row; None lets rows grow with the needs of the jobs.
 
     waiting: jobs whose prompt is not begun.
     """
@@ -136,7 +136,7 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """How many answers are begun and not ended."""
+        """Number of answers begun and not ended."""
         return sum(map(len, list(self._batches.values()))) + (self._starting is not None)
 
     def put(self, job: Job) -> None:
@@ -250,11 +250,11 @@ class Scheduler:
 def answer_all(answerer: Answerer, requests: Sequence[tuple[Request, Control]], *, rows: int) -> list[Reply]:
     """Answer requests in this thread, up to `rows` of them together; replies come in the order of the requests.
 
-    Nobody waits for the first of them, so rows are filled before a token of all is computed. Requests of different
-    dynamic-NTK factors are answered one factor after another, so that no more than `rows` rows are reserved at a time.
+    All replies are returned together, so every row is filled before the first step. Requests of different dynamic-NTK
+    factors are answered one factor after another, so that no more than `rows` rows are reserved at a time.
 
     Raises:
-        QwenVLError: what went wrong with one of them; the others are dropped.
+        QwenVLError: the error of one of them; the others are dropped.
     """
     jobs = [Job(answerer.work(request, control)) for request, control in requests]
     groups: dict[float, list[Job]] = {}
@@ -279,9 +279,9 @@ def _answer_group(answerer: Answerer, jobs: Sequence[Job], rows: int) -> None:
         scheduler.step()
         for job in jobs:
             if job.reply.done():
-                job.reply.result()  # raises what went wrong
+                job.reply.result()  # raises its error
 
 
 def _capacity_for(request: Request, most: int) -> int:
-    """Return how many tokens of a row a request takes."""
+    """Return how many tokens a request needs in its row."""
     return min(len(request.prompt.ids) + request.options.max_new_tokens, most)

@@ -44,7 +44,7 @@ class TokenSequence:
 
     @property
     def full(self) -> bool:
-        """Whether the KV cache has no room for another token."""
+        """True if the KV cache has no room for another token."""
         return self._length > self.capacity
 
     def append(self, token: int) -> None:
@@ -101,7 +101,7 @@ class SequenceDecoder:
 
     @property
     def computed(self) -> int:
-        """How many tokens the cache holds."""
+        """Number of tokens that the cache holds."""
         return self._slot.cache.length
 
     def begin(self, prompt: Prompt) -> list[int]:

@@ -1,4 +1,4 @@
-"""Stands where one engine's Batcher stands: has requests answered by replicas, and again by others when one is lost."""
+"""Dispatcher: takes the place of a Batcher and has requests answered by replicas, by another one if one is lost."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class Dispatcher:
         """Have a request answered; called outside the event loop. Arguments are those of Batcher.submit.
 
         Returns:
-            The reply to come, without pictures and history, or what went wrong: what a Batcher's future holds, or an
-            ApiError (503) where no replica was free in time or the one that answered was lost.
+            The reply to come, without pictures and history, or its error: as in a Batcher's future, or an ApiError
+            (503) where no replica was free in time or the one that answered was lost.
         """
         ends = time.monotonic() + deadline_ms / 1e3
         request = _Request(picture_key(arguments), arguments, cancel, on_text, on_logprobs, ends)

@@ -29,7 +29,7 @@ _ROUTER = "qwenvl_edge.fleet.routing.PictureRouter"
 
 
 class Options(BaseModel):
-    """What the application is told, by `serve run ... NAME=VALUE` or under `args` of a configuration file.
+    """Options of the application, given by `serve run ... NAME=VALUE` or under `args` of a configuration file.
 
     bundle: the folder, at this path on every machine. replicas: engines, the least of them if max_replicas is more;
     then their number follows the load, `requests_per_replica` each. fronts: processes that take requests in.
@@ -64,7 +64,7 @@ class Options(BaseModel):
 
     @cached_property
     def replica_limits(self) -> ServerLimits:
-        """The limits as given; raises QwenVLError."""
+        """Limits as given; raises QwenVLError."""
         known = {name: type(value) for name, value in vars(ServerLimits()).items()}
         for name in self.limits:
             if name not in known:
@@ -72,7 +72,7 @@ class Options(BaseModel):
         return ServerLimits(**{name: known[name](value) for name, value in self.limits.items()})
 
     def settings(self) -> ServerSettings:
-        """What a front allows: the rows of all replicas at once. Reads the key; raises QwenVLError."""
+        """Return the settings of a front, with the rows of all replicas. Reads the key; raises QwenVLError."""
         rows = self.replica_limits.rows * self.most_replicas
         return ServerSettings(
             model_name=self.model_name or self.bundle.resolve().name,
@@ -128,7 +128,7 @@ class Engine:
 
 
 def _front(options: Options) -> serve.Deployment:
-    """The deployment that takes HTTP requests in."""
+    """Return the deployment that takes HTTP requests in."""
 
     def build() -> ASGIApp:  # in a front's process, on its event loop
         configure()
@@ -148,7 +148,7 @@ def _front(options: Options) -> serve.Deployment:
 
 
 def _engines(options: Options) -> serve.Deployment:
-    """The deployment of the replicas."""
+    """Return the deployment of the replicas."""
     limits = options.replica_limits
     scale: dict[str, Any] = {"num_replicas": options.replicas}
     if options.most_replicas > options.replicas:
@@ -171,7 +171,7 @@ def _engines(options: Options) -> serve.Deployment:
 
 
 def app(options: Options) -> serve.Application:
-    """The application: fronts with the routes of `qwenvl serve`, and the replicas behind them.
+    """Return the application: fronts with the routes of `qwenvl serve`, and the replicas that they ask.
 
     Raises:
         QwenVLError: the bundle is not there, a limit is unknown or out of range, the key cannot be read.

@@ -39,7 +39,7 @@ _ENGINE = {"threads": int, "max_context": int, "backend": str, "device": str}
 
 
 class TritonPythonModel:
-    """The class that Triton looks for; the tensors are described in docs/fleets.md."""
+    """The class that Triton loads; the tensors are described in docs/fleets.md."""
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle that config.pbtxt names, relative to the version's folder.
@@ -63,7 +63,7 @@ class TritonPythonModel:
             self._begin(request, request.get_response_sender())
 
     def finalize(self) -> None:
-        """Finish what runs."""
+        """Finish the answers that run."""
         self._batcher.close()
 
     def _begin(self, request: Any, sender: Any) -> None:
@@ -85,7 +85,7 @@ def _parameter(name: str, kind: Callable[[str], Any], text: str) -> Any:
 
 
 def _arguments(request: Any) -> dict[str, Any]:
-    """The arguments of Batcher.submit."""
+    """Return the arguments of Batcher.submit."""
     tensors = {
         tensor.name(): tensor.as_numpy()
         for name in ("QUESTION", "IMAGE", "PIXELS", "OPTIONS")

@@ -1,4 +1,4 @@
-"""What the nodes' command lines share."""
+"""The common part of the nodes' command lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwenvl_edge.robotics.node import NodeSettings
 
 
 def node_parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the bundle, the engine's limits and those of an answer."""
+    """Return a parser with the bundle, the engine's limits and those of an answer."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder that `qwenvl export` wrote")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
@@ -32,12 +32,12 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_engine(arguments: argparse.Namespace) -> QwenVLEngine:
-    """The engine that node_parser's options describe; raises what it raises."""
+    """Open the engine that node_parser's options describe; its errors are those of QwenVLEngine."""
     return QwenVLEngine(arguments.bundle, threads=arguments.threads, max_context=arguments.max_context)
 
 
 def read_settings(arguments: argparse.Namespace) -> NodeSettings:
-    """The node's settings; raises QwenVLError where one is out of range."""
+    """Return the node's settings; raises QwenVLError where one is out of range."""
     names = ("prompt", "max_rate_hz", "max_age_ms", "max_new_tokens", "deadline_ms")
     return NodeSettings(**{name: getattr(arguments, name, None) for name in names})
 

@@ -26,7 +26,7 @@ _WAITING = 8  # questions; as with frames, what a robot asked long ago is not wo
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """What a node does by itself.
+    """Settings of a node: its standing prompt and its limits.
 
     Attributes:
         prompt: asked about every new frame; None answers questions only.
@@ -55,7 +55,7 @@ class NodeSettings:
 
     @property
     def overrides(self) -> Overrides:
-        """What the engine's calls are told."""
+        """Overrides for the engine's calls."""
         given: Overrides = {}
         if self.max_new_tokens is not None:
             given["max_new_tokens"] = self.max_new_tokens
@@ -121,7 +121,7 @@ class VlmNode:
 
     @property
     def status(self) -> Status:
-        """What the node has done so far."""
+        """Counters since the node began."""
         return Status(
             self._answered,
             self._failed,
@@ -164,7 +164,7 @@ class VlmNode:
     def step(
         self, on_piece: Callable[[str], None] | None = None, *, cancel: CancelToken | None = None
     ) -> NodeAnswer | None:
-        """Answer what waits: a question, or the standing prompt if its time has come; None if there is nothing to do.
+        """Answer the next question, or the standing prompt if its time has come; None if there is nothing to do.
 
         A question waits for the first frame. Arguments and errors are those of `answer`.
         """
@@ -198,7 +198,7 @@ class VlmNode:
 
         Raises:
             FrameError: no frame has come yet, or the newest is older than max_age_ms.
-            QwenVLError: what the engine raises.
+            QwenVLError: the errors of the engine.
         """
         frame = self._take() if picture is None else Frame(picture, time.monotonic(), _NO_CAMERA)
         return self._answer(question, frame, on_piece, cancel)
@@ -214,7 +214,7 @@ class VlmNode:
             except QwenVLError as error:
                 if not self._closed.is_set():
                     on_error(error)
-                self._wake.set()  # more may wait behind what failed
+                self._wake.set()  # more may wait after the one that failed
 
     def wait_s(self) -> float | None:
         """Seconds after which `step` may have work without a new frame or question; None if never."""

@@ -168,7 +168,7 @@ class RosNode:
 
 
 def import_ros() -> SimpleNamespace:
-    """What the node needs of ROS, in one namespace.
+    """Return the parts of ROS that the node needs, in one namespace.
 
     Raises:
         QwenVLError: a package is missing.

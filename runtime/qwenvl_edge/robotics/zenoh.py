@@ -86,7 +86,7 @@ def _question(query: Any) -> Question:
 
 
 def encode(answer: NodeAnswer) -> dict[str, Any]:
-    """What a query is replied, as this module's first lines describe it."""
+    """Return the reply to a query, as this module's first lines describe it."""
     reply = answer.reply
     return {
         "text": reply.text,

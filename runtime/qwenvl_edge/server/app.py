@@ -39,7 +39,7 @@ _CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 
 class Server:
-    """The routes in front of who computes the answers of one bundle; `app` is the ASGI application."""
+    """The routes in front of the engines of one bundle; `app` is the ASGI application."""
 
     def __init__(self, batcher: Answering, manifest: Manifest, settings: ServerSettings) -> None:
         self._settings = settings
@@ -167,7 +167,7 @@ class Server:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events that keep a request's place until they end, however that comes about."""
+    """Server-sent events that keep a request's place until they end, for whatever reason."""
 
     def __init__(self, events: AsyncIterator[bytes], place: contextlib.ExitStack) -> None:
         super().__init__(events, media_type="text/event-stream")
@@ -186,7 +186,7 @@ async def _cancel_when_gone(request: Request, token: CancelToken) -> None:
 
 
 def _words(chat: ChatRequest, reply: Reply) -> dict[str, Any]:
-    """What was said, without the pictures."""
+    """Return the words of question and answer, without the pictures."""
     said = chat.model_dump(include={"messages"}, exclude_none=True)["messages"]
     for message in said:
         for part in message["content"] if isinstance(message.get("content"), list) else ():

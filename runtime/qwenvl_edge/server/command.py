@@ -122,7 +122,7 @@ def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
 
 
 def uvicorn_config(engine: QwenVLEngine, settings: ServerSettings) -> uvicorn.Config:
-    """How uvicorn serves one engine."""
+    """Return the configuration with which uvicorn serves one engine."""
     import uvicorn
 
     from qwenvl_edge.server.app import Server

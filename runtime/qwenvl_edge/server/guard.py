@@ -1,4 +1,4 @@
-"""In front of every route: who may ask, in which words the answer is logged and counted.
+"""Guard in front of every route: checks who asks, logs and counts the answers.
 
 Without a key only this machine can connect, but a web page in its browser could too: by sending requests to
 127.0.0.1 itself, or by a name of its own that it points there (DNS rebinding). So the Host header must name a loopback
@@ -94,7 +94,7 @@ class Guard:
 
 
 def _name(host: str) -> str | None:
-    """A Host header without its port."""
+    """Return a Host header without its port."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:
@@ -102,5 +102,5 @@ def _name(host: str) -> str | None:
 
 
 def _same(given: str, expected: str) -> bool:
-    """Compare in a time that tells nothing of where they differ."""
+    """Compare two texts in a time that tells nothing about the place of a difference."""
     return hmac.compare_digest(given.encode(), expected.encode())

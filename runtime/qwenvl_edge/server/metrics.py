@@ -13,7 +13,7 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class Metrics:
-    """One server's figures."""
+    """Figures of one server."""
 
     def __init__(self, batcher: Answering) -> None:
         registry = self._registry = CollectorRegistry()

@@ -28,7 +28,7 @@ class TextPart(_Record):
 
 
 class ImageUrl(_Record):
-    """Where a picture is: a data: URI, attachment:NAME (a part of a multipart request), or an allowed URL."""
+    """Place of a picture: a data: URI, attachment:NAME (a part of a multipart request), or an allowed URL."""
 
     url: str = Field(min_length=1)
     detail: str | None = None
@@ -99,7 +99,7 @@ class JsonSchemaFormat(_Record):
 
 
 class StreamOptions(_Record):
-    """Whether the stream ends with the token counts."""
+    """Options of a stream; include_usage ends it with the token counts."""
 
     include_usage: bool = False
 

@@ -67,7 +67,7 @@ class StreamedAnswer:
                 yield piece
 
     async def reply(self) -> Reply:
-        """Return the whole answer; raises what its computation raised."""
+        """Return the whole answer, or raise the error that ended it."""
         async for _ in self.pieces():
             pass
         assert self._ended is not None
@@ -99,7 +99,7 @@ class Service:
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[CancelToken]:
-        """Take a request in until the `with` block ends; yield what cancels its answer.
+        """Take a request in until the `with` block ends; yield the token that cancels its answer.
 
         Raises:
             ApiError: 429, the queue is full.
@@ -121,7 +121,7 @@ class Service:
             )
 
     async def submit(self, arguments: dict[str, Any], token: CancelToken, *, stream: bool) -> StreamedAnswer:
-        """Queue a request; raises what Batcher.submit raises."""
+        """Queue a request; its errors are those of Batcher.submit."""
         items: asyncio.Queue[Item] = asyncio.Queue()
         put = (lambda item: self._outbox.put(items, item)) if stream else None
         future = await asyncio.to_thread(self._batcher.submit, **arguments, cancel=token, on_text=put, on_logprobs=put)
@@ -130,7 +130,7 @@ class Service:
         return StreamedAnswer(items)
 
     async def close(self) -> None:
-        """Take nothing more, cancel what is still running, and wait for its end."""
+        """Take no more requests, cancel those that still run, and wait for their end."""
         self.ready = False
         for token in self._admitted:
             token.cancel()

@@ -1,4 +1,4 @@
-"""Where a request's pictures come from: data: URIs, parts of the request, and what the operator listed."""
+"""Pictures of a request: from data: URIs, parts of the request, and the hosts and folders that were allowed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PictureSource:
         self._fetcher = Fetcher(settings.url_hosts, limit=settings.limits.body_bytes)
 
     def load(self, url: str, attachments: Mapping[str, bytes], name: str) -> Picture:
-        """The picture behind a message's image_url.
+        """Return the picture of a message's image_url.
 
         Raises:
             ApiError: the URL is not allowed or leads nowhere, or the picture is too large or of another format.
