@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.cli.doctor import examine, report
+from qwenvl_edge.cli import doctor
 from qwenvl_edge.machine.terminal import say
 
 
@@ -26,9 +26,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
         from qwenvl_edge.bundle.bundle import Bundle
 
         bundle = Bundle.open(arguments.bundle)
-    findings = examine(bundle=bundle)
+    findings = doctor.examine(bundle=bundle)
     if arguments.json:
         say(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=1))
     else:
-        say(report(findings))
+        say(doctor.report(findings))
     return 1 if any(finding.grade == "bad" for finding in findings) else 0
