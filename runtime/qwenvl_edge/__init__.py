@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from qwenvl_edge.inputs.cancel import CancelToken
     from qwenvl_edge.inputs.messages import Turn
     from qwenvl_edge.inputs.pictures import Picture, load_picture
-    from qwenvl_edge.replies.reply import Reply
-    from qwenvl_edge.replies.stats import Stats
+    from qwenvl_edge.replies.reply import Reply, Stats, TokenLogprob
     from qwenvl_edge.replies.stream import Stream
 
 __version__ = "0.1.0"
@@ -57,8 +56,9 @@ _HOMES = {
     "Picture": "inputs.pictures",
     "load_picture": "inputs.pictures",
     "Reply": "replies.reply",
-    "Stats": "replies.stats",
+    "Stats": "replies.reply",
     "Stream": "replies.stream",
+    "TokenLogprob": "replies.reply",
 }
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "Reply",
     "Stats",
     "Stream",
+    "TokenLogprob",
     "Turn",
     "load_picture",
     "to_grid",

@@ -10,9 +10,9 @@ from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kept import MEMORY_MB
 from qwenvl_edge.backends.select import BackendOptions, own_backend, select_backend
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.decoding.feature_cache import FeatureCache
-from qwenvl_edge.decoding.pipeline import Answerer
-from qwenvl_edge.decoding.scheduler import Batcher
+from qwenvl_edge.decoding.batcher import Batcher
+from qwenvl_edge.decoding.pipeline import Answerer, FeatureCache
+from qwenvl_edge.decoding.scheduler import answer_all
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import open_family
@@ -143,7 +143,7 @@ class QwenVLEngine:
             ContextError: the prompt does not fit; says by how many tokens.
             BackendError: the computation failed.
         """
-        return self._stream(self._requests.chat(message, images, history, system, overrides)).finish()
+        return self._answer(self._requests.chat(message, images, history, system, overrides))
 
     def stream(
         self,
@@ -178,15 +178,16 @@ class QwenVLEngine:
         The text may hold grounding markup, which the answer continues: "<ref>the red mug</ref><box>" yields boxes.
         Arguments and errors are those of chat; the reply's history is empty.
         """
-        return self._stream(self._requests.complete(message, images, overrides)).finish()
+        return self._answer(self._requests.complete(message, images, overrides))
 
     def chat_many(
         self, messages: Iterable[Message | Mapping[str, Any]], *, max_batch: int = 8, **overrides: Unpack[Overrides]
     ) -> list[Reply]:
         """Answer several messages together, each as if alone.
 
-        Prompts are computed one after another (what they share only once), then their answers are decoded together,
-        `max_batch` at a time; look-up decoding is not used. The batch's KV cache is reserved beside the kept ones.
+        Prompts are computed one after another (what they share only once), up to `max_batch` answers are decoded
+        together, and where one ends the next begins; look-up decoding is not used. The batch's KV cache is reserved
+        beside the kept ones.
 
         Args:
             messages: each is a message, or the arguments of one call of chat: {"message": ..., "images": [...],
@@ -198,7 +199,8 @@ class QwenVLEngine:
             Replies in the order of the messages.
 
         Raises:
-            QwenVLError: what chat raises; nothing is computed unless every message can be answered.
+            QwenVLError: what chat raises; nothing is computed unless every message can be answered. An error while
+                computing one answer ends the call.
         """
         requests = []
         for number, message in enumerate(messages):
@@ -209,7 +211,7 @@ class QwenVLEngine:
             history, system = arguments.pop("history", ()), arguments.pop("system", None)
             request = self._requests.chat(words, images, history, system, cast("Overrides", {**overrides, **arguments}))
             requests.append((request, request.control()))
-        return self._answerer.answer_many(requests, max_batch=self._rows("max_batch", max_batch))
+        return answer_all(self._answerer, requests, rows=self._rows("max_batch", max_batch))
 
     def batcher(self, *, rows: int = 16) -> Batcher:
         """Return a Batcher on this engine: for many callers, whose answers are decoded together as they come and go.
@@ -219,7 +221,7 @@ class QwenVLEngine:
         Args:
             rows: the most answers at once; memory for their KV caches, of `max_context` tokens each, is reserved.
         """
-        return Batcher(self._requests, self._answerer, self._decoder, rows=self._rows("rows", rows))
+        return Batcher(self._requests, self._answerer, rows=self._rows("rows", rows))
 
     def ground(self, image: Any, phrase: str, **overrides: Unpack[Overrides]) -> Reply:
         """Find what `phrase` names ("the red mug") in a picture: `reply.boxes`.
@@ -253,8 +255,11 @@ class QwenVLEngine:
         """Drop everything kept from earlier answers: computed prefixes and pictures' features."""
         self._answerer.forget()
 
+    def _answer(self, request: Request) -> Reply:
+        return self._answerer.answer(request, request.control())
+
     def _stream(self, request: Request) -> Stream:
-        return Stream(lambda cancelled: self._answerer.answer(request, request.control(cancelled)))
+        return Stream(lambda cancelled: self._answerer.stream(request, request.control(cancelled)))
 
     def _rows(self, name: str, wanted: int) -> int:
         """Rows of a batch, as many as the backend takes."""

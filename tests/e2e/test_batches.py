@@ -97,8 +97,7 @@ def test_rows_have_their_own_deadlines(engines, monkeypatch):
         steps.extend([embeds] if len(embeds) > 1 else [])
         return plain(cache, embeds, *arguments, **options)
 
-    for module in ("inputs.cancel", "inputs.request"):
-        monkeypatch.setattr(f"qwenvl_edge.{module}.time.perf_counter", lambda: len(steps) * 0.01)
+    monkeypatch.setattr("qwenvl_edge.inputs.request.time.perf_counter", lambda: len(steps) * 0.01)
     monkeypatch.setattr(backend, "decode_unchecked", decode)
     long = {"message": "a", "max_new_tokens": 20, "do_sample": False}
     replies = together.chat_many([long, {**long, "deadline_ms": 45}, {**long, "deadline_ms": 95}, long])

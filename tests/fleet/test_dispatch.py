@@ -14,7 +14,7 @@ from qwenvl_edge.errors import ContextError, QwenVLError  # noqa: E402
 from qwenvl_edge.fleet import dispatch, ray_serve, routing  # noqa: E402
 from qwenvl_edge.inputs.cancel import CancelToken  # noqa: E402
 from qwenvl_edge.inputs.pictures import load_picture  # noqa: E402
-from qwenvl_edge.replies.reply import Reply  # noqa: E402
+from qwenvl_edge.replies.reply import Reply, TokenLogprob  # noqa: E402
 from qwenvl_edge.server.errors import ApiError  # noqa: E402
 
 REPLY = Reply("red", "red", (), (), (), (), (), (), "stop", None)
@@ -86,6 +86,7 @@ def ask(handle, *, token=None, deadline_ms=30_000, stream=False):
             cancel=token or CancelToken(),
             deadline_ms=deadline_ms,
             on_text=pieces.append if stream else None,
+            on_logprobs=pieces.append if stream else None,
             message=[{"text": "?"}],
             history=[],
         )
@@ -105,6 +106,14 @@ def test_a_request_is_asked_again_until_its_first_words():
     future, pieces = ask(Handle([None, "r", LOST], [None, REPLY]), stream=True)
     assert future.exception().status == 503 and pieces == ["r"]
     assert future.exception().body["error"]["code"] == "replica_lost"
+
+
+def test_log_probabilities_are_passed_on_and_count_as_words():
+    some = [TokenLogprob(1, b"r", -0.5)]
+    future, pieces = ask(Handle([None, some, "red", REPLY]), stream=True)
+    assert future.result() is REPLY and pieces == [some, "red"]
+    future, pieces = ask(Handle([None, some, LOST], [None, REPLY]), stream=True)
+    assert future.exception().body["error"]["code"] == "replica_lost" and pieces == [some]
 
 
 def test_a_request_that_ends_replicas_is_given_up():

@@ -127,6 +127,25 @@ def test_options(model, engine):
     assert set(json.loads(form["raw_text"])) == {"count"} and form["complete"] is True and short["complete"] is None
 
 
+def test_the_answer_is_the_reply_in_the_form_of_the_server(model, engine):
+    from qwenvl_edge.fleet import triton
+    from qwenvl_edge.server.render import Renderer
+
+    picture = PICTURE.read_bytes()
+    reply = engine.chat(WHERE, images=[picture], logprobs=2, **GREEDY)
+    ((_, answer),) = answered(model, request(images=[picture], options={**GREEDY, "logprobs": 2}))
+    ((_, plain),) = answered(model, request(images=[picture]))
+    choice = Renderer("nano").completion(reply)["choices"][0]
+    assert triton._answer(reply) == {**choice["message"]["qwenvl"], "logprobs": choice["logprobs"]["content"]}
+    assert set(answer) - set(plain) == {"logprobs"} and set(plain) == set(reply.to_dict())
+    assert [entry["bytes"] for entry in answer["logprobs"]] == [list(entry.data) for entry in reply.logprobs]
+    ((_, fresh),) = answered(model, request(images=[picture], options={**GREEDY, "logprobs": 0}))
+    measured = ("ttft_ms", "tokens_per_s", "images_encoded", "reused_tokens", "logprobs")
+    assert {name: fresh[name] for name in fresh if name not in measured} == {
+        name: value for name, value in reply.to_dict().items() if name not in measured
+    }
+
+
 def test_a_client_that_goes_away_ends_its_answer(model):
     (_, answer), (_, other) = answered(
         model,
@@ -148,6 +167,8 @@ def test_a_client_that_goes_away_ends_its_answer(model):
         ({"options": []}, "OPTIONS is not a JSON object"),
         ({"options": {"depth": 1}}, "OPTIONS has 'depth'; known are"),
         ({"options": {"temperature": "hot"}}, "temperature"),
+        ({"options": {"logprobs": 21}}, "logprobs is 21"),
+        ({"options": {"logprobs": True}}, "logprobs in OPTIONS is True"),
         ({"pixels": np.zeros((4, 4, 7), np.uint8)}, "picture"),
     ],
 )

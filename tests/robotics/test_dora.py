@@ -15,7 +15,7 @@ import pytest
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.robotics import dora as adapter
 from qwenvl_edge.robotics.dora import DoraNode
-from qwenvl_edge.robotics.node import Settings, VlmNode
+from qwenvl_edge.robotics.node import NodeSettings, VlmNode
 from support.paths import ROOT
 from support.scripted import engine
 
@@ -102,7 +102,7 @@ def run(tmp_path):
     def run(answers, *batches, **settings):
         qwen, _ = engine(tmp_path, *answers)
         wire = Wire(*batches)
-        DoraNode(wire, VlmNode(qwen, Settings(**settings))).run()
+        DoraNode(wire, VlmNode(qwen, NodeSettings(**settings))).run()
         return wire
 
     return run

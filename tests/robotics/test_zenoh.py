@@ -13,7 +13,7 @@ from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.robotics import zenoh as adapter
-from qwenvl_edge.robotics.node import Settings, VlmNode
+from qwenvl_edge.robotics.node import NodeSettings, VlmNode
 from qwenvl_edge.robotics.zenoh import ZenohNode
 from support.paths import ROOT
 from support.scripted import engine
@@ -55,7 +55,7 @@ def serve(sides, tmp_path):
     started = []
 
     def serve(*answers, camera=None, **settings):
-        vlm = VlmNode(engine(tmp_path, *answers)[0], Settings(**settings))
+        vlm = VlmNode(engine(tmp_path, *answers)[0], NodeSettings(**settings))
         node = ZenohNode(sides[0], vlm, "robot/vlm", camera=camera)
         thread = threading.Thread(target=node.run)
         thread.start()

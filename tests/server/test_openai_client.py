@@ -64,6 +64,28 @@ def test_a_stream_is_the_whole_answer(client, endless):
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_log_probabilities(client, engine):
+    question = "Where is the red mug?"
+    body = ask(question, url=data_uri(), logprobs=True, top_logprobs=3)
+    choice = client.chat.completions.create(**body).choices[0]
+    expected = engine.chat(question, images=[PICTURE], do_sample=False, logprobs=3)
+    chunks = list(client.chat.completions.create(**body, stream=True))
+    streamed = [chunk.choices[0].logprobs.content for chunk in chunks if chunk.choices[0].logprobs is not None]
+    assert len(streamed) > 3
+    for found in (choice.logprobs.content, [entry for content in streamed for entry in content]):
+        assert len(found) == len(expected.logprobs) == expected.stats.new_tokens
+        for entry, wanted in zip(found, expected.logprobs, strict=True):
+            assert (entry.token, bytes(entry.bytes)) == (wanted.data.decode(errors="replace"), wanted.data)
+            assert entry.logprob == pytest.approx(wanted.logprob, abs=1e-3)
+            assert [bytes(each.bytes) for each in entry.top_logprobs] == [each.data for each in wanted.top]
+            assert entry.top_logprobs[0].logprob == pytest.approx(wanted.top[0].logprob, abs=1e-3)
+    assert choice.logprobs.content[-1].token == "<|im_end|>"
+    alone = client.chat.completions.create(**{**body, "top_logprobs": None}).choices[0].logprobs.content
+    assert [entry.token for entry in alone] == [entry.token for entry in choice.logprobs.content]
+    assert all(entry.top_logprobs == [] for entry in alone)
+    assert client.chat.completions.create(**ask()).choices[0].logprobs is None
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"thing": {"enum": ["mug", "car"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},

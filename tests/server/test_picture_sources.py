@@ -15,7 +15,7 @@ from PIL import Image
 from qwenvl_edge.server import sources
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
-from qwenvl_edge.server.settings import Limits, Settings
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings
 from qwenvl_edge.server.sources import PictureSource
 from support.served import PICTURE, ask, data_uri, post, serving
 
@@ -23,7 +23,7 @@ PNG = PICTURE.read_bytes()
 
 
 def load(url, *, attachments=None, limits=None, **settings):
-    return PictureSource(Settings(limits=Limits(**(limits or {})), **settings)).load(
+    return PictureSource(ServerSettings(limits=ServerLimits(**(limits or {})), **settings)).load(
         url, attachments or {}, "picture 1"
     )
 
@@ -68,7 +68,7 @@ def test_rare_formats_are_not_decoded():
 
 def test_a_picture_that_comes_again_is_not_decoded_again(monkeypatch):
     monkeypatch.setattr(sources, "_KEPT_BYTES", 3 * 8 * 8 * 2)
-    source = PictureSource(Settings())
+    source = PictureSource(ServerSettings())
     files = [encoded(Image.new("RGB", (8, 8), (shade, 0, 0))) for shade in range(3)]
     pictures = [source.load("attachment:a", {"a": data}, "picture 1") for data in files]
     again = [source.load("attachment:a", {"a": data}, "picture 1") for data in reversed(files)]

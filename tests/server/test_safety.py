@@ -16,7 +16,7 @@ import pytest
 from qwenvl_edge import BackendError, QwenVLError
 from qwenvl_edge.cli import main
 from qwenvl_edge.server.command import uvicorn_config
-from qwenvl_edge.server.settings import Limits, Settings, read_api_key
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_key
 from support.served import PICTURE, WAIT_S, ask, data_uri, metric, post, serving, until
 
 KEY = "correct-horse-battery"
@@ -32,10 +32,10 @@ def code(response):
 def test_a_key_is_needed_beyond_loopback(tmp_path, capsys):
     for host in ("0.0.0.0", "192.168.1.2", "::", "robot.example"):
         with pytest.raises(QwenVLError, match="can be reached by others"):
-            Settings(host=host)
-        assert Settings(host=host, api_key=KEY).host == host
+            ServerSettings(host=host)
+        assert ServerSettings(host=host, api_key=KEY).host == host
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
-        assert Settings(host=host).is_loopback
+        assert ServerSettings(host=host).is_loopback
     assert main(["serve", str(tmp_path), "--host", "0.0.0.0"]) == 2
     assert "--api-key-file" in capsys.readouterr().err
 
@@ -48,11 +48,11 @@ def test_keys_come_from_a_file(tmp_path):
     with pytest.raises(QwenVLError, match="empty"):
         read_api_key(path)
     path.write_text(f"{KEY}\nmore\n")
-    assert read_api_key(path) == KEY and KEY not in repr(Settings(api_key=KEY))
+    assert read_api_key(path) == KEY and KEY not in repr(ServerSettings(api_key=KEY))
     with pytest.raises(QwenVLError, match="fewer than 16"):
-        Settings(api_key="short")
+        ServerSettings(api_key="short")
     with pytest.raises(QwenVLError, match="cannot carry"):
-        Settings(api_key="ключ" * 4)
+        ServerSettings(api_key="ключ" * 4)
 
 
 def test_requests_need_the_key(engine):
@@ -81,7 +81,7 @@ def test_names_of_loopback(http, host):
 
 
 def test_without_a_key_other_machines_are_refused_whoever_bound_the_address(engine):
-    app = uvicorn_config(engine, Settings(model_name="nano")).app
+    app = uvicorn_config(engine, ServerSettings(model_name="nano")).app
 
     def status(client):
         async def ask():
@@ -114,8 +114,8 @@ def test_every_response_has_the_headers_that_protect_a_page(http):
 def test_limits_are_checked():
     for name in ("rows", "tokens", "seconds", "body_bytes"):
         with pytest.raises(QwenVLError, match=name):
-            Limits(**{name: 0})
-    assert Limits(queue=0).queue == 0
+            ServerLimits(**{name: 0})
+    assert ServerLimits(queue=0).queue == 0
 
 
 def test_what_is_too_much_is_refused(engine):
@@ -218,7 +218,10 @@ def test_bodies_that_are_no_request(http, body, param):
     [
         {"n": 2},
         {"tools": [{}]},
-        {"logprobs": True},
+        {"logprobs": 2},
+        {"logprobs": True, "top_logprobs": 21},
+        {"logprobs": True, "top_logprobs": -1},
+        {"top_logprobs": 1},
         {"temperature": -1},
         {"top_p": 0},
         {"stop": ["a"] * 5},

@@ -16,7 +16,7 @@ from support.paths import ROOT
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs its extra")
 
 from qwenvl_edge.server.command import uvicorn_config  # noqa: E402
-from qwenvl_edge.server.settings import Limits, Settings  # noqa: E402
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings  # noqa: E402
 
 NANO = ROOT / "models" / "nano"
 PICTURE = NANO / "demo.png"
@@ -26,7 +26,9 @@ WAIT_S = 60.0
 @contextlib.contextmanager
 def serving(engine, *, limits=None, **settings):
     """Run a server in a thread; yields its address."""
-    config = uvicorn_config(engine, Settings(port=0, model_name="nano", limits=Limits(**(limits or {})), **settings))
+    config = uvicorn_config(
+        engine, ServerSettings(port=0, model_name="nano", limits=ServerLimits(**(limits or {})), **settings)
+    )
     server, listening = uvicorn.Server(config), config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

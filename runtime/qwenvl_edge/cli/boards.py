@@ -1,4 +1,4 @@
-"""Machines that bundles run on, and whether a bundle fits before one is at hand.
+"""Machines that bundles run on, and the check whether a bundle fits one that is not at hand.
 
 Memory and bandwidth are the makers' figures: NVIDIA's data sheets of modules (Jetson Orin Nano in the "Super" mode of
 JetPack 6.2 and newer) and of GPUs, Raspberry Pi's product brief. Compute capabilities are those of NVIDIA's list of
@@ -86,12 +86,12 @@ class Fit:
 
     @property
     def spare_bytes(self) -> int:
-        """What stays free; negative if the bundle does not fit."""
+        """Memory that stays free; negative if the bundle does not fit."""
         return self.board.free_bytes - self.plan.total
 
     @property
     def fits(self) -> bool:
-        """Whether the plan fits into what the board is expected to have free."""
+        """True if the plan fits into the memory that the board is expected to have free."""
         return self.spare_bytes >= 0
 
     @property
@@ -100,7 +100,7 @@ class Fit:
         return self.board.bandwidth_gb_s * 1e9 / self.token_bytes
 
     def describe(self) -> str:
-        """The board and the verdict, for a terminal."""
+        """Return the board and the verdict, for a terminal."""
         board = self.board
         gpu = "CPU" if board.compute_capability is None else f"compute capability {board.compute_capability / 10:.1f}"
         spare = self.spare_bytes / 1e6
@@ -120,7 +120,7 @@ class Fit:
 
 
 def find_board(name: str) -> Board:
-    """The board that `--target` names.
+    """Return the board that `--target` names.
 
     Raises:
         QwenVLError: it is unknown; lists those that are known.
@@ -131,7 +131,7 @@ def find_board(name: str) -> Board:
 
 
 def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int = 1) -> Fit:
-    """Plan a bundle's memory on a board; raises what estimate_memory raises.
+    """Plan a bundle's memory on a board; its errors are those of estimate_memory.
 
     On a GPU weights lie in memory as they do in the bundle, and CUDA's own share is added.
     """
@@ -148,7 +148,7 @@ def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int =
 
 
 def table(fits: Sequence[Fit]) -> str:
-    """A line a board, for a terminal."""
+    """Return one line per board, for a terminal."""
     lines = [f"{'target':<22}{'memory':>8}{'GB/s':>8}{'plan':>12}{'spare':>12}{'tokens/s <=':>13}"]
     for fit in fits:
         spare = f"{fit.spare_bytes / 1e6:,.0f} MB" if fit.fits else "too big"

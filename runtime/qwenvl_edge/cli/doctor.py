@@ -1,22 +1,19 @@
-"""`qwenvl doctor`: what this machine has for running bundles, what is missing, and the line that would fix it."""
+"""Findings about this machine: the parts that bundles need, and the lines that would add what is missing."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
-import json
 import platform
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from qwenvl_edge import __version__
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.cpu import processor_features
-from qwenvl_edge.machine.terminal import say
 
 if TYPE_CHECKING:
     from qwenvl_edge.bundle.bundle import Bundle
@@ -62,7 +59,7 @@ def examine(root: Path = Path("/"), *, bundle: Bundle | None = None) -> list[Fin
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """The findings for a terminal, each fix on a line of its own."""
+    """Return the findings for a terminal, each fix on a line of its own."""
     marks = {"good": " ", "note": " ", "slow": "!", "bad": "x"}
     lines = []
     for finding in findings:
@@ -134,7 +131,7 @@ def _gpu(root: Path) -> Iterator[Finding]:
 
 
 def _nvrtc(root: Path) -> Iterator[Finding]:
-    """What compiles the kernels for frames in the GPU's memory, where there is a GPU."""
+    """Find the library that compiles the kernels for frames in the GPU's memory, where there is a GPU."""
     from qwenvl_edge.backends.cuda.kernels import NVRTC_FIX, nvrtc_problem
 
     if not any(_read(root / path) for path in ("proc/driver/nvidia/version", "etc/nv_tegra_release")):
@@ -201,7 +198,7 @@ def _clock(subject: str, low: Path, high: Path, per_mhz: float) -> Finding:
 
 
 def _backends(bundle: Bundle) -> Iterator[Finding]:
-    """What would run the bundle, in the order of preference, and why the rest would not."""
+    """Find the backends that would run the bundle, in the order of preference, and why the rest would not."""
     from qwenvl_edge.backends.select import BackendOptions, survey
 
     context = bundle.manifest.model.max_position_embeddings
@@ -218,7 +215,7 @@ def _backends(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _cpu_obstacle(bundle: Bundle) -> str | None:
-    """What would stop ONNX Runtime's CPU provider when it opens the bundle."""
+    """Return the reason that would stop ONNX Runtime's CPU provider when it opens the bundle, or None."""
     from qwenvl_edge.backends.memory_estimate import check_fits, estimate_memory
 
     if "bf16" in bundle.manifest.precision.compute.values():
@@ -241,25 +238,3 @@ def _read(path: Path) -> str:
 def _number(path: Path) -> int:
     text = _read(path).strip()
     return int(text) if text.isdigit() else 0
-
-
-def add_doctor(commands: Any) -> None:
-    """Add the command to the program's parser."""
-    parser = commands.add_parser("doctor", help="say what this machine has, what is missing and how to fix it")
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="say what would run it here, and why")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.set_defaults(run=_doctor)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    bundle = None
-    if arguments.bundle is not None:
-        from qwenvl_edge.bundle.bundle import Bundle
-
-        bundle = Bundle.open(arguments.bundle)
-    findings = examine(bundle=bundle)
-    if arguments.json:
-        say(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=1))
-    else:
-        say(report(findings))
-    return 1 if any(finding.grade == "bad" for finding in findings) else 0

@@ -1,44 +1,33 @@
-"""Several sequences decoded together, one token each a call."""
+"""Several sequences decoded together: one token of each per call."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kv_cache import KVCache
-from qwenvl_edge.bundle.embedding import EmbeddingTable
-from qwenvl_edge.decoding.token_sequence import Sequence
+from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder, TokenSequence
 from qwenvl_edge.families.base import Positions
 
 FloatArray = npt.NDArray[np.float32]
 
 
 class BatchDecoder:
-    """Rows that were prefilled elsewhere and copied in; their positions have one key.
+    """Rows that a SequenceDecoder prefilled one after another; all of them have positions of one key.
 
     Args:
+        decoder: prefills the prompts; its backend computes the batch.
         rows: how many there are.
         positions: those of any of the prompts.
         capacity: tokens that fit into a row.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        embedding: EmbeddingTable,
-        *,
-        rows: int,
-        positions: Positions,
-        capacity: int,
-        decodable: int,
-    ) -> None:
-        self._backend = backend
-        self._embedding = embedding
-        self._decodable = decodable
-        self._cache = backend.new_cache(rows, capacity)
+    def __init__(self, decoder: SequenceDecoder, *, rows: int, positions: Positions, capacity: int) -> None:
+        self._decoder = decoder
+        self._backend = decoder.backend
+        self._cache = self._backend.new_cache(rows, capacity)
         self._cache.reset(positions)
-        self._sequences: list[Sequence | None] = [None] * rows
+        self._sequences: list[TokenSequence | None] = [None] * rows
         self._tokens = np.zeros(rows, np.int64)
         self._write = np.zeros(rows, np.int64)
         self._computed = [0] * rows
@@ -50,19 +39,20 @@ class BatchDecoder:
         """Tokens that fit into a row."""
         return self._cache.capacity
 
-    def put(self, row: int, cache: KVCache, sequence: Sequence) -> None:
-        """Copy a prefilled cache of batch 1 into a row; `sequence` is what it holds and what will be appended."""
+    def put(self, row: int) -> None:
+        """Let the sequence that was prefilled last go on as a row: its cache is copied, its ids are shared."""
+        cache = self._decoder.cache
         self._backend.copy_cache(cache, self._cache, cache.length, row=row)
-        self._sequences[row] = sequence
+        self._sequences[row] = self._decoder.sequence
         self._computed[row] = cache.length
 
     def caught_up(self, row: int) -> bool:
-        """Whether all tokens of a row are computed, so that its logits are those of the next one."""
+        """Return whether all tokens of a row are computed, so that its logits are those of the next token."""
         sequence = self._sequences[row]
         return sequence is not None and self._computed[row] == len(sequence)
 
     def end(self, row: int) -> None:
-        """Free a row: it is computed for nothing, as its first token, as long as rows behind it go on."""
+        """Free a row. While rows after it are in use it is still computed, to no purpose, as a row of one token."""
         self._sequences[row] = None
         self._write[row] = 0
 
@@ -79,6 +69,24 @@ class BatchDecoder:
             if sequence is not None:
                 self._copy(other, row, row)
 
+    def step(self) -> FloatArray:
+        """Compute the next appended token of each row.
+
+        Returns the logits [R, V] after them; R counts the rows up to the last one in use.
+        """
+        for row, sequence in enumerate(self._sequences):
+            if sequence is not None:
+                self._write[row] = self._computed[row]
+                self._tokens[row] = sequence.tokens[self._computed[row]]
+                self._computed[row] += 1
+        cache = self._rows_in_use()
+        tokens, write = self._tokens[: cache.batch, None], self._write[: cache.batch]
+        logits = self._backend.decode_unchecked(
+            cache, self._decoder.embedding[tokens], write[:, None].copy(), write, self._wanted[: cache.batch]
+        )
+        self._cache.length = cache.length
+        return logits[:, 0, : self._decoder.decodable]
+
     def _copy(self, other: BatchDecoder, row: int, target: int) -> bool:
         source = self._backend.rows(other._cache, row, 1)
         if source is None:
@@ -88,23 +96,8 @@ class BatchDecoder:
         self._sequences[target] = other._sequences[row]
         return True
 
-    def step(self) -> FloatArray:
-        """Compute the next appended token of each row; return the logits [R, V] after them, R behind the last row."""
-        for row, sequence in enumerate(self._sequences):
-            if sequence is not None:
-                self._write[row] = self._computed[row]
-                self._tokens[row] = sequence.tokens[self._computed[row]]
-                self._computed[row] += 1
-        cache = self._rows_in_use()
-        tokens, write = self._tokens[: cache.batch, None], self._write[: cache.batch]
-        logits = self._backend.decode_unchecked(
-            cache, self._embedding[tokens], write[:, None].copy(), write, self._wanted[: cache.batch]
-        )
-        self._cache.length = cache.length
-        return logits[:, 0, : self._decodable]
-
     def _rows_in_use(self) -> KVCache:
-        """The cache up to the last row that goes on, or all of it."""
+        """Return the cache up to the last row in use, or all of it where the backend cannot give a part."""
         count = 1 + max((row for row, sequence in enumerate(self._sequences) if sequence is not None), default=0)
         if count == self._cache.batch:
             return self._cache
@@ -113,3 +106,8 @@ class BatchDecoder:
         cache = self._first_rows[count]
         cache.length = self._cache.length
         return cache
+
+
+def can_grow(decoder: SequenceDecoder) -> bool:
+    """Return whether the rows of a batch can go on in a larger one, with `take_over`."""
+    return decoder.backend.rows(decoder.cache, 0, 1) is not None

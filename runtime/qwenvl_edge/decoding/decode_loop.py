@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -10,33 +11,70 @@ import numpy.typing as npt
 from qwenvl_edge.constraints.matcher import Matcher
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sampler import Sampler
-from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
-from qwenvl_edge.decoding.token_sequence import Sequence
+from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder, TokenSequence
 from qwenvl_edge.inputs.options import GenerationOptions
-from qwenvl_edge.replies.reply import FinishReason
+from qwenvl_edge.replies.reply import FinishReason, TokenLogprob
 from qwenvl_edge.replies.text_writer import AnswerWriter
 
+FloatArray = npt.NDArray[np.float32]
 _NOTHING = np.empty(0, np.int64)
 
 
-class Generation:
-    """Goes on from the logits [V] after a prompt, the last of `sequence`; without `lookup` a token at a time.
+class Scores:
+    """Log-probabilities of an answer's tokens, in their order, as the logits before each are computed.
 
-    Tokens that a constraint leaves no choice for are appended without being drawn.
+    Args:
+        sequence: prompt and answer.
+        alternatives: how many of the likeliest tokens are given with each token.
+        bytes_of: the bytes of ids.
+
+    found: one entry per token scored so far.
+    """
+
+    def __init__(
+        self, sequence: TokenSequence, sampler: Sampler, alternatives: int, bytes_of: Callable[[list[int]], bytes]
+    ) -> None:
+        self._sequence = sequence
+        self._sampler = sampler
+        self._alternatives = alternatives
+        self._bytes_of = bytes_of
+        self.found: list[TokenLogprob] = []
+
+    @property
+    def missing(self) -> int:
+        """Number of tokens of the answer that are not scored."""
+        return len(self._sequence) - self._sequence.prompt_length - len(self.found)
+
+    def add(self, logits: FloatArray) -> None:
+        """Score the first token that is not scored, from the logits [V] before it."""
+        token = int(self._sequence.tokens[self._sequence.prompt_length + len(self.found)])
+        top = tuple(self._entry(*each) for each in self._sampler.top_log_probs(logits, self._alternatives))
+        self.found.append(self._entry(token, self._sampler.log_prob(logits, token), top))
+
+    def _entry(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        return TokenLogprob(token, self._bytes_of([token]), logprob, top)
+
+
+class Generation:
+    """Goes on from the logits [V] after a prompt, the last of `sequence`; without `lookup` one token at a time.
+
+    Tokens that a constraint leaves no choice for are appended without being drawn. Their logits are computed after
+    that, with those of the next token, so they are scored late.
 
     finish_reason: None while the answer goes on. new_tokens: tokens of the answer, forced_tokens of them not drawn.
-    token_ms: computing time of each token after the first. proposed_tokens: how many were guessed, and
-    accepted_tokens rightly. piece: the text that the tokens taken last made certain.
+    token_ms: computing time of each token after the first. proposed_tokens: how many were guessed, accepted_tokens of
+    them right. piece: the text that the tokens taken last made certain. scores: None unless they are asked for.
     """
 
     def __init__(
         self,
-        sequence: Sequence,
+        sequence: TokenSequence,
         lookup: Lookup | None,
         writer: AnswerWriter,
         options: GenerationOptions,
         matcher: Matcher | None,
-        logits: npt.NDArray[np.float32],
+        logits: FloatArray,
+        bytes_of: Callable[[list[int]], bytes],
     ) -> None:
         self._sequence = sequence
         self._lookup = lookup if options.lookup else None
@@ -46,6 +84,7 @@ class Generation:
         self._greedy = options.greedy
         self._sampler = Sampler(options.sampling)
         self._allowed: bytes | None = None
+        self.scores = None if options.logprobs is None else Scores(sequence, self._sampler, options.logprobs, bytes_of)
         self.new_tokens = 0
         self.forced_tokens = 0
         self.proposed_tokens = 0
@@ -57,22 +96,32 @@ class Generation:
         if not self._take_forced():
             self._take(self._draw(logits))
             self._take_forced()
+        self.score(logits)
         self.token_ms = [0.0] * (self.new_tokens - 1)
+
+    @property
+    def unscored(self) -> int:
+        """Number of tokens, forced ones at the end, that are still to be scored."""
+        return 0 if self.scores is None else self.scores.missing
 
     def step(self, decoder: SequenceDecoder) -> str:
         """Compute and take the next token, or several that were proposed; return the text that became certain."""
         clock = time.perf_counter()
         start, computed = len(self._sequence), decoder.computed
-        proposed = self._propose()
-        rows = decoder.step(proposed)
+        proposed, unscored = self._propose(), self.unscored
+        rows = decoder.step(proposed, unscored)
         if self._lookup is not None:
             self._lookup.report(start + len(proposed) - computed, time.perf_counter() - clock)
+        for logits in rows[:unscored]:
+            self.score(logits)
         pieces = []
         accepted = 0
-        for row, logits in enumerate(rows):
-            if len(self._sequence) == start + row:  # else it was forced meanwhile
+        for row, logits in enumerate(rows[unscored:]):
+            if len(self._sequence) == start + row:
                 clock = self.take(logits, clock)
                 pieces.append(self.piece)
+            else:  # it was forced meanwhile
+                self.score(logits)
             if self.finish_reason or row == len(proposed) or self._sequence.tokens[start + row] != proposed[row]:
                 break
             accepted += 1
@@ -81,7 +130,7 @@ class Generation:
         decoder.settle(len(proposed) - accepted)
         return "".join(pieces)
 
-    def take(self, logits: npt.NDArray[np.float32], clock: float) -> float:
+    def take(self, logits: FloatArray, clock: float) -> float:
         """Take the next token, and those that it forces, from its logits [V], computed since `clock`.
 
         Returns the time now (time.perf_counter, as `clock`).
@@ -90,30 +139,42 @@ class Generation:
         known = self.new_tokens
         self._take(self._draw(logits))
         self._take_forced()
+        self.score(logits)
         now = time.perf_counter()
         self.token_ms += [(now - clock) * 1e3, *[0.0] * (self.new_tokens - known - 1)]
         return now
 
+    def score(self, logits: FloatArray) -> None:
+        """Score the first token that is not scored, if scores are asked for, from the logits [V] before it."""
+        if self.scores is not None:
+            self.scores.add(logits)
+
+    def score_rest(self, decoder: SequenceDecoder) -> None:
+        """Score the tokens that were forced at the end of an answer, which nothing came after."""
+        if self.finish_reason is not None and self.unscored:
+            for logits in decoder.score():
+                self.score(logits)
+
     def close(self) -> str:
-        """Write what a constraint still asks for behind an answer that was cut; return the text."""
+        """Write the text that completes a constraint's form after an answer that was cut; return it."""
         if self._matcher is None or self.finish_reason in ("stop", "stop_string"):
             return ""
         return "".join(map(self._close, self._matcher.closing()))
 
     def _close(self, token: int) -> str:
-        """Write a token that a constraint asks for."""
+        """Write a token that completes a constraint's form."""
         if self._matcher is not None:
             self._matcher.take(token)
         return self._writer.push(token)
 
     def _propose(self) -> npt.NDArray[np.int64]:
-        """Ids that may come next; often none."""
+        """Return ids that may come next; often none."""
         if self._lookup is None:
             return _NOTHING
         room = self._options.max_new_tokens - self.new_tokens - 1
         return self._lookup.propose(min(room, self._sequence.capacity - len(self._sequence)))
 
-    def _draw(self, logits: npt.NDArray[np.float32]) -> int:
+    def _draw(self, logits: FloatArray) -> int:
         sequence, sampler, matcher = self._sequence, self._sampler, self._matcher
         if matcher is None:
             return sampler.sample(logits, sequence.tokens)
@@ -125,7 +186,7 @@ class Generation:
         return sampler.sample(logits, sequence.tokens, allowed=allowed)
 
     def _take_forced(self) -> bool:
-        """Take what must come next, if anything; return whether there was something."""
+        """Take the tokens that must come next; return whether there were some."""
         self._allowed = None
         if self._matcher is None:
             return False

@@ -1,4 +1,4 @@
-"""Who may use the engine: callers take turns, first come first served."""
+"""Turns: callers use the engine one after another, first come first served."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _POLL_S = 0.02  # how often a waiting caller looks whether it was cancelled, whi
 
 
 class Turns:
-    """A fair lock that can be waited for with a way out.
+    """A fair lock whose waiting can be given up.
 
-    It may be released by another thread than took it, also by the garbage collector in the middle of `take`: a stream
-    that was forgotten ends wherever it is collected.
+    Another thread than the one that took it may release it, also the garbage collector in the middle of `take`: it ends
+    a forgotten stream in whichever thread it runs.
     """
 
     def __init__(self) -> None:

@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.base import Features
+from qwenvl_edge.backends.base import Backend, Features, check_features
+from qwenvl_edge.backends.kept import FEATURES_KEPT
 from qwenvl_edge.decoding.decode_loop import Generation
 from qwenvl_edge.decoding.fair_lock import Turns
-from qwenvl_edge.decoding.feature_cache import FeatureCache
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.families.base import Family
-from qwenvl_edge.inputs.cancel import Control
-from qwenvl_edge.inputs.request import Request
+from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.inputs.tokenizer import Tokenizer
-from qwenvl_edge.replies.placement import make_reply
-from qwenvl_edge.replies.reply import Reply
-from qwenvl_edge.replies.stats import Stats
+from qwenvl_edge.replies.reply import Reply, Stats, make_reply
 from qwenvl_edge.replies.text_writer import AnswerWriter
 
 FloatArray = npt.NDArray[np.float32]
+
+
+class FeatureCache:
+    """Encodes pictures; the features of the FEATURES_KEPT last used ones stay where the backend wants them.
+
+    They are found again by the pictures' content digests.
+    """
+
+    def __init__(self, backend: Backend, family: Family) -> None:
+        self._backend = backend
+        self._family = family
+        self._kept: OrderedDict[str, Features] = OrderedDict()
+
+    def forget(self) -> None:
+        """Drop all features."""
+        self._kept.clear()
+
+    def get(self, picture: Picture) -> tuple[Features, bool]:
+        """Return the features [Q, H] of a picture and whether it had to be encoded for it."""
+        missing = picture.digest not in self._kept
+        if missing:
+            # One at a time: a picture is work enough for every core, and a cancellation waits for one picture at most.
+            features = self._backend.encode(picture)
+            check_features(features, self._family.layout(picture.size).tokens, self._backend.features_type)
+            self._kept[picture.digest] = features
+        self._kept.move_to_end(picture.digest)
+        if len(self._kept) > FEATURES_KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[picture.digest], missing
 
 
 @dataclass
@@ -44,8 +72,13 @@ class Work:
 
     @property
     def ended(self) -> bool:
-        """Whether the answer has ended, by itself or from outside."""
+        """True if the answer has ended, by itself or from outside."""
         return self.run is None or self.run.finish_reason is not None or self.control.reason is not None
+
+    def finish(self) -> str:
+        """End the answer's text, whatever ended the answer; return the rest of it."""
+        closing = self.run.close() if self.run else ""
+        return closing + self.writer.finish()
 
 
 class Answerer:
@@ -54,7 +87,7 @@ class Answerer:
     Args:
         stop: id sequences that end an answer.
 
-    turns: whoever computes holds the turn.
+    turns: the lock that a thread holds while it computes. decoder: prefills all prompts.
     """
 
     def __init__(
@@ -69,87 +102,83 @@ class Answerer:
         self._family = family
         self._tokenizer = tokenizer
         self._features = features
-        self._decoder = decoder
         self._stop = stop
         self._lookup = Lookup({ids[0] for ids in stop if len(ids) == 1})
+        self.decoder = decoder
         self.turns = Turns()
 
     def work(self, request: Request, control: Control) -> Work:
         """Take a request on; nothing is computed yet."""
         return Work(request, control, self._writer(request))
 
-    def answer(self, request: Request, control: Control) -> Generator[str, None, Reply]:
+    def stream(self, request: Request, control: Control) -> Generator[str, None, Reply]:
         """Compute an answer, yielding its text as it comes."""
         work = self.work(request, control)
         with self.turns.take(lambda: control.reason is not None) as granted:
-            run = self._start(work, self._lookup) if granted else None
-            if run is not None:
-                yield run.piece
+            if granted:
+                for _ in self.starting(work, self._lookup):
+                    pass
+            if work.run is not None:
+                yield work.run.piece
                 while not work.ended:
-                    yield run.step(self._decoder)
-            yield finish(work)
+                    yield work.run.step(self.decoder)
+                work.run.score_rest(self.decoder)
+            yield work.finish()
         return self.reply(work)
 
-    def answer_many(self, requests: Sequence[tuple[Request, Control]], *, max_batch: int) -> list[Reply]:
-        """Compute several answers, up to `max_batch` of them together; replies come in the order of the requests."""
-        works = [self.work(request, control) for request, control in requests]
-        with self.turns.take(lambda: all(work.control.reason is not None for work in works)) as granted:
-            for batch in self._batches(works, max_batch) if granted else ():
-                self._answer_batch(batch)
-        for work in works:
-            finish(work)
-        return [self.reply(work) for work in works]
+    def answer(self, request: Request, control: Control) -> Reply:
+        """Compute an answer."""
+        pieces = self.stream(request, control)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                reply: Reply = end.value
+                return reply
 
     def forget(self) -> None:
         """Drop computed prefixes and features, when it is this caller's turn."""
         with self.turns.take():
-            self._decoder.forget()
+            self.decoder.forget()
             self._features.forget()
             self._lookup.forget()
 
-    def _batches(self, works: Sequence[Work], max_batch: int) -> Iterator[list[Work]]:
-        """Split into batches whose prompts have positions with the same key."""
-        groups: dict[Hashable, list[Work]] = {}
-        for work in works:
-            groups.setdefault(work.request.prompt.positions.key, []).append(work)
-        for members in groups.values():
-            yield from (members[start : start + max_batch] for start in range(0, len(members), max_batch))
-
-    def _answer_batch(self, works: Sequence[Work]) -> None:
-        lengths = [(len(work.request.prompt.ids), work.request.options.max_new_tokens) for work in works]
-        decoder = self._decoder.batch(lengths, works[0].request.prompt.positions)
-        for row, work in enumerate(works):
-            # A row at a time: shared prefixes are computed once, and ONNX Runtime's CPU attention takes several tokens
-            # behind a prefix at batch 1 only.
-            if self._start(work, None) is not None and not work.ended:
-                self._decoder.move_to(decoder, row)
-        active = {row: work.run for row, work in enumerate(works) if work.run is not None and not work.ended}
-        while active:
-            clock = time.perf_counter()
-            logits = decoder.step()
-            for row, run in list(active.items()):
-                if decoder.caught_up(row):
-                    run.take(logits[row], clock)
-                if works[row].ended:
-                    decoder.end(row)
-                    del active[row]
-
-    def _start(self, work: Work, lookup: Lookup | None) -> Generation | None:
-        """Compute the prompt and take the first token; return the generation, None if the answer must end before."""
-        for _ in self.starting(work, lookup):
-            pass
-        return work.run
-
     def starting(self, work: Work, lookup: Lookup | None) -> Iterator[None]:
-        """Compute the prompt and take the first token, with a pause behind each picture and chunk.
+        """Compute the prompt and take the first token, with a pause after each picture and chunk.
 
         `work.run` is there at the end, unless the answer must end before. No other prompt may begin meanwhile.
         """
         request = work.request
         logits = yield from self._prefill(work)
         if logits is not None:
-            work.run = Generation(self._decoder.sequence, lookup, work.writer, request.options, request.matcher, logits)
+            work.run = Generation(
+                self.decoder.sequence,
+                lookup,
+                work.writer,
+                request.options,
+                request.matcher,
+                logits,
+                self._tokenizer.decode_bytes,
+            )
             work.ttft_s = time.perf_counter() - request.started
+
+    def reply(self, work: Work) -> Reply:
+        """Return the reply of a finished work; its matcher is given back."""
+        request, run = work.request, work.run
+        complete = None
+        if request.matcher is not None:
+            complete = request.matcher.is_whole(work.writer.raw_text)
+            request.matcher.release()
+        found = () if run is None or run.scores is None else tuple(run.scores.found)
+        return make_reply(
+            self._family,
+            request,
+            work.writer,
+            reason=(run.finish_reason if run else None) or work.control.reason or "cancelled",
+            complete=complete,
+            stats=self._stats(work),
+            logprobs=None if request.options.logprobs is None else found,
+        )
 
     def _prefill(self, work: Work) -> Generator[None, None, FloatArray | None]:
         """Encode pictures and compute the prompt; return the logits after it, or None if the answer must end."""
@@ -157,8 +186,8 @@ class Answerer:
         prompt, control = work.request.prompt, work.control
         if control.reason is not None:
             return None
-        wanted = self._decoder.begin(prompt)
-        work.reused_tokens = self._decoder.reused
+        wanted = self.decoder.begin(prompt)
+        work.reused_tokens = self.decoder.reused
         found: dict[str, Features] = {}
         for picture in (prompt.pictures[i] for i in wanted):
             if control.reason is not None:
@@ -169,15 +198,15 @@ class Answerer:
             work.image_s += time.perf_counter() - clock
             yield
             clock = time.perf_counter()
-        self._decoder.load(prompt, {i: found[prompt.pictures[i].digest] for i in wanted})
+        self.decoder.load(prompt, {i: found[prompt.pictures[i].digest] for i in wanted})
         logits = None
         while logits is None and control.reason is None:
-            logits = self._decoder.prefill()
+            logits = self.decoder.prefill()
             work.prefill_s += time.perf_counter() - clock
             if logits is None:
                 yield
             clock = time.perf_counter()
-        work.prefill_tokens = self._decoder.computed - work.reused_tokens
+        work.prefill_tokens = self.decoder.computed - work.reused_tokens
         return logits
 
     def _writer(self, request: Request) -> AnswerWriter:
@@ -193,10 +222,9 @@ class Answerer:
             lead=request.lead,
         )
 
-    def reply(self, work: Work) -> Reply:
-        """Return what became of a finished work; its matcher is given back."""
+    def _stats(self, work: Work) -> Stats:
         request, run = work.request, work.run
-        stats = Stats(
+        return Stats(
             image_ms=work.image_s * 1e3,
             prefill_ms=work.prefill_s * 1e3,
             ttft_ms=work.ttft_s * 1e3,
@@ -212,15 +240,3 @@ class Answerer:
             images_encoded=work.images_encoded,
             history_turns_dropped=len(request.history) - request.prompt.turns,
         )
-        complete = None
-        if request.matcher is not None:
-            complete = request.matcher.is_whole(work.writer.raw_text)
-            request.matcher.release()
-        reason = (run.finish_reason if run else None) or work.control.reason or "cancelled"
-        return make_reply(self._family, request, work.writer, reason, complete, stats)
-
-
-def finish(work: Work) -> str:
-    """End the answer's text, whatever ended the answer; return the rest of it."""
-    closing = work.run.close() if work.run else ""
-    return closing + work.writer.finish()

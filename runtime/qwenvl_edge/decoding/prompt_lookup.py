@@ -1,12 +1,13 @@
-"""Look-up decoding: what comes next is guessed from what stands in the prompt and was said already.
+"""Look-up decoding: the next tokens are guessed from the prompt and from earlier text.
 
-The last tokens are looked for further up in the sequence, and what followed there is proposed; the decoder then
-computes several tokens in one call, and those proposed are kept as long as the sampler draws the same (prompt look-up
-decoding, a form of speculative decoding, Leviathan et al. 2023). The n-th draw depends on the seed and the n-th logits
-alone, so the answer is the one without proposals, greedy or sampled; its distribution is the model's.
+The last tokens are searched further up in the sequence, and the tokens that followed there are proposed. The decoder
+then computes several tokens in one call, and proposed tokens are kept as long as the sampler draws the same (prompt
+look-up decoding, a form of speculative decoding, Leviathan et al. 2023). The n-th draw depends on the seed and the n-th
+logits alone, so the answer is the one without proposals, greedy or sampled; its distribution is the model's.
 
-Guesses are made for every token and compared with what came, also where none is proposed: so it is known, at no cost,
-how often guesses of a kind are right, and as many tokens are proposed as make the answer fastest; none if none do.
+A guess is made for every token and compared with the token that came, also where nothing is proposed. So it is known,
+at no cost, how often guesses of a kind are right. The number of tokens proposed is the one that makes the answer
+fastest, which may be none.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _LEAST_GAIN = 1.1
 
 
 class Repetition:
-    """Where the end of a sequence stood before, followed at the cost of a few dictionary accesses a token.
+    """The place at which the end of a sequence stood before; costs a few dictionary accesses per token.
 
     length: how many of the last tokens are the same there, from 3 to _LONGEST; 0 if there is no such place.
     """
@@ -48,7 +49,7 @@ class Repetition:
         return len(self._ids)
 
     def foretells(self, token: int) -> bool:
-        """Whether a token came there."""
+        """Return whether a token came there."""
         return self.length > 0 and self._ids[self._next] == token
 
     def append(self, token: int) -> None:
@@ -65,13 +66,13 @@ class Repetition:
             self.length = self._common(self._next) if self._next else 0
 
     def continuation(self, count: int) -> list[int]:
-        """The `count` tokens that came there; where they reach the end of the sequence, it is taken to go round."""
+        """Return the `count` tokens that came there; at the end of the sequence they begin anew from there."""
         ids, start = self._ids, self._next
         period = len(ids) - start
         return [ids[start + i % period] for i in range(count)]
 
     def _common(self, place: int) -> int:
-        """How many tokens before a place are those at the end of the sequence, _LONGEST at most."""
+        """Return how many tokens before a place equal those at the end of the sequence, _LONGEST at most."""
         ids, length = self._ids, 0
         while length < min(place, _LONGEST) and ids[place - length - 1] == ids[-length - 1]:
             length += 1
@@ -79,13 +80,13 @@ class Repetition:
 
 
 class Lookup:
-    """Proposes tokens. What was said in earlier answers, and how far guesses can be trusted, is kept for later ones.
+    """Proposes tokens. Earlier answers, and how often guesses were right, are kept for later ones.
 
-    A camera's next picture, asked the same, so often gets its answer in a few steps.
+    So the same question about a camera's next picture often gets its answer in a few steps.
     """
 
     def __init__(self, ends: Collection[int] = ()) -> None:
-        """ends: ids behind which an answer does not go on."""
+        """ends: ids after which an answer does not go on."""
         self._ends = ends
         self._trust = list(_FIRST_TRUST)  # by length of the match: how likely its next token comes again
         self._cost = _FIRST_COST  # of each token more in a step, in steps of one token
@@ -93,7 +94,7 @@ class Lookup:
         self._seen = Repetition()
 
     def start(self, prompt: IntArray, known: int) -> None:
-        """Begin an answer behind a prompt, of which `known` tokens were computed (and so seen) before."""
+        """Begin an answer after a prompt, of which `known` tokens were computed (and so seen) before."""
         if len(self._seen) > _MOST_SEEN:
             self.forget()
         fresh = min(known, max(len(prompt) - _SEEN_AGAIN, 0)) if len(self._seen) else 0
@@ -118,7 +119,7 @@ class Lookup:
         return np.array(found if length == count else found[: self._best_count(length)], np.int64)
 
     def forget(self) -> None:
-        """Drop what was said."""
+        """Drop all earlier text."""
         self._seen = Repetition()
 
     def report(self, count: int, seconds: float) -> None:
@@ -129,7 +130,7 @@ class Lookup:
             self._cost = _towards(self._cost, max((seconds / self._step_s - 1) / (count - 1), _LEAST_COST))
 
     def _best_count(self, limit: int) -> int:
-        """How many tokens to propose so that the expected number taken in a step, over its cost, is largest."""
+        """Return the number of tokens to propose that makes the expected tokens per cost of a step largest."""
         length = self._seen.length
         best, gain = 0, 1.0
         taken = likely = 1.0
@@ -143,5 +144,5 @@ class Lookup:
 
 
 def _towards(known: float, seen: float) -> float:
-    """A moving average, for which whatever was held up counts twice the usual at most."""
+    """Return a moving average, in which a step that was held up counts twice the usual at most."""
     return known + _COST_RATE * (min(seen, 2 * known) - known)

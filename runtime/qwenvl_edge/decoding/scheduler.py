@@ -1,104 +1,88 @@
 """Continuous batching: an answer joins the running batch once its prompt is computed and leaves it when it ends.
 
-    submit -> queue -> prefill, a chunk at a time -> row of a batch -> reply
-                          |                            |
-                          +---- in turns: one chunk ---+--- one token of every row
+    put -> waiting -> prefill, a chunk at a time -> row of a batch -> reply
 
-Prompts are computed one after another at batch 1 (what they share only once), between the tokens of the answers that
-run, so that a long prompt holds up nobody for longer than a chunk takes. Every answer is the one that the engine would
-give alone; look-up decoding is not used.
+Prompts are computed one after another at batch 1, what they share only once; then each step computes one token of every
+row. Every answer is the one that the engine would give alone; look-up decoding is not used. The scheduler has no
+thread: whoever has requests drives it, `answer_all` in its caller's thread, a Batcher in one of its own.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
 
-from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray
-from qwenvl_edge.decoding.pipeline import Answerer, Work, finish
-from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
-from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray, can_grow
+from qwenvl_edge.decoding.pipeline import Answerer, Work
 from qwenvl_edge.families.base import Positions
-from qwenvl_edge.inputs.messages import Message
-from qwenvl_edge.inputs.request import RequestBuilder
-from qwenvl_edge.replies.reply import Reply
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from qwenvl_edge.inputs.options import Overrides
+from qwenvl_edge.inputs.request import Control, Request
+from qwenvl_edge.replies.reply import Reply, TokenLogprob
 
 _DONE = object()
-_LEAST_CAPACITY = 512  # tokens of a row
+_LEAST_CAPACITY = 512  # tokens per row
 
 
 @dataclass(eq=False)
-class _Job:
-    """A request on its way to a reply."""
+class Job:
+    """A request on its way to a reply.
+
+    on_text: takes pieces of the answer's text. on_logprobs: takes its log-probabilities, where they are asked for.
+    """
 
     work: Work
-    reply: Future[Reply]
-    on_text: Callable[[str], None] | None
+    on_text: Callable[[str], None] | None = None
+    on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None
+    reply: Future[Reply] = field(default_factory=Future)
+    _told: int = 0
 
-    def say(self, piece: str) -> None:
-        """Pass on a piece of text."""
+    def tell(self, piece: str) -> None:
+        """Pass on a piece of text, and before it the tokens scored since the last one."""
+        scores = None if self.work.run is None else self.work.run.scores
+        if self.on_logprobs is not None and scores is not None and len(scores.found) > self._told:
+            self.on_logprobs(scores.found[self._told :])
+            self._told = len(scores.found)
         if piece and self.on_text is not None:
             self.on_text(piece)
 
 
 class _Rows:
-    """The jobs of one running batch, their positions all of one key: row number -> job."""
+    """The jobs of one running batch, all of one key of positions: row number -> job."""
 
     def __init__(self, decoder: BatchDecoder, size: int) -> None:
         self.decoder = decoder
         self._size = size
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def free(self) -> int:
-        """The first free row."""
-        return next(row for row in range(self._size) if row not in self._jobs)
-
-    def put(self, row: int, job: _Job) -> None:
-        """Note whose the row is."""
+    def put(self, job: Job) -> None:
+        """Give the job whose prompt was computed last the first free row."""
+        row = self._free()
+        self.decoder.put(row)
         self._jobs[row] = job
 
-    def step(self) -> list[tuple[_Job, Exception | None]]:
-        """Compute a token of every row; return the jobs that ended, whose rows are free again, or failed, and why."""
+    def step(self) -> list[tuple[Job, Exception | None]]:
+        """Compute one token of every row; return the jobs that ended or failed, with the error; their rows are free."""
         clock = time.perf_counter()
         logits = self.decoder.step()
         ended = []
         for row, job in list(self._jobs.items()):
             error = self._take(row, job, logits[row], clock)
-            if error is not None or job.work.ended:
+            run, control = job.work.run, job.work.control
+            scored = run is None or not run.unscored or control.reason is not None
+            if error is not None or (job.work.ended and scored):
                 self.decoder.end(row)
                 ended.append((self._jobs.pop(row), error))
         return ended
 
-    def _take(self, row: int, job: _Job, logits: FloatArray, clock: float) -> Exception | None:
-        """Take the next token of a row; return what went wrong, which is no other row's business."""
-        run = job.work.run
-        assert run is not None  # a job without a generation ends before it gets a row
-        try:
-            if self.decoder.caught_up(row):
-                run.take(logits, clock)
-                job.say(run.piece)
-        except Exception as error:
-            return error
-        return None
-
     def close_gaps(self) -> None:
-        """Move the last rows into free ones before them, so that none is computed for nothing."""
+        """Move the last rows into free ones before them, so that no free row is computed."""
         while self._jobs and (last := max(self._jobs)) >= len(self._jobs):
-            target = self.free()
+            target = self._free()
             if not self.decoder.move(last, target):
                 return
             self._jobs[target] = self._jobs.pop(last)
@@ -108,142 +92,105 @@ class _Rows:
         decoder.take_over(self.decoder)
         self.decoder = decoder
 
-    def fail(self) -> list[_Job]:
+    def fail(self) -> list[Job]:
         """Give up; return the jobs that were there."""
         jobs, self._jobs = list(self._jobs.values()), {}
         return jobs
 
+    def _free(self) -> int:
+        """Return the first free row."""
+        return next(row for row in range(self._size) if row not in self._jobs)
 
-class Batcher:
-    """Answers many callers at once on one engine; from QwenVLEngine.batcher. Safe to share between threads.
+    def _take(self, row: int, job: Job, logits: FloatArray, clock: float) -> Exception | None:
+        """Take the next token of a row; return an error instead of raising it, so that the other rows go on."""
+        run = job.work.run
+        assert run is not None  # a job without a generation ends before it gets a row
+        try:
+            if run.unscored:
+                run.score(logits)
+            elif self.decoder.caught_up(row):
+                run.take(logits, clock)
+                job.tell(run.piece)
+        except Exception as error:
+            return error
+        return None
 
-    waiting: requests whose prompt is not begun. running: those begun and not ended, `rows` at most.
-    closed: whether it takes no more, because it was closed or has failed.
+
+class Scheduler:
+    """Computes the answers of jobs that are put into it. All but `put` is for the thread that holds the turn.
+
+    Args:
+        rows: the most answers at once; memory for their KV caches is reserved.
+        capacity: tokens per row; None lets rows grow with the needs of the jobs.
+
+    waiting: jobs whose prompt is not begun.
     """
 
-    def __init__(self, requests: RequestBuilder, answerer: Answerer, decoder: SequenceDecoder, *, rows: int) -> None:
+    def __init__(self, answerer: Answerer, *, rows: int, capacity: int | None = None) -> None:
         self.rows = rows
-        self._requests = requests
+        self.waiting: deque[Job] = deque()
         self._answerer = answerer
-        self._decoder = decoder
+        self._decoder = answerer.decoder
+        self._capacity = capacity
         self._batches: dict[Hashable, _Rows] = {}
-        self._waiting: deque[_Job] = deque()
-        self._starting: tuple[_Job, Iterator[None]] | None = None
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="qwenvl-batcher", daemon=True)
-        self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        """How many requests are not begun."""
-        return len(self._waiting)
+        self._starting: tuple[Job, Iterator[None]] | None = None
 
     @property
     def running(self) -> int:
-        """How many are begun and not ended."""
+        """Number of answers begun and not ended."""
         return sum(map(len, list(self._batches.values()))) + (self._starting is not None)
 
-    @property
-    def closed(self) -> bool:
-        """Whether no more requests are taken."""
-        return self._closed
+    def put(self, job: Job) -> None:
+        """Queue a job, from any thread."""
+        job.reply.set_running_or_notify_cancel()  # from here on only its control ends it
+        self.waiting.append(job)
 
-    def submit(
-        self,
-        message: Message,
-        *,
-        images: Iterable[Any] = (),
-        history: Iterable[Any] = (),
-        system: str | None = None,
-        on_text: Callable[[str], None] | None = None,
-        **overrides: Unpack[Overrides],
-    ) -> Future[Reply]:
-        """Answer a message when its turn comes. Arguments are those of QwenVLEngine.chat; `cancel` ends it early.
+    def drop_ended(self) -> None:
+        """Answer the waiting jobs that were ended from outside."""
+        for job in list(self.waiting):
+            if job.work.control.reason is not None:
+                self.waiting.remove(job)
+                self._end(job)
 
-        Args:
-            on_text: is called with each piece of text, in another thread; it must not block.
-
-        Returns:
-            The reply to come, or what went wrong: a BackendError, or what on_text raised. Its own cancel() does
-            nothing.
-
-        Raises:
-            QwenVLError: the batcher is closed, and what chat raises before it computes.
-        """
-        request = self._requests.chat(message, images, history, system, overrides)
-        job = _Job(self._answerer.work(request, request.control()), Future(), on_text)
-        job.reply.set_running_or_notify_cancel()  # from here on only `cancel` ends it
-        with self._changed:
-            if self._closed:
-                raise QwenVLError("the batcher is closed; make a new one.")
-            self._waiting.append(job)
-            self._changed.notify()
-        return job.reply
-
-    def close(self) -> None:
-        """Take no more requests, finish those that are there, and end."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
-
-    def __enter__(self) -> Batcher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _run(self) -> None:
-        try:
-            while self._wait():
-                with self._answerer.turns.take(self._nothing_left) as granted:
-                    while granted and (self._waiting or self.running):
-                        self._round()
-        except BaseException as error:  # nobody may be left waiting
-            self._fail_all(error)
-            raise
-
-    def _wait(self) -> bool:
-        """Wait for a request; return False once there will be none."""
-        with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            return bool(self._waiting)
-
-    def _nothing_left(self) -> bool:
-        """Answer the waiting requests that were ended from outside; return whether none is left."""
-        with self._changed:
-            ended = [job for job in self._waiting if job.work.control.reason is not None]
-            for job in ended:
-                self._waiting.remove(job)
-        for job in ended:
-            self._end(job)
-        return not self._waiting
-
-    def _round(self) -> None:
-        """One chunk of the prompt that is being computed, and one token of every answer."""
-        self._nothing_left()
-        if self._starting is None and self._waiting and self.running < self.rows:
-            job = self._waiting.popleft()
+    def prefill(self) -> bool:
+        """Compute the next chunk of a prompt, if there is one and a row for its answer; return whether there was."""
+        if self._starting is None and self.waiting and self.running < self.rows:
+            job = self.waiting.popleft()
             self._starting = job, self._answerer.starting(job.work, None)
-        if self._starting is not None:
-            self._go_on(*self._starting)
+        if self._starting is None:
+            return False
+        self._go_on(*self._starting)
+        return True
+
+    def step(self) -> None:
+        """Compute one token of every answer."""
         for key, rows in list(self._batches.items()):
-            if not self._waiting:
+            if not self.waiting:
                 rows.close_gaps()
             self._step(key, rows)
 
-    def _go_on(self, job: _Job, starting: Iterator[None]) -> None:
-        """Compute the next chunk of a prompt; behind the last one the answer gets a row, unless it has ended."""
+    def fail(self, error: BaseException) -> None:
+        """Give up on all jobs."""
+        jobs = [job for rows in self._batches.values() for job in rows.fail()]
+        jobs += [self._starting[0]] if self._starting else []
+        self._starting = None
+        while self.waiting:
+            jobs.append(self.waiting.popleft())
+        for job in jobs:
+            if not job.reply.done():
+                job.reply.set_exception(error)
+
+    def _go_on(self, job: Job, starting: Iterator[None]) -> None:
+        """Compute the next chunk of a prompt; after the last one the answer gets a row, unless it has ended."""
         try:
             if next(starting, _DONE) is not _DONE:
                 return
-            if job.work.run is not None:
-                job.say(job.work.run.piece)
+            run = job.work.run
+            if run is not None:
+                job.tell(run.piece)
             if job.work.ended:
+                if run is not None:
+                    run.score_rest(self._decoder)
                 self._end(job)
             else:
                 self._join(job)
@@ -251,25 +198,26 @@ class Batcher:
             job.reply.set_exception(error)
         self._starting = None
 
-    def _join(self, job: _Job) -> None:
+    def _join(self, job: Job) -> None:
         positions = job.work.request.prompt.positions
-        length, key = positions.length, positions.key
-        needed = min(length + job.work.request.options.max_new_tokens, self._decoder.capacity)
-        rows = self._batches.get(key)
+        needed = _capacity_for(job.work.request, self._decoder.capacity)
+        rows = self._batches.get(positions.key)
         if rows is None:
-            rows = self._batches[key] = _Rows(self._reserve(positions, needed), self.rows)
+            rows = self._batches[positions.key] = _Rows(self._reserve(positions, needed), self.rows)
         elif rows.decoder.capacity < needed:
             rows.grow(self._reserve(positions, needed))
-        row = rows.free()
-        self._decoder.move_to(rows.decoder, row)
-        rows.put(row, job)
+        rows.put(job)
 
     def _reserve(self, positions: Positions, needed: int) -> BatchDecoder:
-        """A batch whose rows hold `needed` tokens, in steps of a factor of two: a page is memory once it is touched."""
-        capacity = _LEAST_CAPACITY if self._decoder.can_grow else self._decoder.capacity
+        """Reserve a batch whose rows hold `needed` tokens.
+
+        Capacities that may still grow are steps of a factor of two: a page is memory once it is touched.
+        """
+        most = self._decoder.capacity
+        capacity = self._capacity or (_LEAST_CAPACITY if can_grow(self._decoder) else most)
         while capacity < needed:
             capacity *= 2
-        return self._decoder.batch([(positions.length, capacity - positions.length)] * self.rows, positions)
+        return BatchDecoder(self._decoder, rows=self.rows, positions=positions, capacity=min(capacity, most))
 
     def _step(self, key: Hashable, rows: _Rows) -> None:
         if not rows:
@@ -289,21 +237,51 @@ class Batcher:
             else:
                 job.reply.set_exception(failure)
 
-    def _fail_all(self, error: BaseException) -> None:
-        jobs = [job for rows in self._batches.values() for job in rows.fail()]
-        jobs += [self._starting[0]] if self._starting else []
-        with self._changed:
-            self._closed = True
-            jobs += self._waiting
-        for job in jobs:
-            if not job.reply.done():
-                job.reply.set_exception(error)
-
-    def _end(self, job: _Job) -> None:
+    def _end(self, job: Job) -> None:
         try:
-            job.say(finish(job.work))
+            job.tell(job.work.finish())
             reply = self._answerer.reply(job.work)
         except Exception as error:
             job.reply.set_exception(error)
         else:
             job.reply.set_result(reply)
+
+
+def answer_all(answerer: Answerer, requests: Sequence[tuple[Request, Control]], *, rows: int) -> list[Reply]:
+    """Answer requests in this thread, up to `rows` of them together; replies come in the order of the requests.
+
+    All replies are returned together, so every row is filled before the first step. Requests of different
+    keys of positions are answered one key after another, so that no more than `rows` rows are reserved at a time.
+
+    Raises:
+        QwenVLError: the error of one of them; the others are dropped.
+    """
+    jobs = [Job(answerer.work(request, control)) for request, control in requests]
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.work.request.prompt.positions.key, []).append(job)
+    with answerer.turns.take(lambda: all(job.work.control.reason is not None for job in jobs)):
+        for group in groups.values():
+            _answer_group(answerer, group, rows)
+    return [job.reply.result() for job in jobs]
+
+
+def _answer_group(answerer: Answerer, jobs: Sequence[Job], rows: int) -> None:
+    """Answer jobs of one key of positions."""
+    capacity = max(_capacity_for(job.work.request, answerer.decoder.capacity) for job in jobs)
+    scheduler = Scheduler(answerer, rows=min(rows, len(jobs)), capacity=capacity)
+    for job in jobs:
+        scheduler.put(job)
+    while scheduler.waiting or scheduler.running:
+        scheduler.drop_ended()
+        while scheduler.prefill():
+            pass
+        scheduler.step()
+        for job in jobs:
+            if job.reply.done():
+                job.reply.result()  # raises its error
+
+
+def _capacity_for(request: Request, most: int) -> int:
+    """Return how many tokens a request needs in its row."""
+    return min(len(request.prompt.ids) + request.options.max_new_tokens, most)

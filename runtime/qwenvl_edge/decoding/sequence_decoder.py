@@ -8,26 +8,59 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend, Features, Placed
+from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.embedding import EmbeddingTable
-from qwenvl_edge.decoding.batch_decoder import BatchDecoder
-from qwenvl_edge.decoding.content_keys import content_keys
-from qwenvl_edge.decoding.prefix_cache import CachePool, Slot
+from qwenvl_edge.decoding.prefix_cache import PrefixCache, Slot, content_keys
 from qwenvl_edge.decoding.prompt_lookup import MOST
-from qwenvl_edge.decoding.token_sequence import Sequence
-from qwenvl_edge.families.base import Positions
 from qwenvl_edge.inputs.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 
-class SequenceDecoder:
-    """Knows token ids and features, nothing of text. Use: begin, load, prefill until it returns logits, then step.
+class TokenSequence:
+    """The ids of one sequence, prompt and answer.
 
-    capacity: tokens that fit. sequence: the ids so far. reused: tokens of the prompt that were computed before.
+    It holds one id more than the KV cache holds tokens, because the last sampled token needs no room there.
+
+    prompt_length: how many of the ids are the prompt. reused: how many of these were computed before.
     """
 
-    sequence: Sequence
+    def __init__(self, prompt: IntArray, capacity: int, *, reused: int = 0) -> None:
+        self._ids = np.empty(capacity + 1, np.int64)
+        self._ids[: len(prompt)] = prompt
+        self._length = len(prompt)
+        self.capacity = capacity
+        self.prompt_length = len(prompt)
+        self.reused = reused
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def tokens(self) -> IntArray:
+        """The ids so far (a view)."""
+        return self._ids[: self._length]
+
+    @property
+    def full(self) -> bool:
+        """True if the KV cache has no room for another token."""
+        return self._length > self.capacity
+
+    def append(self, token: int) -> None:
+        """Add a token."""
+        self._ids[self._length] = token
+        self._length += 1
+
+
+class SequenceDecoder:
+    """Decodes token ids and features; it knows no text. Use: begin, load, prefill until it returns logits, then step.
+
+    capacity: tokens that fit. sequence: the ids so far. reused: tokens of the prompt that were computed before.
+    embedding: the rows of the ids. decodable: how many ids have logits.
+    """
+
+    sequence: TokenSequence
 
     def __init__(
         self,
@@ -40,30 +73,40 @@ class SequenceDecoder:
         memory_bytes: int,
     ) -> None:
         self._backend = backend
-        self._embedding = embedding
-        self._decodable = decodable
-        self._pool = CachePool(backend, capacity=capacity, memory_bytes=memory_bytes)
+        self.embedding = embedding
+        self.decodable = decodable
+        self.capacity = capacity
+        self.reused = 0
+        self._prefixes = PrefixCache(backend, capacity=capacity, memory_bytes=memory_bytes)
         rows = chunk + MOST
         self._embeds = np.empty((1, rows, embedding.shape[1]), np.float32)
         self._positions = np.arange(capacity, dtype=np.int64)[None]
         self._write_index = np.zeros(1, np.int64)
         self._wanted = np.arange(rows, dtype=np.int64)[None]
         self._chunk = chunk
-        self._slot: Slot = self._pool.newest
+        self._slot: Slot = self._prefixes.newest
         self._spans: list[tuple[int, Features]] = []
-        self.reused = 0
-        self.capacity = capacity
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that it computes with."""
+        return self._backend
+
+    @property
+    def cache(self) -> KVCache:
+        """The KV cache of the sequence."""
+        return self._slot.cache
 
     @property
     def computed(self) -> int:
-        """How many tokens the cache holds."""
+        """Number of tokens that the cache holds."""
         return self._slot.cache.length
 
     def begin(self, prompt: Prompt) -> list[int]:
-        """Start a sequence behind its longest computed prefix; return the pictures whose features are wanted."""
-        self._slot = self._pool.take(content_keys(prompt), prompt.positions)
+        """Start a sequence after its longest computed prefix; return the pictures whose features are wanted."""
+        self._slot = self._prefixes.take(content_keys(prompt), prompt.positions)
         self.reused = self._slot.cache.length
-        self.sequence = Sequence(prompt.ids, self.capacity, reused=self.reused)
+        self.sequence = TokenSequence(prompt.ids, self.capacity, reused=self.reused)
         self._spans = []
         return [span.picture for span in prompt.spans if span.start + span.length > self.reused]
 
@@ -72,75 +115,57 @@ class SequenceDecoder:
         self._spans = [(span.start, features[span.picture]) for span in prompt.spans if span.picture in features]
 
     def prefill(self) -> FloatArray | None:
-        """Compute the next chunk of the prompt; return the logits [V] after its last token once it is through."""
+        """Compute the next chunk of the prompt; return the logits [V] after its last token, None before that."""
         start = self._slot.cache.length
         end = min(start + self._chunk, self.sequence.prompt_length)
-        embeds = self._embed(self.sequence.tokens[start:end])
         pictures = []
         for first, rows in self._spans:
             low, high = max(first, start), min(first + len(rows), end)
             if low < high:
                 pictures.append(Placed(rows, at=low - start, first=low - first, count=high - low))
-        if end < self.sequence.prompt_length:
-            self._decode(embeds, 0, pictures)
-            return None
-        logits: FloatArray = self._decode(embeds, 1, pictures)[0]
-        return logits
+        whole = end == self.sequence.prompt_length
+        logits = self._decode(self.sequence.tokens[start:end], int(whole), pictures)
+        return logits[0] if whole else None
 
-    def step(self, proposed: IntArray) -> FloatArray:
-        """Compute what was appended since the last step and `proposed` [M] behind it.
+    def step(self, proposed: IntArray, unscored: int = 0) -> FloatArray:
+        """Compute what was appended since the last step, then `proposed` [M].
 
-        Returns the logits [1 + M, V] after the last appended token and after each proposed one. Say with `settle` how
-        many of those are taken.
+        Returns the logits [U + 1 + M, V] after each of the last U = `unscored` appended tokens but the last one, after
+        the last one, and after each proposed token. Say with `settle` how many of the proposed ones were not taken.
         """
-        start = self.computed
-        tokens = np.concatenate([self.sequence.tokens[start:], proposed])
-        self._slot.keys[start : start + len(tokens)] = tokens
-        while len(tokens) > self._embeds.shape[1]:
-            self._decode(self._embed(tokens[: self._chunk]), 0)
-            tokens = tokens[self._chunk :]
-        return self._decode(self._embed(tokens), 1 + len(proposed))
+        tokens = np.concatenate([self.sequence.tokens[self.computed :], proposed])
+        return self._compute(tokens, unscored + 1 + len(proposed))
+
+    def score(self) -> FloatArray:
+        """Compute what was appended since the last step but for the last token; return the logits after each."""
+        tokens = self.sequence.tokens[self.computed : -1]
+        return self._compute(tokens, len(tokens))
 
     def settle(self, rejected: int) -> None:
         """Drop the last proposed tokens, which were not taken."""
         self._slot.cache.truncate(self.computed - rejected)
 
-    @property
-    def can_grow(self) -> bool:
-        """Whether the rows of a batch can go on in a larger one."""
-        return self._backend.rows(self._slot.cache, 0, 1) is not None
-
-    def batch(self, lengths: Iterable[tuple[int, int]], positions: Positions) -> BatchDecoder:
-        """Reserve a batch for prompts of some lengths, with the most tokens that each answer may have.
-
-        positions: those of any of the prompts, whose keys must be equal.
-        """
-        rows = list(lengths)
-        return BatchDecoder(
-            self._backend,
-            self._embedding,
-            rows=len(rows),
-            positions=positions,
-            capacity=min(max(prompt + answer for prompt, answer in rows), self.capacity),
-            decodable=self._decodable,
-        )
-
-    def move_to(self, batch: BatchDecoder, row: int) -> None:
-        """Let the prefilled sequence go on as a row of a batch."""
-        batch.put(row, self._slot.cache, self.sequence)
-
     def forget(self) -> None:
         """Drop everything computed."""
-        self._pool.forget()
+        self._prefixes.forget()
 
-    def _embed(self, tokens: IntArray) -> FloatArray:
-        embeds = self._embeds[:, : len(tokens)]
-        embeds[0] = self._embedding[tokens]
-        return embeds
+    def _compute(self, tokens: IntArray, wanted: int) -> FloatArray:
+        """Compute tokens of the answer [T], in several calls if need be; logits [wanted, V] of the last `wanted`."""
+        self._slot.keys[self.computed : self.computed + len(tokens)] = tokens
+        early = []
+        while len(tokens) > self._embeds.shape[1]:
+            later = min(wanted, len(tokens) - self._chunk)
+            rows = self._decode(tokens[: self._chunk], wanted - later)
+            early.append(rows.copy())  # the next call may use their memory again
+            tokens, wanted = tokens[self._chunk :], later
+        last = self._decode(tokens, wanted)
+        return np.concatenate([*early, last]) if early else last
 
-    def _decode(self, embeds: FloatArray, wanted: int, pictures: Iterable[Placed] = ()) -> FloatArray:
-        """Compute embeds [1, T, H] behind what the cache holds; logits [wanted, V] of the last `wanted` tokens."""
-        cache, count = self._slot.cache, embeds.shape[1]
+    def _decode(self, tokens: IntArray, wanted: int, pictures: Iterable[Placed] = ()) -> FloatArray:
+        """Compute tokens [T] after those in the cache, in one call; logits [wanted, V] of the last `wanted` tokens."""
+        cache, count = self._slot.cache, len(tokens)
+        embeds = self._embeds[:, :count]
+        embeds[0] = self.embedding[tokens]
         start = self._write_index[0] = cache.length
         positions = self._positions[:, start : start + count]
         try:
@@ -150,4 +175,4 @@ class SequenceDecoder:
         except BaseException:
             cache.truncate(0)  # what it holds now is not known
             raise
-        return logits[0, :, : self._decodable]
+        return logits[0, :, : self.decodable]

@@ -1,10 +1,10 @@
-"""Stands where one engine's Batcher stands: has requests answered by replicas, and again by others when one is lost."""
+"""Dispatcher: takes the place of a Batcher and has requests answered by replicas, by another one if one is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,12 @@ from ray.serve.handle import DeploymentHandle
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.fleet.routing import picture_key
 from qwenvl_edge.inputs.cancel import CancelToken
-from qwenvl_edge.replies.reply import Reply
+from qwenvl_edge.replies.reply import Reply, TokenLogprob
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import log
 
-Item = str | Reply | QwenVLError | None
-"""What a replica sends: None once it has the request, pieces of text, and at last the reply or what is wrong."""
+Item = str | list[TokenLogprob] | Reply | QwenVLError | None
+"""Items that a replica sends: None once it has the request, pieces of the answer, at last the reply or an error."""
 
 _LOST = (
     exceptions.RayActorError,
@@ -42,6 +42,7 @@ class _Request:
     arguments: dict[str, Any]
     cancel: CancelToken
     on_text: Callable[[str], None] | None
+    on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None
     ends: float
     taken: bool = False
     said: bool = False
@@ -80,16 +81,17 @@ class Dispatcher:
         cancel: CancelToken,
         deadline_ms: float,
         on_text: Callable[[str], None] | None = None,
+        on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
         **arguments: Any,
     ) -> Future[Reply]:
         """Have a request answered; called outside the event loop. Arguments are those of Batcher.submit.
 
         Returns:
-            The reply to come, without pictures and history, or what went wrong: what a Batcher's future holds, or an
-            ApiError (503) where no replica was free in time or the one that answered was lost.
+            The reply to come, without pictures and history, or its error: as in a Batcher's future, or an ApiError
+            (503) where no replica was free in time or the one that answered was lost.
         """
         ends = time.monotonic() + deadline_ms / 1e3
-        request = _Request(picture_key(arguments), arguments, cancel, on_text, ends)
+        request = _Request(picture_key(arguments), arguments, cancel, on_text, on_logprobs, ends)
         return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
 
     def close(self) -> None:
@@ -149,6 +151,10 @@ class Dispatcher:
                 request.said = True
                 if request.on_text is not None:
                     request.on_text(item)
+            elif isinstance(item, list):
+                request.said = True
+                if request.on_logprobs is not None:
+                    request.on_logprobs(item)
             elif isinstance(item, Reply):
                 return item
             elif item is not None:

@@ -22,20 +22,20 @@ from qwenvl_edge.server.app import Server
 from qwenvl_edge.server.logs import configure
 from qwenvl_edge.server.metrics import Metrics
 from qwenvl_edge.server.service import Service
-from qwenvl_edge.server.settings import Limits, Settings, read_api_key
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_key
 
 _SPARE = 256  # requests of a front that only look, beside those that are answered or wait
 _ROUTER = "qwenvl_edge.fleet.routing.PictureRouter"
 
 
 class Options(BaseModel):
-    """What the application is told, by `serve run ... NAME=VALUE` or under `args` of a configuration file.
+    """Options of the application, given by `serve run ... NAME=VALUE` or under `args` of a configuration file.
 
     bundle: the folder, at this path on every machine. replicas: engines, the least of them if max_replicas is more;
     then their number follows the load, `requests_per_replica` each. fronts: processes that take requests in.
     cpus, gpus: what Ray reserves for a replica; it computes with as many threads.
     model_name, api_key_file, allow_url_host, allow_path, log_prompts, max_context, backend, device: as `qwenvl serve`.
-    limits: fields of server.settings.Limits; `rows` is a replica's, `queue` a front's.
+    limits: fields of server.settings.ServerLimits; `rows` is a replica's, `queue` a front's.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -63,18 +63,18 @@ class Options(BaseModel):
         return max(self.replicas, self.max_replicas or 0)
 
     @cached_property
-    def replica_limits(self) -> Limits:
-        """The limits as given; raises QwenVLError."""
-        known = {name: type(value) for name, value in vars(Limits()).items()}
+    def replica_limits(self) -> ServerLimits:
+        """Limits as given; raises QwenVLError."""
+        known = {name: type(value) for name, value in vars(ServerLimits()).items()}
         for name in self.limits:
             if name not in known:
                 raise QwenVLError(f"there is no limit {name!r}; known are {', '.join(known)}.")
-        return Limits(**{name: known[name](value) for name, value in self.limits.items()})
+        return ServerLimits(**{name: known[name](value) for name, value in self.limits.items()})
 
-    def settings(self) -> Settings:
-        """What a front allows: the rows of all replicas at once. Reads the key; raises QwenVLError."""
+    def settings(self) -> ServerSettings:
+        """Return the settings of a front, with the rows of all replicas. Reads the key; raises QwenVLError."""
         rows = self.replica_limits.rows * self.most_replicas
-        return Settings(
+        return ServerSettings(
             model_name=self.model_name or self.bundle.resolve().name,
             api_key=None if self.api_key_file is None else read_api_key(self.api_key_file),
             url_hosts=tuple(self.allow_url_host),
@@ -109,8 +109,11 @@ class Engine:
         token = CancelToken()
         try:
             answer = await self._service.submit(arguments, token, stream=stream)
-            async for piece in answer.pieces():
-                yield piece
+            async for text, logprobs in answer.pieces():
+                if logprobs:
+                    yield logprobs
+                if text:
+                    yield text
             reply = await answer.reply()
             yield dataclasses.replace(reply, pictures=(), history=())  # whoever asked has them
         except QwenVLError as error:
@@ -125,7 +128,7 @@ class Engine:
 
 
 def _front(options: Options) -> serve.Deployment:
-    """The deployment that takes HTTP requests in."""
+    """Return the deployment that takes HTTP requests in."""
 
     def build() -> ASGIApp:  # in a front's process, on its event loop
         configure()
@@ -145,7 +148,7 @@ def _front(options: Options) -> serve.Deployment:
 
 
 def _engines(options: Options) -> serve.Deployment:
-    """The deployment of the replicas."""
+    """Return the deployment of the replicas."""
     limits = options.replica_limits
     scale: dict[str, Any] = {"num_replicas": options.replicas}
     if options.most_replicas > options.replicas:
@@ -168,7 +171,7 @@ def _engines(options: Options) -> serve.Deployment:
 
 
 def app(options: Options) -> serve.Application:
-    """The application: fronts with the routes of `qwenvl serve`, and the replicas behind them.
+    """Return the application: fronts with the routes of `qwenvl serve`, and the replicas that they ask.
 
     Raises:
         QwenVLError: the bundle is not there, a limit is unknown or out of range, the key cannot be read.

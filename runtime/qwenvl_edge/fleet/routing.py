@@ -1,4 +1,4 @@
-"""Which replica a request goes to: questions about one picture go where it was asked about before.
+"""Routing: a request goes to the replica that was asked about its picture before.
 
 Rendezvous hashing: every replica has a weight for a picture, the heaviest is preferred. When replicas come and go, only
 the pictures of those that came or went move, and several routers agree without talking to each other.
@@ -16,7 +16,7 @@ from qwenvl_edge.inputs.pictures import Picture
 
 
 def picture_key(arguments: Mapping[str, Any]) -> str:
-    """The digest of a conversation's first picture, with which its computed prefix begins; "" if it has none.
+    """Return the digest of a conversation's first picture, with which its computed prefix begins; "" if it has none.
 
     Args:
         arguments: those of Batcher.submit, pictures loaded.
@@ -30,7 +30,7 @@ def picture_key(arguments: Mapping[str, Any]) -> str:
 
 
 def preferred(key: str, names: Iterable[str]) -> str:
-    """The name that a key belongs to; it stays when others come or go."""
+    """Return the name that a key belongs to; it stays when others come or go."""
     return max(names, key=lambda name: hashlib.blake2b(f"{key} {name}".encode(), digest_size=8).digest())
 
 
@@ -43,7 +43,7 @@ class PictureRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """Groups of replicas in the order of preference; in a group Ray takes the one with the shortest queue."""
+        """Return groups of replicas, preferred ones first; in a group Ray takes the one with the shortest queue."""
         if pending_request is None or not candidate_replicas:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # when all are busy, wait before they are asked again

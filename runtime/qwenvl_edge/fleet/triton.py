@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from qwenvl_edge.replies.reply import Reply
 
 _NUMBER = (int, float)
 _OPTIONS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("max_new_tokens", "top_k", "seed"), (int,)),
+    **dict.fromkeys(("max_new_tokens", "top_k", "seed", "logprobs"), (int,)),
     **dict.fromkeys(("deadline_ms", "temperature", "top_p"), _NUMBER),
     **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), _NUMBER),
     "do_sample": (bool,),
@@ -40,7 +39,7 @@ _ENGINE = {"threads": int, "max_context": int, "backend": str, "device": str}
 
 
 class TritonPythonModel:
-    """The class that Triton looks for; the tensors are described in docs/fleets.md."""
+    """The class that Triton loads; the tensors are described in docs/fleets.md."""
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle that config.pbtxt names, relative to the version's folder.
@@ -64,7 +63,7 @@ class TritonPythonModel:
             self._begin(request, request.get_response_sender())
 
     def finalize(self) -> None:
-        """Finish what runs."""
+        """Finish the answers that run."""
         self._batcher.close()
 
     def _begin(self, request: Any, sender: Any) -> None:
@@ -86,7 +85,7 @@ def _parameter(name: str, kind: Callable[[str], Any], text: str) -> Any:
 
 
 def _arguments(request: Any) -> dict[str, Any]:
-    """The arguments of Batcher.submit."""
+    """Return the arguments of Batcher.submit."""
     tensors = {
         tensor.name(): tensor.as_numpy()
         for name in ("QUESTION", "IMAGE", "PIXELS", "OPTIONS")
@@ -126,7 +125,7 @@ def _text(data: bytes, name: str) -> str:
 
 
 def _picture(data: bytes) -> bytes:
-    """An image file, or what is behind a base64 data: URI, which is how JSON carries one."""
+    """Return an image file as it came, or out of a base64 data: URI, as JSON carries one."""
     if not data.startswith(b"data:"):
         return data
     try:
@@ -160,18 +159,7 @@ def _response(**texts: str) -> Any:
 
 
 def _answer(reply: Reply) -> dict[str, Any]:
-    stats = reply.stats
-    return {
-        "text": reply.text,
-        "raw_text": reply.raw_text,
-        "boxes": [dataclasses.asdict(box) for box in reply.boxes],
-        "quads": [dataclasses.asdict(quad) for quad in reply.quads],
-        "malformed": list(reply.malformed),
-        "finish_reason": reply.finish_reason,
-        "complete": reply.complete,
-        "prompt_tokens": stats.prompt_tokens,
-        "reused_tokens": stats.reused_tokens,
-        "new_tokens": stats.new_tokens,
-        "images_encoded": stats.images_encoded,
-        "ttft_ms": round(stats.ttft_ms, 3),
-    }
+    answer = reply.to_dict()
+    if reply.logprobs is not None:
+        answer["logprobs"] = [token.to_dict() for token in reply.logprobs]
+    return answer

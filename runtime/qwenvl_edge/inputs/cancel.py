@@ -1,11 +1,6 @@
-"""Ends of an answer before the model's own: a cancel token, a deadline."""
+"""CancelToken: ends answers from elsewhere."""
 
 from __future__ import annotations
-
-import time
-from typing import Literal, TypeAlias
-
-Interruption: TypeAlias = Literal["cancelled", "deadline"]
 
 
 class CancelToken:
@@ -25,22 +20,3 @@ class CancelToken:
     def cancel(self) -> None:
         """Ask the answers to end; they do so within one prefill chunk, picture or token."""
         self._cancelled = True
-
-
-class Control:
-    """Watches an answer's cancel tokens and its deadline, `deadline_ms` after `started` (of time.perf_counter)."""
-
-    def __init__(self, *tokens: CancelToken, started: float, deadline_ms: float | None = None) -> None:
-        self._tokens = tokens
-        self._deadline = None if deadline_ms is None else started + deadline_ms / 1e3
-        self._reason: Interruption | None = None
-
-    @property
-    def reason(self) -> Interruption | None:
-        """The reason to end the answer now, or None; the first reason stays."""
-        if self._reason is None:
-            if any(token.cancelled for token in self._tokens):
-                self._reason = "cancelled"
-            elif self._deadline is not None and time.perf_counter() >= self._deadline:
-                self._reason = "deadline"
-        return self._reason

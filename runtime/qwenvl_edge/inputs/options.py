@@ -11,7 +11,7 @@ from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.errors import PromptError
 from qwenvl_edge.inputs.cancel import CancelToken
-from qwenvl_edge.inputs.sampling_params import SamplingParams
+from qwenvl_edge.inputs.sampling_params import SamplingParams, require_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         cancel: CancelToken | None
         constraint: Constraint | None
         lookup: bool
+        logprobs: int | None
         do_sample: bool
         temperature: float
         top_k: int
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
         seed: int | None
 
 
+MOST_LOGPROBS = 20
+"""The most alternatives that are given with a token's log-probability, as in OpenAI's API."""
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """The way in which one answer is generated, and its ends.
@@ -53,6 +58,8 @@ class GenerationOptions:
         cancel: ends it from another thread.
         constraint: a form that it keeps to.
         lookup: guess tokens from earlier text and compute several at once; changes the speed only.
+        logprobs: give the log-probability of each token, with this many of the likeliest tokens at its place (0 to 20),
+            in `Reply.logprobs`; None gives none.
 
     Raises:
         PromptError: a value out of its range.
@@ -65,6 +72,7 @@ class GenerationOptions:
     cancel: CancelToken | None = None
     constraint: Constraint | None = None
     lookup: bool = True
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         limit, deadline = self.max_new_tokens, self.deadline_ms
@@ -78,6 +86,8 @@ class GenerationOptions:
             raise PromptError(f"cancel is of type {type(self.cancel).__name__}; give a CancelToken.")
         if self.constraint is not None and not isinstance(self.constraint, Constraint):
             raise PromptError(f"constraint is of type {type(self.constraint).__name__}; give a Constraint.")
+        if self.logprobs is not None:
+            require_whole("logprobs", self.logprobs, MOST_LOGPROBS + 1)
 
     @property
     def greedy(self) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.constraints.matcher import Matcher, MatcherFactory
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families.base import Family
-from qwenvl_edge.inputs.cancel import CancelToken, Control
+from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.inputs.messages import Loader, Message, Part, Region, Text, Turn, parse_history, parse_message
 from qwenvl_edge.inputs.options import GenerationOptions
 from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder, parts_after_pictures
@@ -21,6 +21,28 @@ if TYPE_CHECKING:
     from qwenvl_edge.inputs.options import Overrides
 
 _ANSWER_SHARE = 4  # history may not take the last quarter of the context from an answer that wants it
+
+
+Interruption: TypeAlias = Literal["cancelled", "deadline"]
+
+
+class Control:
+    """Watches an answer's cancel tokens and its deadline, `deadline_ms` after `started` (of time.perf_counter)."""
+
+    def __init__(self, *tokens: CancelToken, started: float, deadline_ms: float | None = None) -> None:
+        self._tokens = tokens
+        self._deadline = None if deadline_ms is None else started + deadline_ms / 1e3
+        self._reason: Interruption | None = None
+
+    @property
+    def reason(self) -> Interruption | None:
+        """The reason to end the answer now, or None; the first reason stays."""
+        if self._reason is None:
+            if any(token.cancelled for token in self._tokens):
+                self._reason = "cancelled"
+            elif self._deadline is not None and time.perf_counter() >= self._deadline:
+                self._reason = "deadline"
+        return self._reason
 
 
 @dataclass(frozen=True)

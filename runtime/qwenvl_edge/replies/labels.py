@@ -1,4 +1,4 @@
-"""Where labels go: beside their shape, inside the picture, none over another where there is room."""
+"""Places of labels: beside their shape, inside the picture, none over another while there is room."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _inside(corners: Sequence[tuple[int, int]], size: tuple[int, int], picture: 
 
 
 def _covered(corners: _IntArray, size: tuple[int, int], placed: _IntArray) -> _IntArray:
-    """How many pixels [N] of earlier labels a label at each corner [N, 2] covers."""
+    """Return how many pixels [N] of earlier labels a label at each corner [N, 2] covers."""
     low = np.maximum(corners[:, None], placed[None, :, :2])
     high = np.minimum(corners[:, None] + size, placed[None, :, 2:])
     covered: _IntArray = np.maximum(high - low, 0).prod(axis=2).sum(axis=1)

@@ -1,21 +1,89 @@
-"""An answer: clean text, places in the pictures, history to go on from, and what it cost."""
+"""An answer as the caller gets it (Reply), what it cost (Stats), and how both are made of what was written.
+
+A reply holds clean text, places in the pictures, and the history to go on from.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.families.boxes import Box, Quad, Ref
-from qwenvl_edge.inputs.messages import Turn
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.boxes import Box, Quad, Ref, boxes_of, place, quads_of, refs_of
+from qwenvl_edge.inputs.messages import Part, Text, Turn
 from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.inputs.request import Request
 from qwenvl_edge.replies.drawing import draw_shapes
-from qwenvl_edge.replies.stats import Stats
+from qwenvl_edge.replies.text_writer import AnswerWriter
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FinishReason: TypeAlias = Literal["stop", "stop_string", "length", "context", "deadline", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Times in milliseconds and token counts of one answer.
+
+    ttft_ms runs from the call to the first token (waiting, pictures and prefill included; 0 if there was none);
+    token_ms holds the computing time of each token after it. reused_tokens of the prompt were computed for an earlier
+    answer and prefill_tokens for this one: all others, unless it ended before its first token. new_tokens counts every
+    token taken, a stop token included; a constraint left no choice for forced_tokens of them. Look-up decoding proposed
+    proposed_tokens, of which accepted_tokens were right.
+    images_encoded are those not found in the feature cache. history_turns_dropped did not fit into the window.
+    """
+
+    image_ms: float
+    prefill_ms: float
+    ttft_ms: float
+    token_ms: tuple[float, ...]
+    prompt_tokens: int
+    reused_tokens: int
+    prefill_tokens: int
+    image_tokens: int
+    new_tokens: int
+    forced_tokens: int
+    proposed_tokens: int
+    accepted_tokens: int
+    images_encoded: int
+    history_turns_dropped: int
+
+    @property
+    def decode_ms(self) -> float:
+        """Computing time of all tokens after the first."""
+        return math.fsum(self.token_ms)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoded tokens per second, without the first token, which the prefill yields; 0 if there was only that."""
+        return (self.new_tokens - 1) / self.decode_ms * 1000 if self.new_tokens > 1 and self.decode_ms > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and how likely the model found it.
+
+    data: its bytes, for a control token its name. logprob: natural logarithm of its probability by the model's logits
+    alone, before penalties, bias, masks, temperature and cuts. top: the likeliest tokens at its place, likeliest first,
+    each without a `top` of its own.
+    """
+
+    id: int
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return an entry of `logprobs.content` in OpenAI's chat completions."""
+        return {**self._entry(), "top_logprobs": [each._entry() for each in self.top]}
+
+    def _entry(self) -> dict[str, Any]:
+        return {"token": self.data.decode(errors="replace"), "logprob": self.logprob, "bytes": list(self.data)}
 
 
 @dataclass(frozen=True)
@@ -31,6 +99,8 @@ class Reply:
     finish_reason: "stop" (the model ended), "stop_string" (one of `stop` came), "length" (max_new_tokens), "context"
         (no room left), "deadline" or "cancelled".
     complete: whether raw_text is the whole form that a constraint asked for, so that it parses; None without one.
+    logprobs: an entry for each of stats.new_tokens, if the option `logprobs` asked for them; else None. Tokens that a
+        constraint forced last lack theirs where a deadline or a cancellation came before they were computed.
     """
 
     text: str
@@ -44,6 +114,7 @@ class Reply:
     finish_reason: FinishReason
     stats: Stats
     complete: bool | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
 
     def draw(self, image: int | None = None) -> Image.Image:
         """Return a copy of picture number `image` with its boxes and quads (None: the first with some, or the last).
@@ -59,3 +130,77 @@ class Reply:
         boxes = [box for box in self.boxes if box.image == image]
         quads = [quad for quad in self.quads if quad.image == image]
         return draw_shapes(self.pictures[image].to_pil(), boxes, quads)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold of the answer: text, places, how it ended and what it cost.
+
+        Coordinates are pixels of the original pictures, which `image` counts from 0. Pictures, history and
+        log-probabilities are left out.
+        """
+        stats = self.stats
+        return {
+            "text": self.text,
+            "raw_text": self.raw_text,
+            "boxes": [dataclasses.asdict(box) for box in self.boxes],
+            "quads": [dataclasses.asdict(quad) for quad in self.quads],
+            "malformed": list(self.malformed),
+            "finish_reason": self.finish_reason,
+            "complete": self.complete,
+            "prompt_tokens": stats.prompt_tokens,
+            "reused_tokens": stats.reused_tokens,
+            "new_tokens": stats.new_tokens,
+            "images_encoded": stats.images_encoded,
+            "ttft_ms": round(stats.ttft_ms, 3),
+            "tokens_per_s": round(stats.tokens_per_s, 3),
+        }
+
+
+def make_reply(
+    family: Family,
+    request: Request,
+    writer: AnswerWriter,
+    *,
+    reason: FinishReason,
+    complete: bool | None,
+    stats: Stats,
+    logprobs: tuple[TokenLogprob, ...] | None,
+) -> Reply:
+    """Build the reply to a request from its finished writer: places put into their pictures, history continued."""
+    turn = Turn(request.message, writer.raw_text)
+    kept = request.history[len(request.history) - request.prompt.turns :]
+    pictures = next((each.pictures for each in (turn, *reversed(kept)) if each.pictures), ())
+    malformed = list(writer.malformed)
+    shapes = list(writer.shapes)
+    if not pictures:
+        malformed += [shape.source for shape in shapes]
+        shapes = []
+    asked = _asked_picture(family, request.message, len(pictures))
+    images = [_named_picture(family, writer.text_before(shape), len(pictures), asked) for shape in shapes]
+    places = place(shapes, images, [picture.size for picture in pictures], family.to_pixels)
+    return Reply(
+        text=writer.text,
+        raw_text=writer.raw_text,
+        boxes=boxes_of(places),
+        quads=quads_of(places),
+        refs=refs_of(writer.labels, shapes, places),
+        malformed=tuple(malformed),
+        pictures=pictures,
+        history=(*request.history, turn) if request.is_chat else (),
+        finish_reason=reason,
+        stats=stats,
+        complete=complete,
+        logprobs=logprobs,
+    )
+
+
+def _asked_picture(family: Family, message: Sequence[Part], count: int) -> int:
+    """Return the index of the one picture that the question names, else of the last one."""
+    named = set(family.named_pictures("\n".join(part.text for part in message if isinstance(part, Text))))
+    number = named.pop() if len(named) == 1 else count
+    return number - 1 if 1 <= number <= count else count - 1
+
+
+def _named_picture(family: Family, text_before: str, count: int, otherwise: int) -> int:
+    """Return the index of the picture that the answer named last before a shape, or `otherwise`."""
+    named = family.named_pictures(text_before)
+    return named[-1] - 1 if named and 1 <= named[-1] <= count else otherwise

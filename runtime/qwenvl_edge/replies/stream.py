@@ -1,4 +1,4 @@
-"""An answer as it comes."""
+"""Stream: the text of an answer, piece by piece as it is computed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from qwenvl_edge.replies.reply import Reply
 class Stream(Iterator[str]):
     """Iterates over pieces of an answer's clean text: whole characters, no markup; joined they are `reply.text`.
 
-    The engine is busy from the first piece until the end, so read the stream to its end, or close it (leaving a `with`
-    block does).
+    The engine is busy from the first piece until the end, so read the stream to its end, or close it, as leaving a
+    `with` block does.
     """
 
     def __init__(self, start: Callable[[CancelToken], Generator[str, None, Reply]]) -> None:
@@ -52,7 +52,7 @@ class Stream(Iterator[str]):
         return self.reply
 
     def close(self) -> None:
-        """End the answer now; what was computed becomes the reply, with finish_reason "cancelled"."""
+        """End the answer now; the text so far becomes the reply, with finish_reason "cancelled"."""
         self.cancel()
         if self._started:
             for _ in self:

@@ -1,4 +1,4 @@
-"""Token ids as they are sampled -> text as it may be shown: whole characters, whole tags, no stop words."""
+"""Token ids as they are sampled -> text that can be shown: whole characters, whole tags, no stop words."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class AnswerWriter:
 
     @property
     def stopped(self) -> Literal["stop", "stop_string"] | None:
-        """Which kind of stop is complete, if any."""
+        """Kind of the stop that is complete, if any."""
         if self._decoder.stopped is not None:
             return "stop_string"
         return "stop" if self._ended else None
@@ -130,7 +130,7 @@ class AnswerWriter:
         return self._show(len(self._clean.rstrip()))
 
     def _show(self, end: int) -> str:
-        """Return what was not shown yet up to `end`; leading white space is never shown."""
+        """Return the text up to `end` that was not shown yet; leading white space is never shown."""
         start = self._shown or len(self._clean) - len(self._clean.lstrip())
         if end <= start:
             return ""

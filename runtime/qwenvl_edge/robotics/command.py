@@ -1,4 +1,4 @@
-"""What the nodes' command lines share."""
+"""The common part of the nodes' command lines."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.terminal import say
-from qwenvl_edge.robotics.node import Settings
+from qwenvl_edge.robotics.node import NodeSettings
 
 
 def node_parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with the bundle, the engine's limits and those of an answer."""
+    """Return a parser with the bundle, the engine's limits and those of an answer."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder that `qwenvl export` wrote")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
@@ -32,14 +32,14 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_engine(arguments: argparse.Namespace) -> QwenVLEngine:
-    """The engine that node_parser's options describe; raises what it raises."""
+    """Open the engine that node_parser's options describe; its errors are those of QwenVLEngine."""
     return QwenVLEngine(arguments.bundle, threads=arguments.threads, max_context=arguments.max_context)
 
 
-def read_settings(arguments: argparse.Namespace) -> Settings:
-    """The node's settings; raises QwenVLError where one is out of range."""
+def read_settings(arguments: argparse.Namespace) -> NodeSettings:
+    """Return the node's settings; raises QwenVLError where one is out of range."""
     names = ("prompt", "max_rate_hz", "max_age_ms", "max_new_tokens", "deadline_ms")
-    return Settings(**{name: getattr(arguments, name, None) for name in names})
+    return NodeSettings(**{name: getattr(arguments, name, None) for name in names})
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:

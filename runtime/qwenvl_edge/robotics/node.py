@@ -25,8 +25,8 @@ _WAITING = 8  # questions; as with frames, what a robot asked long ago is not wo
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a node does by itself.
+class NodeSettings:
+    """Settings of a node: its standing prompt and its limits.
 
     Attributes:
         prompt: asked about every new frame; None answers questions only.
@@ -55,7 +55,7 @@ class Settings:
 
     @property
     def overrides(self) -> Overrides:
-        """What the engine's calls are told."""
+        """Overrides for the engine's calls."""
         given: Overrides = {}
         if self.max_new_tokens is not None:
             given["max_new_tokens"] = self.max_new_tokens
@@ -73,7 +73,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeAnswer:
     """A reply with the question and the frame that it is about; latency_ms runs from the frame's capture."""
 
     question: Question
@@ -104,9 +104,9 @@ class VlmNode:
     Questions are answered first, in their order, then the standing prompt, once a frame and within its rate.
     """
 
-    def __init__(self, engine: QwenVLEngine, settings: Settings | None = None) -> None:
+    def __init__(self, engine: QwenVLEngine, settings: NodeSettings | None = None) -> None:
         self._engine = engine
-        self._settings = settings or Settings()
+        self._settings = settings or NodeSettings()
         self._frames = FrameSource()
         self._questions: deque[Question] = deque()
         self._wake = threading.Event()
@@ -121,7 +121,7 @@ class VlmNode:
 
     @property
     def status(self) -> Status:
-        """What the node has done so far."""
+        """Counters since the node began."""
         return Status(
             self._answered,
             self._failed,
@@ -163,8 +163,8 @@ class VlmNode:
 
     def step(
         self, on_piece: Callable[[str], None] | None = None, *, cancel: CancelToken | None = None
-    ) -> Answer | None:
-        """Answer what waits: a question, or the standing prompt if its time has come; None if there is nothing to do.
+    ) -> NodeAnswer | None:
+        """Answer the next question, or the standing prompt if its time has come; None if there is nothing to do.
 
         A question waits for the first frame. Arguments and errors are those of `answer`.
         """
@@ -187,7 +187,7 @@ class VlmNode:
         *,
         picture: Picture | None = None,
         cancel: CancelToken | None = None,
-    ) -> Answer:
+    ) -> NodeAnswer:
         """Answer a question now, about the newest frame (even if that was asked about before) or a picture.
 
         Args:
@@ -198,12 +198,12 @@ class VlmNode:
 
         Raises:
             FrameError: no frame has come yet, or the newest is older than max_age_ms.
-            QwenVLError: what the engine raises.
+            QwenVLError: the errors of the engine.
         """
         frame = self._take() if picture is None else Frame(picture, time.monotonic(), _NO_CAMERA)
         return self._answer(question, frame, on_piece, cancel)
 
-    def run(self, on_answer: Callable[[Answer], None], on_error: Callable[[QwenVLError], None]) -> None:
+    def run(self, on_answer: Callable[[NodeAnswer], None], on_error: Callable[[QwenVLError], None]) -> None:
         """Answer until the node is closed; call on_answer and on_error from this thread."""
         while not self._closed.is_set():
             self._wake.wait(self.wait_s())
@@ -214,7 +214,7 @@ class VlmNode:
             except QwenVLError as error:
                 if not self._closed.is_set():
                     on_error(error)
-                self._wake.set()  # more may wait behind what failed
+                self._wake.set()  # more may wait after the one that failed
 
     def wait_s(self) -> float | None:
         """Seconds after which `step` may have work without a new frame or question; None if never."""
@@ -240,7 +240,7 @@ class VlmNode:
         frame: Frame | None,
         on_piece: Callable[[str], None] | None,
         cancel: CancelToken | None,
-    ) -> Answer:
+    ) -> NodeAnswer:
         """Answer, and count it."""
         try:
             fresh = self._check_age(frame)
@@ -250,7 +250,7 @@ class VlmNode:
                 self._failed += 1
                 self._error = str(error)
             raise
-        answer = Answer(question, fresh, reply, fresh.age_ms)
+        answer = NodeAnswer(question, fresh, reply, fresh.age_ms)
         with self._state:
             self._answered += 1
             self._latency_ms = answer.latency_ms

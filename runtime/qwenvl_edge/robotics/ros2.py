@@ -22,7 +22,7 @@ from qwenvl_edge.families.boxes import Box
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import run_command
 from qwenvl_edge.robotics.images import compressed_to_rgb, raw_to_rgb
-from qwenvl_edge.robotics.node import Answer, Question, Settings, VlmNode
+from qwenvl_edge.robotics.node import NodeAnswer, NodeSettings, Question, VlmNode
 
 _NAME = "qwenvl"
 _DIAGNOSTICS_S = 1.0
@@ -101,7 +101,7 @@ class RosNode:
         except QwenVLError as error:
             self._node.get_logger().warning(f"prompt: {error}")
 
-    def _publish(self, answer: Answer) -> None:
+    def _publish(self, answer: NodeAnswer) -> None:
         self._response.publish(self._ros.String(data=answer.reply.text))
         self._detections.publish(self._encode(answer))
 
@@ -130,7 +130,7 @@ class RosNode:
             goal.succeed()
         return result
 
-    def _encode(self, answer: Answer) -> Any:
+    def _encode(self, answer: NodeAnswer) -> Any:
         header = answer.frame.header
         detections = [self._detection(header, box) for box in answer.reply.boxes]
         return self._ros.Detection2DArray(header=header, detections=detections)
@@ -168,7 +168,7 @@ class RosNode:
 
 
 def import_ros() -> SimpleNamespace:
-    """What the node needs of ROS, in one namespace.
+    """Return the parts of ROS that the node needs, in one namespace.
 
     Raises:
         QwenVLError: a package is missing.
@@ -204,7 +204,7 @@ def _run(argv: Sequence[str] | None) -> None:
         if "bundle" not in given:
             raise QwenVLError("the parameter `bundle` is missing; add: --ros-args -p bundle:=/path/to/bundle")
         engine = QwenVLEngine(Path(given["bundle"]), threads=given.get("threads"), max_context=given.get("max_context"))
-        vlm = VlmNode(engine, Settings(**{name: given[name] for name in _SETTINGS if name in given}))
+        vlm = VlmNode(engine, NodeSettings(**{name: given[name] for name in _SETTINGS if name in given}))
         connected = RosNode(node, ros, vlm, compressed=given.get("compressed", False))
         worker = threading.Thread(target=connected.run)
         worker.start()

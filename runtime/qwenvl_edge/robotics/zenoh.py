@@ -22,7 +22,7 @@ from qwenvl_edge.inputs.pictures import load_picture
 from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.robotics.command import node_parser, open_engine, read_settings, run_command
 from qwenvl_edge.robotics.images import compressed_to_rgb
-from qwenvl_edge.robotics.node import Answer, Question, VlmNode
+from qwenvl_edge.robotics.node import NodeAnswer, Question, VlmNode
 
 _WAITING = 16  # queries; more wait in the transport, where the asker's own timeout rules
 
@@ -85,8 +85,8 @@ def _question(query: Any) -> Question:
     return Question(words)
 
 
-def encode(answer: Answer) -> dict[str, Any]:
-    """What a query is replied, as this module's first lines describe it."""
+def encode(answer: NodeAnswer) -> dict[str, Any]:
+    """Return the reply to a query, as this module's first lines describe it."""
     reply = answer.reply
     return {
         "text": reply.text,

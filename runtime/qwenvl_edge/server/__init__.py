@@ -1,4 +1,4 @@
-"""`qwenvl serve`: a bundle behind the OpenAI chat-completions protocol (the extra "server").
+"""`qwenvl serve`: a bundle served over the OpenAI chat-completions protocol (the extra "server").
 
     HTTP -> guard (host, key) -> admission (429) -> schema -> translate -> Batcher -> render -> JSON or events
 

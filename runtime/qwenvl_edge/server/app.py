@@ -22,6 +22,7 @@ from qwenvl_edge.bundle.manifest import Manifest
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.server import openapi
+from qwenvl_edge.server.answering import Answering
 from qwenvl_edge.server.errors import ApiError, from_engine
 from qwenvl_edge.server.guard import Guard
 from qwenvl_edge.server.intake import ClientDisconnect, read_request
@@ -29,8 +30,8 @@ from qwenvl_edge.server.logs import LOGGER, log
 from qwenvl_edge.server.metrics import CONTENT_TYPE, Metrics
 from qwenvl_edge.server.render import DONE, Renderer, event
 from qwenvl_edge.server.schema import ChatRequest
-from qwenvl_edge.server.service import Answer, Answering, Service
-from qwenvl_edge.server.settings import Settings
+from qwenvl_edge.server.service import Service, StreamedAnswer
+from qwenvl_edge.server.settings import ServerSettings
 from qwenvl_edge.server.translate import Translator
 
 _STATIC = Path(__file__).parent / "static"
@@ -38,9 +39,9 @@ _CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 
 class Server:
-    """The routes in front of who computes the answers of one bundle; `app` is the ASGI application."""
+    """The routes in front of the engines of one bundle; `app` is the ASGI application."""
 
-    def __init__(self, batcher: Answering, manifest: Manifest, settings: Settings) -> None:
+    def __init__(self, batcher: Answering, manifest: Manifest, settings: ServerSettings) -> None:
         self._settings = settings
         self._created = int(time.time())
         self._batcher = batcher
@@ -117,7 +118,7 @@ class Server:
             reply = await self._reply(chat, answer, request_id)
             return JSONResponse(renderer.completion(reply))
 
-    async def _begin(self, request: Request, token: CancelToken) -> tuple[ChatRequest, Answer]:
+    async def _begin(self, request: Request, token: CancelToken) -> tuple[ChatRequest, StreamedAnswer]:
         """Read a request and queue it; raises ApiError."""
         assert self._service is not None
         chat, attachments = await read_request(request, self._settings.limits)
@@ -129,7 +130,7 @@ class Server:
         except Exception as error:
             raise _logged(error, request.state.request_id) from None
 
-    async def _reply(self, chat: ChatRequest, answer: Answer, request_id: str) -> Reply:
+    async def _reply(self, chat: ChatRequest, answer: StreamedAnswer, request_id: str) -> Reply:
         try:
             reply = await answer.reply()
         except Exception as error:
@@ -149,11 +150,11 @@ class Server:
         return reply
 
     async def _events(
-        self, chat: ChatRequest, answer: Answer, renderer: Renderer, request_id: str
+        self, chat: ChatRequest, answer: StreamedAnswer, renderer: Renderer, request_id: str
     ) -> AsyncIterator[bytes]:
         yield renderer.first()
-        async for piece in answer.pieces():
-            yield renderer.piece(piece)
+        async for text, logprobs in answer.pieces():
+            yield renderer.piece(text, logprobs)
         try:
             reply = await self._reply(chat, answer, request_id)
         except ApiError as error:  # the status is sent already
@@ -166,7 +167,7 @@ class Server:
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events that keep a request's place until they end, however that comes about."""
+    """Server-sent events that keep a request's place until they end, for whatever reason."""
 
     def __init__(self, events: AsyncIterator[bytes], place: contextlib.ExitStack) -> None:
         super().__init__(events, media_type="text/event-stream")
@@ -185,7 +186,7 @@ async def _cancel_when_gone(request: Request, token: CancelToken) -> None:
 
 
 def _words(chat: ChatRequest, reply: Reply) -> dict[str, Any]:
-    """What was said, without the pictures."""
+    """Return the words of question and answer, without the pictures."""
     said = chat.model_dump(include={"messages"}, exclude_none=True)["messages"]
     for message in said:
         for part in message["content"] if isinstance(message.get("content"), list) else ():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.terminal import say
-from qwenvl_edge.server.settings import Limits, Settings, read_api_key
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_key
 
 if TYPE_CHECKING:
     import uvicorn
@@ -52,7 +52,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
     parser.add_argument("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cuda or cpu")
-    for field in dataclasses.fields(Limits):
+    for field in dataclasses.fields(ServerLimits):
         option = f"--max-{field.name.replace('_', '-')}"
         text = f"{_LIMITS[field.name]} (default {field.default:g})"
         parser.add_argument(option, type=type(field.default), default=field.default, metavar="N", help=text)
@@ -60,8 +60,10 @@ def add_serve(commands: Any) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    limits = Limits(**{field.name: getattr(arguments, f"max_{field.name}") for field in dataclasses.fields(Limits)})
-    settings = Settings(
+    limits = ServerLimits(
+        **{field.name: getattr(arguments, f"max_{field.name}") for field in dataclasses.fields(ServerLimits)}
+    )
+    settings = ServerSettings(
         host=arguments.host,
         port=arguments.port,
         model_name=arguments.model_name or arguments.bundle.resolve().name,
@@ -98,7 +100,7 @@ def check_installed() -> None:
         ) from error
 
 
-def serve(engine: QwenVLEngine, settings: Settings) -> None:
+def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
     """Answer requests until the process gets SIGINT or SIGTERM, then finish what runs.
 
     Raises:
@@ -119,8 +121,8 @@ def serve(engine: QwenVLEngine, settings: Settings) -> None:
     uvicorn.Server(uvicorn_config(engine, settings)).run(sockets=[listening])
 
 
-def uvicorn_config(engine: QwenVLEngine, settings: Settings) -> uvicorn.Config:
-    """How uvicorn serves one engine."""
+def uvicorn_config(engine: QwenVLEngine, settings: ServerSettings) -> uvicorn.Config:
+    """Return the configuration with which uvicorn serves one engine."""
     import uvicorn
 
     from qwenvl_edge.server.app import Server

@@ -14,7 +14,7 @@ SERVER = "server_error"
 
 
 class ApiError(Exception):
-    """A request that gets an error for an answer: HTTP status, one sentence, and which part of the request it is."""
+    """An error that answers a request: HTTP status, one sentence, and the part of the request that it is about."""
 
     def __init__(
         self,
@@ -32,12 +32,12 @@ class ApiError(Exception):
         self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     def response(self) -> JSONResponse:
-        """The HTTP response."""
+        """Return the HTTP response."""
         return JSONResponse(self.body, self.status, headers=self.headers)
 
 
 def overloaded(retry_after_s: int) -> ApiError:
-    """Too many requests wait already."""
+    """Return the error for a request beyond the queue."""
     return ApiError(
         429,
         f"the server is busy and its queue is full; try again in {retry_after_s} s.",
@@ -48,7 +48,7 @@ def overloaded(retry_after_s: int) -> ApiError:
 
 
 def from_engine(error: BaseException) -> ApiError:
-    """What the engine's errors are to a client: its own fault, but for a backend that failed."""
+    """Return the error that a client gets for one of the engine: its own fault, unless the backend failed."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextError):

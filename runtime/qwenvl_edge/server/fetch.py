@@ -30,7 +30,7 @@ class Fetcher:
         self._timeout_s = timeout_s
 
     def fetch(self, url: str) -> bytes:
-        """The body behind a URL.
+        """Return the body of a URL.
 
         Raises:
             ApiError: the host is not listed, its address is private, or the answer is no plain 200 of a fair size.

@@ -1,4 +1,4 @@
-"""In front of every route: who may ask, in which words the answer is logged and counted.
+"""Guard in front of every route: checks who asks, logs and counts the answers.
 
 Without a key only this machine can connect, but a web page in its browser could too: by sending requests to
 127.0.0.1 itself, or by a name of its own that it points there (DNS rebinding). So the Host header must name a loopback
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import LOGGER, log
 from qwenvl_edge.server.metrics import Metrics
-from qwenvl_edge.server.settings import Settings, is_loopback
+from qwenvl_edge.server.settings import ServerSettings, is_loopback
 
 _OPEN = frozenset({"/", "/healthz", "/readyz", "/static/app.js", "/static/style.css", "/favicon.ico"})
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -35,7 +35,7 @@ _HEADERS = {
 class Guard:
     """ASGI middleware: checks, request id, security headers, log line, count of responses."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics, routes: frozenset[str]) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
@@ -94,7 +94,7 @@ class Guard:
 
 
 def _name(host: str) -> str | None:
-    """A Host header without its port."""
+    """Return a Host header without its port."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:
@@ -102,5 +102,5 @@ def _name(host: str) -> str | None:
 
 
 def _same(given: str, expected: str) -> bool:
-    """Compare in a time that tells nothing of where they differ."""
+    """Compare two texts in a time that tells nothing about the place of a difference."""
     return hmac.compare_digest(given.encode(), expected.encode())

@@ -13,13 +13,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.schema import ChatRequest
-from qwenvl_edge.server.settings import Limits
+from qwenvl_edge.server.settings import ServerLimits
 
 REQUEST_PART = "request"
 """The part of a multipart request that holds the JSON."""
 
 
-async def read_request(request: Request, limits: Limits) -> tuple[ChatRequest, dict[str, bytes]]:
+async def read_request(request: Request, limits: ServerLimits) -> tuple[ChatRequest, dict[str, bytes]]:
     """The chat request and the files sent with it, by the name of their part.
 
     Raises:
@@ -61,7 +61,7 @@ def _parse(body: bytes | str) -> ChatRequest:
         raise ApiError(400, _printable(message), param=_printable(where) or None) from None
 
 
-async def _parse_form(request: Request, body: bytes, limits: Limits) -> tuple[ChatRequest, dict[str, bytes]]:
+async def _parse_form(request: Request, body: bytes, limits: ServerLimits) -> tuple[ChatRequest, dict[str, bytes]]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on stderr."""
+"""Structured logs: one JSON object per line on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOGGER = logging.getLogger("qwenvl_edge.server")
 
 
 class JsonFormatter(logging.Formatter):
-    """The message as "event", what was given as extra={"fields": {...}} beside it."""
+    """The message as "event", beside it the fields given as extra={"fields": {...}}."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""

@@ -1,15 +1,11 @@
-"""What Prometheus may read at /metrics."""
+"""Figures for Prometheus, at /metrics."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from qwenvl_edge.replies.reply import Reply
-
-if TYPE_CHECKING:
-    from qwenvl_edge.server.service import Answering
+from qwenvl_edge.server.answering import Answering
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -17,7 +13,7 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class Metrics:
-    """One server's figures."""
+    """Figures of one server."""
 
     def __init__(self, batcher: Answering) -> None:
         registry = self._registry = CollectorRegistry()
@@ -53,5 +49,5 @@ class Metrics:
         self._pictures.inc(stats.images_encoded)
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """Return all of them in Prometheus' text format."""
         return generate_latest(self._registry)

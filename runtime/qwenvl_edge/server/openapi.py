@@ -49,6 +49,25 @@ _BOX: dict[str, Any] = {
         "image": {"type": "integer"},
     },
 }
+_TOKEN: dict[str, Any] = {
+    "type": "object",
+    "required": ["token", "logprob", "bytes"],
+    "properties": {
+        "token": {"type": "string"},
+        "logprob": {"type": "number", "maximum": 0},
+        "bytes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
+    },
+}
+_SCORED_TOKEN = {
+    **_TOKEN,
+    "required": [*_TOKEN["required"], "top_logprobs"],
+    "properties": {**_TOKEN["properties"], "top_logprobs": {"type": "array", "items": _TOKEN}},
+}
+_LOGPROBS: dict[str, Any] = {
+    "type": "object",
+    "required": ["content"],
+    "properties": {"content": {"type": "array", "items": _SCORED_TOKEN}},
+}
 _COMPLETION: dict[str, Any] = {
     "type": "object",
     "required": ["id", "object", "created", "model", "choices", "usage"],
@@ -65,6 +84,7 @@ _COMPLETION: dict[str, Any] = {
                 "properties": {
                     "index": {"const": 0},
                     "finish_reason": {"enum": ["stop", "length"]},
+                    "logprobs": {"anyOf": [{"type": "null"}, _LOGPROBS]},
                     "message": {
                         "type": "object",
                         "required": ["role", "content", "qwenvl"],

@@ -1,7 +1,7 @@
-"""Requests of POST /v1/chat/completions: what of OpenAI's schema is understood.
+"""Requests of POST /v1/chat/completions: the part of OpenAI's schema that is understood.
 
-Fields that only label a request (user, metadata, store) are taken and ignored; what would change the answer and is not
-there (tools, several choices, log-probabilities, audio) is refused.
+Fields that only label a request (user, metadata, store) are taken and ignored; fields that would change the answer and
+are not supported (tools, several choices, audio) are refused.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from qwenvl_edge.inputs.options import MOST_LOGPROBS
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _StopText = Annotated[str, Field(min_length=1)]
@@ -26,7 +28,7 @@ class TextPart(_Record):
 
 
 class ImageUrl(_Record):
-    """Where a picture is: a data: URI, attachment:NAME (a part of a multipart request), or an allowed URL."""
+    """Place of a picture: a data: URI, attachment:NAME (a part of a multipart request), or an allowed URL."""
 
     url: str = Field(min_length=1)
     detail: str | None = None
@@ -97,7 +99,7 @@ class JsonSchemaFormat(_Record):
 
 
 class StreamOptions(_Record):
-    """Whether the stream ends with the token counts."""
+    """Options of a stream; include_usage ends it with the token counts."""
 
     include_usage: bool = False
 
@@ -126,6 +128,7 @@ class ChatRequest(_Record):
         None
     )
     n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     modalities: list[Literal["text"]] | None = None

@@ -1,4 +1,4 @@
-"""Between HTTP and the batcher: how many may come in, and answers that cross from its thread to the event loop."""
+"""Between HTTP and the batcher: the number of requests taken in, and answers on their way to the event loop."""
 
 from __future__ import annotations
 
@@ -6,40 +6,25 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from qwenvl_edge.inputs.cancel import CancelToken
-from qwenvl_edge.replies.reply import Reply
+from qwenvl_edge.replies.reply import Reply, TokenLogprob
+from qwenvl_edge.server.answering import Answering
 from qwenvl_edge.server.errors import overloaded
 from qwenvl_edge.server.metrics import Metrics
-from qwenvl_edge.server.settings import Limits
+from qwenvl_edge.server.settings import ServerLimits
 
 _AVERAGE_RATE = 0.1
 
-
-class Answering(Protocol):
-    """Who computes the answers: a Batcher, or what stands for several of them (fleet.dispatch)."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests that are not begun."""
-
-    @property
-    def running(self) -> int:
-        """Answers begun and not ended."""
-
-    @property
-    def submit(self) -> Callable[..., Future[Reply]]:
-        """See Batcher.submit."""
-
-    def close(self) -> None:
-        """Take no more requests, finish those that are there, and end."""
+Item = str | Sequence[TokenLogprob] | Future[Reply]
+"""A piece of text, log-probabilities, or at last the reply."""
 
 
 class Outbox:
-    """Brings what the batcher's thread says to the event loop, with one wake-up for all that came meanwhile."""
+    """Brings items of the batcher's thread to the event loop, with one wake-up for all that came meanwhile."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -61,34 +46,40 @@ class Outbox:
             queue.put_nowait(item)
 
 
-class Answer:
-    """An answer under way: iterate for its text, then take `reply`."""
+class StreamedAnswer:
+    """An answer under way: iterate for its pieces, then take `reply`."""
 
-    def __init__(self, items: asyncio.Queue[str | Future[Reply]]) -> None:
+    def __init__(self, items: asyncio.Queue[Item]) -> None:
         self._items = items
         self._ended: Future[Reply] | None = None
+        self._text = ""
+        self._logprobs: list[TokenLogprob] = []
 
-    async def pieces(self) -> AsyncIterator[str]:
-        """The text as it comes; what came at once is one piece."""
+    async def pieces(self) -> AsyncIterator[tuple[str, list[TokenLogprob]]]:
+        """Iterate over text and log-probabilities as they come; all that is there at one time is one piece."""
         while self._ended is None:
-            text = self._take(await self._items.get())
+            self._take(await self._items.get())
             while self._ended is None and not self._items.empty():
-                text += self._take(self._items.get_nowait())
-            if text:
-                yield text
+                self._take(self._items.get_nowait())
+            if self._text or self._logprobs:
+                piece = self._text, self._logprobs
+                self._text, self._logprobs = "", []
+                yield piece
 
     async def reply(self) -> Reply:
-        """The whole answer; raises what its computation raised."""
+        """Return the whole answer, or raise the error that ended it."""
         async for _ in self.pieces():
             pass
         assert self._ended is not None
         return self._ended.result()
 
-    def _take(self, item: str | Future[Reply]) -> str:
+    def _take(self, item: Item) -> None:
         if isinstance(item, str):
-            return item
-        self._ended = item
-        return ""
+            self._text += item
+        elif isinstance(item, Future):
+            self._ended = item
+        else:
+            self._logprobs += item
 
 
 class Service:
@@ -97,7 +88,7 @@ class Service:
     ready: whether requests are taken. Tokens of admitted requests are kept, so that all can be cancelled.
     """
 
-    def __init__(self, batcher: Answering, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, batcher: Answering, limits: ServerLimits, metrics: Metrics) -> None:
         self._batcher = batcher
         self._limits = limits
         self._metrics = metrics
@@ -108,7 +99,7 @@ class Service:
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[CancelToken]:
-        """Take a request in until the `with` block ends; yield what cancels its answer.
+        """Take a request in until the `with` block ends; yield the token that cancels its answer.
 
         Raises:
             ApiError: 429, the queue is full.
@@ -129,17 +120,17 @@ class Service:
                 took / max(1.0, len(self._admitted) / self._limits.rows) - self._average_s
             )
 
-    async def submit(self, arguments: dict[str, Any], token: CancelToken, *, stream: bool) -> Answer:
-        """Queue a request; raises what Batcher.submit raises."""
-        items: asyncio.Queue[str | Future[Reply]] = asyncio.Queue()
-        on_text = (lambda piece: self._outbox.put(items, piece)) if stream else None
-        future = await asyncio.to_thread(self._batcher.submit, **arguments, cancel=token, on_text=on_text)
+    async def submit(self, arguments: dict[str, Any], token: CancelToken, *, stream: bool) -> StreamedAnswer:
+        """Queue a request; its errors are those of Batcher.submit."""
+        items: asyncio.Queue[Item] = asyncio.Queue()
+        put = (lambda item: self._outbox.put(items, item)) if stream else None
+        future = await asyncio.to_thread(self._batcher.submit, **arguments, cancel=token, on_text=put, on_logprobs=put)
         future.add_done_callback(self._count)
         future.add_done_callback(lambda ended: self._outbox.put(items, ended))
-        return Answer(items)
+        return StreamedAnswer(items)
 
     async def close(self) -> None:
-        """Take nothing more, cancel what is still running, and wait for its end."""
+        """Take no more requests, cancel those that still run, and wait for their end."""
         self.ready = False
         for token in self._admitted:
             token.cancel()

@@ -1,4 +1,4 @@
-"""What a server allows and takes on; checked where it enters."""
+"""Limits and settings of a server, checked where they enter."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qwenvl_edge.errors import QwenVLError
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The most that is taken on.
+class ServerLimits:
+    """The most that a server takes on.
 
     rows: answers at once. queue: requests that wait beyond those. body_bytes: of a request. pictures: of a request,
     its history included. picture_pixels: width times height of each. messages: of a request. tokens: of an answer;
@@ -39,8 +39,8 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a server is reached and what it may touch.
+class ServerSettings:
+    """Address of a server, and the things that it may touch.
 
     host, port: what to bind. model_name: the name that requests give. api_key: needed with every request if there is
     one; must be there unless the host is a loopback address. url_hosts: "name" or "name:port" from which pictures may
@@ -58,7 +58,7 @@ class Settings:
     url_hosts: tuple[str, ...] = ()
     picture_folders: tuple[Path, ...] = ()
     log_prompts: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:
         if self.api_key is None and not self.is_loopback:
@@ -75,12 +75,12 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """True if only this machine can connect."""
         return self.host == "localhost" or is_loopback(self.host)
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an IP address is this machine's own; a name is not."""
+    """Return whether an IP address is this machine's own; a name is not."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -88,7 +88,7 @@ def is_loopback(address: str) -> bool:
 
 
 def read_api_key(path: Path) -> str:
-    """The first line of a file.
+    """Return the first line of a file.
 
     Raises:
         QwenVLError: the file cannot be read or is empty.

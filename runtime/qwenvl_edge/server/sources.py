@@ -1,4 +1,4 @@
-"""Where a request's pictures come from: data: URIs, parts of the request, and what the operator listed."""
+"""Pictures of a request: from data: URIs, parts of the request, and the hosts and folders that were allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
-from qwenvl_edge.server.settings import Settings
+from qwenvl_edge.server.settings import ServerSettings
 
 _KEPT_BYTES = 64 << 20
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -30,14 +30,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 class PictureSource:
     """Loads pictures within a server's settings."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self._limits = settings.limits
         self._folders = [folder.resolve() for folder in settings.picture_folders]
         self._decoded = _Decoded()
         self._fetcher = Fetcher(settings.url_hosts, limit=settings.limits.body_bytes)
 
     def load(self, url: str, attachments: Mapping[str, bytes], name: str) -> Picture:
-        """The picture behind a message's image_url.
+        """Return the picture of a message's image_url.
 
         Raises:
             ApiError: the URL is not allowed or leads nowhere, or the picture is too large or of another format.

@@ -18,7 +18,7 @@ from qwenvl_edge.server.schema import (
     TextPart,
     UserMessage,
 )
-from qwenvl_edge.server.settings import Settings
+from qwenvl_edge.server.settings import ServerSettings
 from qwenvl_edge.server.sources import PictureSource
 
 Items = list[dict[str, Any]]
@@ -27,7 +27,7 @@ Items = list[dict[str, Any]]
 class Translator:
     """Checks requests against the server's limits and loads their pictures."""
 
-    def __init__(self, settings: Settings, model: ModelInfo, *, default_tokens: int) -> None:
+    def __init__(self, settings: ServerSettings, model: ModelInfo, *, default_tokens: int) -> None:
         self._settings = settings
         self._vocab_size = model.vocab_size
         self._default_tokens = min(default_tokens, settings.limits.tokens)
@@ -106,6 +106,10 @@ class Translator:
                 options[name] = value
         if request.seed is not None:
             options["seed"] = request.seed % 2**64
+        if request.logprobs:
+            options["logprobs"] = request.top_logprobs or 0
+        elif request.top_logprobs is not None:
+            raise ApiError(400, "top_logprobs is given without logprobs; send logprobs: true.", param="top_logprobs")
         if request.stop is not None:
             options["stop"] = [request.stop] if isinstance(request.stop, str) else request.stop
         if request.logit_bias:

@@ -1,6 +1,7 @@
 import io
 import os
 import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import qwenvl_edge
 from qwenvl_edge import cli
 from qwenvl_edge import engine as engine_module
-from qwenvl_edge.cli import program
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge.machine.terminal import ProgressBar
 from support.paths import DATA
@@ -208,20 +209,32 @@ def test_usage(capsys):
     assert caught.value.code == 0 and "qwenvl 0" in capsys.readouterr().out
 
 
-def test_interruption_elsewhere(monkeypatch, capsys):
-    def interrupt(arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(program, "_export", interrupt)
-    assert cli.main(["export", "a", "b"]) == 130
-
-
 def package(monkeypatch, name, **functions):
     parts = ("qwenvl_edge_export", *name.split("."))
     for length in range(1, len(parts) + 1):
         whole = ".".join(parts[:length])
         monkeypatch.setitem(sys.modules, whole, types.ModuleType(whole))
     vars(sys.modules[whole]).update(functions)
+
+
+def test_interruption_elsewhere(monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    plain = types.SimpleNamespace(choose=lambda *arguments, **options: None)
+    package(monkeypatch, "export", export=interrupt, ExportPrecision=plain)
+    assert cli.main(["export", "a", "b"]) == 130
+
+
+@pytest.mark.parametrize("module", ["qwenvl_edge", "qwenvl_edge.cli"])
+def test_modules_that_are_the_program(module):
+    def run(*arguments):
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert run("--version").stdout == f"qwenvl {qwenvl_edge.__version__}\n"
+    failed = run("plan", "no-bundle-here")
+    assert (failed.returncode, failed.stdout) == (2, "") and failed.stderr.startswith("qwenvl: ")
 
 
 def test_export_shows_its_steps(monkeypatch, capsys):

@@ -187,7 +187,7 @@ def test_complete_after_a_cancellation_and_a_deadline(tmp_path, monkeypatch):
         next(stream)
         stream.cancel()
     assert (stream.reply.finish_reason, stream.reply.complete) == ("cancelled", True)
-    monkeypatch.setattr("qwenvl_edge.inputs.cancel.time.perf_counter", lambda: backend.steps * 1e9)
+    monkeypatch.setattr("qwenvl_edge.inputs.request.time.perf_counter", lambda: backend.steps * 1e9)
     reply = qwen.chat("hi", constraint=Constraint.json(SCHEMA), deadline_ms=1)
     assert (reply.finish_reason, reply.complete) == ("deadline", bool(reply.raw_text))
 

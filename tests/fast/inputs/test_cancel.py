@@ -38,8 +38,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in ("inputs.cancel", "inputs.request"):
-        monkeypatch.setattr(f"qwenvl_edge.{module}.time", clock)
+    monkeypatch.setattr("qwenvl_edge.inputs.request.time", clock)
     return clock
 
 

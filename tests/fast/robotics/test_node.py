@@ -6,7 +6,7 @@ import pytest
 from qwenvl_edge import load_picture
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
-from qwenvl_edge.robotics.node import Question, Settings, VlmNode
+from qwenvl_edge.robotics.node import NodeSettings, Question, VlmNode
 from support.scripted import engine
 
 
@@ -36,7 +36,7 @@ def make(tmp_path):
 
     def make(*answers, end="<|im_end|>", generation=None, **settings):
         qwen, backend = engine(tmp_path, *(answer + end for answer in answers), generation=generation)
-        return VlmNode(qwen, Settings(**settings)), backend
+        return VlmNode(qwen, NodeSettings(**settings)), backend
 
     return make
 
@@ -221,7 +221,7 @@ def test_a_failure_does_not_stop_the_node(make):
 )
 def test_settings_out_of_range(settings):
     with pytest.raises(QwenVLError, match=r"max_|deadline_ms|prompt"):
-        Settings(**settings)
+        NodeSettings(**settings)
 
 
 def test_empty_questions_are_refused(make):

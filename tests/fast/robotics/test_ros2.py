@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qwenvl_edge.robotics import ros2 as adapter
-from qwenvl_edge.robotics.node import Settings, VlmNode
+from qwenvl_edge.robotics.node import NodeSettings, VlmNode
 from qwenvl_edge.robotics.ros2 import RosNode, import_ros, read_parameters
 from support import ros_stand_in as ros
 from support.paths import ROOT
@@ -41,7 +41,7 @@ def start(install, tmp_path):
 
     def start(*answers, compressed=False, **settings):
         node = install()
-        vlm = VlmNode(engine(tmp_path, *answers)[0], Settings(**settings))
+        vlm = VlmNode(engine(tmp_path, *answers)[0], NodeSettings(**settings))
         connected = RosNode(node, import_ros(), vlm, compressed=compressed)
         thread = threading.Thread(target=connected.run)
         thread.start()

@@ -1,0 +1,81 @@
+"""`qwenvl export`: turn a checkpoint into a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from qwenvl_edge.cli.export_package import import_export
+from qwenvl_edge.machine.signals import terminable
+from qwenvl_edge.machine.terminal import ProgressBar, say
+
+
+def add_export(commands: Any) -> None:
+    """Add the command to the program's parser."""
+    parser = commands.add_parser("export", help="turn a checkpoint into a bundle (needs PyTorch)")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder in the published layout")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
+    parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is there")
+    parser.add_argument(
+        "--precision", default="fp32", metavar="P", help="fp32, fp16, bf16, int8, int4 or w8a8 (default fp32)"
+    )
+    parser.add_argument(
+        "--vision-precision", metavar="P", help="fp32, fp16, bf16, int8 or w8a8 (default: the target's)"
+    )
+    parser.add_argument("--target", default="cpu", metavar="T", help="where it will run: cpu (default) or gpu")
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="weights that share a scale: 32, 64, 128 (default: 128 for the CPU, 32 for a GPU, or what divides)",
+    )
+    parser.add_argument("--head-precision", metavar="P", help="of the output layer (default: int8 with int4)")
+    parser.add_argument(
+        "--keep-fp16", action="append", default=[], metavar="PATTERN", help="weights that stay floats; repeatable"
+    )
+    parser.add_argument(
+        "--kv-cache",
+        default="float",
+        metavar="C",
+        help="float (default), or int8 for the TensorRT plugin: half the memory",
+    )
+    parser.add_argument("--allow-loss", action="store_true", help="keep a bundle that is beyond its precision's limits")
+    parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        type=Path,
+        const=True,
+        default=False,
+        metavar="SAMPLES",
+        help="quantize by samples of use (GPTQ): a folder of pictures, a JSONL file, or without a value built-in ones",
+    )
+    parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    exporter = import_export("export")
+    precision = exporter.ExportPrecision.choose(
+        arguments.precision,
+        vision=arguments.vision_precision,
+        target=arguments.target,
+        block=arguments.block_size,
+        head=arguments.head_precision,
+        keep=arguments.keep_fp16,
+        kv_cache=arguments.kv_cache,
+    )
+    with terminable(), ProgressBar(sys.stderr) as progress:
+        exporter.export(
+            arguments.checkpoint,
+            arguments.bundle,
+            precision=precision,
+            force=arguments.force,
+            allow_loss=arguments.allow_loss,
+            calibration=arguments.calibrate,
+            check=not arguments.skip_verify,
+            progress=progress,
+        )
+    say(f"{arguments.bundle} is written")
+    return 0

@@ -1,0 +1,134 @@
+"""Batcher: answers many callers at once on one engine, in a thread of its own that drives a scheduler."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from qwenvl_edge.decoding.pipeline import Answerer
+from qwenvl_edge.decoding.scheduler import Job, Scheduler
+from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.inputs.messages import Message
+from qwenvl_edge.inputs.request import RequestBuilder
+from qwenvl_edge.replies.reply import Reply, TokenLogprob
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from qwenvl_edge.inputs.options import Overrides
+
+
+class Batcher:
+    """Answers many callers at once on one engine; from QwenVLEngine.batcher. Safe to share between threads.
+
+    Each round computes one chunk of the prompt that is being computed and one token of every answer, so that a long
+    prompt holds up nobody for longer than a chunk takes.
+    """
+
+    def __init__(self, requests: RequestBuilder, answerer: Answerer, *, rows: int) -> None:
+        self._requests = requests
+        self._answerer = answerer
+        self._scheduler = Scheduler(answerer, rows=rows)
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="qwenvl-batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def rows(self) -> int:
+        """The most answers at once."""
+        return self._scheduler.rows
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests whose prompt is not begun."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def running(self) -> int:
+        """Number of answers begun and not ended, `rows` at most."""
+        return self._scheduler.running
+
+    @property
+    def closed(self) -> bool:
+        """True if no more requests are taken, because it was closed or has failed."""
+        return self._closed
+
+    def submit(
+        self,
+        message: Message,
+        *,
+        images: Iterable[Any] = (),
+        history: Iterable[Any] = (),
+        system: str | None = None,
+        on_text: Callable[[str], None] | None = None,
+        on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Future[Reply]:
+        """Answer a message when its turn comes. Arguments are those of QwenVLEngine.chat; `cancel` ends it early.
+
+        Args:
+            on_text: is called with each piece of text, in another thread; it must not block.
+            on_logprobs: the same for log-probabilities, if the option `logprobs` asks for them: called with those that
+                came since its last call, before on_text.
+
+        Returns:
+            The reply to come, or its error: a BackendError, or one that a callback raised. Its own cancel() does
+            nothing.
+
+        Raises:
+            QwenVLError: the batcher is closed, or an error that chat raises before it computes.
+        """
+        request = self._requests.chat(message, images, history, system, overrides)
+        job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs)
+        with self._changed:
+            if self._closed:
+                raise QwenVLError("the batcher is closed; make a new one.")
+            self._scheduler.put(job)
+            self._changed.notify()
+        return job.reply
+
+    def close(self) -> None:
+        """Take no more requests, finish those that are there, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        scheduler = self._scheduler
+        try:
+            while self._wait():
+                with self._answerer.turns.take(self._nothing_left) as granted:
+                    while granted and (scheduler.waiting or scheduler.running):
+                        scheduler.drop_ended()
+                        scheduler.prefill()
+                        scheduler.step()
+        except BaseException as error:  # nobody may be left waiting
+            with self._changed:
+                self._closed = True
+            scheduler.fail(error)
+            raise
+
+    def _wait(self) -> bool:
+        """Wait for a request; return False once there will be none."""
+        with self._changed:
+            while not self._scheduler.waiting and not self._closed:
+                self._changed.wait()
+            return bool(self._scheduler.waiting)
+
+    def _nothing_left(self) -> bool:
+        """Answer the waiting requests that were ended from outside; return whether none is left."""
+        self._scheduler.drop_ended()
+        return not self._scheduler.waiting

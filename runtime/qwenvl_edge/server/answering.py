@@ -1,0 +1,28 @@
+"""The computing side of the server, as the rest of it sees that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+from qwenvl_edge.replies.reply import Reply
+
+
+class Answering(Protocol):
+    """Computes the answers: a Batcher, or a fleet.dispatch.Dispatcher, which stands for several of them."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not begun."""
+
+    @property
+    def running(self) -> int:
+        """Answers begun and not ended."""
+
+    @property
+    def submit(self) -> Callable[..., Future[Reply]]:
+        """See Batcher.submit."""
+
+    def close(self) -> None:
+        """Take no more requests, finish those that are there, and end."""
