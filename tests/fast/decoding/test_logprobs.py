@@ -129,7 +129,7 @@ def test_a_batcher_tells_them_as_they_come(qwen):
 
 def test_what_was_forced_before_a_cancellation_may_be_missing(qwen, backend):
     pytest.importorskip("llguidance", reason="constraints need the extra 'constrained'")
-    token, plain = CancelToken(), backend.decode_unchecked_unchecked
+    token, plain = CancelToken(), backend.decode_unchecked
 
     def decode(*arguments):
         if arguments[4].size:  # the prompt's last chunk
