@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BUNDLE := out/nano
 PICTURE := models/nano/demo.png
 NANO := .cache/nano
-CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
+CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
 .PHONY: setup demo test plugin gpu-test fuzz lint format bench soak server-soak nano ray-test triton-test docs wheel \
     wheel-test arm64-test pythons-test clean

@@ -3,7 +3,7 @@
 #include <stdexcept>
 
 #include "input.hpp"
-#include "qwenvl/incremental_decoder.hpp"
+#include "tokenizer/incremental_decoder.hpp"
 
 using fuzz::require;
 

@@ -1,9 +1,9 @@
 // Any size, layout and stride: no access outside the picture, and the same values with every instruction set.
 #include <memory>
 
+#include "image/pixel_values.hpp"
 #include "input.hpp"
-#include "qwenvl/instruction_set.hpp"
-#include "qwenvl/pixel_values.hpp"
+#include "simd/instruction_set.hpp"
 
 using fuzz::require;
 

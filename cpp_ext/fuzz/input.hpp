@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "qwenvl/utf8_stream.hpp"
+#include "tokenizer/utf8_stream.hpp"
 
 namespace fuzz {
 

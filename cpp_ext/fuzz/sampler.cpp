@@ -1,13 +1,13 @@
 // Any settings on any logits: an id that may be chosen, the same one with every instruction set, or a clear error.
-#include "qwenvl/sampler.hpp"
+#include "sampler/sampler.hpp"
 
 #include <cmath>
 #include <memory>
 #include <stdexcept>
 
 #include "input.hpp"
-#include "qwenvl/instruction_set.hpp"
-#include "qwenvl/logits_row.hpp"
+#include "sampler/logits_row.hpp"
+#include "simd/instruction_set.hpp"
 
 using fuzz::require;
 

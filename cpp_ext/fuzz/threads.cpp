@@ -2,10 +2,10 @@
 #include <atomic>
 #include <thread>
 
+#include "image/pixel_values.hpp"
 #include "input.hpp"
-#include "qwenvl/incremental_decoder.hpp"
-#include "qwenvl/pixel_values.hpp"
-#include "qwenvl/sampler.hpp"
+#include "sampler/sampler.hpp"
+#include "tokenizer/incremental_decoder.hpp"
 
 using fuzz::require;
 

@@ -2,8 +2,8 @@
 #include <stdexcept>
 
 #include "input.hpp"
-#include "qwenvl/text_decoder.hpp"
-#include "qwenvl/tokenizer.hpp"
+#include "tokenizer/text_decoder.hpp"
+#include "tokenizer/tokenizer.hpp"
 
 using fuzz::require;
 using qwenvl::TokenId;

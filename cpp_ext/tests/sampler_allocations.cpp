@@ -5,9 +5,9 @@
 #include <new>
 #include <vector>
 
-#include "qwenvl/logits_row.hpp"
-#include "qwenvl/philox.hpp"
-#include "qwenvl/sampler.hpp"
+#include "sampler/logits_row.hpp"
+#include "sampler/philox.hpp"
+#include "sampler/sampler.hpp"
 
 namespace {
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-INCLUDE = Path(__file__).parents[2] / "cpp_ext" / "include"
+INCLUDE = Path(__file__).parents[2] / "cpp_ext"
 PROGRAM = """
 #include <cstdio>
 #include <initializer_list>
-#include "qwenvl/ascii_block.hpp"
+#include "tokenizer/ascii_block.hpp"
 int main() {
     unsigned char text[qwenvl::AsciiBlock::kSize];
     while (std::fread(text, 1, sizeof text, stdin) == sizeof text) {

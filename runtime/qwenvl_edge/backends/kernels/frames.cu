@@ -1,6 +1,6 @@
 // Camera frames on the GPU: packed to RGB, told apart by a digest, resized and normalised for the vision graph.
 //
-// NVRTC compiles this file at run time, so it includes nothing. The arithmetic is that of cpp_ext/src/pixel_values.cpp:
+// NVRTC compiles this file at run time, so it includes nothing. The arithmetic is that of cpp_ext/image/pixel_values.cpp:
 // integers, and tables that the host computes, so the results are equal to the last bit. x runs over threads, kThreads a
 // block; y over blocks.
 

@@ -1,0 +1,71 @@
+// Byte-pair encoding in linear time, for vocabularies that byte-pair training made.
+//
+// Instead of merging upwards it goes from left to right: take the longest token that may follow the last one, and step
+// back where none may. The result is the one sequence in which all neighbours stay apart, which is what merging gives
+// (the idea is that of van Antwerpen and Neubeck, "So many tokens, so little time", GitHub 2024).
+#pragma once
+
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "tokenizer/border_filter.hpp"
+#include "tokenizer/merge_tree.hpp"
+#include "tokenizer/prefix_trie.hpp"
+#include "tokenizer/vocabulary.hpp"
+
+namespace qwenvl {
+
+class LinearBpe {
+public:
+    // nullptr when the vocabulary has tokens that no merge of two lower ranks makes, or very long ones; merging has to
+    // serve it then.
+    static std::unique_ptr<LinearBpe> make(const Vocabulary& vocabulary);
+
+    // Places where a token may end; cleared where going on from there has failed. Working memory of `encode`.
+    class OpenPlaces;
+
+    // Appends the ids of `piece` (any bytes, not empty).
+    void encode(std::string_view piece, OpenPlaces& open, std::vector<TokenId>& ids) const;
+
+    const BorderFilter& borders() const { return borders_; }
+
+    // The token that a code point is by itself, or kNoToken.
+    TokenId character(std::uint32_t point) const { return trie_->character(point); }
+
+private:
+    explicit LinearBpe(const Vocabulary& vocabulary);
+
+    // Two halves of the work that share nothing; false when the vocabulary is not for this.
+    bool add_merges();
+    bool make_trie();
+
+    const Vocabulary& vocabulary_;
+    std::vector<TokenId> shorter_;  // of every token the longest one that is a proper prefix, or kNoToken
+    std::unique_ptr<PrefixTrie> trie_;
+    MergeTree merges_;
+    BorderFilter borders_;
+};
+
+class LinearBpe::OpenPlaces {
+public:
+    void reset(std::size_t size) {
+        if (size < 64) {
+            small_ = ~std::uint64_t{0};
+            words_ = &small_;
+            return;
+        }
+        many_.assign(size / 64 + 1, ~std::uint64_t{0});
+        words_ = many_.data();
+    }
+
+    bool at(std::size_t place) const { return words_[place / 64] >> (place % 64) & 1; }
+    void close(std::size_t place) { words_[place / 64] &= ~(std::uint64_t{1} << (place % 64)); }
+
+private:
+    std::uint64_t small_ = 0;
+    std::vector<std::uint64_t> many_;
+    std::uint64_t* words_ = nullptr;
+};
+
+}  // namespace qwenvl
