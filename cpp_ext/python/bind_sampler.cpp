@@ -94,10 +94,6 @@ public:
         return alone([&] { return use(sampler_, reader_.read(row), row.size); });
     }
 
-    void reset(std::uint64_t seed) {
-        alone([&] { return sampler_.reset(seed); });
-    }
-
 private:
     Sampler sampler_;
     LogitsReader reader_;
@@ -170,8 +166,7 @@ void bind_sampler(py::module_& module) {
         .def("distribution", &distribution, py::arg("logits").noconvert(), py::arg("previous"), py::arg("prompt_size"),
              py::arg("allowed"))
         .def("log_prob", &log_prob, py::arg("logits").noconvert(), py::arg("id"))
-        .def("top_log_probs", &top_log_probs, py::arg("logits").noconvert(), py::arg("count"))
-        .def("reset", &SharedSampler::reset, py::arg("seed"));
+        .def("top_log_probs", &top_log_probs, py::arg("logits").noconvert(), py::arg("count"));
 }
 
 }  // namespace qwenvl

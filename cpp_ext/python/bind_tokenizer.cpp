@@ -1,18 +1,14 @@
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <memory>
+#include <new>
 #include <optional>
 
 #include "python/bindings.hpp"
-#include "python/python_ints.hpp"
-#include "python/str_buffer.hpp"
 #include "tokenizer/incremental_decoder.hpp"
 #include "tokenizer/normal_form.hpp"
-#include "tokenizer/parallel.hpp"
-#include "tokenizer/text_decoder.hpp"
 #include "tokenizer/tokenizer.hpp"
 
 namespace py = pybind11;
@@ -42,10 +38,24 @@ private:
 };
 
 // A tokenizer and one Python int for every id that was ever given out: making ints costs as much as finding the ids.
+// The GIL protects the ints.
 class PyTokenizer {
 public:
     explicit PyTokenizer(std::shared_ptr<const Tokenizer> tokenizer)
-        : tokenizer_(std::move(tokenizer)), ints_(tokenizer_->vocabulary().size()) {}
+        : tokenizer_(std::move(tokenizer)),
+          count_(tokenizer_->vocabulary().size()),
+          ints_(static_cast<PyObject**>(std::calloc(count_, sizeof(PyObject*)))) {
+        if (!ints_) throw std::bad_alloc();
+    }
+    PyTokenizer(const PyTokenizer&) = delete;
+    PyTokenizer& operator=(const PyTokenizer&) = delete;
+    ~PyTokenizer() {
+        for (std::size_t i = 0; i < count_ && given_ > 0; ++i) {
+            if (ints_[i] == nullptr) continue;
+            Py_DECREF(ints_[i]);
+            --given_;
+        }
+    }
 
     const Tokenizer& operator*() const { return *tokenizer_; }
     const Tokenizer* operator->() const { return tokenizer_.get(); }
@@ -57,28 +67,45 @@ public:
         for (std::size_t i = 0; i < ids.size(); ++i) {
             if (i + 2 * ahead < ids.size()) {
                 __builtin_prefetch(place_of(ids[i + 2 * ahead]));
-                __builtin_prefetch(place_of(ids[i + ahead])->ptr());
+                __builtin_prefetch(*place_of(ids[i + ahead]));
             }
-            PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), to_int(ids[i]).release().ptr());
+            PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), new_int(ids[i]));
         }
         return list;
     }
 
 private:
-    py::object* place_of(TokenId id) { return &ints_[id < ints_.size() ? id : 0]; }
+    struct Free {
+        void operator()(PyObject** ints) const { std::free(ints); }
+    };
 
-    py::object to_int(TokenId id) {
-        if (id >= ints_.size()) return py::int_(id);
-        if (!ints_[id]) ints_[id] = py::int_(id);
+    PyObject** place_of(TokenId id) const { return &ints_[id < count_ ? id : 0]; }
+
+    // A new reference.
+    PyObject* new_int(TokenId id) {
+        if (id >= count_) return make_int(id);
+        if (ints_[id] == nullptr) {
+            ints_[id] = make_int(id);
+            ++given_;
+        }
+        Py_INCREF(ints_[id]);
         return ints_[id];
     }
 
+    static PyObject* make_int(TokenId id) {
+        PyObject* const made = PyLong_FromUnsignedLong(id);
+        if (made == nullptr) throw py::error_already_set();
+        return made;
+    }
+
     std::shared_ptr<const Tokenizer> tokenizer_;
-    std::vector<py::object> ints_;
+    std::size_t count_, given_ = 0;
+    std::unique_ptr<PyObject*[], Free> ints_;  // by id; zeroed by the system, so that only what is used takes memory
 };
 
 std::unique_ptr<PyTokenizer> make_tokenizer(const py::buffer& file,
-                                            const std::map<std::string, std::int64_t>& special) {
+                                            const std::map<std::string, std::int64_t>& special,
+                                            std::size_t linear_after) {
     const py::buffer_info info = file.request();
     const std::string_view bytes(static_cast<const char*>(info.ptr),
                                  static_cast<std::size_t>(info.size * info.itemsize));
@@ -93,164 +120,41 @@ std::unique_ptr<PyTokenizer> make_tokenizer(const py::buffer& file,
     std::shared_ptr<const Tokenizer> tokenizer;
     {
         py::gil_scoped_release release;
-        tokenizer = std::make_shared<const Tokenizer>(bytes, std::move(tokens));
+        tokenizer = std::make_shared<const Tokenizer>(bytes, std::move(tokens), linear_after);
     }
     return std::make_unique<PyTokenizer>(std::move(tokenizer));
 }
 
-std::vector<TokenId> encode_text(const PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
+py::list encode(PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
     const AllowedMatcher matcher(*tokenizer, allowed);
     const std::string_view utf8 = utf8_of(text);
-    const py::gil_scoped_release release;
     std::vector<TokenId> ids;
-    ids.reserve(utf8.size() / 4 + 16);  // about what English takes
-    tokenizer->encode(utf8, *matcher, ids);
-    return ids;
-}
-
-std::vector<std::vector<TokenId>> encode_texts(const PyTokenizer& tokenizer, const std::vector<py::str>& texts,
-                                               const Allowed& allowed, int threads) {
-    const AllowedMatcher matcher(*tokenizer, allowed);
-    std::vector<std::string_view> utf8;
-    for (const py::str& text : texts) utf8.push_back(utf8_of(text));
-    const py::gil_scoped_release release;
-    std::vector<std::vector<TokenId>> ids(texts.size());
-    parallel_for(ids.size(), static_cast<std::size_t>(std::max(threads, 1)), [&](std::size_t i) {
-        ids[i].reserve(utf8[i].size() / 4 + 16);
-        tokenizer->encode(utf8[i], *matcher, ids[i]);
-    });
-    return ids;
-}
-
-py::list encode(PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
-    return tokenizer.to_list(encode_text(tokenizer, text, allowed));
-}
-
-py::array_t<std::int32_t> encode_array(const PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
-    const std::vector<TokenId> ids = encode_text(tokenizer, text, allowed);
-    py::array_t<std::int32_t> array(static_cast<py::ssize_t>(ids.size()));
-    std::copy(ids.begin(), ids.end(), array.mutable_data());
-    return array;
-}
-
-py::list encode_batch(PyTokenizer& tokenizer, const std::vector<py::str>& texts, const Allowed& allowed, int threads) {
-    const std::vector<std::vector<TokenId>> ids = encode_texts(tokenizer, texts, allowed, threads);
-    py::list result(ids.size());
-    for (std::size_t i = 0; i < ids.size(); ++i) result[i] = tokenizer.to_list(ids[i]);
-    return result;
-}
-
-py::tuple encode_batch_array(const PyTokenizer& tokenizer, const std::vector<py::str>& texts, const Allowed& allowed,
-                             int threads) {
-    const std::vector<std::vector<TokenId>> ids = encode_texts(tokenizer, texts, allowed, threads);
-    py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(ids.size() + 1));
-    std::int64_t total = offsets.mutable_data()[0] = 0;
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-        offsets.mutable_data()[i + 1] = total += static_cast<std::int64_t>(ids[i].size());
+    {
+        const py::gil_scoped_release release;
+        ids.reserve(utf8.size() / 4 + 16);  // about what English takes
+        tokenizer->encode(utf8, *matcher, ids);
     }
-    py::array_t<std::int32_t> all(total);
-    std::int32_t* out = all.mutable_data();
-    for (const std::vector<TokenId>& each : ids) out = std::copy(each.begin(), each.end(), out);
-    return py::make_tuple(all, offsets);
+    return tokenizer.to_list(ids);
 }
 
 std::size_t count(const PyTokenizer& tokenizer, const py::str& text, const Allowed& allowed) {
     const AllowedMatcher matcher(*tokenizer, allowed);
     const std::string_view utf8 = utf8_of(text);
-    py::gil_scoped_release release;
+    const py::gil_scoped_release release;
     return tokenizer->count(utf8, *matcher);
 }
 
-py::str truncate(const PyTokenizer& tokenizer, const py::str& text, std::int64_t limit, const Allowed& allowed) {
-    if (limit < 0) throw py::value_error("cannot truncate to " + std::to_string(limit) + " tokens; use 0 or more");
-    const AllowedMatcher matcher(*tokenizer, allowed);
-    const std::string_view utf8 = utf8_of(text);
-    std::size_t size = 0;
-    {
-        py::gil_scoped_release release;
-        size = tokenizer->truncate(utf8, *matcher, static_cast<std::size_t>(limit));
-    }
-    return size == utf8.size() ? text : to_str(utf8.substr(0, size));
-}
-
-// Items of a list or tuple, read without a function call; what is no small int reads as -1.
-class SmallIds {
-public:
-    explicit SmallIds(const py::handle& ids) {
-        if (!PyList_CheckExact(ids.ptr()) && !PyTuple_CheckExact(ids.ptr())) return;
-        items_ = PySequence_Fast_ITEMS(ids.ptr());
-        size_ = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(ids.ptr()));
-        known_ = true;
-    }
-
-    bool known() const { return known_; }
-    std::size_t size() const { return size_; }
-    std::int64_t operator()(std::size_t i) const {
-        constexpr std::size_t ahead = 24;
-        __builtin_prefetch(items_[std::min(i + ahead, size_ - 1)]);
-        return small_int(items_[i]);
-    }
-
-private:
-    PyObject** items_ = nullptr;
-    std::size_t size_ = 0;
-    bool known_ = false;
-};
-
-// use(count, id_at) with the ids: as they lie if they are small ints, and where it then gives nothing because some are
-// not, as a copy with every value. Throws for negative ones.
-template <typename Use>
-auto with_ids(const Tokenizer& tokenizer, const py::handle& ids, Use use) {
-    const SmallIds small(ids);
-    if (small.known()) {
-        if (auto result = use(small.size(), small)) return *std::move(result);
-    }
+std::string bytes_of(const PyTokenizer& tokenizer, const py::handle& ids) {
     std::vector<std::int64_t> values;
     read_ids(ids, values);
-    for (const std::int64_t id : values) {
-        if (id < 0) tokenizer.token_bytes(id);  // throws: it has none
-    }
-    return *use(values.size(), [&](std::size_t i) { return values[i]; });
-}
-
-// Nothing where an id is negative.
-template <typename IdAt>
-std::optional<ByteBuffer> bytes_of(const Tokenizer& tokenizer, std::size_t count, IdAt id_at) {
-    constexpr std::size_t likely_bytes = 6;  // of a token, enough for most texts
-    std::optional<ByteBuffer> out(count * likely_bytes);
-    if (tokenizer.append_bytes(count, id_at, *out) != count) out.reset();
-    return out;
-}
-
-// A str must have the narrowest of its forms that holds its characters.
-py::str take_text(TextDecoder<StrBuffer>& decoder) {
-    if (decoder.four()) return decoder.four()->take();
-    if (!decoder.two()) return decoder.ascii()->take();
-    const std::u16string_view text = decoder.two()->view();
-    if (std::any_of(text.begin(), text.end(), [](char16_t unit) { return unit > 0xFF; })) return decoder.two()->take();
-    PyObject* const latin = PyUnicode_New(static_cast<Py_ssize_t>(text.size()), 0xFF);
-    if (latin == nullptr) throw py::error_already_set();
-    std::copy(text.begin(), text.end(), PyUnicode_1BYTE_DATA(latin));
-    return py::reinterpret_steal<py::str>(latin);
+    return tokenizer->decode(values);
 }
 
 py::str decode(const PyTokenizer& tokenizer, const py::handle& ids, const std::string& errors) {
-    return with_ids(*tokenizer, ids, [&](std::size_t count, const auto& id_at) -> std::optional<py::str> {
-        using Decoder = TextDecoder<StrBuffer>;
-        Decoder decoder(*tokenizer, count);
-        const Decoder::Result result = decoder.run(id_at);
-        if (result == Decoder::Result::kText) return take_text(decoder);
-        if (result == Decoder::Result::kNegativeId) return std::nullopt;
-        const std::optional<ByteBuffer> bytes = bytes_of(*tokenizer, count, id_at);
-        return bytes ? std::optional(decode_utf8_text(bytes->view(), errors.c_str())) : std::nullopt;
-    });
+    return decode_utf8_text(bytes_of(tokenizer, ids), errors.c_str());
 }
 
-py::bytes decode_bytes(const PyTokenizer& tokenizer, const py::handle& ids) {
-    const ByteBuffer bytes = with_ids(
-        *tokenizer, ids, [&](std::size_t count, const auto& id_at) { return bytes_of(*tokenizer, count, id_at); });
-    return py::bytes(bytes.view().data(), bytes.view().size());
-}
+py::bytes decode_bytes(const PyTokenizer& tokenizer, const py::handle& ids) { return bytes_of(tokenizer, ids); }
 
 // All of Latin-1 is in normal form C.
 bool text_is_surely_normal(const py::str& text) {
@@ -278,13 +182,10 @@ void bind_incremental_decoder(py::module_& module) {
 
 void bind_tokenizer(py::module_& module) {
     py::class_<PyTokenizer>(module, "Tokenizer")
-        .def(py::init(&make_tokenizer), py::arg("vocabulary"), py::arg("special_tokens"))
+        .def(py::init(&make_tokenizer), py::arg("vocabulary"), py::arg("special_tokens"),
+             py::arg("linear_after") = DeferredLinearBpe::kWorthBytes)
         .def("encode", &encode, py::arg("text"), py::arg("allowed"))
-        .def("encode_array", &encode_array, py::arg("text"), py::arg("allowed"))
-        .def("encode_batch", &encode_batch, py::arg("texts"), py::arg("allowed"), py::arg("threads"))
-        .def("encode_batch_array", &encode_batch_array, py::arg("texts"), py::arg("allowed"), py::arg("threads"))
         .def("count", &count, py::arg("text"), py::arg("allowed"))
-        .def("truncate", &truncate, py::arg("text"), py::arg("limit"), py::arg("allowed"))
         .def("decode", &decode, py::arg("ids"), py::arg("errors"))
         .def("decode_bytes", &decode_bytes, py::arg("ids"))
         .def_property_readonly("rank_count", [](const PyTokenizer& self) { return self->vocabulary().size(); });

@@ -20,11 +20,6 @@ std::size_t parts_of(std::size_t size, std::size_t part) { return (size + part -
 
 }  // namespace
 
-void Sampler::reset(std::uint64_t seed) {
-    params_.seed = seed;
-    drawn_ = 0;
-}
-
 // Room for whatever a row of this size may need, so that later ones allocate nothing.
 void Sampler::reserve(std::size_t size) {
     if (size <= reserved_) return;

@@ -34,9 +34,6 @@ public:
     TokenLogProb log_prob(const float* row, std::size_t size, std::uint32_t id);
     std::vector<TokenLogProb> top_log_probs(const float* row, std::size_t size, std::size_t count);
 
-    void reset(std::uint64_t seed);
-    bool greedy() const { return params_.temperature == 0.0; }
-
 private:
     struct Row {
         const float* logits;
@@ -44,6 +41,7 @@ private:
         float max;
     };
 
+    bool greedy() const { return params_.temperature == 0.0; }
     void reserve(std::size_t size);
     Row scan(const float* row, std::size_t size);
     std::uint32_t first_of(const Row& row) const;

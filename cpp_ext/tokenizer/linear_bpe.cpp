@@ -1,7 +1,6 @@
 #include "tokenizer/linear_bpe.hpp"
 
 #include "tokenizer/longest_prefixes.hpp"
-#include "tokenizer/parallel.hpp"
 
 namespace qwenvl {
 namespace {
@@ -20,9 +19,7 @@ std::unique_ptr<LinearBpe> LinearBpe::make(const Vocabulary& vocabulary) {
         if ((vocabulary.bytes(id).size() == 1) != (id < MergeTree::kFirstMerge)) return nullptr;
     }
     std::unique_ptr<LinearBpe> bpe(new LinearBpe(vocabulary));
-    bool whole[2];
-    parallel_for(2, 2, [&](std::size_t part) { whole[part] = part == 0 ? bpe->add_merges() : bpe->make_trie(); });
-    return whole[0] && whole[1] ? std::move(bpe) : nullptr;
+    return bpe->add_merges() && bpe->make_trie() ? std::move(bpe) : nullptr;
 }
 
 bool LinearBpe::make_trie() {
@@ -49,16 +46,16 @@ bool LinearBpe::add_merges() {
     return true;
 }
 
-void LinearBpe::encode(std::string_view piece, OpenPlaces& open, std::vector<TokenId>& ids) const {
+std::size_t LinearBpe::encode(std::string_view piece, OpenPlaces& open, std::vector<TokenId>& ids) const {
     open.reset(piece.size());
     const std::size_t first = ids.size();
     std::size_t at = 0;
     TokenId token = trie_->longest(piece);
-    while (true) {
+    for (std::size_t tried = 1;; ++tried) {
         const std::size_t end = at + vocabulary_.bytes(token).size();
         if (open.at(end) && (ids.size() == first || merges_.stays_apart(ids.back(), token))) {
             ids.push_back(token);
-            if (end == piece.size()) return;
+            if (end == piece.size()) return tried;
             at = end;
             token = trie_->longest(piece.substr(at));
         } else if (shorter_[token] != kNoToken) {

@@ -18,15 +18,16 @@ namespace qwenvl {
 
 class LinearBpe {
 public:
-    // nullptr when the vocabulary has tokens that no merge of two lower ranks makes, or very long ones; merging has to
-    // serve it then.
+    // nullptr when the vocabulary has tokens that no merge of two lower ranks makes, or very long ones; its text has to
+    // be merged then.
     static std::unique_ptr<LinearBpe> make(const Vocabulary& vocabulary);
 
     // Places where a token may end; cleared where going on from there has failed. Working memory of `encode`.
     class OpenPlaces;
 
-    // Appends the ids of `piece` (any bytes, not empty).
-    void encode(std::string_view piece, OpenPlaces& open, std::vector<TokenId>& ids) const;
+    // Appends the ids of `piece` (any bytes, not empty). Returns how many tokens it tried: at most a fixed number for
+    // each byte.
+    std::size_t encode(std::string_view piece, OpenPlaces& open, std::vector<TokenId>& ids) const;
 
     const BorderFilter& borders() const { return borders_; }
 
@@ -36,7 +37,7 @@ public:
 private:
     explicit LinearBpe(const Vocabulary& vocabulary);
 
-    // Two halves of the work that share nothing; false when the vocabulary is not for this.
+    // False when the vocabulary does not fit.
     bool add_merges();
     bool make_trie();
 

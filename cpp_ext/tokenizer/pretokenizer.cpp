@@ -188,7 +188,7 @@ AsciiPieces ascii_pieces(const Scanner& scanner, std::size_t at, std::size_t* en
 
 }  // namespace
 
-std::size_t Pretokenizer::next(Ends& ends) {
+std::size_t Pretokenizer::next(Ends& ends, const BorderFilter* borders) {
     const Scanner scanner{reinterpret_cast<const unsigned char*>(text_.data()), text_.size()};
     std::size_t count = 0;
     while (count + AsciiBlock::kSize < kMost && at_ < text_.size()) {
@@ -198,8 +198,8 @@ std::size_t Pretokenizer::next(Ends& ends) {
             if (more) continue;
             piece_end_ = scanner.piece_end(at_);
         }
-        if (worth_cutting()) {
-            count = cut_piece(ends, count);
+        if (borders != nullptr && worth_cutting()) {
+            count = cut_piece(ends, count, *borders);
         } else {
             at_ = ends[count++] = piece_end_;
         }
@@ -212,17 +212,17 @@ inline bool Pretokenizer::worth_cutting() const {
     constexpr unsigned char three_bytes = 0xE0;
     const std::size_t second = at_ + 1 < piece_end_ ? at_ + 1 : at_;
     const auto lead = static_cast<unsigned char>(text_[at_]), next = static_cast<unsigned char>(text_[second]);
-    return (lead >= three_bytes || next >= three_bytes) && borders_ != nullptr;
+    return lead >= three_bytes || next >= three_bytes;
 }
 
-std::size_t Pretokenizer::cut_piece(Ends& ends, std::size_t count) {
+std::size_t Pretokenizer::cut_piece(Ends& ends, std::size_t count, const BorderFilter& borders) {
     const auto* text = reinterpret_cast<const unsigned char*>(text_.data());
     CodePoint before = decode_utf8(text + at_);
     std::size_t pos = at_ + before.length;
     while (pos < piece_end_ && count + 1 < kMost) {
         const CodePoint after = decode_utf8(text + pos);
         ends[count] = pos;  // without a branch, which would be guessed wrong at every third border
-        count += !borders_->may_merge(before.value, after.value);
+        count += !borders.may_merge(before.value, after.value);
         pos += after.length;
         before = after;
     }

@@ -17,21 +17,21 @@ public:
     static constexpr std::size_t kMost = 192;
     using Ends = std::array<std::size_t, kMost>;
 
-    // `text`: valid UTF-8. `borders`: null where the vocabulary's merges are not known.
-    Pretokenizer(std::string_view text, const BorderFilter* borders) : text_(text), borders_(borders) {}
+    // `text`: valid UTF-8.
+    explicit Pretokenizer(std::string_view text) : text_(text) {}
 
     // Where the next parts begin, each of them where the one before it ends.
     std::size_t position() const { return at_; }
 
     // Writes where the next parts end and returns their number, 0 at the end of the text. Linear in what it passes.
-    std::size_t next(Ends& ends);
+    // `borders`: null while the vocabulary's merges are not known; pieces are then left whole.
+    std::size_t next(Ends& ends, const BorderFilter* borders);
 
 private:
     bool worth_cutting() const;
-    std::size_t cut_piece(Ends& ends, std::size_t count);
+    std::size_t cut_piece(Ends& ends, std::size_t count, const BorderFilter& borders);
 
     std::string_view text_;
-    const BorderFilter* borders_;
     std::size_t at_ = 0, piece_end_ = 0;
 };
 

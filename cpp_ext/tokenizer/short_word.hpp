@@ -1,4 +1,4 @@
-// Up to 15 bytes as a value of 16: what the tables of words compare, and what decoding copies.
+// Up to 15 bytes as a value of 16, which tables compare in two steps.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace qwenvl {
 
-// As they lie in memory: the bytes, zeros behind them, and their number in the last place.
+// As it lies in memory: the bytes, zeros after them, and in the last place their number.
 struct ShortWord {
     static constexpr std::size_t kMost = 15;
 
@@ -32,11 +32,12 @@ struct ShortWord {
         return {word.low & mask.low, (word.high & mask.high) | last_byte(size)};
     }
 
-    // In the place of a longer one; equal to no word.
-    static ShortWord too_long() { return {0, last_byte(0xFF)}; }
+    // Stands for a longer one, which lies elsewhere under `number`; equal to no short word.
+    static ShortWord too_long(std::uint64_t number) { return {number, last_byte(0xFF)}; }
 
     std::size_t size() const { return last_byte(high) & 0xFF; }
     bool is_too_long() const { return size() > kMost; }
+    const char* data() const { return reinterpret_cast<const char*>(this); }
 
     bool operator==(const ShortWord& other) const { return ((low ^ other.low) | (high ^ other.high)) == 0; }
     std::uint64_t hash() const { return fold_multiply(low ^ 0x9E3779B97F4A7C15u, high ^ 0xD6E8FEB86659FD93u); }

@@ -45,7 +45,6 @@ public:
 
     // nullptr when `id` is not special.
     const SpecialToken* find(TokenId id) const;
-    TokenId largest_id() const { return tokens_.empty() ? 0 : tokens_.back().id; }
 
 private:
     std::vector<SpecialToken> tokens_;  // by id

@@ -1,10 +1,11 @@
 #include "tokenizer/tokenizer.hpp"
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 
 #include "tokenizer/merging_bpe.hpp"
-#include "tokenizer/unicode.hpp"
+#include "tokenizer/pretokenizer.hpp"
 
 namespace qwenvl {
 namespace {
@@ -14,39 +15,44 @@ constexpr std::size_t kFewBytes = 64;
 
 }  // namespace
 
-Tokenizer::Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken> special_tokens)
+Tokenizer::Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken> special_tokens,
+                     std::size_t linear_after)
     : vocabulary_(vocabulary_file),
-      linear_(LinearBpe::make(vocabulary_)),
-      special_tokens_(std::move(special_tokens), vocabulary_.size()) {}
+      special_tokens_(std::move(special_tokens), vocabulary_.size()),
+      linear_(vocabulary_, linear_after) {}
 
 template <typename Use>
-void Tokenizer::encode_while(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids,
-                             Use use) const {
+void Tokenizer::encode_and(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids,
+                           Use use) const {
     const WorkspacePool::Lease workspace(workspaces_);
     Pretokenizer::Ends ends;
     for (std::size_t start = 0; start < text.size();) {
         const auto [plain_end, special] = allowed.find(text, start);
         const std::string_view plain = text.substr(start, plain_end - start);
-        Pretokenizer pretokenizer(plain, linear_ ? &linear_->borders() : nullptr);
+        Pretokenizer pretokenizer(plain);
         for (std::size_t at = 0; at < plain.size(); at = pretokenizer.position()) {
-            const std::size_t count = pretokenizer.next(ends);
+            const LinearBpe* const linear = linear_.get_for(0);
+            const std::size_t count = pretokenizer.next(ends, linear ? &linear->borders() : nullptr);
             encode_parts(plain, at, ends.data(), count, *workspace, ids);
-            if (!use()) return;
+            use();
         }
         if (special == nullptr) return;
         ids.push_back(special->id);
-        if (!use()) return;
+        use();
         start = plain_end + special->text.size();
     }
 }
 
 void Tokenizer::split_part(std::string_view part, std::size_t readable, Workspace& workspace,
                            std::vector<TokenId>& ids) const {
-    if (linear_ && part.size() <= kFewBytes && static_cast<unsigned char>(part[0]) >= 0xE0) {
-        if (merge_characters(vocabulary_, *linear_, part, readable, ids)) return;
+    const bool is_long = part.size() > ShortWord::kMost;
+    const bool has_wide = static_cast<unsigned char>(part[0]) >= 0xE0;  // begins with a character of three bytes or four
+    const LinearBpe* const linear = is_long || has_wide ? linear_.get_for(part.size()) : nullptr;
+    if (linear && has_wide && part.size() <= kFewBytes) {
+        if (merge_characters(vocabulary_, *linear, part, readable, ids)) return;
     }
-    if (linear_ && part.size() > ShortWord::kMost) {
-        linear_->encode(part, workspace.open, ids);
+    if (linear && is_long) {
+        linear->encode(part, workspace.open, ids);
     } else {
         merge_piece(vocabulary_, part, readable, ids);
     }
@@ -54,7 +60,7 @@ void Tokenizer::split_part(std::string_view part, std::size_t readable, Workspac
 
 void Tokenizer::encode_long(std::string_view part, std::size_t readable, Workspace& workspace,
                             std::vector<TokenId>& ids) const {
-    const TokenId whole = vocabulary_.find(part);  // indentation, mostly, which linear_ would find letter by letter
+    const TokenId whole = vocabulary_.find(part);  // indentation, mostly, which the linear encoder would find letter by letter
     if (whole == kNoToken) return split_part(part, readable, workspace, ids);
     ids.push_back(whole);
 }
@@ -98,37 +104,21 @@ void Tokenizer::encode_parts(std::string_view text, std::size_t start, const std
 }
 
 void Tokenizer::encode(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids) const {
-    encode_while(text, allowed, ids, [] { return true; });
+    encode_and(text, allowed, ids, [] {});
 }
 
 std::size_t Tokenizer::count(std::string_view text, const SpecialMatcher& allowed) const {
     std::vector<TokenId> ids;
     std::size_t total = 0;
-    encode_while(text, allowed, ids, [&] {
+    encode_and(text, allowed, ids, [&] {
         total += ids.size();
         ids.clear();
-        return true;
     });
     return total;
 }
 
-std::size_t Tokenizer::truncate(std::string_view text, const SpecialMatcher& allowed, std::size_t limit) const {
-    std::vector<TokenId> ids;
-    encode_while(text, allowed, ids, [&] { return ids.size() <= limit; });
-    if (ids.size() <= limit) return text.size();
-    std::vector<std::size_t> ends{0};  // byte where each of the first `limit` tokens ends
-    for (std::size_t i = 0; i < limit; ++i) ends.push_back(ends.back() + token_bytes(ids[i]).size());
-    // A shorter text can split differently at its end, so the count of what is left is checked.
-    while (ends.size() > 1) {
-        const std::size_t end = ends.back();
-        const bool at_character = end == text.size() || !is_continuation(static_cast<unsigned char>(text[end]));
-        if (at_character && count(text.substr(0, end), allowed) <= limit) return end;
-        ends.pop_back();
-    }
-    return 0;
-}
-
-std::string_view Tokenizer::special_bytes(std::int64_t id) const {
+std::string_view Tokenizer::token_bytes(std::int64_t id) const {
+    if (static_cast<std::uint64_t>(id) < vocabulary_.size()) return vocabulary_.bytes(static_cast<TokenId>(id));
     const SpecialToken* special = id >= 0 && id < kNoToken ? special_tokens_.find(static_cast<TokenId>(id)) : nullptr;
     if (special == nullptr) {
         throw std::invalid_argument("token id " + std::to_string(id) + " has no text; ids below " +
@@ -138,9 +128,10 @@ std::string_view Tokenizer::special_bytes(std::int64_t id) const {
 }
 
 std::string Tokenizer::decode(const std::vector<std::int64_t>& ids) const {
-    ByteBuffer out(ids.size());
-    append_bytes(ids.size(), [&](std::size_t i) { return ids[i]; }, out);
-    return std::string(out.view());
+    std::string bytes;
+    bytes.reserve(ids.size() * 6);  // enough for most texts
+    for (const std::int64_t id : ids) bytes += token_bytes(id);
+    return bytes;
 }
 
 }  // namespace qwenvl

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "tokenizer/short_word.hpp"
@@ -11,13 +12,13 @@ namespace qwenvl {
 using TokenId = std::uint32_t;
 constexpr TokenId kNoToken = 0xFFFFFFFFu;
 
-// A hash table of four bytes a slot, small enough for a processor's second cache: an id and, in the bits above it, a
+// A hash table of four bytes per slot, small enough for a processor's second cache: an id and, in the bits above it, a
 // part of the hash. The bytes lie in one array by id, where those of frequent tokens are neighbours.
 class WordTable {
 public:
-    // Room for ids below `count`, which have no words yet.
+    // Room for `count` words and one more that is hidden. Once, before the first is added.
     void reserve(std::size_t count) {
-        words_.assign(count, ShortWord::too_long());
+        words_.reset(new ShortWord[count + 1]);
         present_.assign(std::size_t{1} << (kPresentBits - 6), 0);
         int id_bits = 1;
         while (count >> id_bits != 0) ++id_bits;
@@ -28,8 +29,20 @@ public:
         mask_ = capacity - 1;
     }
 
-    // The token already there with these bytes, or kNoToken when `id` was put in. Ids that come first are found first.
-    TokenId insert(const ShortWord& word, TokenId id) {
+    // Gives the word the next id and fetches what `index` will read. Only after `index` it is found.
+    void append(const ShortWord& word) {
+        words_[size_++] = word;
+        const std::uint64_t hash = word.hash();
+        prefetch_slot(hash);
+        __builtin_prefetch(&present_[(hash >> (64 - kPresentBits)) / 64]);
+    }
+
+    // Gives the next id to a word that is not to be found: one that is too long, or what stands after the last.
+    void append_hidden(const ShortWord& word) { words_[size_++] = word; }
+
+    // Puts a short word into the hash table. Returns the token already there with these bytes instead, or kNoToken.
+    TokenId index(TokenId id) {
+        const ShortWord word = words_[id];
         const std::uint64_t hash = word.hash(), bit = hash >> (64 - kPresentBits);
         present_[bit / 64] |= std::uint64_t{1} << (bit % 64);
         std::size_t at = hash & mask_;
@@ -37,7 +50,6 @@ public:
             if (holds(slots_[at], word, hash)) return slots_[at] & id_mask_;
         }
         slots_[at] = tag_of(hash) | id;
-        words_[id] = word;
         return kNoToken;
     }
 
@@ -62,7 +74,8 @@ public:
         return present_[bit / 64] >> (bit % 64) & 1;
     }
 
-    // What a find to come will read, in two steps: the slot, and what it points to. False where it likely finds nothing.
+    // Fetch what a later `find` will read, in two steps: the slot, then the word that it points to. The second returns
+    // false where `find` likely finds nothing.
     void prefetch_slot(std::uint64_t hash) const { __builtin_prefetch(&slots_[hash & mask_]); }
     bool prefetch_word(std::uint64_t hash) const {
         const std::uint32_t slot = slots_[hash & mask_];
@@ -71,7 +84,6 @@ public:
         return true;
     }
 
-    // Of an id below the count; is_too_long() where it has no short word.
     const ShortWord& operator[](TokenId id) const { return words_[id]; }
 
 private:
@@ -82,10 +94,10 @@ private:
         return (slot & ~id_mask_) == tag_of(hash) && words_[slot & id_mask_] == word;
     }
 
-    std::vector<ShortWord> words_;      // by id
-    std::vector<std::uint32_t> slots_;  // kNoToken: empty
+    std::unique_ptr<ShortWord[]> words_;  // by id
+    std::vector<std::uint32_t> slots_;    // kNoToken: empty
     std::vector<std::uint64_t> present_;
-    std::size_t mask_ = 0;
+    std::size_t size_ = 0, mask_ = 0;
     TokenId id_mask_ = 0;
 };
 

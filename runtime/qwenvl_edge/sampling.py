@@ -6,7 +6,6 @@ typical. The same seed gives the same tokens on every platform.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -25,34 +24,6 @@ Mask = npt.NDArray[np.bool_] | bytes
 
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 """What marks two-byte integers as bfloat16, `raw.view(BFLOAT16)`, where ml_dtypes is not installed."""
-
-_POINTER_TYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": BFLOAT16,
-}
-
-
-def logits_at(address: int, dtype: str, length: int) -> Logits:
-    """A row of logits [length] where another library holds it, for the methods of `Sampler`; nothing is copied.
-
-    Args:
-        address: of the first logit, in memory that the CPU reads; it must stay valid as long as the row is used.
-        dtype: "float32", "float16" or "bfloat16".
-        length: number of logits, one behind the other.
-
-    Raises:
-        PromptError: a null address, an empty row, or another dtype.
-    """
-    if dtype not in _POINTER_TYPES:
-        raise PromptError(f"logits of type {dtype!r} cannot be read; give {', '.join(_POINTER_TYPES)}.")
-    _require_whole("the address of the logits", address, 2**64)
-    _require_whole("the number of logits", length, 2**31)
-    if address == 0 or length == 0:
-        raise PromptError(f"{length} logits at address {address} are no row; give where it lies and its length.")
-    kind = _POINTER_TYPES[dtype]
-    memory = (ctypes.c_char * (length * kind.itemsize)).from_address(address)
-    return np.frombuffer(memoryview(memory), dtype=kind)
 
 
 @dataclass(frozen=True)
@@ -193,48 +164,3 @@ class Sampler:
             return self._core.top_log_probs(logits, count)
         except ValueError as error:
             raise BackendError(f"Cannot compute log-probabilities: {error}.") from None
-
-    def reset(self, seed: int) -> None:
-        """Start the random numbers of `seed` from the beginning."""
-        _require_whole("seed", seed, 2**64)
-        self._core.reset(seed)
-
-
-def sample_batch(
-    samplers: Sequence[Sampler],
-    logits: Logits,
-    previous: Sequence[Ids] | None = None,
-    *,
-    prompt_lengths: Sequence[int] | None = None,
-    allowed: npt.NDArray[np.bool_] | None = None,
-) -> list[int]:
-    """The next token of several sequences, each with its own sampler: `sample` for every row.
-
-    Args:
-        samplers: B of them; no two rows may share one, or they would share its random numbers.
-        logits: [B, V], dtypes as for `sample`.
-        previous: B sequences of ids, for the penalties.
-        prompt_lengths: how many ids of each are the prompt; 0 by default.
-        allowed: [B, V] bool.
-
-    Raises:
-        PromptError: samplers, ids and masks do not match the rows.
-        BackendError, TypeError: as `sample`.
-    """
-    rows = len(samplers)
-    if logits.ndim != 2 or len(logits) != rows:
-        raise PromptError(
-            f"logits of shape {list(logits.shape)} came with {rows} samplers; give [B, V] and B samplers."
-        )
-    previous = [()] * rows if previous is None else previous
-    prompt_lengths = [0] * rows if prompt_lengths is None else prompt_lengths
-    if len(previous) != rows or len(prompt_lengths) != rows:
-        raise PromptError(
-            f"{len(previous)} sequences and {len(prompt_lengths)} prompt lengths came with {rows} rows of logits; give "
-            "one for each row."
-        )
-    if allowed is not None and allowed.shape != logits.shape:
-        raise PromptError(f"allowed has shape {list(allowed.shape)}; give that of the logits, {list(logits.shape)}.")
-    masks = [None] * rows if allowed is None else allowed
-    steps = zip(samplers, logits, previous, prompt_lengths, masks, strict=True)
-    return [sampler.sample(row, ids, prompt_length=length, allowed=mask) for sampler, row, ids, length, mask in steps]

@@ -204,8 +204,6 @@ def test_seeds() -> None:
     once = tokens(first)
     assert tokens(Sampler(SamplingParams(seed=5))) == once
     assert tokens(first) != once
-    first.reset(5)
-    assert tokens(first) == once
     assert tokens(Sampler(SamplingParams(seed=2**64 - 1))) != once
     assert tokens(Sampler(SamplingParams())) != tokens(Sampler(SamplingParams()))
 

@@ -1,4 +1,4 @@
-"""Logits of every float type and layout; batches; what a step allocates."""
+"""Logits of every float type and layout, and the memory that a step allocates."""
 
 import shutil
 import subprocess
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import _core
-from qwenvl_edge.errors import BackendError, PromptError
-from qwenvl_edge.sampling import BFLOAT16, Sampler, SamplingParams, logits_at, sample_batch
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.sampling import BFLOAT16, Sampler, SamplingParams
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,34 +105,6 @@ def test_other_types_are_refused(dtype):
         Sampler(SamplingParams()).sample(np.zeros(4, dtype))
 
 
-def test_a_batch_is_its_rows():
-    settings = [SamplingParams(seed=1), SamplingParams(do_sample=False), SamplingParams(seed=2, presence_penalty=4)]
-    logits = row_of(3 * 500).reshape(3, 500)
-    previous = [[1], [2, 3], [4, 5, 6]]
-    allowed = np.random.default_rng(0).integers(0, 2, logits.shape).astype(bool)
-    together = [Sampler(each) for each in settings]
-    alone = [Sampler(each) for each in settings]
-    for _ in range(4):
-        wanted = [
-            sampler.sample(logits[i], previous[i], prompt_length=i, allowed=allowed[i])
-            for i, sampler in enumerate(alone)
-        ]
-        assert sample_batch(together, logits, previous, prompt_lengths=[0, 1, 2], allowed=allowed) == wanted
-    assert sample_batch(together[1:2], logits[:1]) == [int(logits[0].argmax())]
-
-
-def test_a_batch_needs_one_of_everything_a_row():
-    sampler = Sampler(SamplingParams())
-    with pytest.raises(PromptError, match=r"\[2, 5\].*1 samplers"):
-        sample_batch([sampler], np.zeros((2, 5), np.float32))
-    with pytest.raises(PromptError, match=r"\[5\]"):
-        sample_batch([sampler], np.zeros(5, np.float32))
-    with pytest.raises(PromptError, match="2 sequences"):
-        sample_batch([sampler], np.zeros((1, 5), np.float32), [[], []])
-    with pytest.raises(PromptError, match=r"allowed"):
-        sample_batch([sampler], np.zeros((1, 5), np.float32), allowed=np.ones((2, 5), bool))
-
-
 def test_ids_that_change_while_they_are_read():
     class Shrinks:
         def __index__(self):
@@ -153,27 +125,3 @@ def test_the_core_allocates_nothing_after_the_first_token(tmp_path):
     subprocess.run(["c++", *flags, *map(str, sources)], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_logits_are_read_where_a_pointer_says(dtype):
-    row = row_of(1000)
-    row = to_bfloat16(row) if dtype == "bfloat16" else row.astype(dtype)
-    pointed = logits_at(row.ctypes.data, dtype, len(row))
-    assert np.shares_memory(pointed, row)
-    assert all_results(pointed) == all_results(row)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((0, "float32", 10), "10 logits at address 0 are no row"),
-        ((4096, "float32", 0), "0 logits at address 4096 are no row"),
-        ((4096, "float64", 10), "logits of type 'float64' cannot be read; give float32, float16, bfloat16"),
-        ((-1, "float32", 10), "the address of the logits is -1"),
-        ((4096, "float32", 2**31), "the number of logits is 2147483648"),
-    ],
-)
-def test_pointers_that_are_no_row_are_refused(arguments, message):
-    with pytest.raises(PromptError, match=message):
-        logits_at(*arguments)
