@@ -35,7 +35,11 @@ TENSORRT_HEADERS ?= .cache/tensorrt
 $(TENSORRT_HEADERS)/NvInfer.h: | $(READY)
 	-$(BIN)/python tools/fetch_tensorrt_headers.py $(TENSORRT_HEADERS)
 
-test: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h
+# Without them the test of the operator's interface is skipped.
+.cache/onnxruntime/1.29/onnxruntime_c_api.h: | $(READY)
+	-$(BIN)/python tools/fetch_onnxruntime_headers.py .cache/onnxruntime
+
+test: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h .cache/onnxruntime/1.29/onnxruntime_c_api.h
 	$(BIN)/python -m pytest
 
 # The TensorRT plugin for every architecture that nvcc knows: minutes.

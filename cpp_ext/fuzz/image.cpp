@@ -10,7 +10,7 @@ using fuzz::require;
 namespace {
 
 struct Picture {
-    std::unique_ptr<std::uint8_t[]> memory;  // its exact size, so that an access outside is found
+    std::unique_ptr<std::uint8_t[]> memory;  // exactly as large as needed, so that an access outside is found
     qwenvl::Pixels pixels;
 };
 
@@ -37,7 +37,7 @@ Picture take_picture(fuzz::Input& input) {
     return picture;
 }
 
-// The same memory seen from its other end.
+// The same memory read from its other end.
 void flip(qwenvl::Pixels& pixels, bool rows, bool columns) {
     const auto height = static_cast<std::ptrdiff_t>(pixels.height), width = static_cast<std::ptrdiff_t>(pixels.width);
     if (rows) {

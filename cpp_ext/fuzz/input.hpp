@@ -1,4 +1,4 @@
-// What the fuzz targets share: values taken from the fuzzer's bytes, a small vocabulary, and checks.
+// Helpers of the fuzz targets: values taken from the fuzzer's bytes, a small vocabulary, and checks.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Not a fuzz target: threads that share a tokenizer, and samplers and pictures of their own, under ThreadSanitizer.
+// A program for ThreadSanitizer, not a fuzz target: threads share a tokenizer and have their own samplers and pictures.
 #include <atomic>
 #include <thread>
 
@@ -48,7 +48,8 @@ int main() {
     std::vector<Expected> expected;
     for (int i = 0; i < 50; ++i) {
         Expected each;
-        for (int j = 0; j <= i; ++j) each.text += "the thing " + std::to_string(i * j) + " abcdabcdabcdabcdabcd <|end|>\n\n";
+        for (int j = 0; j <= i; ++j)
+            each.text += "the thing " + std::to_string(i * j) + " abcdabcdabcdabcdabcd <|end|>\n\n";
         alone.encode(each.text, alone.special_tokens().all(), each.ids);
         expected.push_back(each);
     }

@@ -1,5 +1,5 @@
-// Bicubic interpolation along one axis, as Pillow computes it: which input pixels make an output pixel, and how much
-// of each in fixed point. When the picture shrinks, the kernel is widened so that it covers all input pixels.
+// Bicubic interpolation along one axis, as Pillow computes it: the input pixels of each output pixel and their weights
+// in fixed point. When the picture shrinks, the kernel is widened so that it covers all input pixels.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 namespace qwenvl {
 
-constexpr int kWeightBits = 22;  // 32 less 8 of the pixel, 1 sign, 1 because neighbouring weights exceed 1 together
+constexpr int kWeightBits = 22;  // 32 less 8 for the pixel, 1 for the sign and 1 because sums of weights may exceed 1
 
 struct Taps {
     std::size_t first;  // input pixel

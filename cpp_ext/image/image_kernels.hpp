@@ -1,4 +1,5 @@
-// The two passes of resampling, in integers: sums of at most 255 * 1.3 * 2^22 fit 32 bits, and their order is free.
+// The two passes of resampling, in integers: sums of at most 255 * 1.3 * 2^22 fit 32 bits, so any order of adding is
+// exact.
 #pragma once
 
 #include <cstddef>

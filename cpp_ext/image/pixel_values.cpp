@@ -11,11 +11,11 @@ namespace {
 
 using Bytes = std::vector<std::uint8_t>;
 
-constexpr std::size_t kTile = 128;  // columns that are unpacked before the next ones, so that they stay in the cache
+constexpr std::size_t kTile = 128;  // columns unpacked at a time, few enough to stay in the cache
 
 std::size_t rounded_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Rows of the picture, resampled along x as they are needed: as many as the widest output row needs are kept.
+// Rows of the picture, resampled along x when they are needed. As many are kept as one output row needs at most.
 class ResampledRows {
 public:
     ResampledRows(const Pixels& pixels, std::size_t width, std::size_t most)

@@ -12,7 +12,8 @@ struct Normalisation {
     std::array<float, 3> mean, std;  // of the first, second and third channel of the output
 };
 
-// Writes (value / 255 - mean) / std to `out` [3, height, width]; `reversed`: the picture's channels come last first.
+// Writes (value / 255 - mean) / std to `out` [3, height, width]; `reversed`: the picture's channels are in reverse
+// order.
 void pixel_values(const Pixels& pixels, bool reversed, const Normalisation& normalisation, std::size_t height,
                   std::size_t width, float* out);
 

@@ -30,7 +30,7 @@ void Pixels::unpack_row(std::size_t y, std::size_t begin, std::size_t end, std::
     if (channel == 0) {
         for (; left > 0; --left, from += step, out += kCell) std::memset(out, *from, kPixelBytes);
     } else if (channel == 1 && step >= 3) {
-        // Reads one byte too many, which belongs to the next pixel: not for the last one.
+        // Each copy reads one byte of the next pixel, so the last pixel is copied below.
         const std::size_t last = end == width ? 1 : 0;
         for (; left > last; --left, from += step, out += kCell) std::memcpy(out, from, kPixelBytes);
     }

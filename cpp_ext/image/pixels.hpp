@@ -1,4 +1,4 @@
-// A picture where it lies in memory, and its rows as four bytes a pixel.
+// A picture in the caller's memory, and its rows as four bytes per pixel.
 #pragma once
 
 #include <cstddef>
@@ -6,12 +6,12 @@
 
 namespace qwenvl {
 
-constexpr std::size_t kRows = 16;                   // rows that are unpacked, and resampled, together
-constexpr std::size_t kPixelBytes = 4;              // three channels and one byte of no meaning
+constexpr std::size_t kRows = 16;                   // rows that are unpacked and resampled together
+constexpr std::size_t kPixelBytes = 4;              // three channels and a byte without meaning
 constexpr std::size_t kCell = kRows * kPixelBytes;  // one column of unpacked rows
 
 struct Pixels {
-    // kNv12: H rows of Y, then H/2 rows of U and V in turn, as one plane [3H/2, W]; the channels are then R, G, B.
+    // kNv12: one plane [3H/2, W]: H rows of Y, then H/2 rows of alternating U and V; it is unpacked to R, G, B.
     enum class Format { kInterleaved, kNv12 };
 
     const std::uint8_t* data;

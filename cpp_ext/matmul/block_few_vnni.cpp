@@ -1,4 +1,4 @@
-// Rounding of activations, and the products of few rows of them: weights stream by once, so memory bounds them.
+// Rounding of activations, and products of few rows: each weight is read once, so memory bandwidth bounds them.
 #include "matmul/block_kernels.hpp"
 
 #if defined(__x86_64__)
@@ -10,9 +10,9 @@
 namespace qwenvl::vnni {
 namespace {
 
-constexpr std::size_t kAhead = 16384;  // weights that are fetched before their turn: they come from memory
+constexpr std::size_t kAhead = 16384;  // weights by which fetching from memory is ahead of their use
 
-// In a fixed order: halves onto each other.
+// Adds the lanes in a fixed order: one half to the other, again and again.
 QWENVL_VNNI inline float sum_of(__m512 v) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -20,7 +20,7 @@ QWENVL_VNNI inline float sum_of(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-// kOutputs rows of weights beside kCount rows of activations, which are loaded once for all of them.
+// kOutputs rows of weights times kCount rows of activations; a chunk of activations is loaded once for all outputs.
 template <int kBits, int kCount, int kOutputs>
 QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows& rows,
                                     const GroupScales& group_scales, const float* bias, std::size_t output, float* y) {
@@ -74,12 +74,12 @@ QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, const f
     for (; output < last; ++output) few_outputs<kBits, kCount, 1>(matrix, rows, scales, bias, output, y);
 }
 
-// 16 values of a block, rounded to the nearest, halves to even.
+// 16 values, rounded to the nearest integer, halves to even.
 QWENVL_VNNI inline __m128i rounded(const float* values, __m512 inverse) {
     return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values), inverse)));
 }
 
-// The values of 16-bit lanes' low or high bytes, of two vectors one behind the other.
+// The low or the high bytes of all 16-bit lanes of two vectors, first those of `first`.
 QWENVL_VNNI inline __m512i low_bytes(__m512i first, __m512i second) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(first)), _mm512_cvtepi16_epi8(second), 1);
 }

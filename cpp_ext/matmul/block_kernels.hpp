@@ -5,13 +5,13 @@
 
 namespace qwenvl {
 
-constexpr std::size_t kFewRows = 4;     // up to here weights are unpacked in registers, beyond it into a panel
+constexpr std::size_t kFewRows = 4;     // up to so many rows weights are unpacked in registers, above it into a panel
 constexpr std::size_t kPanelRows = 32;  // outputs of a panel
-constexpr float kMost = 127;            // an activation
+constexpr float kMost = 127;            // largest rounded activation
 
-// One row of `matrix.inputs` floats -> its rounded form; the last chunk is filled with zeros.
+// Rounds one row of `matrix.inputs` floats; the last chunk is padded with zeros.
 using RoundRow = void(const BlockMatrix& matrix, const float* values, const RoundedRow& out);
-// Outputs [first, last) of all rows.
+// Computes outputs [first, last) of all rows.
 using Multiply = void(const BlockMatrix&, const RoundedRows&, const float* bias, std::size_t first, std::size_t last,
                       float* y);
 

@@ -44,7 +44,7 @@ void RoundedRows::round(std::size_t row, const float* values) {
     round_row(form_, values, out);
 }
 
-// Few rows: long stretches of memory, read in order. Many: a panel.
+// For few rows a long stretch of weights, read in order; for many rows one panel.
 std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows) {
     if (rows > kFewRows) return kPanelRows;
     constexpr std::size_t kStretch = std::size_t{1} << 18;
@@ -74,7 +74,7 @@ std::int32_t weight(const BlockMatrix& matrix, std::size_t output, std::size_t i
     return matrix.bits == 8 ? row[input] : row[input / 2] >> (input % 2 * 4) & 0xF;
 }
 
-// Place of an input among a row's values.
+// The place of an input among a row's values.
 std::size_t place_of(const BlockMatrix& matrix, std::size_t input) {
     if (matrix.bits == 8) return input;
     return input / 128 * 128 + input % 2 * 64 + input % 128 / 2;
@@ -108,7 +108,7 @@ void round_row(const BlockMatrix& matrix, const float* values, const RoundedRow&
     }
 }
 
-// In the order of vector kernels: sixteen sums, one for each group of four bytes of a chunk, which are then added up.
+// Adds in the order of the vector kernels: sixteen sums, one per group of a chunk, which are then added up.
 void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
                   std::size_t last, float* y) {
     const std::size_t group = matrix.bits == 4 ? 8 : 4;

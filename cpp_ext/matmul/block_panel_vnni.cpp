@@ -1,4 +1,4 @@
-// The products of many rows of activations: weights are unpacked once into a panel, so arithmetic bounds them.
+// Products of many rows of activations: weights are unpacked once into a panel, so arithmetic bounds them.
 #include "matmul/block_kernels.hpp"
 
 #if defined(__x86_64__)
@@ -11,7 +11,7 @@
 namespace qwenvl::vnni {
 namespace {
 
-// 16 rows of 16 groups of four bytes, turned so that a vector has one group of every row.
+// Transposes 16 rows of 16 groups of four bytes, so that a vector holds one group of every row.
 QWENVL_VNNI inline void transpose(__m512i (&v)[16]) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
@@ -38,7 +38,8 @@ QWENVL_VNNI inline void transpose(__m512i (&v)[16]) {
     }
 }
 
-// The weights of 32 outputs, unpacked: by chunk, plane and group, four bytes of each output. Scales by block.
+// The unpacked weights of 32 outputs, by chunk, plane, group and output, four bytes each. The scales, by block and
+// output.
 class Panel {
 public:
     template <int kBits>

@@ -1,4 +1,4 @@
-// What the kernels with VNNI share: 64 products of bytes an instruction, added up by fours.
+// Helpers of the kernels that use VNNI, whose instruction adds up 64 products of bytes in groups of four.
 #pragma once
 
 #include <immintrin.h>
@@ -17,7 +17,7 @@
 
 namespace qwenvl::vnni {
 
-// Of a chunk of which so many bytes are left.
+// Mask of the bytes of a chunk that exist when `left` bytes are left.
 inline __mmask64 bytes_there(std::size_t left) {
     return left >= kChunkBytes ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
 }
@@ -25,7 +25,7 @@ inline __mmask64 bytes_there(std::size_t left) {
 QWENVL_VNNI inline __m512i low_halves(__m512i bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(0xF)); }
 QWENVL_VNNI inline __m512i high_halves(__m512i bytes) { return low_halves(_mm512_srli_epi16(bytes, 4)); }
 
-// The block scales of a row of weights, a lane for each group of four bytes of a chunk.
+// The block scales of a row of weights, one lane per group of a chunk.
 class GroupScales {
 public:
     QWENVL_VNNI explicit GroupScales(const BlockMatrix& matrix) : blocks_(matrix.blocks()) {

@@ -1,8 +1,8 @@
-// What of ONNX Runtime's C interface an operator of one's own needs, since its Python package brings no headers.
+// The parts of ONNX Runtime's C interface that a custom operator needs, since its Python package brings no headers.
 //
-// Functions are reached through a table in which an entry never moves; new ones come behind the last. The numbers are
-// their places in `OrtApi`, the fields of CustomOp those of `OrtCustomOp` in version 18 (onnxruntime_c_api.h). Types
-// that only pass through are opaque.
+// Functions are reached through a table whose entries never move; new ones are added at its end. The numbers are their
+// places in `OrtApi`, the fields of CustomOp those of `OrtCustomOp` in version 18 (onnxruntime_c_api.h). Types that
+// only pass through are opaque. tests/ort_abi.cpp compares all this with the official header.
 #pragma once
 
 #include <cstddef>
@@ -60,9 +60,12 @@ struct CustomOp {
     void (*release_alias_map)(int*, int*);
 };
 
-// The function of type F at a place of the table.
+// The function of type F at place kPlace of the table.
 template <std::size_t kPlace, typename F>
 struct Entry {
+    static constexpr std::size_t place = kPlace;
+    using Function = F;
+
     template <typename... Arguments>
     static auto call(const Api* api, Arguments... arguments) {
         return reinterpret_cast<F* const*>(api)[kPlace](arguments...);

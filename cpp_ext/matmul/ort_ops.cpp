@@ -1,8 +1,8 @@
 // MatMulNBits of the domain "qwenvl_edge": ONNX Runtime's operator of that name, with the products of block_matmul.
 //
-// Inputs x [..., K] float32, packed [N, K / block_size, bytes] uint8, scales [N, K / block_size] float32 and, if there
-// is one, bias [N]; attributes K, N, bits, block_size; output y [..., N]. Weights are read where they lie, also in a
-// mapped file: nothing is prepacked. The work is shared among the session's own threads.
+// Inputs x [..., K] float32, packed [N, K / block_size, bytes] uint8, scales [N, K / block_size] float32 and optionally
+// bias [N]; attributes K, N, bits, block_size; output y [..., N]. Weights are read where they are stored, also in a
+// mapped file; nothing is prepacked. The session's own threads share the work.
 #include <algorithm>
 #include <exception>
 #include <stdexcept>
@@ -18,7 +18,7 @@ namespace {
 using ort::Api;
 using ort::Status;
 
-// A failed call of ONNX Runtime's; its status is handed back to it.
+// A failed call to ONNX Runtime, with the status that is returned to it.
 struct Failure {
     Status* status;
 };
@@ -27,7 +27,7 @@ void check(Status* status) {
     if (status != nullptr) throw Failure{status};
 }
 
-// Runs what may throw and makes a status of it.
+// Calls work() and turns an exception into a status.
 template <typename Work>
 Status* guarded(const Api* api, Work work) {
     try {
@@ -129,7 +129,7 @@ private:
     void multiply_all(const ort::KernelContext* context, const float* x, std::size_t count, const BlockMatrix& matrix,
                       const float* bias, float* y) const {
         thread_local RoundedRows rows;
-        RoundedRows& rounded = rows;  // this thread's, for the others too
+        RoundedRows& rounded = rows;  // a thread_local name would mean another object on the other threads
         rounded.reset(matrix, count);
         constexpr std::size_t kTogether = 8;
         share(api_, context, (count + kTogether - 1) / kTogether, [&](std::size_t task) {
@@ -161,7 +161,7 @@ const ort::CustomOp& mat_mul_n_bits() {
         ort::CustomOp made{};
         made.version = ort::kApiVersion;
         made.get_name = [](const ort::CustomOp*) { return "MatMulNBits"; };
-        made.get_execution_provider_type = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU's
+        made.get_execution_provider_type = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
         made.get_input_type_count = [](const ort::CustomOp*) -> std::size_t { return 4; };
         made.get_input_type = [](const ort::CustomOp*, std::size_t i) { return i == 1 ? ort::kUint8 : ort::kFloat; };
         made.get_output_type_count = [](const ort::CustomOp*) -> std::size_t { return 1; };
@@ -195,13 +195,13 @@ ort::CustomOpDomain* make_domain(const Api* api) {
 }  // namespace
 }  // namespace qwenvl
 
-// Called by ONNX Runtime, which looks for this name in a library that a session's options name.
+// ONNX Runtime looks for this function in the libraries that a session's options name.
 extern "C" __attribute__((visibility("default"))) qwenvl::ort::Status* RegisterCustomOps(
     qwenvl::ort::SessionOptions* options, const qwenvl::ort::ApiBase* base) {
     using namespace qwenvl;
     const Api* const api = base->get_api(ort::kApiVersion);
     return guarded(api, [&] {
-        static ort::CustomOpDomain* const domain = make_domain(api);  // lives as long as the sessions that know it
+        static ort::CustomOpDomain* const domain = make_domain(api);  // must outlive all sessions
         check(ort::AddCustomOpDomain::call(api, options, domain));
     });
 }

@@ -77,7 +77,7 @@ py::array_t<float> make_pixel_values(const py::array& array, std::pair<py::ssize
     return values;
 }
 
-// The taps of every output pixel as arrays, padded with zeros to the widest: for whoever resamples elsewhere.
+// The taps of every output pixel as arrays, padded with zeros to the widest, for resampling on another device.
 py::tuple bicubic_axis(py::ssize_t input, py::ssize_t output) {
     if (input < 1 || output < 1) {
         throw py::value_error("cannot resample " + std::to_string(input) + " to " + std::to_string(output) +

@@ -19,7 +19,7 @@ namespace {
 using MaskArray = py::array_t<bool, py::array::c_style>;
 using Mask = std::optional<std::variant<py::bytes, MaskArray>>;
 
-// The entries of a mask, one for each of `size` logits.
+// The entries of a mask, one per logit.
 const std::uint8_t* mask_data(const Mask& mask, std::size_t size) {
     if (!mask) return nullptr;
     const void* data = nullptr;
@@ -39,7 +39,7 @@ const std::uint8_t* mask_data(const Mask& mask, std::size_t size) {
     return static_cast<const std::uint8_t*>(data);
 }
 
-// NumPy has no bfloat16 of its own: ml_dtypes' type, or two-byte records with the one field "bfloat16".
+// NumPy itself has no bfloat16. Accepted are ml_dtypes' type and two-byte records with the one field "bfloat16".
 bool is_bfloat16(const py::dtype& dtype) {
     if (dtype.kind() != 'V' || dtype.itemsize() != 2) return false;
     const py::object name = dtype.attr("name"), fields = dtype.attr("names");
@@ -63,7 +63,7 @@ LogitsRow row_of(const py::array& logits) {
     return {logits.data(), static_cast<std::size_t>(logits.size()), logits.strides(0), type};
 }
 
-// Keeps what a step points to alive, and one caller at a time in the sampler's buffers.
+// A sampler for several threads: one at a time uses its buffers.
 class SharedSampler {
     template <typename Act>
     auto alone(Act act) {
@@ -98,7 +98,7 @@ private:
     Sampler sampler_;
     LogitsReader reader_;
     std::mutex mutex_;
-    std::vector<std::int64_t> spare_ids_;  // the GIL protects it: room for a step's ids, in use by one caller at most
+    std::vector<std::int64_t> spare_ids_;  // memory for a step's ids that one caller takes; the GIL protects it
 };
 
 std::uint32_t sample(SharedSampler& self, const py::array& logits, const py::handle& previous, std::size_t prompt_size,

@@ -16,10 +16,10 @@ namespace py = pybind11;
 namespace qwenvl {
 namespace {
 
-// None: every special token; a list: only those, possibly none.
+// None: every special token. A list: only those named, possibly none.
 using Allowed = std::optional<std::vector<std::string>>;
 
-constexpr std::int64_t kLargestId = 0x7FFFFFFF;  // arrays of ids are int32
+constexpr std::int64_t kLargestId = 0x7FFFFFFF;  // of special tokens
 
 class AllowedMatcher {
 public:
@@ -37,8 +37,8 @@ private:
     bool use_all_ = true;
 };
 
-// A tokenizer and one Python int for every id that was ever given out: making ints costs as much as finding the ids.
-// The GIL protects the ints.
+// A tokenizer and the Python ints of the ids that it has given out: making an int costs as much as finding the id. The
+// GIL protects the ints.
 class PyTokenizer {
 public:
     explicit PyTokenizer(std::shared_ptr<const Tokenizer> tokenizer)
@@ -62,7 +62,7 @@ public:
     const std::shared_ptr<const Tokenizer>& shared() const { return tokenizer_; }
 
     py::list to_list(const std::vector<TokenId>& ids) {
-        constexpr std::size_t ahead = 12;  // ints lie anywhere: first their place is fetched, then they themselves
+        constexpr std::size_t ahead = 12;  // ints lie anywhere in memory: the pointer is fetched first, then the int
         py::list list(ids.size());
         for (std::size_t i = 0; i < ids.size(); ++i) {
             if (i + 2 * ahead < ids.size()) {
@@ -100,7 +100,7 @@ private:
 
     std::shared_ptr<const Tokenizer> tokenizer_;
     std::size_t count_, given_ = 0;
-    std::unique_ptr<PyObject*[], Free> ints_;  // by id; zeroed by the system, so that only what is used takes memory
+    std::unique_ptr<PyObject*[], Free> ints_;  // by id; zeroed by the system, so only pages in use take memory
 };
 
 std::unique_ptr<PyTokenizer> make_tokenizer(const py::buffer& file,
@@ -156,7 +156,7 @@ py::str decode(const PyTokenizer& tokenizer, const py::handle& ids, const std::s
 
 py::bytes decode_bytes(const PyTokenizer& tokenizer, const py::handle& ids) { return bytes_of(tokenizer, ids); }
 
-// All of Latin-1 is in normal form C.
+// True only for text in normal form C; all of Latin-1 is.
 bool text_is_surely_normal(const py::str& text) {
     if (PyUnicode_READY(text.ptr()) != 0) throw py::error_already_set();
     if (PyUnicode_KIND(text.ptr()) == PyUnicode_1BYTE_KIND) return true;

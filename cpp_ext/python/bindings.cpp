@@ -52,7 +52,7 @@ void read_ids(const py::handle& ids, std::vector<std::int64_t>& out) {
     if (!fast) throw py::error_already_set();
     out.resize(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr())));
     for (std::size_t i = 0; i < out.size(); ++i) {
-        // Asked for anew each time: an item's __index__ is Python code and may change the list.
+        // The size is read each time: an item's __index__ is Python code and may change the list.
         if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(fast.ptr())) <= i) {
             throw py::value_error("the token ids changed while they were read");
         }

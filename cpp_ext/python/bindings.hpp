@@ -1,4 +1,4 @@
-// What the binding files share.
+// Functions that the binding files share.
 #pragma once
 
 #include <pybind11/pybind11.h>

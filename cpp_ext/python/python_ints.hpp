@@ -1,4 +1,4 @@
-// Python's ints without a function call.
+// Values of Python's ints, read without a function call.
 #pragma once
 
 #include <Python.h>
@@ -10,7 +10,7 @@
 
 namespace qwenvl {
 
-// The value of an int from 0 to 2**30 - 1, which is one digit inside; -1 for everything else.
+// The value of an int from 0 to 2**30 - 1, which CPython stores as one digit; -1 for everything else.
 inline std::int64_t small_int(PyObject* object) {
     if (!PyLong_CheckExact(object)) return -1;
     const auto* number = reinterpret_cast<const PyLongObject*>(object);

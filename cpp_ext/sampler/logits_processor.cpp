@@ -38,7 +38,8 @@ const float* LogitsProcessor::apply(const SamplingParams& params, const StepCont
     return row_.data();
 }
 
-// Repetition (Keskar et al. 2019, "CTRL") looks at the prompt too; presence and frequency at generated ids only.
+// The repetition penalty (Keskar et al. 2019, "CTRL") includes the prompt; presence and frequency count generated ids
+// only.
 void LogitsProcessor::penalise(const SamplingParams& params, const StepContext& step) {
     const auto penalty = static_cast<float>(params.repetition_penalty);
     for (std::size_t i = 0; i < step.previous_size; ++i) index_of(step.previous[i]);

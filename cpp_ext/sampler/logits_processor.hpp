@@ -1,4 +1,4 @@
-// What changes single logits before the distribution is formed: penalties, bias, banned and allowed ids.
+// Changes of single logits before the distribution is formed: penalties, bias, banned and allowed ids.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ struct StepContext {
 
 class LogitsProcessor {
 public:
-    // `row` [size], or a changed copy that lives until the next call. Throws std::invalid_argument for negative ids.
+    // `row` [size] itself, or a changed copy that is valid until the next call. Throws std::invalid_argument for
+    // negative ids.
     const float* apply(const SamplingParams& params, const StepContext& step, const float* row, std::size_t size);
 
 private:

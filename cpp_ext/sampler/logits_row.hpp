@@ -1,4 +1,4 @@
-// One row of logits where it lies in memory, in any of the float types that models compute in.
+// One row of logits in the caller's memory, in any of the float types that models compute in.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,8 @@ struct LogitsRow {
 
 class LogitsReader {
 public:
-    // The row as float32, exactly: itself where it is that, aligned and dense, otherwise a copy that lives until the
-    // next call.
+    // The row as float32, exactly. A dense, aligned row of float32 is returned itself, any other as a copy that is
+    // valid until the next call.
     const float* read(const LogitsRow& row);
 
 private:

@@ -1,4 +1,4 @@
-// Where the running sum of weights, taken in the order of their keys, crosses a target: in O(n), without sorting.
+// The key at which the running sum of weights, in the order of their keys, crosses a target. O(n), without sorting.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@ struct Crossing {
     bool found;          // false: all weights together stay below the target
 };
 
-// Order-preserving integer of a float that is not negative.
+// An integer that is ordered like the float, which must not be negative.
 inline std::uint32_t ordered_bits(float value) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);

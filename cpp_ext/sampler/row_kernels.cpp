@@ -6,7 +6,7 @@
 
 #include "simd/instruction_set.hpp"
 
-// Vectors are only passed between functions that are inlined into each other.
+// The warning concerns vector arguments; all functions that have them are inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace qwenvl {

@@ -1,5 +1,5 @@
-// Passes over one row of logits. Every variant does the same float operations in the same order, so that the results
-// are equal to the last bit on every processor: no fused multiply-add, sums in 16 lanes a block.
+// Passes over one row of logits. Every variant does the same float operations in the same order, so the results are
+// equal to the last bit on every processor: no fused multiply-add, and sums of each block in 16 lanes.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,8 @@
 
 namespace qwenvl {
 
-constexpr std::size_t kGroup = 512;   // logits a maximum is kept for
-constexpr std::size_t kBlock = 1024;  // weights a sum is kept for
+constexpr std::size_t kGroup = 512;   // logits per maximum
+constexpr std::size_t kBlock = 1024;  // weights per sum
 
 struct RowScan {
     float max;

@@ -20,7 +20,7 @@ std::size_t parts_of(std::size_t size, std::size_t part) { return (size + part -
 
 }  // namespace
 
-// Room for whatever a row of this size may need, so that later ones allocate nothing.
+// Makes room for everything that a row of this size may need, so that later rows allocate nothing.
 void Sampler::reserve(std::size_t size) {
     if (size <= reserved_) return;
     group_max_.reserve(parts_of(size, kGroup));
@@ -55,7 +55,7 @@ std::uint32_t Sampler::first_of(const Row& row) const {
     return static_cast<std::uint32_t>(id);
 }
 
-// The k-th largest of the groups' maxima is a lower bound that leaves few logits to look at.
+// The k-th largest of the groups' maxima is a lower bound; few logits are above it.
 float Sampler::kth_largest(const Row& row, std::size_t k) {
     float bound = kNegativeInfinity;
     const auto nth = static_cast<std::ptrdiff_t>(k) - 1;
@@ -107,14 +107,14 @@ double Sampler::form_weights(const Row& row, float inverse_temperature) {
     return total;
 }
 
-// The weight of each group's largest logit, into values_.
+// Writes the weight of each group's largest logit to values_.
 void Sampler::form_group_weights(const Row& row, float inverse_temperature) {
     values_.resize(group_max_.size());
     group_sums_.resize(parts_of(group_max_.size(), kBlock));
     exp_row(group_max_.data(), group_max_.size(), row.max, inverse_temperature, values_.data(), group_sums_.data());
 }
 
-// Weight that the nucleus does not go below: the largest weights of the groups alone may already reach its mass.
+// A weight below which no token of the nucleus lies: the groups' largest weights alone may reach its mass.
 float Sampler::top_p_bound(double target) {
     const auto key_of = [&](std::size_t i) { return kOneBits - ordered_bits(values_[i]); };
     const auto weight_of = [&](std::size_t i) { return static_cast<double>(values_[i]); };
@@ -125,7 +125,7 @@ float Sampler::top_p_bound(double target) {
 void Sampler::gather_weights(const Row& row, float threshold) {
     std::size_t count = 0;
     for (std::size_t group = 0; group < group_max_.size(); ++group) {
-        // Room for the last bit of the exponential, which need not be monotonic.
+        // A margin for the last bit of the exponential, which is not always monotonic.
         if (values_[group] * 1.0001f < threshold) continue;
         candidates_.resize(count + kGroup);
         const std::size_t end = std::min(row.size, (group + 1) * kGroup);
@@ -143,7 +143,7 @@ double Sampler::total_weight() const {
     return total;
 }
 
-// The bound keeps 0 * inverse temperature a number; beyond it only the likeliest tokens have weight anyway.
+// The bound keeps 0 * inverse temperature a number. At the bound only the likeliest tokens have any weight.
 float Sampler::inverse_temperature() const { return static_cast<float>(std::min(1.0 / params_.temperature, 1e30)); }
 
 // Order of Hugging Face's warpers: temperature, top-k, top-p, min-p, typical.
@@ -158,7 +158,7 @@ void Sampler::form_candidates(const Row& row) {
         form_group_weights(row, inverse_temperature);
         auto threshold = static_cast<float>(params_.min_p * 0.999);
         if (params_.top_p < 1.0) {
-            // All weights below this together cannot reach the mass that top-p leaves out.
+            // All weights below this together are less than the mass that top-p leaves out.
             const double rest = (1.0 - params_.top_p) * total / static_cast<double>(row.size) * 0.999;
             const float bound = top_p_bound(params_.top_p * total * 1.001);
             threshold = std::max({threshold, static_cast<float>(rest), bound});
@@ -170,7 +170,7 @@ void Sampler::form_candidates(const Row& row) {
     if (params_.typical_p < 1.0) keep_typical(row, inverse_temperature);
 }
 
-// Keeps a token when the mass of all likelier ones is below top_p; among equals lower ids come first.
+// Keeps a token if the mass of all likelier ones is below top_p. Of equally likely ones the lower ids come first.
 void Sampler::keep_top_p(double total) {
     const double target = params_.top_p * total;
     const auto key_of = [&](std::size_t i) { return kOneBits - ordered_bits(candidates_[i].weight); };
@@ -251,7 +251,7 @@ std::uint32_t Sampler::draw(double point) const {
     return candidates_.back().id;
 }
 
-// Finds the block first. Rounding may carry the point past the last weight; then the last one that has any is drawn.
+// Finds the block first. If rounding carries the point past the last weight, the last id with any weight is drawn.
 std::uint32_t Sampler::draw_from_row(const Row& row, double point) const {
     std::size_t block = 0;
     while (block + 1 < block_sums_.size() && point >= block_sums_[block]) point -= block_sums_[block++];

@@ -1,4 +1,5 @@
-// Logits to the next token: the distribution that Hugging Face's processors make, drawn with a counter-based generator.
+// Logits to the next token: the distribution that Hugging Face's processors define, drawn with a counter-based
+// generator.
 #pragma once
 
 #include <cstdint>
@@ -64,7 +65,7 @@ private:
 
     SamplingParams params_;
     std::uint64_t drawn_ = 0;
-    std::size_t reserved_ = 0;  // size of row that the buffers have room for
+    std::size_t reserved_ = 0;  // row size that the buffers have room for
     LogitsProcessor processor_;
     std::vector<float> group_max_, weights_, values_;
     std::vector<double> block_sums_, group_sums_;

@@ -1,4 +1,4 @@
-// Which vector instructions the kernels use. Every variant computes the same bits; only their speed differs.
+// The choice of vector instructions for the kernels. Every variant computes the same bits; only the speed differs.
 #pragma once
 
 #include <string>
@@ -10,11 +10,11 @@ enum class InstructionSet { kPortable, kAvx2, kAvx512 };  // kPortable uses SSE2
 
 InstructionSet instruction_set();
 
-// Names of those that this processor can run, best first; the first is in use. The other ones are for tests.
+// Names of the variants that this processor can run, best first. The first is in use; the others are for tests.
 std::vector<std::string> kernel_variants();
 void use_kernels(const std::string& name);
 
-// Which of the three variants of a kernel to call.
+// The variant of a kernel that is in use.
 template <typename Kernel>
 Kernel choose_kernel(Kernel avx512, Kernel avx2, Kernel portable) {
     switch (instruction_set()) {
@@ -29,7 +29,7 @@ Kernel choose_kernel(Kernel avx512, Kernel avx2, Kernel portable) {
 
 }  // namespace qwenvl
 
-// What makes functions of a variant. GCC has to be asked for vectors of 512 bits, and Clang refuses the question.
+// Attributes of the functions of a variant. GCC uses 512-bit vectors only on request; Clang rejects the request.
 #define QWENVL_AVX2 __attribute__((target("avx2")))
 #if defined(__clang__)
 #define QWENVL_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw")))
@@ -37,7 +37,7 @@ Kernel choose_kernel(Kernel avx512, Kernel avx2, Kernel portable) {
 #define QWENVL_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
 #endif
 
-// The variant to call of a kernel that is defined in the namespaces avx512, avx2 and portable.
+// The variant in use of a kernel that is defined in the namespaces avx512, avx2 and portable.
 #if defined(__x86_64__)
 #define QWENVL_CHOOSE(kernel) choose_kernel(&avx512::kernel, &avx2::kernel, &portable::kernel)
 #else

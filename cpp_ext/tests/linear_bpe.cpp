@@ -1,6 +1,6 @@
 // The linear-time encoder: linear_bpe VOCABULARY. Exits with 1 and says what does not hold.
 //
-// Its work is counted, not timed: the tokens that it tries for texts that grow. And it is built late, once, for all
+// Its work is counted, not timed: the tokens that it tries for growing texts. It is built late, and once for all
 // threads.
 #include "tokenizer/linear_bpe.hpp"
 
@@ -47,7 +47,7 @@ std::string random_letters(const std::string& letters, std::size_t bytes) {
     return text;
 }
 
-// A megabyte takes at most 16 times the work of 64 KiB, but for what is left at its ends, and few tries per byte.
+// A megabyte takes 16 times the work of 64 KiB, with 2 % for the ends, and few tries per byte.
 void expect_linear(const LinearBpe& linear, std::string (*make)(const std::string&, std::size_t),
                    const std::string& unit) {
     constexpr std::size_t kSmall = std::size_t{1} << 16, kTimes = 16, kMostTries = 4;

@@ -1,4 +1,4 @@
-// The classes of 64 bytes at once, one bit a byte: the split pattern becomes arithmetic on words of 64 bits.
+// The classes of 64 bytes at once, one bit per byte: the split pattern becomes arithmetic on words of 64 bits.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,8 @@
 
 namespace qwenvl {
 
-// Bit i is byte i. `beyond`: not ASCII, in no other class. `blanks` are spaces proper, `newlines` CR and LF; both
-// belong to `spaces` too.
+// Bit i stands for byte i. `beyond`: bytes that are not ASCII; they are in no other class. `blanks` are U+0020,
+// `newlines` are CR and LF; both are in `spaces` too.
 struct AsciiBlock {
     static constexpr std::size_t kSize = 64;
 
@@ -23,7 +23,7 @@ struct AsciiBlock {
 
 namespace ascii {
 
-// Sixteen bytes and their comparisons. The ranges lie in ASCII, so that signed bytes will do.
+// Sixteen bytes and their comparisons. All ranges are within ASCII, so comparing bytes as signed numbers is right.
 #if defined(__SSE2__)
 struct Bytes {
     static constexpr std::size_t kSize = 16;
@@ -63,7 +63,7 @@ struct Bytes {
     Marks beyond() const { return vcgeq_u8(value, vdupq_n_u8(0x80)); }
 };
 #else
-// Eight bytes in a word; the marks are their top bits.
+// Eight bytes in one word; a mark is the top bit of its byte.
 struct Bytes {
     static constexpr std::size_t kSize = 8;
     using Marks = std::uint64_t;
@@ -89,7 +89,7 @@ struct Bytes {
 
 }  // namespace ascii
 
-// Of the 64 bytes at `text`.
+// The classes of the 64 bytes at `text`.
 inline AsciiBlock classify_ascii(const unsigned char* text) {
     using ascii::Bytes;
     AsciiBlock block;

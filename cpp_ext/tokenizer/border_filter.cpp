@@ -23,16 +23,16 @@ void BorderFilter::add(std::string_view left, std::string_view right) {
     if (is_continuation(first_byte)) return;  // inside a character
     const std::uint64_t at = hash(before, after);
     pairs_[at / 64] |= std::uint64_t{1} << (at % 64);
-    if (before < kByteSymbol && after >= kByteSymbol) joins_[clamp(before)] |= kPartBehind;
-    if (before >= kByteSymbol && after < kByteSymbol) joins_[clamp(after)] |= kPartInFront;
+    if (before < kByteSymbol && after >= kByteSymbol) joins_[clamp(before)] |= kPartAfter;
+    if (before >= kByteSymbol && after < kByteSymbol) joins_[clamp(after)] |= kPartBefore;
     if (before >= kByteSymbol && after >= kByteSymbol) mark_ends_with(last_byte);
 }
 
 void BorderFilter::mark_ends_with(unsigned char last_byte) {
     for (std::uint32_t point = 0; point <= kClamp; ++point) {
-        if (last_byte_of(point) == (kByteSymbol | last_byte)) joins_[point] |= kPartBehind;
+        if (last_byte_of(point) == (kByteSymbol | last_byte)) joins_[point] |= kPartAfter;
     }
-    joins_[kClamp] |= kPartBehind;
+    joins_[kClamp] |= kPartAfter;
 }
 
 bool BorderFilter::find_part(std::uint32_t before, std::uint32_t after) const {

@@ -20,8 +20,8 @@ public:
     DeferredLinearBpe(const Vocabulary& vocabulary, std::size_t worth_bytes)
         : vocabulary_(vocabulary), worth_bytes_(worth_bytes) {}
 
-    // Counts a part of so many bytes and returns the encoder: nullptr until it is built, and always where the vocabulary
-    // does not fit it. When several threads find that it is due, one builds and the others wait.
+    // Counts a part of so many bytes and returns the encoder: nullptr until it is built, and always where the
+    // vocabulary does not fit it. When several threads find that it is due, one builds and the others wait.
     const LinearBpe* get_for(std::size_t bytes) {
         if (const LinearBpe* built = built_.load(std::memory_order_acquire)) return built;
         if (seen_.fetch_add(bytes, std::memory_order_relaxed) + bytes < worth_bytes_) return nullptr;

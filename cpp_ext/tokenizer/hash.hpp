@@ -1,4 +1,4 @@
-// A short-key hash: eight bytes at a time, folded 64x64 -> 128 bit products.
+// A hash for short keys: eight bytes at a time, with folded products of 64 x 64 -> 128 bits.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ inline std::uint64_t load_tail(const char* data, std::size_t size) {
     return word;
 }
 
-// Only used in memory, so byte order does not matter.
+// Hashes are never stored, so they may depend on the byte order.
 inline std::uint64_t hash_bytes(std::string_view bytes) {
     constexpr std::uint64_t k0 = 0x9E3779B97F4A7C15u, k1 = 0xD6E8FEB86659FD93u;
     std::uint64_t state = bytes.size() * k1;

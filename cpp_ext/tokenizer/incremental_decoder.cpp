@@ -25,7 +25,7 @@ std::string IncrementalDecoder::finish() {
     return take(true);
 }
 
-// Earliest start; the shorter stop string where two start together, since it is complete first.
+// The match that starts first. Of two that start together the shorter, since it is complete first.
 IncrementalDecoder::Match IncrementalDecoder::first_match() const {
     Match best{held_.size(), nullptr};
     for (const std::string& stop : stop_) {
@@ -38,7 +38,7 @@ IncrementalDecoder::Match IncrementalDecoder::first_match() const {
     return best;
 }
 
-// First position below `before` from which all held text is the beginning of a longer stop string.
+// First position below `before` such that the held text from there on is the beginning of a stop string.
 std::size_t IncrementalDecoder::first_open_start(std::size_t before) const {
     for (const std::string& stop : stop_) {
         const std::size_t longest = std::min(stop.size() - 1, held_.size());

@@ -12,18 +12,18 @@
 
 namespace qwenvl {
 
-// The text given out over time is a prefix of the whole text up to where the first stop string begins. Text that may
-// be the beginning of a stop string is held back until that is known.
+// The pieces joined are the whole text up to the beginning of the first stop string. Text that may be the beginning of
+// a stop string is held back until that is decided.
 class IncrementalDecoder {
 public:
     IncrementalDecoder(std::shared_ptr<const Tokenizer> tokenizer, std::vector<std::string> stop);
     IncrementalDecoder(const IncrementalDecoder&) = delete;  // stopped_ points into stop_
     IncrementalDecoder& operator=(const IncrementalDecoder&) = delete;
 
-    // New text that `id` makes certain, often empty. After a stop string, always empty.
+    // Takes the next id; returns the text that is certain now, often empty. After a stop string it is always empty.
     std::string push(std::int64_t id);
 
-    // All tokens have come: the text still held back.
+    // Ends the text; returns what was still held back.
     std::string finish();
 
     // The stop string that ended the text, or nullptr.
@@ -32,7 +32,7 @@ public:
 private:
     struct Match {
         std::size_t start;
-        const std::string* stop;  // nullptr: nothing found
+        const std::string* stop;  // nullptr: none was found
     };
 
     Match first_match() const;

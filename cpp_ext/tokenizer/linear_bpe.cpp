@@ -5,7 +5,7 @@
 namespace qwenvl {
 namespace {
 
-// Prefixes of longer tokens take too long to look up, since every one is hashed.
+// Every prefix of every token is looked up, which takes too long for tokens longer than this.
 constexpr std::size_t kLongestToken = 256;
 
 }  // namespace
@@ -27,7 +27,7 @@ bool LinearBpe::make_trie() {
     return trie_->complete();
 }
 
-// The last merge of a token is the one split into two lower tokens that stay apart under the merges before it.
+// A token's last merge is its only split into two lower tokens that the merges before it leave apart.
 bool LinearBpe::add_merges() {
     for (TokenId id = MergeTree::kFirstMerge; id < vocabulary_.size(); ++id) {
         const std::string_view bytes = vocabulary_.bytes(id);

@@ -1,8 +1,8 @@
 // Byte-pair encoding in linear time, for vocabularies that byte-pair training made.
 //
-// Instead of merging upwards it goes from left to right: take the longest token that may follow the last one, and step
-// back where none may. The result is the one sequence in which all neighbours stay apart, which is what merging gives
-// (the idea is that of van Antwerpen and Neubeck, "So many tokens, so little time", GitHub 2024).
+// Instead of merging, it goes from left to right: it takes the longest token that may follow the last one, and steps
+// back where none may. Only one sequence of tokens has no two neighbours that would merge, and merging gives the same
+// (the method of van Antwerpen and Neubeck, "So many tokens, so little time", GitHub 2024).
 #pragma once
 
 #include <memory>
@@ -22,7 +22,7 @@ public:
     // be merged then.
     static std::unique_ptr<LinearBpe> make(const Vocabulary& vocabulary);
 
-    // Places where a token may end; cleared where going on from there has failed. Working memory of `encode`.
+    // Working memory of `encode`: the places where a token may end. One is closed when no token can follow there.
     class OpenPlaces;
 
     // Appends the ids of `piece` (any bytes, not empty). Returns how many tokens it tried: at most a fixed number for
@@ -31,7 +31,7 @@ public:
 
     const BorderFilter& borders() const { return borders_; }
 
-    // The token that a code point is by itself, or kNoToken.
+    // The token that is this code point alone, or kNoToken.
     TokenId character(std::uint32_t point) const { return trie_->character(point); }
 
 private:
@@ -42,7 +42,7 @@ private:
     bool make_trie();
 
     const Vocabulary& vocabulary_;
-    std::vector<TokenId> shorter_;  // of every token the longest one that is a proper prefix, or kNoToken
+    std::vector<TokenId> shorter_;  // by id: the longest token that is a proper prefix, or kNoToken
     std::unique_ptr<PrefixTrie> trie_;
     MergeTree merges_;
     BorderFilter borders_;

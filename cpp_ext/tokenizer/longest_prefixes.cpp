@@ -6,13 +6,13 @@
 namespace qwenvl {
 namespace {
 
-// A prefix that may be a token, or size 0.
+// A prefix that may be a token; size 0: there is none.
 struct Prefix {
     std::size_t size = 0;
     std::uint64_t hash = 0;
 };
 
-// The longest one that is not longer than `size`, by a bit for each: few are none.
+// The longest prefix of at most `size` bytes that passes the bit filter; false positives are rare.
 Prefix likely_prefix(const Vocabulary& vocabulary, std::string_view bytes, std::size_t size) {
     for (; size > ShortWord::kMost; --size) {
         if (vocabulary.find(bytes.substr(0, size)) != kNoToken) return {size, 0};

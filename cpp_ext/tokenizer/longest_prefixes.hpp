@@ -1,4 +1,4 @@
-// Which tokens are the beginnings of others.
+// The tokens that are prefixes of other tokens.
 #pragma once
 
 #include <vector>
@@ -7,8 +7,8 @@
 
 namespace qwenvl {
 
-// By id: the longest token that is a proper prefix, or kNoToken. Many at a time, so that what their look-ups will read
-// is fetched while others are hashed.
+// By id: the longest token that is a proper prefix, or kNoToken. Tokens are looked up many at a time: memory that one
+// look-up will read is fetched while others are hashed.
 std::vector<TokenId> longest_prefixes(const Vocabulary& vocabulary);
 
 }  // namespace qwenvl

@@ -41,9 +41,10 @@ inline TokenId MergeTree::merged(TokenId left, TokenId right) const {
     return kNoToken;
 }
 
-// Goes back in time along the border: `left` and `right` are the parts that touch it, each made at its own rank and
-// used up at its parent's. A merge across the border happens if both parts exist when its rank comes; among equal
-// ranks the leftmost goes first.
+// Undoes merges on both sides of the border, latest first: `left` and `right` are the tokens that touch it. A token
+// exists from the merge that makes it, its own rank, until the merge that takes it into a larger one. The two are
+// merged across the border if both exist when the rank of that merge comes; of equal ranks the leftmost is merged
+// first.
 bool MergeTree::stays_apart(TokenId left, TokenId right) const {
     TokenId left_ends = kNoToken, right_ends = kNoToken;
     while (true) {

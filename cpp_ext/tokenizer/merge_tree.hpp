@@ -1,8 +1,8 @@
-// Which two tokens each token is merged from, and whether two neighbours can stay unmerged.
+// The two tokens that each token is merged from, and a test for neighbours that stay unmerged.
 //
-// In a vocabulary made by byte-pair training, encoding a token's own bytes ends in one last merge (left, right), and
-// both have lower ranks. That makes "is this sequence of tokens the encoding of its bytes?" a question about each pair
-// of neighbours alone, which is what makes encoding in linear time possible.
+// In a vocabulary made by byte-pair training, encoding a token's own bytes ends in one last merge of two tokens with
+// lower ranks. A sequence of tokens is therefore the encoding of its bytes exactly when every pair of neighbours stays
+// apart, and this is why encoding in linear time is possible.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ public:
 
     explicit MergeTree(std::size_t size);
 
-    // Ids must be added in order, from kFirstMerge on.
+    // Ids must be added in ascending order, from kFirstMerge on.
     void add(TokenId id, Split split);
 
     // True when encoding the bytes of `left` and `right` together gives [left, right] under the merges added so far.
@@ -41,7 +41,7 @@ private:
 
     std::vector<Split> splits_;  // from kFirstMerge on
     std::vector<Slot> slots_;
-    std::vector<std::uint64_t> pairs_;  // one bit a hash: most pairs of tokens have no merge
+    std::vector<std::uint64_t> pairs_;  // one bit per hash: most pairs of tokens have no merge
     std::uint64_t mask_;
 };
 

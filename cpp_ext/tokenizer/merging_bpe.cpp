@@ -9,10 +9,10 @@
 namespace qwenvl {
 namespace {
 
-// Above this length the O(n^2) scan for the lowest rank loses to a heap.
+// From this length on a heap finds the lowest rank faster than a scan of all parts.
 constexpr std::size_t kHeapFrom = 96;
 
-// A part of the piece: where it starts, the rank of its concatenation with the next part, its own when it is merged.
+// A part of the piece: its start, the rank of its concatenation with the next part, and its own rank.
 struct Part {
     std::uint32_t start;
     TokenId pair_rank, rank;
@@ -44,7 +44,7 @@ public:
         parts_[count_++] = {static_cast<std::uint32_t>(start), kNoToken, rank};
     }
 
-    // Appends the ids of what the added parts merge to.
+    // Merges the added parts and appends their ids.
     void run(std::vector<TokenId>& ids) {
         parts_[count_].start = static_cast<std::uint32_t>(piece_.size());
         for (std::size_t i = 0; i < count_; ++i) update(i);

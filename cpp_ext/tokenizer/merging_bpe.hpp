@@ -1,4 +1,4 @@
-// Byte-pair merging of one piece as it is defined: lowest rank first, leftmost among equals. Right for every
+// Byte-pair merging of one piece as it is defined: lowest rank first, leftmost among equals. It serves every
 // vocabulary.
 #pragma once
 
@@ -13,8 +13,8 @@ namespace qwenvl {
 // Appends the ids of `piece` (any bytes, not empty; `readable` bytes may be read from its beginning). O(n log n).
 void merge_piece(const Vocabulary& vocabulary, std::string_view piece, std::size_t readable, std::vector<TokenId>& ids);
 
-// The same for a short part (valid UTF-8, `readable` bytes may be read) of a vocabulary that byte-pair training made,
-// at most 64 bytes, beginning with whole characters. False, with `ids` as before, where merging sees a part of one.
+// The same for a short part (valid UTF-8, at most 64 bytes, of which `readable` may be read), beginning with whole
+// characters instead of bytes. Returns false and leaves `ids` alone where merging would join parts of characters.
 bool merge_characters(const Vocabulary& vocabulary, const LinearBpe& linear, std::string_view part,
                       std::size_t readable, std::vector<TokenId>& ids);
 

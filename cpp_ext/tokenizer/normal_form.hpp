@@ -1,4 +1,4 @@
-// A quick answer to whether a text is in Unicode's normal form C already, as most text is.
+// A quick test for text that is in Unicode's normal form C already, as most text is.
 #pragma once
 
 #include <cstddef>
@@ -6,10 +6,10 @@
 
 namespace qwenvl {
 
-// True only when normalisation would change nothing: all characters belong to ranges (Latin, kana, ideographs and
-// their punctuation) of which none combines with others or is replaced.
+// True only when normalisation changes nothing: all characters are in ranges (Latin, kana, ideographs and their
+// punctuation) in which no character combines with others or is replaced.
 inline bool surely_normal(const std::uint16_t* text, std::size_t size) {
-    // Sixteen-bit sums throughout, which compilers turn into vectors.
+    // All values have sixteen bits, so that compilers make vectors of the loops.
     std::uint16_t doubtful = 0;
     const auto within = [](std::uint16_t unit, std::uint16_t first, std::uint16_t last) {
         return std::uint16_t{static_cast<std::uint16_t>(unit - first) <= static_cast<std::uint16_t>(last - first)};
@@ -19,7 +19,7 @@ inline bool surely_normal(const std::uint16_t* text, std::size_t size) {
         const std::size_t end = start + block < size ? start + block : size;
         std::uint16_t any = 0;
         for (std::size_t i = start; i < end; ++i) any = static_cast<std::uint16_t>(any | text[i]);
-        if (any < 0x200) continue;  // English with some other quotation marks
+        if (any < 0x200) continue;  // Latin letters only
         for (std::size_t i = start; i < end; ++i) {
             const std::uint16_t c = text[i];
             const int known = within(c, 0, 0x2FF) | within(c, 0x2010, 0x2027) | within(c, 0x3001, 0x3029) |

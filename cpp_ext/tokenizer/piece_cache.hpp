@@ -1,4 +1,4 @@
-// The encodings of short parts that are no single token, which real text repeats: names, identifiers, inflections.
+// The encodings of short parts that are not one token and are often repeated: names, identifiers, inflections.
 #pragma once
 
 #include <array>
@@ -22,7 +22,7 @@ public:
 
     PieceCache() : entries_(std::size_t{1} << kEntryBits) {}
 
-    // Where the part's encoding is, or may be stored.
+    // The entry that holds the part's encoding, or where it may be stored.
     Entry& entry(std::uint64_t hash) { return entries_[hash >> (64 - kEntryBits)]; }
 
     void prefetch(std::uint64_t hash) const { __builtin_prefetch(&entries_[hash >> (64 - kEntryBits)]); }

@@ -11,7 +11,7 @@ constexpr int kFilterBits = 22;
 
 std::uint64_t hash(std::uint64_t key) { return key * 0x9E3779B97F4A7C15u; }
 
-// Whether a character of `bytes` goes across `at`.
+// True when a character of `bytes` begins before `at` and ends after it.
 bool is_inside_character(std::string_view bytes, std::size_t at) {
     if (!is_continuation(static_cast<unsigned char>(bytes[at]))) return false;
     for (std::size_t back = 1; back <= std::min<std::size_t>(at, 3); ++back) {
@@ -67,8 +67,9 @@ PrefixTrie::Node PrefixTrie::put(Node node, Symbol symbol, Node child) {
     return child;
 }
 
-// In any order, since a token's node is known before its path is: the path goes on from the longest prefix that ends with
-// a symbol. Only what lies between the two may have been made for another token.
+// Tokens may be added in any order, since a token's node is known before its path exists. The path starts at the
+// longest prefix that is a token and ends between symbols; nodes between the two may exist already, made for another
+// token.
 void PrefixTrie::add(const Vocabulary& vocabulary, const std::vector<TokenId>& shorter, TokenId id) {
     const std::string_view bytes = vocabulary.bytes(id);
     const auto size_of = [&](TokenId prefix) { return vocabulary.bytes(prefix).size(); };
@@ -83,7 +84,7 @@ void PrefixTrie::add(const Vocabulary& vocabulary, const std::vector<TokenId>& s
     }
 }
 
-// Longest token that goes from `node` into the character at `at` but not to its end; kNoToken when there is none.
+// Longest token that goes on from `node` with a part of the character at `at`; kNoToken when there is none.
 TokenId PrefixTrie::partial_character(Node node, std::string_view text, std::size_t at, std::size_t length) const {
     TokenId token = kNoToken;
     if (!(partial_[node / 64] >> (node % 64) & 1)) return token;

@@ -10,17 +10,17 @@
 
 namespace qwenvl {
 
-// A trie over symbols, so that a character of several bytes is one step. The edges lie in one hash table. The node of a
-// token has the token's id; others are numbered above.
+// A trie over symbols, so that a character of several bytes is one step. The edges lie in one hash table. A token's
+// node has the token's id; other nodes have higher numbers.
 class PrefixTrie {
 public:
-    // `shorter`: of every token the longest one that is a proper prefix, or kNoToken.
+    // `shorter`: by id, the longest token that is a proper prefix, or kNoToken.
     PrefixTrie(const Vocabulary& vocabulary, const std::vector<TokenId>& shorter);
 
-    // False when the vocabulary's tokens are too many or too long for the table; nothing else may be used then.
+    // False when the vocabulary's tokens are too many or too long for the table. Then nothing else may be called.
     bool complete() const { return nodes_ <= max_nodes_; }
 
-    // Longest token that `text` (valid UTF-8, perhaps cut at both ends, not empty) begins with.
+    // Longest token that `text` (valid UTF-8, not empty, possibly cut inside a character at both ends) begins with.
     // There always is one: every single byte is a token.
     TokenId longest(std::string_view text) const;
 
@@ -40,9 +40,9 @@ private:
     bool is_token(Node node) const { return node < tokens_; }
 
     std::vector<std::uint64_t> edges_;    // node: 21 bits, symbol: 21 bits, child: 22 bits; all ones: empty
-    std::vector<std::uint64_t> filter_;   // one bit a hash: most symbols do not go on from most nodes
-    std::vector<Node> first_;             // [65536] children of the root, of characters up to U+FFFF
-    std::vector<std::uint64_t> partial_;  // bit a node: a token goes on with a part of a character
+    std::vector<std::uint64_t> filter_;   // one bit per hash: most nodes have no edge for most symbols
+    std::vector<Node> first_;             // [65536] children of the root, for characters up to U+FFFF
+    std::vector<std::uint64_t> partial_;  // one bit per node: some token goes on with a part of a character
     Node tokens_, nodes_, max_nodes_;
     int shift_;
 };

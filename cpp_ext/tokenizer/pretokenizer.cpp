@@ -20,10 +20,10 @@ constexpr std::array<CharClass, 128> make_ascii_classes() {
     return classes;
 }
 
-// The beginning of kCharClasses, which the compiler can see.
+// The first entries of kCharClasses, as constants for the compiler.
 constexpr auto kAsciiClasses = make_ascii_classes();
 
-// Of at least eight bytes.
+// True when the first eight bytes are ASCII.
 bool starts_ascii(const unsigned char* text) {
     std::uint64_t bytes;
     std::memcpy(&bytes, text, sizeof bytes);
@@ -127,9 +127,9 @@ constexpr std::uint64_t kFirst = 1;
 std::size_t lowest(std::uint64_t bits) { return static_cast<std::size_t>(__builtin_ctzll(bits)); }
 std::size_t highest(std::uint64_t bits) { return 63 - static_cast<std::size_t>(__builtin_clzll(bits)); }
 
-// Within runs of white space, the places behind a run's last newline. `gaps` is white space without newlines; the
-// carry of the addition runs to the end of each stretch of it that begins behind a newline.
-std::uint64_t behind_last_newlines(std::uint64_t gaps, std::uint64_t newlines) {
+// Within runs of white space, the places after a run's last newline. `gaps` is white space without newlines. The carry
+// of the addition runs through each stretch of it that begins after a newline.
+std::uint64_t after_last_newlines(std::uint64_t gaps, std::uint64_t newlines) {
     std::uint64_t places = gaps & newlines << 1;
     for (std::uint64_t more = (gaps + places) & ~gaps & newlines; more != 0; more &= more - 1) {
         const std::uint64_t below = (more & (~more + 1)) - 1;
@@ -138,13 +138,14 @@ std::uint64_t behind_last_newlines(std::uint64_t gaps, std::uint64_t newlines) {
     return places;
 }
 
-// Where pieces begin in the first `size` bytes of a block, which are ASCII, begin with a piece and may go on. The last
-// piece found may be longer than the block tells, and more of them may begin in white space at its end.
+// The beginnings of pieces in the first `size` bytes of a block. These bytes are ASCII and begin with a piece; more
+// text may follow. So the last piece may end later than the block, and white space at its end may hold further
+// beginnings.
 std::uint64_t piece_starts(const AsciiBlock& block, std::size_t size, const Scanner& scanner, std::size_t at) {
     const std::uint64_t valid = ~std::uint64_t{0} >> (AsciiBlock::kSize - size);
     const std::uint64_t letters = block.letters & valid, numbers = block.numbers & valid;
     const std::uint64_t others = valid & ~(letters | numbers | block.spaces);
-    // Newlines that follow symbols belong to them: those are what the carry of the addition runs through.
+    // Newlines that follow symbols belong to them. The carry of the addition runs through exactly those.
     const std::uint64_t newlines = block.newlines & (block.newlines + (others << 1 & block.newlines)) & valid;
     const std::uint64_t gaps = block.spaces & ~block.newlines & valid, spaces = gaps | newlines;
 
@@ -152,7 +153,7 @@ std::uint64_t piece_starts(const AsciiBlock& block, std::size_t size, const Scan
     const std::uint64_t words = letters & ~((letters | gaps | symbols) << 1);
     const std::uint64_t last_visible = highest((valid & ~spaces) | kFirst);
     const std::uint64_t open = ~((std::uint64_t{2} << last_visible) - 1);
-    const std::uint64_t cuts = behind_last_newlines(gaps, newlines) | (gaps & ~(block.spaces >> 1));
+    const std::uint64_t cuts = after_last_newlines(gaps, newlines) | (gaps & ~(block.spaces >> 1));
     std::uint64_t starts = kFirst | numbers | symbols | words | (spaces & ~(spaces << 1)) | (cuts & ~open);
     for (std::uint64_t quotes = symbols & block.apostrophes; quotes != 0; quotes &= quotes - 1) {
         const std::size_t quote = lowest(quotes), length = scanner.contraction(at + quote);
@@ -163,10 +164,10 @@ std::uint64_t piece_starts(const AsciiBlock& block, std::size_t size, const Scan
 
 struct AsciiPieces {
     std::size_t count;
-    bool more;  // likely the next bytes hold some too
+    bool more;  // the next bytes likely hold some too
 };
 
-// Writes where the pieces end that the ASCII bytes at `at`, up to 64, decide; fewer than 64.
+// Writes the ends of the pieces that up to 64 ASCII bytes at `at` decide; they are fewer than 64.
 AsciiPieces ascii_pieces(const Scanner& scanner, std::size_t at, std::size_t* ends) {
     const unsigned char* text = scanner.text + at;
     const std::size_t left = scanner.size - at;
@@ -207,7 +208,7 @@ std::size_t Pretokenizer::next(Ends& ends, const BorderFilter* borders) {
     return count;
 }
 
-// The scripts without spaces have characters of three bytes. A space or a quotation mark may stand in front of them.
+// Characters of scripts without spaces have three bytes. A space or a quotation mark may come before them.
 inline bool Pretokenizer::worth_cutting() const {
     constexpr unsigned char three_bytes = 0xE0;
     const std::size_t second = at_ + 1 < piece_end_ ? at_ + 1 : at_;
@@ -221,7 +222,7 @@ std::size_t Pretokenizer::cut_piece(Ends& ends, std::size_t count, const BorderF
     std::size_t pos = at_ + before.length;
     while (pos < piece_end_ && count + 1 < kMost) {
         const CodePoint after = decode_utf8(text + pos);
-        ends[count] = pos;  // without a branch, which would be guessed wrong at every third border
+        ends[count] = pos;  // without a branch: one in three would be predicted wrong
         count += !borders.may_merge(before.value, after.value);
         pos += after.length;
         before = after;

@@ -1,5 +1,4 @@
-// The published split pattern as a scanner, which cuts further where that is known to change nothing:
-//   (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+// The published split pattern as a scanner that also cuts inside pieces, where this cannot change the ids:
 #pragma once
 
 #include <array>
@@ -10,8 +9,8 @@
 
 namespace qwenvl {
 
-// Gives the parts of a text that are encoded on their own. A part is a piece of the split pattern, or in scripts
-// without spaces, where pieces are whole clauses, what lies in a piece between two borders that no merge crosses.
+// Gives the parts of a text that are encoded on their own. A part is a piece of the split pattern. In scripts without
+// spaces pieces are whole clauses; there a part is the text between two borders that no merge crosses.
 class Pretokenizer {
 public:
     static constexpr std::size_t kMost = 192;
@@ -20,11 +19,11 @@ public:
     // `text`: valid UTF-8.
     explicit Pretokenizer(std::string_view text) : text_(text) {}
 
-    // Where the next parts begin, each of them where the one before it ends.
+    // The beginning of the next part. Every further part begins where the one before it ends.
     std::size_t position() const { return at_; }
 
-    // Writes where the next parts end and returns their number, 0 at the end of the text. Linear in what it passes.
-    // `borders`: null while the vocabulary's merges are not known; pieces are then left whole.
+    // Writes the ends of the next parts and returns their number, 0 at the end of the text. `borders`: null while the
+    // vocabulary's merges are not known; pieces are then left whole.
     std::size_t next(Ends& ends, const BorderFilter* borders);
 
 private:

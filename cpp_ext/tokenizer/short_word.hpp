@@ -43,7 +43,7 @@ struct ShortWord {
     std::uint64_t hash() const { return fold_multiply(low ^ 0x9E3779B97F4A7C15u, high ^ 0xD6E8FEB86659FD93u); }
 
 private:
-    // Between a number and the byte of a word that lies last in memory; either way.
+    // Moves a number from the lowest byte to the one that lies last in memory, or back.
     static std::uint64_t last_byte(std::uint64_t value) {
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
         return value;

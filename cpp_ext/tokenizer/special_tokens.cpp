@@ -16,7 +16,7 @@ SpecialMatcher::SpecialMatcher(std::vector<SpecialToken> tokens) : tokens_(std::
     if (shared_start_) only_start_ = tokens_[0].text[0];
 }
 
-// Narrows the sorted tokens byte by byte to those that begin like the text; a token comes before its extensions.
+// Narrows the sorted tokens, byte by byte, to those that begin like the text. A token is sorted before its extensions.
 const SpecialToken* SpecialMatcher::match(std::string_view text, std::size_t at) const {
     auto low = tokens_.begin(), high = tokens_.end();
     const SpecialToken* found = nullptr;

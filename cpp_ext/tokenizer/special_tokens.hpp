@@ -17,7 +17,7 @@ struct SpecialToken {
     TokenId id;
 };
 
-// Finds the leftmost allowed token in a text; the longest one where several start at the same place.
+// Finds the leftmost allowed token in a text; of several that start at one place the longest.
 class SpecialMatcher {
 public:
     SpecialMatcher() = default;
@@ -31,7 +31,7 @@ private:
 
     std::vector<SpecialToken> tokens_;  // by text
     std::array<bool, 256> starts_{};
-    char only_start_ = 0;  // the first byte, where all tokens share it
+    char only_start_ = 0;  // the first byte, if all tokens share it
     bool shared_start_ = false;
 };
 

@@ -1,4 +1,4 @@
-// Bytes as symbols: a code point where a whole character stands, else the byte itself, told apart by its range.
+// Bytes as symbols: the code point of a whole character, or else a single byte, in a range of its own.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 namespace qwenvl {
 
 using Symbol = std::uint32_t;
-constexpr Symbol kByteSymbol = 0x110000;  // kByteSymbol | byte: a byte that is no whole character
+constexpr Symbol kByteSymbol = 0x110000;  // kByteSymbol | byte: a byte that is not a whole character
 
 struct SymbolAt {
     Symbol symbol;
@@ -19,7 +19,7 @@ struct SymbolAt {
 
 inline SymbolAt byte_symbol(unsigned char byte) { return {kByteSymbol | byte, 1}; }
 
-// The symbol at `at` < text.size() of valid UTF-8 that may be cut at both ends.
+// The symbol at `at` < text.size(). `text` is valid UTF-8, possibly cut inside a character at both ends.
 inline SymbolAt symbol_at(std::string_view text, std::size_t at) {
     const auto* bytes = reinterpret_cast<const unsigned char*>(text.data()) + at;
     if (bytes[0] < 0x80) return {bytes[0], 1};

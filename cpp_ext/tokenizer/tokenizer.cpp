@@ -10,7 +10,7 @@
 namespace qwenvl {
 namespace {
 
-// Up to here the few characters of a part are merged faster than the general way looks for the longest tokens.
+// Up to this size merging a part's few characters is faster than looking for the longest tokens.
 constexpr std::size_t kFewBytes = 64;
 
 }  // namespace
@@ -46,7 +46,7 @@ void Tokenizer::encode_and(std::string_view text, const SpecialMatcher& allowed,
 void Tokenizer::split_part(std::string_view part, std::size_t readable, Workspace& workspace,
                            std::vector<TokenId>& ids) const {
     const bool is_long = part.size() > ShortWord::kMost;
-    const bool has_wide = static_cast<unsigned char>(part[0]) >= 0xE0;  // begins with a character of three bytes or four
+    const bool has_wide = static_cast<unsigned char>(part[0]) >= 0xE0;  // the first character has three or four bytes
     const LinearBpe* const linear = is_long || has_wide ? linear_.get_for(part.size()) : nullptr;
     if (linear && has_wide && part.size() <= kFewBytes) {
         if (merge_characters(vocabulary_, *linear, part, readable, ids)) return;
@@ -60,7 +60,7 @@ void Tokenizer::split_part(std::string_view part, std::size_t readable, Workspac
 
 void Tokenizer::encode_long(std::string_view part, std::size_t readable, Workspace& workspace,
                             std::vector<TokenId>& ids) const {
-    const TokenId whole = vocabulary_.find(part);  // indentation, mostly, which the linear encoder would find letter by letter
+    const TokenId whole = vocabulary_.find(part);  // mostly indentation: one look-up instead of one for each letter
     if (whole == kNoToken) return split_part(part, readable, workspace, ids);
     ids.push_back(whole);
 }
@@ -68,7 +68,7 @@ void Tokenizer::encode_long(std::string_view part, std::size_t readable, Workspa
 void Tokenizer::encode_parts(std::string_view text, std::size_t start, const std::size_t* ends, std::size_t count,
                              Workspace& workspace, std::vector<TokenId>& ids) const {
     struct Part {
-        ShortWord word;  // of its first bytes, where it is longer
+        ShortWord word;  // a longer part: its first bytes
         std::uint64_t hash;
     };
     std::array<Part, Pretokenizer::kMost> parts;

@@ -15,15 +15,15 @@ namespace qwenvl {
 
 class Tokenizer {
 public:
-    // `linear_after`: see DeferredLinearBpe. The ids do not depend on it.
+    // `linear_after`: bytes, see DeferredLinearBpe. The ids do not depend on it.
     Tokenizer(std::string_view vocabulary_file, std::vector<SpecialToken> special_tokens,
               std::size_t linear_after = DeferredLinearBpe::kWorthBytes);
 
     const Vocabulary& vocabulary() const { return vocabulary_; }
     const SpecialTokens& special_tokens() const { return special_tokens_; }
 
-    // Appends the ids of `text`: valid UTF-8, already normalised. Tokens of `allowed` become their ids, all else is plain
-    // text.
+    // Appends the ids of `text`: valid UTF-8, already normalised. Tokens of `allowed` become their ids; everything else
+    // is plain text.
     void encode(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids) const;
 
     std::size_t count(std::string_view text, const SpecialMatcher& allowed) const;
@@ -41,7 +41,7 @@ private:
     void encode_parts(std::string_view text, std::size_t start, const std::size_t* ends, std::size_t count,
                       Workspace& workspace, std::vector<TokenId>& ids) const;
 
-    // Appends the ids of the text, some at a time, and calls use() after each time.
+    // Appends the ids of the text, some at a time, and calls use() each time.
     template <typename Use>
     void encode_and(std::string_view text, const SpecialMatcher& allowed, std::vector<TokenId>& ids, Use use) const;
 

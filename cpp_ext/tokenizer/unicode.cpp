@@ -16,7 +16,7 @@ void fill(std::uint8_t* table, const CodePointRange (&ranges)[N], CharClass valu
     for (const CodePointRange& range : ranges) std::memset(table + range.first, value, range.last - range.first + 1);
 }
 
-// A flat table: one load a character, and only the pages of scripts in use are ever touched.
+// A flat table needs one load per character, and only the pages of scripts in use are touched.
 const std::uint8_t* make_classes() {
     static std::uint8_t table[kCodePoints];
     fill(table, letter_ranges, kLetter);

@@ -44,7 +44,7 @@ void Utf8Stream::push(std::string_view bytes, std::string& out) {
             if (!fits) break;
             ++good;
         }
-        if (good < form.length && at + good == held_.size()) break;  // may still become whole
+        if (good < form.length && at + good == held_.size()) break;  // later bytes may complete it
         out.append(good == form.length ? std::string_view(held_).substr(at, good) : kReplacement);
         at += good;
     }

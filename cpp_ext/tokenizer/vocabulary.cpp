@@ -22,8 +22,8 @@ namespace {
 
 constexpr std::uint32_t kBad = 1u << 31;
 
-// By place in a group of four characters and by character: the bits that it gives to the group's three bytes, of which
-// the first is the lowest byte of the number; kBad for what is no base64.
+// By place in a group of four characters and by character: the bits that it adds to the group's three bytes, the first
+// of which is the number's lowest byte. kBad: not a character of base64.
 using Base64Table = std::array<std::array<std::uint32_t, 256>, 4>;
 
 constexpr Base64Table make_base64_table() {
@@ -50,7 +50,7 @@ std::uint32_t decode_group(const char* text) {
     return bytes;
 }
 
-// Writes four bytes, of which the last has no meaning.
+// Writes the three bytes and a fourth without meaning.
 void put_group(char* out, std::uint32_t bytes) {
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
     bytes = __builtin_bswap32(bytes);
@@ -58,8 +58,8 @@ void put_group(char* out, std::uint32_t bytes) {
     std::memcpy(out, &bytes, sizeof bytes);
 }
 
-// Writes what canonical base64 at `text` stands for, and up to three bytes more; moves both to their ends. False where
-// there is none.
+// Decodes the canonical base64 at `text` to `out`, where up to three bytes more are written. Moves both to their ends;
+// returns false where there is no base64.
 bool read_base64(const char*& text, const char* end, char*& out) {
     const char* const first = text;
     for (; end - text >= 4; text += 4, out += 3) {
@@ -80,7 +80,7 @@ bool read_base64(const char*& text, const char* end, char*& out) {
 }
 
 struct Row {
-    const char* next;  // where the next line begins; null: this one is damaged
+    const char* next;  // the next line; null: this one is damaged
     std::size_t size;  // of the token
     std::uint64_t rank;
 };
@@ -108,7 +108,7 @@ bool is_rank(std::string_view text) {
     return !text.empty() && text.size() <= 9 && std::all_of(text.begin(), text.end(), is_digit);
 }
 
-// Says what is wrong with the line that `rest` begins with.
+// Throws the error of the damaged line that `rest` begins with.
 [[noreturn]] void fail_at(std::size_t line, std::string_view rest) {
     std::string_view row = rest.substr(0, rest.find('\n'));
     if (!row.empty() && row.back() == '\r') row.remove_suffix(1);
@@ -126,7 +126,7 @@ Vocabulary::Vocabulary(std::string_view file) {
     find_single_bytes();
 }
 
-// Of `token`, kPadding bytes may be read.
+// `token`: kPadding bytes may be read.
 inline void Vocabulary::append(std::string_view token) {
     longest_ = std::max(longest_, token.size());
     if (token.size() <= ShortWord::kMost) {
@@ -148,7 +148,7 @@ inline void Vocabulary::index(TokenId id) {
 
 void Vocabulary::read(std::string_view file) {
     constexpr std::size_t kShortestLine = 7;  // "YQ== 0" and its end
-    constexpr std::size_t kAhead = 16;        // words whose places in the hash table are being fetched
+    constexpr std::size_t kAhead = 16;        // words by which the fetching of hash table slots is ahead of their use
     const auto lines = static_cast<std::size_t>(std::count(file.begin(), file.end(), '\n')) + 1;
     words_.reserve(std::min(lines, file.size() / kShortestLine + 1));
     const std::unique_ptr<char[]> token(new char[file.size() + kPadding]);  // most of it is never touched

@@ -20,7 +20,8 @@ public:
     std::size_t size() const { return size_; }
     std::size_t longest_token() const { return longest_; }
 
-    // kPadding bytes may be read from every byte of a short token, and from the beginning of a longer one.
+    // The token's bytes. kPadding bytes may be read from each of a short token's bytes, and from the first of a longer
+    // one's.
     static constexpr std::size_t kPadding = 16;
     std::string_view bytes(TokenId id) const {
         const ShortWord& word = words_[id];
@@ -52,14 +53,15 @@ private:
     void find_single_bytes();
 
     std::string_view long_bytes(std::size_t number) const {
-        return {long_bytes_.data() + long_ends_[number], static_cast<std::size_t>(long_ends_[number + 1] - long_ends_[number])};
+        return std::string_view(long_bytes_).substr(long_ends_[number], long_ends_[number + 1] - long_ends_[number]);
     }
 
     WordTable words_;
-    std::string long_bytes_;                    // of the tokens that are too long for words_, by their numbers there
-    std::vector<std::uint64_t> long_ends_{0};   // where each ends, after a 0
+    // Tokens that are too long for words_, by the number that stands for them there.
+    std::string long_bytes_;                 // all of them, joined
+    std::vector<std::size_t> long_ends_{0};  // a 0, then the end of each in long_bytes_
     std::vector<TokenId> long_ids_;
-    std::vector<Slot> slots_;                   // hash table of the same
+    std::vector<Slot> slots_;  // hash table; kNoToken: empty
     std::array<TokenId, 256> single_{};
     std::size_t size_ = 0, mask_ = 0, longest_ = 0;
 };

@@ -16,20 +16,20 @@ constexpr TokenId kNoToken = 0xFFFFFFFFu;
 // part of the hash. The bytes lie in one array by id, where those of frequent tokens are neighbours.
 class WordTable {
 public:
-    // Room for `count` words and one more that is hidden. Once, before the first is added.
+    // Makes room for `count` words and a hidden one. Must be called once, before the first is appended.
     void reserve(std::size_t count) {
         words_.reset(new ShortWord[count + 1]);
         present_.assign(std::size_t{1} << (kPresentBits - 6), 0);
         int id_bits = 1;
         while (count >> id_bits != 0) ++id_bits;
-        id_mask_ = (TokenId{1} << id_bits) - 1;  // itself no id
+        id_mask_ = (TokenId{1} << id_bits) - 1;  // not an id itself
         std::size_t capacity = 16;
         while (2 * capacity < 3 * count) capacity *= 2;
         slots_.assign(capacity, kNoToken);
         mask_ = capacity - 1;
     }
 
-    // Gives the word the next id and fetches what `index` will read. Only after `index` it is found.
+    // Gives the word the next id and fetches what `index` will read. It is found only after `index`.
     void append(const ShortWord& word) {
         words_[size_++] = word;
         const std::uint64_t hash = word.hash();
@@ -37,10 +37,10 @@ public:
         __builtin_prefetch(&present_[(hash >> (64 - kPresentBits)) / 64]);
     }
 
-    // Gives the next id to a word that is not to be found: one that is too long, or what stands after the last.
+    // Gives the next id to a word that is never found: a placeholder for a longer one, or the padding after the last.
     void append_hidden(const ShortWord& word) { words_[size_++] = word; }
 
-    // Puts a short word into the hash table. Returns the token already there with these bytes instead, or kNoToken.
+    // Puts a short word into the hash table and returns kNoToken, or the token there that has the same bytes.
     TokenId index(TokenId id) {
         const ShortWord word = words_[id];
         const std::uint64_t hash = word.hash(), bit = hash >> (64 - kPresentBits);
@@ -62,13 +62,13 @@ public:
         return kNoToken;
     }
 
-    // The same, faster where there is none.
+    // The same, faster if there is none.
     TokenId find_unlikely(const ShortWord& word) const {
         const std::uint64_t hash = word.hash();
         return may_hold(hash) ? find(word, hash) : kNoToken;
     }
 
-    // False only where `find` finds nothing: a bit of a table that stays in the processor's near caches.
+    // False only if `find` finds nothing. Reads one bit of a table that stays in the processor's first caches.
     bool may_hold(std::uint64_t hash) const {
         const std::uint64_t bit = hash >> (64 - kPresentBits);
         return present_[bit / 64] >> (bit % 64) & 1;

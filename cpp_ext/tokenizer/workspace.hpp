@@ -1,4 +1,4 @@
-// What encoding needs besides the vocabulary: memory that one call at a time writes to.
+// Memory that encoding writes to. One call at a time may use it.
 #pragma once
 
 #include <memory>
@@ -15,8 +15,8 @@ struct Workspace {
     LinearBpe::OpenPlaces open;
 };
 
-// Workspaces stay with their tokenizer, so that the next call on any thread finds one warm. There are as many as there
-// were calls at a time.
+// Workspaces stay with their tokenizer, so that the next call on any thread finds a warm cache. There are as many as
+// calls have run at the same time.
 class WorkspacePool {
 public:
     class Lease {
@@ -37,7 +37,7 @@ private:
     std::unique_ptr<Workspace> take() {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (free_.empty()) {
-            free_.reserve(++made_);  // room for its return, which must not throw
+            free_.reserve(++made_);  // so that putting it back cannot throw
             return std::make_unique<Workspace>();
         }
         std::unique_ptr<Workspace> workspace = std::move(free_.back());
