@@ -28,7 +28,7 @@ AT_LEAST = {
     "vs_pillow": 3.0,
     "nv12_vs_pillow": 3.0,
 }
-AT_MOST = {"load_cpu_ms": 15.0, "load_mb": 8.0, "greedy_vs_read": 2.0}
+AT_MOST = {"load_ms": 15.0, "load_mb": 8.0, "greedy_vs_read": 2.0}
 NAMES = ("tokenizer", "sampler", "image")
 
 

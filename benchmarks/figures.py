@@ -107,10 +107,10 @@ def core() -> str:
         ["... times Hugging Face tokenizers", *[number(t["encode_vs_tokenizers"]["median"]) for t in texts.values()]],
         ["decode, times tiktoken", *[number(t["decode_vs_tiktoken"]["median"]) for t in texts.values()]],
     ]
-    loading, sampler = load("tokenizer")["headline"], load("sampler")["headline"]
+    sampler = load("sampler")["headline"]
     pillow = [ratio["median"] for ratio in load("image")["details"]["ratios"].values()]
     said = prose(
-        f"Loading the vocabulary takes {loading['load_cpu_ms']:.0f} ms of CPU time and {loading['load_mb']:.1f} MB.",
+        f"Loading the vocabulary takes {load('tokenizer')['headline']['load_ms']:.0f} ms.",
         f"A greedy token of 151,936 logits takes {sampler['greedy_us']:.0f} µs, {sampler['greedy_vs_read']:.2f} times",
         f"reading the row; the default (top-p) {sampler['top_p_us']:.0f} µs, {sampler['top_p_vs_torch']:.0f} times",
         f"as fast as the same chain in PyTorch and {sampler['top_p_vs_numpy']:.0f} times NumPy.",

