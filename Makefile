@@ -49,7 +49,7 @@ plugin: $(TENSORRT_HEADERS)/NvInfer.h
 
 # What only a GPU can show; without one every test is skipped and says why.
 gpu-test: $(READY) $(TENSORRT_HEADERS)/NvInfer.h
-	$(BIN)/python -m pytest tests/gpu -rs
+	$(BIN)/python -m pytest tests/hardware/gpu -rs
 
 FUZZ_SECONDS ?= 20
 
@@ -91,7 +91,7 @@ server-soak: $(READY)
 # The Ray Serve application with two replicas, one of them killed: a minute, and 250 MB of packages.
 ray-test: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[ray]'
-	$(BIN)/python -m pytest tests/fleet tests/unit/test_import.py -rs
+	$(BIN)/python -m pytest tests/fleet tests/fast/test_import.py -rs
 
 # The model repository in the Triton Inference Server that nvidia-pytriton brings. It needs NumPy 1: a place of its own.
 triton-test: $(READY)

@@ -30,9 +30,10 @@ import numpy as np
 from common import arguments, conditions, finish
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime_session import STANDARD
-from qwenvl_edge.bundle import FLOAT_CACHE, MANIFEST_NAME, Bundle
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
+from qwenvl_edge.bundle.manifest import FLOAT_CACHE, MANIFEST_NAME
 from tools.nano.answerers import EngineAnswerer, TorchAnswerer
 from tools.nano.evaluation import TASKS, Answerer, Results, evaluate, evaluate_all, headline
 
@@ -47,8 +48,8 @@ SAMPLES = 64
 
 def export_all(folder: Path, precisions: list[str]) -> dict[str, Path]:
     """Export the nano model anew, once a precision; a bundle beyond its limits is measured all the same."""
-    from qwenvl_edge_export.exporter import export
-    from qwenvl_edge_export.precision import ExportPrecision
+    from qwenvl_edge_export.export import export
+    from qwenvl_edge_export.options import ExportPrecision
     from tools.nano.calibration import write
 
     samples = write(folder / "samples", SAMPLES)
@@ -142,7 +143,7 @@ def without_marks(results: Results) -> Results:
 
 def torch_answerer(checkpoint: Path) -> Answerer:
     """PyTorch on the checkpoint that the bundles were made from."""
-    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
     from tools.nano.sequences import Composer
     from tools.nano.vocabulary import Codec
 

@@ -34,7 +34,7 @@ from repeating import READ, REPEATING, Repeating, dictating
 
 from qwenvl_edge import Constraint, QwenVLEngine, Reply
 from qwenvl_edge.families import create_family
-from qwenvl_edge.stats import Stats
+from qwenvl_edge.replies.stats import Stats
 
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
 QUESTIONS = ("Describe the picture.", "How many objects are there?", "What does the sign say?", "Is there a red mug?")

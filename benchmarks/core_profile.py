@@ -58,7 +58,7 @@ def work(call: str, text_name: str, vocabulary: Path) -> NoReturn:
     """Encodes or decodes until it is ended, and says when it begins and after a second how long a call takes."""
     from tokenizer import texts
 
-    from qwenvl_edge.tokenizer import Tokenizer
+    from qwenvl_edge.inputs.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(vocabulary, {})
     text = texts()[text_name]

@@ -28,18 +28,18 @@ import torch
 from common import arguments, conditions, finish
 from torch import Tensor, nn
 
-from qwenvl_edge_export import smooth
-from qwenvl_edge_export.calibrate import Calibration
-from qwenvl_edge_export.checkpoint import TOKENIZER_NAME, Checkpoint, load_model
-from qwenvl_edge_export.gptq import quantize
-from qwenvl_edge_export.metadata import generation_defaults, model_info
-from qwenvl_edge_export.modeling import QwenVL, ntk_alpha
-from qwenvl_edge_export.parity import divergence
-from qwenvl_edge_export.precision import HEAD, ExportPrecision
-from qwenvl_edge_export.prompts import Case, CaseBuilder, builtin_cases
-from qwenvl_edge_export.quantize import Blocks, StaticRows
-from qwenvl_edge_export.samples import read_samples
-from qwenvl_edge_export.verify import PROMPT_ROWS
+from qwenvl_edge_export.checkpoint.reader import TOKENIZER_NAME, Checkpoint, load_model
+from qwenvl_edge_export.families.qwen_vl.metadata import generation_defaults, model_info
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, ntk_alpha
+from qwenvl_edge_export.options import HEAD, ExportPrecision
+from qwenvl_edge_export.quantization import smoothquant as smooth
+from qwenvl_edge_export.quantization.calibration import Calibration
+from qwenvl_edge_export.quantization.formats import Blocks, StaticRows
+from qwenvl_edge_export.quantization.gptq import quantize
+from qwenvl_edge_export.quantization.samples import read_samples
+from qwenvl_edge_export.verification.cases import Case, CaseBuilder, builtin_cases
+from qwenvl_edge_export.verification.limits import divergence
+from qwenvl_edge_export.verification.verify import PROMPT_ROWS
 from tools.nano.calibration import write
 
 ROOT = Path(__file__).parent.parent

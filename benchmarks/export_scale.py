@@ -62,7 +62,7 @@ def size_gb(folder: Path) -> float:
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Headline and details."""
-    from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint, expected_shapes
     from tools.synthetic_checkpoint import write
 
     checkpoint = options.checkpoint or folder / f"checkpoint-{options.preset}"

@@ -66,7 +66,7 @@ def measure_torch(options: argparse.Namespace) -> dict[str, Any]:
     from gpu_model import Compiled, random_checkpoint, vision_flops
     from scaled import Eager
 
-    from qwenvl_edge_export.checkpoint import load_model
+    from qwenvl_edge_export.checkpoint.reader import load_model
 
     prompt, steps, _ = SIZES[options.preset]
     with work_folder(options) as folder:
@@ -93,8 +93,8 @@ def measure_bundle(precision: str) -> Callable[[argparse.Namespace], dict[str, A
         from scaled import Runtime
 
         from qwenvl_edge.backends.base import Backend
-        from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-        from qwenvl_edge.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+        from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+        from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 
         prompt, steps, _ = SIZES[options.preset]
         with work_folder(options) as folder:

@@ -19,12 +19,12 @@ from gpu_device import CUDA
 from scaled import Eager
 from torch import Tensor
 
-from qwenvl_edge.bundle import Bundle
-from qwenvl_edge_export.checkpoint import Checkpoint, expected_shapes
-from qwenvl_edge_export.config import QwenVLConfig
-from qwenvl_edge_export.exporter import write_bundle
-from qwenvl_edge_export.modeling import Block, QwenVL, call_context, rotary_tables, rotate
-from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, expected_shapes
+from qwenvl_edge_export.export import write_bundle
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
+from qwenvl_edge_export.families.qwen_vl.reference import Block, QwenVL, call_context, rotary_tables, rotate
+from qwenvl_edge_export.options import ExportPrecision
 from tools.synthetic_checkpoint import GENERATION, scaled, write_settings
 
 FloatArray = npt.NDArray[np.float32]

@@ -27,15 +27,15 @@ from crosscheck_modelopt import SAMPLES, Sample, Subject
 from matmul import blocks
 from scaled import SETTLE_S
 
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-from qwenvl_edge.bundle import Bundle
-from qwenvl_edge_export.calibrate import decoder_names
-from qwenvl_edge_export.checkpoint import expected_shapes
-from qwenvl_edge_export.config import QwenVLConfig
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.kept import kept_bytes
-from qwenvl_edge_export.parity import FloatArray, divergence
-from qwenvl_edge_export.precision import HEAD, ExportPrecision
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge_export.checkpoint.reader import expected_shapes
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
+from qwenvl_edge_export.options import HEAD, ExportPrecision
+from qwenvl_edge_export.quantization.calibration import decoder_names
+from qwenvl_edge_export.quantization.results import kept_bytes
+from qwenvl_edge_export.verification.limits import FloatArray, divergence
 from tools.nano.calibration import write
 from tools.synthetic_checkpoint import preset
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from common import arguments, conditions, finish, ratio, spread
 from PIL import Image
 
-from qwenvl_edge.image import Preprocessing, pixel_values
+from qwenvl_edge.inputs.pictures import Preprocessing, pixel_values
 
 FRAMES = {"640 x 480": (480, 640), "1280 x 720": (720, 1280), "1920 x 1080": (1080, 1920), "3840 x 2160": (2160, 3840)}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -62,12 +62,12 @@ def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, 
     """The same work in PyTorch eager, fp32, with a growing KV cache."""
     import torch
 
-    from qwenvl_edge.conversation import Text
     from qwenvl_edge.families import create_family
-    from qwenvl_edge.image import load_picture, pixel_values
-    from qwenvl_edge.prompt import PromptBuilder
-    from qwenvl_edge.tokenizer import Tokenizer
-    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
+    from qwenvl_edge.inputs.messages import Text
+    from qwenvl_edge.inputs.pictures import load_picture, pixel_values
+    from qwenvl_edge.inputs.prompt import PromptBuilder
+    from qwenvl_edge.inputs.tokenizer import Tokenizer
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
 
     if threads:
         torch.set_num_threads(threads)

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import qwenvl_edge.generation
+import qwenvl_edge.decoding.decode_loop
 from qwenvl_edge import Constraint, QwenVLEngine
+from qwenvl_edge.decoding.sampler import Sampler
 from qwenvl_edge.families import QwenVL
-from qwenvl_edge.sampling import Sampler
 
 READ = "OCR with grounding:"
 _TEXT = (
@@ -88,9 +88,9 @@ def dictating(engine: QwenVLEngine, family: QwenVL, answer: str, prompt_tokens: 
             super().sample(logits, previous, **options)
             return token_behind(previous[prompt_tokens:].tolist())
 
-    plain = qwenvl_edge.generation.Sampler
-    qwenvl_edge.generation.Sampler = Dictated  # type: ignore[misc]
+    plain = qwenvl_edge.decoding.decode_loop.Sampler
+    qwenvl_edge.decoding.decode_loop.Sampler = Dictated  # type: ignore[misc]
     try:
         yield
     finally:
-        qwenvl_edge.generation.Sampler = plain  # type: ignore[misc]
+        qwenvl_edge.decoding.decode_loop.Sampler = plain  # type: ignore[misc]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from common import arguments, conditions, finish, ratio, spread
 
-from qwenvl_edge.sampling import Sampler, SamplingParams
+from qwenvl_edge.decoding.sampler import Sampler, SamplingParams
 
 VOCABULARY = 151_936
 OTHERS: dict[str, dict[str, Any]] = {

@@ -18,9 +18,9 @@ from common import ratio, spread
 from processes import run
 from scaled import READ_BYTES, decode_bytes, read_gb_s
 
-from qwenvl_edge.bundle import Bundle
-from qwenvl_edge_export.checkpoint import Checkpoint
-from qwenvl_edge_export.modeling import QwenVL
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
 
 PICTURES = 5
 _READS = 5

@@ -25,12 +25,12 @@ from common import conditions, finish, ratio, spread
 from operators import last_runs, profiled
 
 from qwenvl_edge.backends.base import Backend
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-from qwenvl_edge.bundle import Bundle
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.modeling import QwenVL
-from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
+from qwenvl_edge_export.options import ExportPrecision
 from tools.synthetic_checkpoint import write
 
 FloatArray = npt.NDArray[np.float32]

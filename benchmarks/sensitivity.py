@@ -14,7 +14,7 @@ from typing import Any
 
 from common import arguments, conditions, finish
 
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
 
 _LAYER = re.compile(
     r"transformer\.(h|(?P<picture>visual)\.transformer\.resblocks)\.(?P<layer>\d+)\.(?P<kind>.+)\.weight(\.\w+)?"

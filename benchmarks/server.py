@@ -29,7 +29,7 @@ import httpx
 import numpy as np
 from common import arguments, conditions, finish, spread
 
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.families import create_family
 
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"

@@ -31,7 +31,7 @@ import tiktoken
 import tokenizers
 from common import arguments, conditions, finish, ratio, spread
 
-from qwenvl_edge.tokenizer import Tokenizer
+from qwenvl_edge.inputs.tokenizer import Tokenizer
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

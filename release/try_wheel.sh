@@ -22,4 +22,4 @@ python -c "import json, platform; print(json.dumps([platform.machine(), platform
 c++ --version > compiler
 cd checkout
 timed tests python -m pytest --quiet -rs -p no:cacheprovider --junit-xml ../tests.xml \
-    tests/unit/test_core_image.py tests/unit/test_image.py tests/unit/test_sampling*.py tests/unit/test_tokenizer*.py
+    tests/fast/inputs tests/fast/decoding/test_sampler*.py

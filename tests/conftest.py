@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,14 +44,14 @@ def tiny_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle of the tiny checkpoint; tests must not change it."""
-    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     return exporter.export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a bundle of models/nano; tests must not change it."""
-    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     folder: Path = exporter.export(
         DATA.parents[1] / "models" / "nano", tmp_path_factory.mktemp("nano") / "nano", check=False
     ).path
@@ -61,6 +61,6 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Makes random checkpoints of a few hundred kilobytes: see random_checkpoint.write_checkpoint."""
-    from random_checkpoint import write_checkpoint
+    from support.random_checkpoint import write_checkpoint
 
     return lambda name="checkpoint", **options: write_checkpoint(tmp_path / name, **options)

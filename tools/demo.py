@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.draw import draw_shapes
+from qwenvl_edge.replies.drawing import draw_shapes
 
 QUESTIONS = (
     "Describe the picture.",

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from qwenvl_edge_export.checkpoint import TOKENIZER_NAME, expected_shapes
-from qwenvl_edge_export.config import QwenVLConfig
+from qwenvl_edge_export.checkpoint.reader import TOKENIZER_NAME, expected_shapes
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 
 SHARD_BYTES = 2_000_000_000
 _POOL = 1 << 24

@@ -66,7 +66,7 @@ void read_ids(const py::handle& ids, std::vector<std::int64_t>& out) {
 }  // namespace qwenvl
 
 PYBIND11_MODULE(_core, module) {
-    module.doc() = "Native core of Qwen-VL Edge. Use qwenvl_edge.tokenizer, .sampling and .image.";
+    module.doc() = "Native core of Qwen-VL Edge. Use qwenvl_edge.inputs and qwenvl_edge.decoding.";
     qwenvl::bind_tokenizer(module);
     qwenvl::bind_sampler(module);
     qwenvl::bind_image(module);

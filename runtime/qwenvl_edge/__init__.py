@@ -9,10 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwenvl_edge.bundle import Bundle
-    from qwenvl_edge.constraint import Constraint
-    from qwenvl_edge.control import CancelToken
-    from qwenvl_edge.conversation import Turn
+    from qwenvl_edge.bundle.bundle import Bundle
+    from qwenvl_edge.constraints.constraint import Constraint
     from qwenvl_edge.engine import QwenVLEngine
     from qwenvl_edge.errors import (
         BackendError,
@@ -24,20 +22,22 @@ if TYPE_CHECKING:
         PromptError,
         QwenVLError,
     )
-    from qwenvl_edge.frames import Frame, FrameSource
-    from qwenvl_edge.grounding import Box, Quad, Ref, to_grid, to_pixels
-    from qwenvl_edge.image import Picture, load_picture
-    from qwenvl_edge.reply import Reply
-    from qwenvl_edge.stats import Stats
-    from qwenvl_edge.stream import Stream
+    from qwenvl_edge.families.boxes import Box, Quad, Ref, to_grid, to_pixels
+    from qwenvl_edge.inputs.camera import Frame, FrameSource
+    from qwenvl_edge.inputs.cancel import CancelToken
+    from qwenvl_edge.inputs.messages import Turn
+    from qwenvl_edge.inputs.pictures import Picture, load_picture
+    from qwenvl_edge.replies.reply import Reply
+    from qwenvl_edge.replies.stats import Stats
+    from qwenvl_edge.replies.stream import Stream
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Bundle": "bundle",
-    "CancelToken": "control",
-    "Constraint": "constraint",
-    "Turn": "conversation",
+    "Bundle": "bundle.bundle",
+    "CancelToken": "inputs.cancel",
+    "Constraint": "constraints.constraint",
+    "Turn": "inputs.messages",
     "QwenVLEngine": "engine",
     "BackendError": "errors",
     "BundleError": "errors",
@@ -47,18 +47,18 @@ _HOMES = {
     "ImageError": "errors",
     "PromptError": "errors",
     "QwenVLError": "errors",
-    "Frame": "frames",
-    "FrameSource": "frames",
-    "Box": "grounding",
-    "Quad": "grounding",
-    "Ref": "grounding",
-    "to_grid": "grounding",
-    "to_pixels": "grounding",
-    "Picture": "image",
-    "load_picture": "image",
-    "Reply": "reply",
-    "Stats": "stats",
-    "Stream": "stream",
+    "Frame": "inputs.camera",
+    "FrameSource": "inputs.camera",
+    "Box": "families.boxes",
+    "Quad": "families.boxes",
+    "Ref": "families.boxes",
+    "to_grid": "families.boxes",
+    "to_pixels": "families.boxes",
+    "Picture": "inputs.pictures",
+    "load_picture": "inputs.pictures",
+    "Reply": "replies.reply",
+    "Stats": "replies.stats",
+    "Stream": "replies.stream",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Types of the native core; qwenvl_edge.tokenizer, .sampling and .image document the behaviour."""
+"""Types of the native core; qwenvl_edge.inputs.tokenizer, .inputs.pictures and .decoding.sampler document it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -6,29 +6,29 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from qwenvl_edge.answering import Answerer
 from qwenvl_edge.backends.base import Backend
-from qwenvl_edge.backends.selection import Request as BackendRequest
-from qwenvl_edge.backends.selection import Selection, select_backend
-from qwenvl_edge.batching import Batcher
-from qwenvl_edge.bundle import Bundle
-from qwenvl_edge.cache_pool import MEMORY_MB
-from qwenvl_edge.conversation import Message
-from qwenvl_edge.decoder import SequenceDecoder
+from qwenvl_edge.backends.select import Request as BackendRequest
+from qwenvl_edge.backends.select import Selection, select_backend
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.decoding.feature_cache import FeatureCache
+from qwenvl_edge.decoding.pipeline import Answerer
+from qwenvl_edge.decoding.prefix_cache import MEMORY_MB
+from qwenvl_edge.decoding.scheduler import Batcher
+from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import create_family
-from qwenvl_edge.features import FeatureCache
-from qwenvl_edge.image import ChannelOrder, Picture
-from qwenvl_edge.pictures import PictureLoader
-from qwenvl_edge.reply import Reply
-from qwenvl_edge.request import Request, RequestBuilder
-from qwenvl_edge.stream import Stream
-from qwenvl_edge.tokenizer import Tokenizer
+from qwenvl_edge.inputs.messages import Message
+from qwenvl_edge.inputs.picture_loader import PictureLoader
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
+from qwenvl_edge.inputs.request import Request, RequestBuilder
+from qwenvl_edge.inputs.tokenizer import Tokenizer
+from qwenvl_edge.replies.reply import Reply
+from qwenvl_edge.replies.stream import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from qwenvl_edge.options import Overrides
+    from qwenvl_edge.inputs.options import Overrides
 
 
 class QwenVLEngine:

@@ -3,18 +3,18 @@
 import random
 
 import pytest
-from conversations import PICTURES, WORDS, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_checkpoint import GENERATION, write_checkpoint
 
 from qwenvl_edge import CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
+from support.conversations import PICTURES, WORDS, examples
+from support.random_checkpoint import GENERATION, write_checkpoint
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):
     """Two engines on one bundle; seq_length is 16, so that batches have to be split by dynamic-NTK factor."""
-    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     folder = tmp_path_factory.mktemp("batches")
     bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=3, generation=GENERATION), folder / "bundle")
     return QwenVLEngine(bundle, threads=1, prefill_chunk=32), QwenVLEngine(bundle, threads=1)
@@ -97,7 +97,7 @@ def test_rows_have_their_own_deadlines(engines, monkeypatch):
         steps.extend([embeds] if len(embeds) > 1 else [])
         return plain(cache, embeds, *arguments, **options)
 
-    for module in ("control", "request"):
+    for module in ("inputs.cancel", "inputs.request"):
         monkeypatch.setattr(f"qwenvl_edge.{module}.time.perf_counter", lambda: len(steps) * 0.01)
     monkeypatch.setattr(backend, "decode", decode)
     long = {"message": "a", "max_new_tokens": 20, "do_sample": False}

@@ -5,21 +5,13 @@ import threading
 from concurrent.futures import wait
 
 import pytest
-from conversations import PICTURES, WORDS, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_checkpoint import GENERATION, write_checkpoint
 
-from qwenvl_edge import (
-    BackendError,
-    CancelToken,
-    Constraint,
-    ContextError,
-    PromptError,
-    QwenVLEngine,
-    QwenVLError,
-    batching,
-)
+from qwenvl_edge import BackendError, CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
+from qwenvl_edge.decoding import scheduler as batching
+from support.conversations import PICTURES, WORDS, examples
+from support.random_checkpoint import GENERATION, write_checkpoint
 
 WAIT_S = 60
 LONG = {"message": "a", "max_new_tokens": 200, "do_sample": False}
@@ -28,7 +20,7 @@ LONG = {"message": "a", "max_new_tokens": 200, "do_sample": False}
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):
     """Two engines on one bundle; seq_length is 16, so that rows belong to several dynamic-NTK factors."""
-    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     folder = tmp_path_factory.mktemp("batching")
     bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=5, generation=GENERATION), folder / "bundle")
     return QwenVLEngine(bundle, threads=1, prefill_chunk=32), QwenVLEngine(bundle, threads=1)

@@ -3,15 +3,14 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conversations import recording
 
 from qwenvl_edge import ContextError, QwenVLEngine
+from support.conversations import recording
+from support.paths import DATA
 
-DATA = Path(__file__).parents[1] / "data"
 META = json.loads((DATA / "tiny" / "golden_meta.json").read_text(encoding="utf-8"))
 A, B, C, RGBA = (DATA / "images" / f"{name}.png" for name in ("a", "b", "c", "rgba"))
 GREEDY = {"do_sample": False, "max_new_tokens": 16}

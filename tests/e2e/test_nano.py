@@ -1,16 +1,15 @@
 """models/nano from checkpoint to answers: parity of the export, and a sample of what the accuracy benchmark asks."""
 
-from pathlib import Path
-
 import pytest
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.verify import verify
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.verification.verify import verify
+from support.paths import ROOT
 from tools.nano.answerers import EngineAnswerer
 from tools.nano.evaluation import ATTRIBUTES, MULTI_PICTURE, evaluate, headline, iou
 
-NANO = Path(__file__).parents[2] / "models" / "nano"
+NANO = ROOT / "models" / "nano"
 MUG = (0.06, 0.50, 0.30, 0.86)  # where tools/nano/demo_pictures.py puts it
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from dialects import run_by_default
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.cli import main
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.options import ExportPrecision
+from support.dialects import run_by_default
+from support.paths import ROOT
 from tools.nano.calibration import write
 
-NANO = Path(__file__).parents[2] / "models" / "nano"
+NANO = ROOT / "models" / "nano"
 pytestmark = pytest.mark.skipif(not (NANO / "config.json").is_file(), reason="models/nano holds no checkpoint yet")
 
 

@@ -1,12 +1,12 @@
 """Reuse, chunks and look-up decoding change nothing: random conversations against an engine that has none of them."""
 
 import pytest
-from conversations import PICTURES, WORDS, ask, assert_same, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_checkpoint import GENERATION, write_checkpoint
 
 from qwenvl_edge import QwenVLEngine
+from support.conversations import PICTURES, WORDS, ask, assert_same, examples
+from support.random_checkpoint import GENERATION, write_checkpoint
 
 MESSAGES = st.tuples(st.lists(st.integers(0, len(PICTURES) - 1), max_size=2), st.sampled_from(WORDS))
 # A step asks `message` behind the conversation number `branch` (modulo those that there are), cut to `turns` turns;
@@ -21,7 +21,7 @@ STEPS = st.lists(
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """seq_length is 16: nearly every prompt has a dynamic-NTK factor of its own. The window drops old turns."""
-    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     folder = tmp_path_factory.mktemp("reuse")
     checkpoint = write_checkpoint(folder / "checkpoint", seed=5, generation={**GENERATION, "max_window_size": 300})
     return exporter.export(checkpoint, folder / "bundle")

@@ -4,9 +4,9 @@ import signal
 import threading
 
 import pytest
-from random_checkpoint import GENERATION, write_checkpoint
 
 from qwenvl_edge import CancelToken, QwenVLEngine
+from support.random_checkpoint import GENERATION, write_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no setitimer")
 LONG = {"message": "a", "max_new_tokens": 60, "do_sample": False, "lookup": False}
@@ -16,7 +16,7 @@ WAIT_S = 60
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     folder = tmp_path_factory.mktemp("signals")
     bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=4, generation=GENERATION), folder / "bundle")
     return QwenVLEngine(bundle, threads=1)

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX comes for Linux on x86-64 only")
-pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+from support.paths import ROOT
 
-from dialects import RUNNABLE
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX comes for Linux on x86-64 only")
+pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
 
 from qwenvl_edge import cli
-from qwenvl_edge.backends.onnxruntime_session import STANDARD
-from qwenvl_edge.backends.plans import TENSORRT_RTX, Plan
-from qwenvl_edge.backends.tensorrt_library import installed_libraries
-from qwenvl_edge.bundle import Bundle
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge.backends.tensorrt.library import installed_libraries
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
+from qwenvl_edge.bundle.engines import TENSORRT_RTX, Plan
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.tensorrt.build import write_engine
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, CACHE_UPDATE, ROTARY, Network
-from qwenvl_edge_export.tensorrt.plugin import PluginLowering
+from qwenvl_edge_export.tensorrt.plugin_lowering import PluginLowering
 from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_shapes, vision_shapes
+from support.dialects import RUNNABLE
 from tools.nano.calibration import write
 
-NANO = Path(__file__).parents[2] / "models" / "nano"
+NANO = ROOT / "models" / "nano"
 CAPACITY = 256
 # Every precision of the exporter, and every processor that TensorRT-RTX builds for.
 BUILDS = {

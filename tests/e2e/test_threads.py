@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from benchmarks.common import conditions, rounded
-from conversations import PICTURES, WORDS
-from random_checkpoint import GENERATION, write_checkpoint
 
 from qwenvl_edge import CancelToken, Constraint, QwenVLEngine
+from support.conversations import PICTURES, WORDS
+from support.random_checkpoint import GENERATION, write_checkpoint
 
 THREADS = 16
 SHORT_REQUESTS = 2000
@@ -29,7 +29,7 @@ PATTERN = "(yes|no), [a-z]{2,12}"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     folder = tmp_path_factory.mktemp("threads")
     return exporter.export(write_checkpoint(folder / "checkpoint", seed=9, generation=GENERATION), folder / "bundle")
 

@@ -10,11 +10,11 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray Serve is not installed")
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
-from qwenvl_edge.control import CancelToken  # noqa: E402
 from qwenvl_edge.errors import ContextError, QwenVLError  # noqa: E402
 from qwenvl_edge.fleet import dispatch, ray_serve, routing  # noqa: E402
-from qwenvl_edge.image import load_picture  # noqa: E402
-from qwenvl_edge.reply import Reply  # noqa: E402
+from qwenvl_edge.inputs.cancel import CancelToken  # noqa: E402
+from qwenvl_edge.inputs.pictures import load_picture  # noqa: E402
+from qwenvl_edge.replies.reply import Reply  # noqa: E402
 from qwenvl_edge.server.errors import ApiError  # noqa: E402
 
 REPLY = Reply("red", "red", (), (), (), (), (), (), "stop", None)

@@ -22,9 +22,9 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
 import numpy as np
 from PIL import Image
-from served import PICTURE, ask, free_port, is_up, metric, post, until
 
 from qwenvl_edge import QwenVLEngine
+from support.served import PICTURE, ask, free_port, is_up, metric, post, until
 
 BIN = Path(sys.executable).parent
 START_S = 240  # a busy machine takes long to start a dozen processes

@@ -7,19 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-import triton_stand_in
 from PIL import Image
-from served import free_port, is_up, until
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
+from support import triton_stand_in
+from support.paths import ROOT
+from support.served import free_port, is_up, until
 
-ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "examples" / "triton" / "models"
 PICTURE = ROOT / "models" / "nano" / "demo.png"
 WHERE = "Where is the red mug?"

@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
-from qwenvl_edge_export import calibrate, exporter, kept, spool
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.graphs import weights
-from qwenvl_edge_export.metadata import generation_defaults, model_info
-from qwenvl_edge_export.precision import ExportPrecision
-from qwenvl_edge_export.prompts import CaseBuilder
-from qwenvl_edge_export.samples import read_samples
+from qwenvl_edge_export import export as exporter
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.families.qwen_vl.metadata import generation_defaults, model_info
+from qwenvl_edge_export.graphs import data_file as weights
+from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.quantization import activations as spool
+from qwenvl_edge_export.quantization import calibration as calibrate
+from qwenvl_edge_export.quantization import results as kept
+from qwenvl_edge_export.quantization.samples import read_samples
+from qwenvl_edge_export.verification.cases import CaseBuilder
+from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 
 INT4 = ExportPrecision.choose("int4", vision="fp32", block=32)
 LAYER_BYTES = (128 * 384 + 128 * 128 + 3 * 128 * 96) * (4 + 1) // 8  # integers, and 32 bits of scale every 32

@@ -6,14 +6,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from dialects import DIALECTS
-from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.errors import CheckpointError, QwenVLError
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.options import ExportPrecision
+from support.dialects import DIALECTS
+from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 
 GROUP = 128
 CONFIG = config_dict(intermediate_size=512)

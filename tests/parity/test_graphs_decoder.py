@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from dialects import DIALECTS
-from random_checkpoint import config_dict, write_checkpoint
 
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
-from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.export import export
+from support.dialects import DIALECTS
+from support.random_checkpoint import config_dict, write_checkpoint
 
 TOLERANCE = 1e-4
 SEQ_LENGTH = 16

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dialects import DIALECTS
-from random_checkpoint import write_weights
 from safetensors.torch import load_file
 
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
-from qwenvl_edge_export.modeling import QwenVL, resize_positions
-from qwenvl_edge_export.streaming import streamed_model
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, resize_positions
+from qwenvl_edge_export.verification.streamed_reference import streamed_model
+from support.dialects import DIALECTS
+from support.random_checkpoint import write_weights
 
 VISION_TOLERANCE = 3e-5
 LOGITS_TOLERANCE = 1e-4

@@ -7,19 +7,19 @@ import itertools
 
 import numpy as np
 import pytest
-from decoding import assert_close, decode, embeds
-from dialects import RUNNABLE
-from random_checkpoint import write_checkpoint
 
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime_session import ONNXRUNTIME, STANDARD
-from qwenvl_edge.boards import find_board, plan_for
+from qwenvl_edge.backends.memory_estimate import plan_memory
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.contract import ONNXRUNTIME, STANDARD
 from qwenvl_edge.cli import main
+from qwenvl_edge.cli.boards import find_board, plan_for
 from qwenvl_edge.engine import QwenVLEngine
-from qwenvl_edge.memory import plan_memory
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.parity import INT8_CACHE_LIMITS, LIMITS
-from qwenvl_edge_export.precision import ExportPrecision
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.verification.limits import INT8_CACHE_LIMITS, LIMITS
+from support.decoding import assert_close, decode, embeds
+from support.dialects import RUNNABLE
+from support.random_checkpoint import write_checkpoint
 
 needs_standard = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the standard decoder needs ONNX Runtime 1.25")
 # A last digit before a rounding to integers can become a whole one behind it.
@@ -143,7 +143,7 @@ def test_the_program_takes_it(bundles, tmp_path, capsys):
 
 
 def test_the_manifest_allows_no_other(bundles):
-    from qwenvl_edge.bundle import Manifest
+    from qwenvl_edge.bundle.manifest import Manifest
     from qwenvl_edge.errors import BundleError
 
     manifest = bundles["int8"].manifest

@@ -6,20 +6,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from dialects import OF_BLOCKS, run_by_default
-from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
-from qwenvl_edge import QwenVLEngine, _core, processor
-from qwenvl_edge.backends import onnxruntime_session as session_module
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME
+from qwenvl_edge import QwenVLEngine, _core
+from qwenvl_edge.backends.memory_estimate import plan_memory
+from qwenvl_edge.backends.onnxruntime import session as session_module
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
-from qwenvl_edge.memory import plan_memory
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.precision import ExportPrecision
-from qwenvl_edge_export.verify import verify
+from qwenvl_edge.machine import cpu as processor
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.verification.verify import verify
+from support.dialects import OF_BLOCKS, run_by_default
+from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 
 VISUAL = "transformer.visual."
 

@@ -7,18 +7,18 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from dialects import RUNNABLE
-from random_checkpoint import config_dict, random_tensors, write_checkpoint
 
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
-from qwenvl_edge_export.exporter import export
-from qwenvl_edge_export.parity import overlap
-from qwenvl_edge_export.precision import ExportPrecision
-from qwenvl_edge_export.prompts import builtin_box_case, builtin_cases, case_builder
-from qwenvl_edge_export.verify import GREEDY_TOKENS, _Reference, _Side, compare, verify
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.verification.cases import builtin_box_case, builtin_cases, case_builder
+from qwenvl_edge_export.verification.limits import overlap
+from qwenvl_edge_export.verification.verify import GREEDY_TOKENS, _Reference, _Side, compare, verify
+from support.dialects import RUNNABLE
+from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_another_models_checkpoint_is_refused(exported, tmp_path):
 
 def test_all_files_are_hashed(exported, tmp_path, monkeypatch):
     source, bundle = exported
-    monkeypatch.setattr("qwenvl_edge.bundle.HASHED_AT_OPEN_BYTES", 0)
+    monkeypatch.setattr("qwenvl_edge.bundle.bundle.HASHED_AT_OPEN_BYTES", 0)
     altered = copy(bundle, tmp_path / "bundle")
     with (altered.path / "decoder.data").open("r+b") as file:
         file.write(b"\x01")
@@ -203,7 +203,7 @@ def test_bfloat16_runs_on_its_stored_values(exported, tmp_path, monkeypatch):
     assert "no bfloat16" in report.table()
     altered = verify(bundle, changed(tmp_path, "transformer.h.1.mlp.w2.weight", slice(None), 3.0))
     assert altered.status == "failed"
-    monkeypatch.setattr("qwenvl_edge_export.verify.WIDEN_UP_TO_BYTES", 1000)
+    monkeypatch.setattr("qwenvl_edge_export.verification.verify.WIDEN_UP_TO_BYTES", 1000)
     unseen = verify(bundle, source)
     assert (unseen.status, unseen.to_dict()["passed"]) == ("not run here", None)
     assert unseen.table().splitlines()[-1] == "not run here"

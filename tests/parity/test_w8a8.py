@@ -10,20 +10,22 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from dialects import RUNNABLE
 from PIL import Image
-from random_checkpoint import write_checkpoint
 from safetensors import SafetensorError
 
 from qwenvl_edge.errors import BundleError, QwenVLError
-from qwenvl_edge_export import calibrate, exporter, kept
-from qwenvl_edge_export.checkpoint import Checkpoint
-from qwenvl_edge_export.exporter import export
+from qwenvl_edge_export import export as exporter
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.export import export
 from qwenvl_edge_export.graphs.builder import FLOAT, GraphBuilder
+from qwenvl_edge_export.graphs.data_file import WeightFile
 from qwenvl_edge_export.graphs.linear import Linear
-from qwenvl_edge_export.graphs.weights import WeightFile
-from qwenvl_edge_export.precision import ExportPrecision
-from qwenvl_edge_export.quantize import InputScales
+from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.quantization import calibration as calibrate
+from qwenvl_edge_export.quantization import results as kept
+from qwenvl_edge_export.quantization.formats import InputScales
+from support.dialects import RUNNABLE
+from support.random_checkpoint import write_checkpoint
 
 W8A8 = ExportPrecision.choose("w8a8")
 LAYER = "transformer.h.1.mlp.w1.weight"

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripted import engine
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.robotics import dora as adapter
 from qwenvl_edge.robotics.dora import DoraNode
 from qwenvl_edge.robotics.node import Settings, VlmNode
+from support.paths import ROOT
+from support.scripted import engine
 
 pa = pytest.importorskip("pyarrow", reason="dora needs pyarrow")
 pytest.importorskip("dora", reason="dora-rs is not installed")
 
-ROOT = Path(__file__).parents[2]
 DORA = Path(sys.executable).with_name("dora")
 BOXED = "<ref>dots</ref><box>(0,0),(500,500)</box> are here<|im_end|>"
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)

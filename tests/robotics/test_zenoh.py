@@ -6,21 +6,20 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from scripted import engine
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.robotics import zenoh as adapter
 from qwenvl_edge.robotics.node import Settings, VlmNode
 from qwenvl_edge.robotics.zenoh import ZenohNode
+from support.paths import ROOT
+from support.scripted import engine
 
 zenoh = pytest.importorskip("zenoh", reason="eclipse-zenoh is not installed")
 
-ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "models" / "nano" / "demo.png"
 BOXED = "<ref>dots</ref><box>(0,0),(500,500)</box> are here<|im_end|>"
 

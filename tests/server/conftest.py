@@ -6,14 +6,14 @@ import time
 
 import httpx
 import pytest
-from served import NANO, WAIT_S, serving
 
 from qwenvl_edge import QwenVLEngine
+from support.served import NANO, WAIT_S, serving
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.exporter", reason="exporting needs PyTorch")
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     return exporter.export(NANO, tmp_path_factory.mktemp("server") / "nano", check=False)
 
 

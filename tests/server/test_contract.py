@@ -2,7 +2,8 @@
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from served import serving
+
+from support.served import serving
 
 schemathesis = pytest.importorskip("schemathesis")
 

@@ -4,7 +4,8 @@ import asyncio
 import json
 
 import pytest
-from served import PICTURE, WAIT_S, ask, data_uri, metric, until
+
+from support.served import PICTURE, WAIT_S, ask, data_uri, metric, until
 
 openai = pytest.importorskip("openai")
 

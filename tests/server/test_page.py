@@ -1,10 +1,10 @@
 """The page at / in headless Chromium."""
 
-import chromium
 import pytest
-from served import PICTURE, serving
 
-from qwenvl_edge.image import load_picture
+from qwenvl_edge.inputs.pictures import load_picture
+from support import chromium
+from support.served import PICTURE, serving
 
 pytest.importorskip("websockets", reason="Chromium is driven over a websocket")
 pytestmark = pytest.mark.skipif(chromium.program() is None, reason="Chromium is not installed")

@@ -11,13 +11,13 @@ from typing import ClassVar
 
 import pytest
 from PIL import Image
-from served import PICTURE, ask, data_uri, post, serving
 
 from qwenvl_edge.server import sources
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
 from qwenvl_edge.server.settings import Limits, Settings
 from qwenvl_edge.server.sources import PictureSource
+from support.served import PICTURE, ask, data_uri, post, serving
 
 PNG = PICTURE.read_bytes()
 

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from served import PICTURE, WAIT_S, ask, data_uri, metric, post, serving, until
 
 from qwenvl_edge import BackendError, QwenVLError
 from qwenvl_edge.cli import main
 from qwenvl_edge.server.command import uvicorn_config
 from qwenvl_edge.server.settings import Limits, Settings, read_api_key
+from support.served import PICTURE, WAIT_S, ask, data_uri, metric, post, serving, until
 
 KEY = "correct-horse-battery"
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge_export.modeling import QwenVL
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
 from tools.nano.loop import normalise
 from tools.nano.pools import pixels
 from tools.nano.sequences import Composer

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qwenvl_edge.grounding import Markup, MarkupReader
+from qwenvl_edge.families.markup import Markup, MarkupReader
 from tools.nano.drawing import render
 from tools.nano.pools import EVALUATION_SEED
 from tools.nano.scenes import Box, Scene, change_scene, sample_scene
@@ -186,7 +186,7 @@ def main() -> None:
 
     import torch
 
-    from qwenvl_edge_export.checkpoint import Checkpoint, load_model
+    from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
     from tools.nano.answerers import TorchAnswerer
     from tools.nano.model import new_model
     from tools.nano.sequences import Composer

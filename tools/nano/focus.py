@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl_edge_export.modeling import Block, rotate
+from qwenvl_edge_export.families.qwen_vl.reference import Block, rotate
 
 HEADS = 2  # as many heads follow a guide
 NUMBERS, WORDS, PLACES, PATCHES = range(4)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwenvl_edge_export.config import QwenVLConfig
-from qwenvl_edge_export.modeling import QwenVL, VisionTransformer
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, VisionTransformer
 from tools.nano.dense import GRID
 from tools.nano.pools import IMAGE_SIZE
 

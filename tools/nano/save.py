@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from qwenvl_edge_export.modeling import QwenVL
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL
 from tools.nano.model import config_dict, new_model
 from tools.nano.vocabulary import Codec
 

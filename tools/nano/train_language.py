@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
-from qwenvl_edge_export.modeling import QwenVL, rotary_tables
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, rotary_tables
 from tools.nano.batches import Batch, collate
 from tools.nano.dense import DenseHeads, differences, targets
 from tools.nano.focus import NAMES, SEATS, focus_loss

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qwenvl_edge_export.checkpoint import Checkpoint, load_model
+from qwenvl_edge_export.checkpoint.reader import Checkpoint, load_model
 from tools.nano.dense import DenseHeads, targets
 from tools.nano.loop import Loop, normalise
 from tools.nano.model import new_model, optimizers

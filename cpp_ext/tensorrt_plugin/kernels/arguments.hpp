@@ -17,7 +17,7 @@ struct Sizes {
     std::int32_t capacity;  // C
 };
 
-// Pointers are device memory. A plain struct of fixed layout, because ctypes fills it too (tests/gpu/kernels.py).
+// Pointers are device memory. A plain struct of fixed layout, because ctypes fills it too (tests/hardware/gpu/kernels.py).
 struct Arguments {
     Sizes sizes;
     FloatType float_type;

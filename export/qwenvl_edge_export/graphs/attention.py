@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qwenvl_edge.backends.onnxruntime import TOTAL
-from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME, STANDARD
-from qwenvl_edge_export.config import QwenVLConfig
+from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD, TOTAL_LENGTH
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 
 OPSETS = {STANDARD: 24, ONNXRUNTIME: 23, NATIVE: 23}
@@ -165,7 +164,7 @@ class CachedAttention:
         g, step = self.g, self.step
         first, last = (g.op("Gather", step.position_ids, g.op("Constant", value_int=i), axis=1) for i in (0, -1))
         seqlens = g.op("Add", step.write_indices, g.op("Sub", last, first))
-        return g.op("Cast", seqlens, to=ir.DataType.INT32), g.input(TOTAL, ir.DataType.INT32, [1])
+        return g.op("Cast", seqlens, to=ir.DataType.INT32), g.input(TOTAL_LENGTH, ir.DataType.INT32, [1])
 
     def _range(self, count: ir.Value) -> ir.Value:
         g = self.g

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qwenvl_edge_export.graphs.weights import WeightFile
+from qwenvl_edge_export.graphs.data_file import WeightFile
 
 MICROSOFT = "com.microsoft"
 OWN = "qwenvl_edge"  # operators of the runtime's native core

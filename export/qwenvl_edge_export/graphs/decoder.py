@@ -13,16 +13,30 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from qwenvl_edge.backends.onnxruntime_session import NATIVE, ONNXRUNTIME, STANDARD
-from qwenvl_edge.bundle import INT8_CACHE
-from qwenvl_edge_export.checkpoint import Checkpoint
-from qwenvl_edge_export.config import QwenVLConfig
+from qwenvl_edge.bundle.contract import (
+    DECODER_DATA,
+    INPUTS_EMBEDS,
+    LOGITS,
+    LOGITS_INDICES,
+    NATIVE,
+    ONNXRUNTIME,
+    POSITION_IDS,
+    ROPE_COS,
+    ROPE_SIN,
+    STANDARD,
+    WRITE_INDICES,
+    past_name,
+    present_of,
+)
+from qwenvl_edge.bundle.manifest import INT8_CACHE
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
+from qwenvl_edge_export.graphs.data_file import WeightFile
 from qwenvl_edge_export.graphs.linear import Linear
-from qwenvl_edge_export.graphs.weights import WeightFile
-from qwenvl_edge_export.precision import FP32, GraphPrecision
-from qwenvl_edge_export.quantize import Given, nothing_given
+from qwenvl_edge_export.options import FP32, GraphPrecision
+from qwenvl_edge_export.quantization.formats import Given, nothing_given
 
 
 def build_decoders(
@@ -32,7 +46,7 @@ def build_decoders(
 
     Where weights lie depends on `given` only if the scales of inputs are among it.
     """
-    weights = WeightFile("decoder.data", checkpoint)
+    weights = WeightFile(DECODER_DATA, checkpoint)
     # The native core multiplies float32 by blocks.
     native = precision.compute == "fp32" and precision.has_blocks
     dialects = (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
@@ -53,17 +67,16 @@ def build_decoder(
     """
     g = GraphBuilder("decoder", weights, OPSETS[dialect], precision.dtype)
     hidden, vocab = config.hidden_size, config.vocab_size
-    embeds = g.input("inputs_embeds", FLOAT, ["B", "T", hidden])
-    positions = g.input("position_ids", INT64, ["B", "T"])
-    write_indices = g.input("write_indices", INT64, ["B"])
-    rope_cos = g.input("rope_cos", FLOAT, ["C", config.head_dim // 2])
-    rope_sin = g.input("rope_sin", FLOAT, ["C", config.head_dim // 2])
-    wanted = g.input("logits_indices", INT64, ["B", "K"])
+    embeds = g.input(INPUTS_EMBEDS, FLOAT, ["B", "T", hidden])
+    positions = g.input(POSITION_IDS, INT64, ["B", "T"])
+    write_indices = g.input(WRITE_INDICES, INT64, ["B"])
+    rope_cos = g.input(ROPE_COS, FLOAT, ["C", config.head_dim // 2])
+    rope_sin = g.input(ROPE_SIN, FLOAT, ["C", config.head_dim // 2])
+    wanted = g.input(LOGITS_INDICES, INT64, ["B", "K"])
     int8_cache = dialect == STANDARD and precision.cache == INT8_CACHE
     cache = cache_tensors(config, g.dtype, int8=int8_cache)
     past = [
-        [g.input(f"past_key_values.{i}.{part}", *described) for part, described in cache.items()]
-        for i in range(config.num_layers)
+        [g.input(past_name(i, part), *described) for part, described in cache.items()] for i in range(config.num_layers)
     ]
     step = StepInputs(
         positions,
@@ -82,10 +95,10 @@ def build_decoder(
     for i in range(config.num_layers):
         x, present = decoder.layer(x, i, past[i])
         presents.append(present)
-    g.output(g.cast(decoder.logits(x, wanted), g.dtype, FLOAT), "logits", FLOAT, ["B", "K", vocab])
+    g.output(g.cast(decoder.logits(x, wanted), g.dtype, FLOAT), LOGITS, FLOAT, ["B", "K", vocab])
     for i, present in enumerate(presents):
         for value, (part, described) in zip(present, cache.items(), strict=True):
-            g.output(value, f"present.{i}.{part}", *described)
+            g.output(value, present_of(past_name(i, part)), *described)
     return g.build()
 
 

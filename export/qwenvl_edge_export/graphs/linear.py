@@ -9,11 +9,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from qwenvl_edge_export.files.thread_map import in_order
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, OWN, GraphBuilder
-from qwenvl_edge_export.graphs.weights import TORCH_DTYPES, Matrix, float_pieces, tensor_bytes
-from qwenvl_edge_export.parallel import in_order
-from qwenvl_edge_export.precision import GraphPrecision
-from qwenvl_edge_export.quantize import (
+from qwenvl_edge_export.graphs.data_file import TORCH_DTYPES, Matrix, float_pieces, tensor_bytes
+from qwenvl_edge_export.options import GraphPrecision
+from qwenvl_edge_export.quantization.formats import (
     Blocks,
     Given,
     InputScales,

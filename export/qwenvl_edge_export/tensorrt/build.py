@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.plans import (
+from qwenvl_edge.backends.tensorrt.library import installed_libraries
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.engines import (
     DECODER_PLAN,
     FORMAT,
     PLANS_FOLDER,
@@ -23,14 +25,13 @@ from qwenvl_edge.backends.plans import (
     platform_name,
     plugin_file,
 )
-from qwenvl_edge.backends.tensorrt_library import installed_libraries
-from qwenvl_edge.bundle import Bundle, FileInfo, sha256
+from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.errors import BackendError, BundleError
-from qwenvl_edge_export.staging import clean_up, staged_folder
+from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.memory import check_resources
 from qwenvl_edge_export.tensorrt.network import Network
-from qwenvl_edge_export.tensorrt.plugin import PluginLowering, install_plugin, needs_plugin
+from qwenvl_edge_export.tensorrt.plugin_lowering import PluginLowering, install_plugin, needs_plugin
 from qwenvl_edge_export.tensorrt.profiles import (
     Shapes,
     choose_limits,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError
 
 SIGNED_NAME = "signed.data"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qwenvl_edge.backends.plans import TENSORRT_RTX
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
+from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.system_memory import available_bytes, swap_bytes
+from qwenvl_edge.machine.memory import available_bytes, swap_bytes
 from qwenvl_edge_export.tensorrt.targets import Target
 
 _PROCESS_BYTES = 300 << 20  # Python, onnx and TensorRT's own libraries and kernels
@@ -42,7 +43,7 @@ def check_resources(bundle: Bundle, target: Target, folder: Path) -> None:
             "end other programs, add swap, or build on another machine where the target allows it."
         )
     # Both plans, and for a time the signed copy of one graph's integers.
-    stored = [info.size for name, info in bundle.manifest.files.items() if name in ("vision.data", "decoder.data")]
+    stored = [info.size for name, info in bundle.manifest.files.items() if name in (VISION_DATA, DECODER_DATA)]
     needed, free = sum(stored) + max(stored), shutil.disk_usage(folder).free
     if needed > free:
         raise BackendError(

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.tensorrt_library import Library
+from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.errors import BackendError
 
 ATTENTION = "ATTENTION_INPUT"

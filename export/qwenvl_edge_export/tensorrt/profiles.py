@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from qwenvl_edge.backends.plans import PlanLimits, Profile
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.engines import PlanLimits, Profile
 from qwenvl_edge.errors import BackendError
 
 MAX_ROWS = 16  # logits of one call: what look-up decoding proposes, and the prompt's end that is verified

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from qwenvl_edge.backends.tensorrt_library import Library
+from qwenvl_edge.backends.tensorrt.library import Library
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 

@@ -6,8 +6,8 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qwenvl_edge.backends.plans import TENSORRT, TENSORRT_RTX
-from qwenvl_edge.backends.tensorrt_library import Library
+from qwenvl_edge.backends.tensorrt.library import Library
+from qwenvl_edge.bundle.engines import TENSORRT, TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
 
 LOCAL = "local"

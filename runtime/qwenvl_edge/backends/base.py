@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.bundle import ModelInfo
+from qwenvl_edge.backends.kv_cache import KVCache, cache_bytes
+from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, PIXEL_VALUES, POSITION_IDS, WRITE_INDICES
+from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
-from qwenvl_edge.image import ChannelOrder, Picture, Preprocessing, pixel_values
-from qwenvl_edge.kv_cache import KVCache, cache_bytes
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, Preprocessing, pixel_values
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -195,7 +196,7 @@ def check_pixels(model: ModelInfo, pixel_values: FloatArray) -> None:
         BackendError: the array is not [N, 3, S, S] float32 with N >= 1.
     """
     size = model.image_size
-    _check("pixel_values", pixel_values, np.dtype(np.float32), (None, 3, size, size))
+    _check(PIXEL_VALUES, pixel_values, np.dtype(np.float32), (None, 3, size, size))
     if not len(pixel_values):
         raise BackendError("pixel_values holds no picture; pass at least one.")
 
@@ -216,20 +217,20 @@ def check_tokens(
         ContextError: the tokens do not fit into the cache.
     """
     batch, int64 = cache.batch, np.dtype(np.int64)
-    _check("inputs_embeds", inputs_embeds, np.dtype(np.float32), (batch, None, model.hidden_size))
+    _check(INPUTS_EMBEDS, inputs_embeds, np.dtype(np.float32), (batch, None, model.hidden_size))
     tokens = inputs_embeds.shape[1]
     if not tokens:
         raise BackendError("inputs_embeds holds no token; pass at least one.")
-    _check("position_ids", position_ids, int64, (batch, tokens))
-    _check("write_indices", write_indices, int64, (batch,))
-    _check("logits_indices", logits_indices, int64, (batch, None))
-    _check_range("write_indices", write_indices, cache.length + 1, "the tokens in the cache")
+    _check(POSITION_IDS, position_ids, int64, (batch, tokens))
+    _check(WRITE_INDICES, write_indices, int64, (batch,))
+    _check(LOGITS_INDICES, logits_indices, int64, (batch, None))
+    _check_range(WRITE_INDICES, write_indices, cache.length + 1, "the tokens in the cache")
     if (needed := int(write_indices.max()) + tokens) > cache.capacity:
         raise ContextError(
             f"{needed:,} tokens do not fit into a KV cache of {cache.capacity:,}: {needed - cache.capacity:,} too many."
         )
-    _check_range("position_ids", position_ids, cache.capacity, "the cache's capacity")
-    _check_range("logits_indices", logits_indices, tokens, "the tokens of this call")
+    _check_range(POSITION_IDS, position_ids, cache.capacity, "the cache's capacity")
+    _check_range(LOGITS_INDICES, logits_indices, tokens, "the tokens of this call")
 
 
 def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:

@@ -19,8 +19,9 @@ from qwenvl_edge.backends.base import (
     check_placed,
     check_tokens,
 )
+from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, POSITION_IDS, WRITE_INDICES
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.kv_cache import KVCache
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 
@@ -49,10 +50,10 @@ class CheckedBackend(Backend):
     ) -> FloatArray:
         """See Backend.decode."""
         inputs: Inputs = {
-            "inputs_embeds": inputs_embeds,
-            "position_ids": position_ids,
-            "write_indices": write_indices,
-            "logits_indices": logits_indices,
+            INPUTS_EMBEDS: inputs_embeds,
+            POSITION_IDS: position_ids,
+            WRITE_INDICES: write_indices,
+            LOGITS_INDICES: logits_indices,
         }
         check_tokens(self.model, cache, **inputs)
         tokens = inputs_embeds.shape[1]

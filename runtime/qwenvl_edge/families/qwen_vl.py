@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from qwenvl_edge.errors import BundleError, PromptError
-from qwenvl_edge.grounding import Markup
-from qwenvl_edge.image import Preprocessing
+from qwenvl_edge.families.markup import Markup
+from qwenvl_edge.inputs.pictures import Preprocessing
 
 # Special tokens in the order of their ids, which follow the BPE ranks directly.
 _EXTRAS = tuple(f"<|extra_{i}|>" for i in range(205))

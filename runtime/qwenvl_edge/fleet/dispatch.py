@@ -13,10 +13,10 @@ from ray import exceptions
 from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from qwenvl_edge.control import CancelToken
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.fleet.routing import picture_key
-from qwenvl_edge.reply import Reply
+from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import log
 

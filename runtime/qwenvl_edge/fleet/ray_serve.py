@@ -13,11 +13,11 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from starlette.types import ASGIApp
 
-from qwenvl_edge.bundle import Bundle
-from qwenvl_edge.control import CancelToken
+from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.fleet.dispatch import Dispatcher, Item
+from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.server.app import Server
 from qwenvl_edge.server.logs import configure
 from qwenvl_edge.server.metrics import Metrics

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from qwenvl_edge.image import Picture
+from qwenvl_edge.inputs.pictures import Picture
 
 
 def picture_key(arguments: Mapping[str, Any]) -> str:

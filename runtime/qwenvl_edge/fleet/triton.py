@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as triton  # there inside Triton only
 
-from qwenvl_edge.constraint import Constraint
-from qwenvl_edge.control import CancelToken
+from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import PromptError, QwenVLError
-from qwenvl_edge.reply import Reply
+from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.replies.reply import Reply
 
 _NUMBER = (int, float)
 _OPTIONS: dict[str, tuple[type, ...]] = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.robotics.node import Settings
-from qwenvl_edge.terminal import say
 
 
 def node_parser(program: str, description: str | None) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.image import array_to_rgb, load_picture
+from qwenvl_edge.inputs.pictures import array_to_rgb, load_picture
 
 Pixels = npt.NDArray[np.uint8]
 

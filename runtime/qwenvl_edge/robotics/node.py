@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qwenvl_edge.control import CancelToken
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
-from qwenvl_edge.frames import Frame, FrameSource
-from qwenvl_edge.image import Picture
-from qwenvl_edge.reply import Reply
+from qwenvl_edge.inputs.camera import Frame, FrameSource
+from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.replies.reply import Reply
 
 if TYPE_CHECKING:
-    from qwenvl_edge.options import Overrides
+    from qwenvl_edge.inputs.options import Overrides
 
 _NO_CAMERA = -1  # the frame number of a picture that came with its question
 _WAITING = 8  # questions; as with frames, what a robot asked long ago is not worth an answer

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qwenvl_edge.control import CancelToken
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge.grounding import Box
+from qwenvl_edge.families.boxes import Box
+from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import run_command
 from qwenvl_edge.robotics.images import compressed_to_rgb, raw_to_rgb
 from qwenvl_edge.robotics.node import Answer, Question, Settings, VlmNode

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwenvl_edge.errors import PromptError, QwenVLError
-from qwenvl_edge.image import load_picture
+from qwenvl_edge.inputs.pictures import load_picture
+from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.robotics.command import node_parser, open_engine, read_settings, run_command
 from qwenvl_edge.robotics.images import compressed_to_rgb
 from qwenvl_edge.robotics.node import Answer, Question, VlmNode
-from qwenvl_edge.terminal import say
 
 _WAITING = 16  # queries; more wait in the transport, where the asker's own timeout rules
 

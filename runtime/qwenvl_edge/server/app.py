@@ -18,9 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from qwenvl_edge import __version__
-from qwenvl_edge.bundle import Manifest
-from qwenvl_edge.control import CancelToken
-from qwenvl_edge.reply import Reply
+from qwenvl_edge.bundle.manifest import Manifest
+from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.server import openapi
 from qwenvl_edge.server.errors import ApiError, from_engine
 from qwenvl_edge.server.guard import Guard

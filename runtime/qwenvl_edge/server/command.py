@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.server.settings import Limits, Settings, read_api_key
-from qwenvl_edge.terminal import say
 
 if TYPE_CHECKING:
     import uvicorn

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from qwenvl_edge.reply import Reply
+from qwenvl_edge.replies.reply import Reply
 
 if TYPE_CHECKING:
     from qwenvl_edge.server.service import Answering

@@ -12,7 +12,7 @@ import secrets
 import time
 from typing import Any
 
-from qwenvl_edge.reply import Reply
+from qwenvl_edge.replies.reply import Reply
 
 _REASONS = {"stop": "stop", "stop_string": "stop", "cancelled": "stop"}
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from qwenvl_edge.control import CancelToken
-from qwenvl_edge.reply import Reply
+from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.server.errors import overloaded
 from qwenvl_edge.server.metrics import Metrics
 from qwenvl_edge.server.settings import Limits

@@ -17,7 +17,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from PIL import Image
 
-from qwenvl_edge.image import Picture, load_picture
+from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
 from qwenvl_edge.server.settings import Settings

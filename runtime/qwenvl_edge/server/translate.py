@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qwenvl_edge.bundle import ModelInfo
-from qwenvl_edge.constraint import Constraint
+from qwenvl_edge.bundle.manifest import ModelInfo
+from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.schema import (
     AssistantMessage,

@@ -1,0 +1,1 @@
+"""Checkpoints on the disk, as checked, memory-mapped tensors."""

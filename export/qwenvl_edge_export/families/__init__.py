@@ -1,0 +1,1 @@
+"""Everything that one model family decides about its export."""

@@ -1,0 +1,183 @@
+"""Which precision each part of a bundle has: what `qwenvl export --precision` and its companions mean.
+
+A graph computes in one float type and stores its linear layers in that type or in integers. On the CPU the float type
+is float32 (ONNX Runtime computes float16 there through float32 copies, and bfloat16 not at all); on a GPU float16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qwenvl_edge.bundle.manifest import FLOAT_CACHE, KV_CACHES, Precision
+from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge_export.quantization.formats import BLOCK_SIZES, Blocks, Rows, StaticRows, WeightFormat
+
+FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+STATIC = "w8a8"
+PRECISIONS = (*FLOATS, "int8", "int4", STATIC)
+VISION_PRECISIONS = (*FLOATS, "int8", STATIC)
+TARGETS = ("cpu", "gpu")
+HEAD = "lm_head.weight"
+_VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
+_BITS = {"int8": 8, "int4": 4}
+# On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token and 0.7 at a prompt (DESIGN.md).
+_BLOCKS = {"cpu": 128, "gpu": 32}
+
+
+@dataclass(frozen=True)
+class GraphPrecision:
+    """One graph's float type (a key of FLOATS) and how its linear layers are stored.
+
+    weights: the float type, "int8", "int4" or "w8a8" (activations are integers too, with scales from calibration).
+    head: the same for lm_head. block: inputs that share a scale.
+    activations: beside "int8", activations are integers too, with scales found at run time, and a weight's scales are
+    one an output row instead of blocks.
+    keep: patterns of layers that stay in the float type. cache: a value of KV_CACHES, for the "standard" dialect.
+    """
+
+    compute: str
+    weights: str
+    head: str = ""
+    block: int = 32
+    activations: bool = False
+    keep: tuple[str, ...] = ()
+    cache: str = FLOAT_CACHE
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The float type."""
+        return FLOATS[self.compute]
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its linear layers are integers that share scales by blocks of inputs."""
+        return self.weights in _BITS and not self.activations
+
+    def format(self, name: str) -> WeightFormat:
+        """How the linear layer whose weight is `name` is stored."""
+        chosen = self.head if name == HEAD else self.weights
+        if chosen in FLOATS or any(fnmatch.fnmatch(name, pattern) for pattern in self.keep):
+            return None
+        if chosen == STATIC:
+            return StaticRows()
+        return Rows() if self.activations else Blocks(_BITS[chosen], self.block)
+
+
+FP32 = GraphPrecision("fp32", "fp32", "fp32")
+
+
+@dataclass(frozen=True)
+class ExportPrecision:
+    """Precision of both graphs and of the embedding table (a value of NAMES).
+
+    fixed_block: whether the decoder's block size was asked for, so that it must divide the layers' inputs.
+    """
+
+    vision: GraphPrecision
+    decoder: GraphPrecision
+    embedding: str
+    fixed_block: bool = True
+
+    @classmethod
+    def choose(
+        cls,
+        precision: str = "fp32",
+        *,
+        vision: str | None = None,
+        target: str = "cpu",
+        block: int | None = None,
+        head: str | None = None,
+        keep: Sequence[str] = (),
+        kv_cache: str = FLOAT_CACHE,
+    ) -> ExportPrecision:
+        """The precision that the options ask for; None takes the target's default.
+
+        Blocks are 128 on the CPU and 32 on a GPU by default, or smaller where `fitted` finds that they must be.
+
+        Raises:
+            QwenVLError: an option has no such value.
+        """
+        _check("precision", precision, PRECISIONS)
+        _check("target", target, TARGETS)
+        fixed = block is not None
+        block = _BLOCKS[target] if block is None else block
+        _check("block size", block, BLOCK_SIZES)
+        _check("KV cache", kv_cache, KV_CACHES)
+        vision = vision or _VISION_DEFAULTS[target].get(precision, precision)
+        _check("vision precision", vision, VISION_PRECISIONS)
+        # The head's rows decide between neighbouring tokens: 8 bits where the layers have 4.
+        head = head or ("int8" if precision == "int4" else precision)
+        _check("precision of lm_head", head, _heads(precision))
+        wide = "fp16" if target == "gpu" else "fp32"
+        keep = tuple(keep)
+        return cls(
+            vision=GraphPrecision(
+                vision if vision in FLOATS else wide, vision, block=block, activations=vision == "int8", keep=keep
+            ),
+            decoder=GraphPrecision(
+                precision if precision in FLOATS else wide, precision, head, block, keep=keep, cache=kv_cache
+            ),
+            embedding=NAMES.get(precision, "float16"),
+            fixed_block=fixed,
+        )
+
+    def fitted(self, inputs: Sequence[int]) -> ExportPrecision:
+        """The same with the largest blocks up to the default that divide layers of so many inputs.
+
+        A size that was asked for stays, and so does one that no smaller one can replace: the export then names the
+        layer that does not divide.
+        """
+        if self.fixed_block:
+            return self
+        fitting = [size for size in BLOCK_SIZES if size <= self.decoder.block and not any(n % size for n in inputs)]
+        return self.of_groups(max(fitting, default=self.decoder.block))
+
+    def of_groups(self, group: int) -> ExportPrecision:
+        """The same with blocks of `group` inputs in the decoder, those of a quantized checkpoint."""
+        return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, block=group))
+
+    def check_kept(self, names: Sequence[str]) -> None:
+        """Check that every pattern of layers to be kept in floats matches one of all weights' `names`.
+
+        Raises:
+            QwenVLError: names the first that does not, and the weight's name that is nearest to it.
+        """
+        for pattern in self.decoder.keep:
+            if not any(fnmatch.fnmatch(name, pattern) for name in names):
+                nearest = max(names, key=lambda name: difflib.SequenceMatcher(None, name, pattern).ratio())
+                raise QwenVLError(
+                    f'--keep-fp16 "{pattern}" matches no linear layer\'s weight; they have names such as "{nearest}".'
+                )
+
+    def describe(self, method: str) -> Precision:
+        """The manifest's record; `method` says where the integers come from."""
+        blocks = self.decoder.weights in _BITS
+        return Precision(
+            vision=self.vision.weights,
+            decoder=self.decoder.weights,
+            lm_head=self.decoder.head,
+            compute={"vision": self.vision.compute, "decoder": self.decoder.compute},
+            block_size=self.decoder.block if blocks else 0,
+            method="" if self.decoder.weights in FLOATS else method,
+            kept=", ".join(self.decoder.keep),
+            kv_cache=self.decoder.cache,
+        )
+
+
+def _heads(precision: str) -> tuple[str, ...]:
+    """What lm_head may be beside layers of `precision`: floats beside floats; calibrated where the layers are."""
+    if precision in FLOATS:
+        return (precision,)
+    return PRECISIONS if precision == STATIC else tuple(name for name in PRECISIONS if name != STATIC)
+
+
+def _check(what: str, value: object, known: Sequence[object]) -> None:
+    if value not in known:
+        raise QwenVLError(f'the {what} "{value}" is not one of {", ".join(map(str, known))}.')

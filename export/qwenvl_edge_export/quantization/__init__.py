@@ -1,0 +1,1 @@
+"""Weights on fewer bits, and the samples that choose their integers."""

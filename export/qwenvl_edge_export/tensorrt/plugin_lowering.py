@@ -1,0 +1,212 @@
+"""The graphs for TensorRT 10.3 to 10.14, whose parser stops at opset 20 and which has no layers for a cache; and for
+later ones where the cache is int8, which their own layers do not take.
+
+A decoder layer's rotary embedding, cache update and attention become one op, KVCacheAttention (docs/plugin.md), which
+comes from the plugin library; the other operators of later opsets become those that they stand for.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qwenvl_edge.backends.tensorrt.library import Library
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.engines import PLUGIN_OP, TENSORRT
+from qwenvl_edge.bundle.manifest import INT8_CACHE
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge_export.tensorrt.lowering import Lowering, only_user
+from qwenvl_edge_export.tensorrt.targets import release
+
+DOMAIN = "qwenvl.edge"
+OP_VERSION = "1"
+NATIVE_SINCE = (10, 15)  # TensorRT's KVCacheUpdate and RotaryEmbedding layers
+_OPSET = 20
+_OPSET_OF_BLOCKS = 21  # DequantizeLinear by blocks
+_HEAD_DIMS = (64, 80, 96, 104, 128)
+_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def needs_plugin(library: Library, bundle: Bundle) -> bool:
+    """Whether this TensorRT has no cache layers of its own for the bundle's cache.
+
+    Raises:
+        BackendError: it has none, and takes no plugin from an ONNX graph.
+    """
+    int8 = bundle.manifest.precision.kv_cache == INT8_CACHE
+    if int8 and library.api != TENSORRT:
+        raise BackendError(
+            f"the bundle's KV cache is int8, but the cache layers of {library.name} take floats only and its parser no "
+            "plugin; export the bundle with --kv-cache float, or build with TensorRT and --plugin FILE."
+        )
+    return library.api == TENSORRT and (int8 or release(library) < NATIVE_SINCE)
+
+
+def install_plugin(library: Library, bundle: Bundle, source: Path | None, folder: Path) -> str:
+    """Copy the plugin library `source` into a plan's folder and register it; returns its entry in the manifest.
+
+    Raises:
+        BackendError: there is none, TensorRT does not load it, or it has no kernels for this model.
+    """
+    compute, head_dim = bundle.manifest.precision.compute["decoder"], bundle.manifest.model.head_dim
+    if source is None:
+        int8 = bundle.manifest.precision.kv_cache == INT8_CACHE
+        what, instead = (" for an int8 cache", " and a bundle with --kv-cache float") if int8 else ("", "")
+        raise BackendError(
+            f"{library.name} has no cache layers of its own{what} and needs the plugin; give it with --plugin FILE "
+            f"(docs/jetson.md says how to make it), or use TensorRT 10.15 or newer{instead}."
+        )
+    if compute == "fp32" or head_dim not in _HEAD_DIMS:
+        raise BackendError(
+            f"the plugin computes in fp16 or bf16 with heads of {', '.join(map(str, _HEAD_DIMS))}, but this decoder is "
+            f"{compute} with heads of {head_dim}; export it with --target gpu."
+        )
+    try:
+        shutil.copyfile(source, folder / source.name)
+    except OSError as error:
+        raise BackendError(f'cannot read the plugin "{source}": {error.strerror}.') from None
+    entry = f"{source.name} {OP_VERSION}"
+    library.load_plugin(entry, folder)
+    return entry
+
+
+class PluginLowering(Lowering):
+    """A graph of a bundle in the operators of opset 20, and the plugin's."""
+
+    def decoder(self, capacity: int) -> bytes:
+        """See Lowering.decoder."""
+        self._fix_capacity(capacity)
+        for node in self._nodes("Attention"):
+            self._use_plugin(node)
+        for node in self._nodes("RMSNormalization"):
+            self._spell_out_norm(node)
+        self.model.opset_imports[DOMAIN] = 1
+        return self._finish()
+
+    def vision(self) -> bytes:
+        """See Lowering.vision."""
+        self._widen_norms()
+        self._undo_dynamic_quantization()
+        for node in self._nodes("Attention"):
+            self._spell_out_attention(node)
+        return self._finish()
+
+    def _finish(self) -> bytes:
+        blocks = any("block_size" in node.attributes for node in self._nodes("DequantizeLinear"))
+        self.model.opset_imports[""] = _OPSET_OF_BLOCKS if blocks else _OPSET
+        return super()._finish()
+
+    def _use_plugin(self, node: ir.Node) -> None:
+        """Split -> rotary, log-n, TensorScatter -> Attention -> Transpose -> Reshape, all in one node."""
+        model = self._bundle.manifest.model
+        updates = self._updates(node)
+        rotary = _upstream(_producer(node, 0), "RotaryEmbedding")
+        split = _upstream(_producer(rotary, 0), "Split")
+        _, cos, sin, positions = rotary.inputs
+        past = [update.inputs[0] for update in updates]
+        new = ir.node(
+            PLUGIN_OP,
+            [
+                split.inputs[0],
+                *past[:2],
+                cos,
+                sin,
+                positions,
+                updates[0].inputs[2],
+                self._logn(node, rotary),
+                *past[2:],
+            ],
+            {
+                "num_heads": model.num_heads,
+                "num_kv_heads": model.num_kv_heads,
+                "head_dim": model.head_dim,
+                "int8_cache": int(len(updates) > 2),
+                "plugin_version": OP_VERSION,
+            },
+            domain=DOMAIN,
+            num_outputs=1 + len(updates),
+        )
+        self.graph.insert_before(node, new)
+        end = only_user(only_user(node))
+        ir.convenience.replace_all_uses_with(end.outputs[0], new.outputs[0])
+        for update, present in zip(updates, new.outputs[1:], strict=True):
+            self._take_output(update.outputs[0], present)
+
+    def _updates(self, attention: ir.Node) -> list[ir.Node]:
+        """The cache updates of keys and values, and of their scales where there are some."""
+        cached = [_producer(attention, i) for i in (1, 2)]
+        updates = [_upstream(node, "TensorScatter") for node in cached]
+        if self._bundle.manifest.precision.kv_cache == INT8_CACHE:
+            products = [_upstream(node, "Mul") for node in cached]
+            updates += [_upstream(_producer(product, 1), "TensorScatter") for product in products]
+        return updates
+
+    def _logn(self, attention: ir.Node, rotary: ir.Node) -> ir.Value | None:
+        """[B, T] factors on the queries: those of the graph, or ones."""
+        user = only_user(rotary)
+        if user.op_type == "Mul":
+            return _producer(user, 1).inputs[0]
+        shape = self._before(attention, "Shape", rotary.inputs[3])
+        return self._before(attention, "ConstantOfShape", shape, value=ir.Tensor(np.ones(1, np.float32)))
+
+    def _take_output(self, old: ir.Value, new: ir.Value) -> None:
+        index = next(i for i, value in enumerate(self.graph.outputs) if value is old)
+        new.type, new.shape = old.type, old.shape
+        self.graph.outputs[index] = new
+        new.name, old.name = old.name, f"{old.name}.unused"
+
+    def _spell_out_norm(self, node: ir.Node) -> None:
+        """RMSNormalization: x / sqrt(mean(x^2) + eps) in float32, then times the weight in the graph's type."""
+        x, weight = node.inputs
+        assert weight is not None and weight.const_value is not None
+        narrow = weight.const_value.dtype
+        epsilon = np.float32(node.attributes["epsilon"].as_float())
+        wide = self._before(node, "Cast", x, to=ir.DataType.FLOAT)
+        axes = self._constant("last_axis", np.array([-1], np.int64))
+        mean = self._before(node, "ReduceMean", self._before(node, "Mul", wide, wide), axes, keepdims=1)
+        shifted = self._before(node, "Add", mean, self._constant("norm_epsilon", np.asarray(epsilon)))
+        unit = self._before(node, "Div", wide, self._before(node, "Sqrt", shifted))
+        out = self._before(node, "Mul", self._before(node, "Cast", unit, to=narrow), weight)
+        ir.convenience.replace_all_uses_with(node.outputs[0], out)
+
+    def _spell_out_attention(self, node: ir.Node) -> None:
+        """Attention without mask or cache: softmax(q k^T / sqrt(D)) v, heads apart."""
+        heads = node.attributes["q_num_heads"].as_int()
+        shape = only_user(node).inputs[1]
+        assert shape is not None and shape.const_value is not None
+        dim = int(shape.const_value.numpy()[-1]) // heads
+        split = self._constant(f"heads_{heads}", np.array([0, 0, heads, dim], np.int64))
+        by_head = [self._before(node, "Reshape", x, split) for x in node.inputs[:3]]
+        q, k, v = (
+            self._before(node, "Transpose", x, perm=perm)
+            for x, perm in zip(by_head, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+        )
+        scaled = self._before(node, "Mul", q, self._scale(dim))
+        weights = self._before(node, "Softmax", self._before(node, "MatMul", scaled, k), axis=-1)
+        out = self._before(node, "Transpose", self._before(node, "MatMul", weights, v), perm=[0, 2, 1, 3])
+        joined = self._constant(f"joined_{heads}", np.array([0, 0, heads * dim], np.int64))
+        ir.convenience.replace_all_uses_with(node.outputs[0], self._before(node, "Reshape", out, joined))
+
+    def _scale(self, dim: int) -> ir.Value:
+        name = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+        dtype = name[self._bundle.manifest.precision.compute["vision"]]
+        factor = np.asarray(1 / math.sqrt(dim), np.float32).astype(dtype.numpy())
+        return self._constant(f"attention_scale_{dim}", factor)
+
+
+def _producer(node: ir.Node, index: int) -> ir.Node:
+    value = node.inputs[index]
+    producer = None if value is None else value.producer()
+    assert producer is not None  # the exporter's own graph
+    return producer
+
+
+def _upstream(node: ir.Node, op_type: str) -> ir.Node:
+    """The nearest node of that kind, along first inputs."""
+    while node.op_type != op_type:
+        node = _producer(node, 0)
+    return node

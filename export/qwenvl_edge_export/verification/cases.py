@@ -1,0 +1,137 @@
+"""Prompts with answers, as the model is used: the built-in ones that bundles are verified on, and how others are made.
+
+What a built-in answer says does not matter: PyTorch and the bundle are given it token by token (teacher forcing), so
+that they are compared on the same input throughout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.manifest import GenerationDefaults, ModelInfo
+from qwenvl_edge.families import create_family
+from qwenvl_edge.families.markup import MarkupReader
+from qwenvl_edge.inputs.messages import Part, Text, Turn
+from qwenvl_edge.inputs.pictures import Picture, load_picture, pixel_values
+from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder
+from qwenvl_edge.inputs.tokenizer import Tokenizer
+
+GridBox: TypeAlias = tuple[int, int, int, int]
+"""x1, y1, x2, y2 as the model writes them, 0..999 of each side."""
+
+_SIDE = 160
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt with its pictures' pixel_values [N, 3, S, S] and the ids of an answer, int64 [M]."""
+
+    name: str
+    prompt: Prompt
+    pixels: npt.NDArray[np.float32]
+    answer: npt.NDArray[np.int64]
+
+    def digest(self) -> str:
+        """SHA-256 over the shapes and bytes of all that the model is given; the name does not count."""
+        total = hashlib.sha256()
+        for part in (self.prompt.ids, self.answer, self.pixels):
+            total.update(f"{part.dtype.str} {part.shape}\n".encode())
+            total.update(np.ascontiguousarray(part).data)
+        return total.hexdigest()
+
+
+class CaseBuilder:
+    """Makes cases in the format that a model was trained on (ChatML or raw)."""
+
+    def __init__(self, family: str, model: ModelInfo, generation: GenerationDefaults, tokenizer: Path):
+        self._model = model
+        self._generation = generation
+        self._family = create_family(family, image_start_id=model.image_start_id, image_tokens=model.image_tokens)
+        self._tokenizer = Tokenizer(tokenizer, self._family.special_tokens)
+        self._prompts = PromptBuilder(self._family, self._tokenizer)
+
+    def case(self, name: str, parts: tuple[Part, ...], history: tuple[Turn, ...], answer: str) -> Case:
+        """One case; the answer may hold grounding markup and is followed by the end of the text."""
+        family = self._family
+        if family.can_chat(self._generation.chat_format):
+            window = self._generation.max_window_size
+            prompt = self._prompts.chat(parts, history=history, system=family.default_system, window=window)
+        else:
+            prompt = self._prompts.raw([part for turn in history for part in turn.user] + list(parts))
+        ids = self._tokenizer.encode(answer, allowed_special=family.markup.tags)
+        return Case(name, prompt, self._pixels(prompt), np.array([*ids, family.end_of_text], np.int64))
+
+    def box_case(self, name: str, picture: Picture, phrase: str) -> Case:
+        """The question where `phrase` is, in the form that boxes were trained in; its answer is left empty."""
+        tag = self._family.markup
+        prompt = self._prompts.raw((picture, Text(f"<{tag.ref}>{phrase}</{tag.ref}><{tag.box}>")))
+        return Case(name, prompt, self._pixels(prompt), np.empty(0, np.int64))
+
+    def box(self, answer: Sequence[int]) -> GridBox | None:
+        """The box that an answer to a `box_case` begins with; None if it is none."""
+        markup = self._family.markup
+        reader = MarkupReader(markup)
+        reader.feed(f"<{markup.box}>" + self._tokenizer.decode([id_ for id_ in answer if id_ < self._family.decodable]))
+        points = reader.shapes[0].points if reader.shapes else ()
+        return (*points[0], *points[1]) if len(points) == 2 else None
+
+    def _pixels(self, prompt: Prompt) -> npt.NDArray[np.float32]:
+        size = self._model.image_size
+        preprocessing = self._family.preprocessing(size)
+        pixels = np.empty((len(prompt.pictures), 3, size, size), np.float32)
+        for i, picture in enumerate(prompt.pictures):
+            pixels[i] = pixel_values(picture, preprocessing)
+        return pixels
+
+
+def case_builder(bundle: Bundle) -> CaseBuilder:
+    """A builder for the model of a bundle."""
+    manifest = bundle.manifest
+    return CaseBuilder(manifest.family, manifest.model, manifest.generation, bundle.file(manifest.tokenizer))
+
+
+def builtin_box_case(builder: CaseBuilder) -> Case:
+    """A green disc to be found."""
+    return builder.box_case("box", load_picture(_disc(110, 60, (40, 160, 60))), "the green ball")
+
+
+def builtin_cases(builder: CaseBuilder) -> list[Case]:
+    """Words alone, one picture, two pictures behind a first exchange."""
+    disc, bars, noise = _pictures()
+    first = Turn((disc, Text("What is in the picture?")), "A red disc on a dark ground.")
+    box = "<ref>the red disc</ref><box>(120,240),(480,610)</box>"
+    return [
+        builder.case(
+            "text", (Text("Hello, who are you? 你好！"),), (), "I answer questions about pictures. 我看图回答问题。"
+        ),
+        builder.case("one picture", (disc, Text("Where is the red disc?")), (), box),
+        builder.case(
+            "two pictures, history", (bars, noise, Text("What changed?")), (first,), f"The disc is gone: {box}."
+        ),
+    ]
+
+
+def _pictures() -> tuple[Picture, Picture, Picture]:
+    """A red disc, coloured bars and noise, the same everywhere."""
+    y, x = np.mgrid[:_SIDE, :_SIDE]
+    disc = _disc(60, 90, (220, 30, 30))
+    bars = np.stack([(x * 3) % 256, (y * 5) % 256, (x // 20 * 30) % 256], axis=-1).astype(np.uint8)
+    noise = np.random.default_rng(_SEED).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
+    return load_picture(disc), load_picture(bars), load_picture(noise)
+
+
+def _disc(left: int, top: int, colour: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """A disc with its centre there, on a dark ground."""
+    y, x = np.mgrid[:_SIDE, :_SIDE]
+    canvas = np.full((_SIDE, _SIDE, 3), (20, 30, 60), np.uint8)
+    canvas[(x - left) ** 2 + (y - top) ** 2 < 40**2] = colour
+    return canvas

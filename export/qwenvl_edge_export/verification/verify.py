@@ -1,0 +1,261 @@
+"""PyTorch against the bundle, stage by stage: image features, then teacher-forced logits of both decoder dialects.
+
+The bundle's side goes through the runtime's own prompt, preprocessing, cache and backend. The answer's tokens reach the
+decoder as single steps and as a chunk, so the cache, positions and offsets are part of what is compared. The bundle
+also answers greedily: PyTorch, given that answer, tells where it would first have chosen another token, which is where
+the two greedy answers part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime.session import can_run, missing, vision_graph
+from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, Request, select_backend
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
+from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
+from qwenvl_edge.errors import BackendError, CheckpointError
+from qwenvl_edge.families import create_family
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.qwen_vl.metadata import model_info
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVL, ntk_alpha
+from qwenvl_edge_export.verification.cases import Case, builtin_box_case, builtin_cases, case_builder
+from qwenvl_edge_export.verification.limits import (
+    INT8_CACHE_LIMITS,
+    LIMITS,
+    FloatArray,
+    Limits,
+    Report,
+    Row,
+    agreement,
+    features_row,
+    logits_row,
+    overlap,
+)
+from qwenvl_edge_export.verification.streamed_reference import streamed_model
+from qwenvl_edge_export.verification.widened import HOW_IT_RAN, NO_BFLOAT16, WIDEN_UP_TO_BYTES, weight_bytes, widened
+
+PROMPT_ROWS = 16
+"""How many of a prompt's last positions are compared; the answer's are compared all."""
+SINGLE_STEPS = 2
+"""How many of the answer's tokens are decoded one at a time before the rest goes as one chunk."""
+GREEDY_TOKENS = 24
+"""How many tokens the bundle answers by itself: a box has 21 at most, closing tag included."""
+
+
+def verify(bundle: Bundle | str | Path, checkpoint: Checkpoint | str | Path, *, backend: str = ONNXRUNTIME) -> Report:
+    """Check the SHA-256 of every file of `bundle` and compare it with the `checkpoint` it was made from.
+
+    Args:
+        bundle: the bundle.
+        checkpoint: its checkpoint.
+        backend: "onnxruntime" compares the graphs on the CPU, in each dialect; "tensorrt" the plan for this machine.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        CheckpointError: the checkpoint is not whole, or has other dimensions than the bundle.
+        BackendError: the bundle's graphs, or its plan, cannot be run here, or yield NaN or infinity.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle.check_files()
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    return compare(bundle, checkpoint, backend=backend)
+
+
+def compare(bundle: Bundle, checkpoint: Checkpoint, *, backend: str = ONNXRUNTIME) -> Report:
+    """Like verify, for a bundle whose files are known to be whole."""
+    _check_same_model(bundle, checkpoint)
+    if backend == TENSORRT or "bf16" not in bundle.manifest.precision.compute.values():
+        return _compare(bundle, checkpoint, backend)
+    if weight_bytes(bundle) > WIDEN_UP_TO_BYTES:
+        return Report((), (f"anything: {NO_BFLOAT16}, and the bundle is too large to be widened",))
+    with tempfile.TemporaryDirectory(prefix="qwenvl-verify-") as folder:
+        report = _compare(widened(bundle, Path(folder)), checkpoint, backend)
+    return dataclasses.replace(report, skipped=(*report.skipped, f"bfloat16 arithmetic: {NO_BFLOAT16}, {HOW_IT_RAN}"))
+
+
+def _open(bundle: Bundle, backend: str) -> dict[str, Backend]:
+    """What can run here, by name: the plan, or ONNX Runtime in each dialect."""
+    if backend == TENSORRT:
+        return {TENSORRT: select_backend(Request(bundle, None, None, 1), TENSORRT, "auto").backend}
+    if backend != ONNXRUNTIME:
+        raise BackendError(f'a bundle is verified with "{ONNXRUNTIME}" or "{TENSORRT}", not with "{backend}".')
+    return {name: OnnxRuntimeBackend(bundle, dialect=name) for name in bundle.manifest.graphs.decoder if can_run(name)}
+
+
+def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
+    precision = bundle.manifest.precision
+    model = streamed_model(checkpoint)
+    sides = {name: _Side(bundle, opened) for name, opened in _open(bundle, backend).items()}
+    builder = case_builder(bundle)
+    rows: list[Row] = []
+    for case in (*builtin_cases(builder), builtin_box_case(builder)):
+        first = next(iter(sides.values()))
+        features = _features(sides, case)
+        own = {name: side.answer(case, features[name]) for name, side in sides.items()}
+        reference = _Reference(model, case, first.answerable)
+        asked = case
+        if not len(case.answer):
+            answer = reference.answer(first, features[next(iter(sides))])
+            asked = dataclasses.replace(case, answer=np.array(answer, np.int64))
+        wanted = reference.logits([asked.answer.tolist(), *own.values()])
+        if len(case.pixels):
+            found = np.concatenate(list(features.values()))  # of every dialect, one behind the other
+            expected = np.tile(reference.features.numpy(), (len(features), 1, 1))
+            rows.append(features_row("vision", case.name, found, expected, LIMITS[precision.vision]))
+        for (name, side), chosen in zip(sides.items(), wanted[1:], strict=True):
+            greedy = agreement(own[name], chosen[-len(own[name]) - 1 : -1, : first.answerable])
+            logits = side.decode(asked, features[name])
+            row = logits_row(name, case.name, logits, wanted[0], _limits(precision, name), greedy)
+            if asked is not case:
+                boxes = (builder.box(answer) for answer in (own[name], asked.answer.tolist()))
+                row = dataclasses.replace(row, iou=overlap(*boxes))
+            rows.append(row)
+    dialects = bundle.manifest.graphs.decoder if backend == ONNXRUNTIME else ()
+    skipped = (f'"{name}", which needs {missing(name)}' for name in dialects if name not in sides)
+    return Report(tuple(rows), tuple(skipped))
+
+
+def _features(sides: Mapping[str, _Side], case: Case) -> dict[str, FloatArray]:
+    """Image features [N, Q, H] by dialect; those with the same graph share them."""
+    by_graph: dict[str, FloatArray] = {}
+    found = {}
+    for name, side in sides.items():
+        graph = vision_graph(side.bundle, name)
+        if graph not in by_graph:
+            by_graph[graph] = side.backend.encode_images(case.pixels) if len(case.pixels) else side.no_features
+        found[name] = by_graph[graph]
+    return found
+
+
+def _limits(precision: Precision, side: str) -> Limits:
+    """What logits may lose: what the part may that may lose most. "standard" and plans may have an int8 cache."""
+    parts = [LIMITS[precision.vision], LIMITS[precision.decoder]]
+    if side in (STANDARD, TENSORRT) and precision.kv_cache == INT8_CACHE:
+        parts.append(INT8_CACHE_LIMITS)
+    return max(parts, key=lambda limits: limits.max_relative)
+
+
+def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    want, have = (dataclasses.asdict(info) for info in (bundle.manifest.model, model_info(checkpoint.config)))
+    if different := [f"{name} {have[name]} instead of {want[name]}" for name in want if have[name] != want[name]]:
+        raise CheckpointError(
+            f'the bundle "{bundle.path}" was not made from the checkpoint "{checkpoint.path}", which has '
+            f"{', '.join(different)}."
+        )
+
+
+class _Reference:
+    """PyTorch's side of one case, in passes without a cache; image features [N, Q, H] float32."""
+
+    @torch.no_grad()
+    def __init__(self, model: QwenVL, case: Case, answerable: int):
+        self._model = model
+        self._case = case
+        self._answerable = answerable
+        vision = model.config.vision
+        self.features = torch.empty(0, vision.n_queries, model.config.hidden_size)
+        if len(case.pixels):
+            self.features = model.encode_images(torch.from_numpy(case.pixels))
+
+    @torch.no_grad()
+    def logits(self, answers: Sequence[list[int]]) -> list[FloatArray]:
+        """For each answer the logits [rows, V] of the prompt's last PROMPT_ROWS positions and the answer's.
+
+        All in one pass; answers are padded behind, where nothing looks.
+        """
+        config, prompt = self._model.config, self._case.prompt.ids.tolist()
+        longest = max(map(len, answers))
+        ids = torch.tensor([[*prompt, *answer, *[0] * (longest - len(answer))] for answer in answers])
+        alpha = ntk_alpha(len(prompt), config.seq_length) if config.use_dynamic_ntk else 1.0
+        last = min(PROMPT_ROWS, len(prompt))
+        embeds = self._model.embed(ids, self.features.repeat(len(answers), 1, 1))
+        logits, _ = self._model.decode(embeds, alpha=alpha, last=last + longest)
+        return [rows[: last + len(answer)].numpy() for rows, answer in zip(logits, answers, strict=True)]
+
+    def answer(self, side: _Side, features: FloatArray) -> list[int]:
+        """PyTorch's own greedy answer, GREEDY_TOKENS ids.
+
+        The bundle drafts it and PyTorch corrects it, so that it takes as many passes as there are differences, not
+        tokens (Leviathan et al., arXiv 2211.17192).
+        """
+        tokens: list[int] = []
+        while len(tokens) < GREEDY_TOKENS:
+            draft = side.answer(self._case, features, tokens)
+            (rows,) = self.logits([draft])
+            chosen = rows[-len(draft) - 1 : -1, : self._answerable].argmax(-1).tolist()
+            same, _ = agreement(draft, rows[-len(draft) - 1 : -1, : self._answerable])
+            tokens = chosen[: same + 1]
+        return tokens
+
+
+class _Side:
+    """The bundle's side of a comparison, in one dialect."""
+
+    def __init__(self, bundle: Bundle, backend: Backend):
+        model = bundle.manifest.model
+        family = create_family(
+            bundle.manifest.family, image_start_id=model.image_start_id, image_tokens=model.image_tokens
+        )
+        self.bundle = bundle
+        self.backend = backend
+        self.answerable = family.image_start_id  # ids below may stand in an answer; pictures' spans are behind them
+        self.no_features = np.empty((0, model.image_tokens, model.hidden_size), np.float32)
+
+    def decode(self, case: Case, features: FloatArray) -> FloatArray:
+        """Logits [rows, V]: prefill of the prompt, then the given answer through the cache."""
+        embeds = self._embed(case, np.concatenate([case.prompt.ids, case.answer]), features)
+        length, total = len(case.prompt.ids), embeds.shape[1]
+        cache = self._cache(case, total)
+        bounds = [0, *range(length, min(length + SINGLE_STEPS, total - 1) + 1), total]
+        return np.concatenate(
+            [
+                self._run(cache, embeds[:, start:end], start, max(start, length - PROMPT_ROWS))
+                for start, end in itertools.pairwise(bounds)
+            ]
+        )
+
+    def answer(self, case: Case, features: FloatArray, begun: Sequence[int] = ()) -> list[int]:
+        """The graph's own greedy answer, which begins with `begun`: GREEDY_TOKENS ids, whatever they are."""
+        length = len(case.prompt.ids) + len(begun)
+        cache = self._cache(case, len(case.prompt.ids) + GREEDY_TOKENS)
+        ids = np.concatenate([case.prompt.ids, np.array(begun, np.int64)])
+        logits = self._run(cache, self._embed(case, ids, features), 0, length - 1)
+        tokens = [*begun, int(logits[-1, : self.answerable].argmax())]
+        while len(tokens) < GREEDY_TOKENS:
+            start = cache.length
+            logits = self._run(cache, self.bundle.embedding[[tokens[-1:]]], start, start)
+            tokens.append(int(logits[-1, : self.answerable].argmax()))
+        return tokens
+
+    def _embed(self, case: Case, ids: npt.NDArray[np.int64], features: FloatArray) -> FloatArray:
+        """[1, T, H]."""
+        embeds = self.bundle.embedding[ids][None]
+        for start, picture in zip(case.prompt.image_starts, features, strict=True):
+            embeds[0, start : start + len(picture)] = picture
+        return embeds
+
+    def _cache(self, case: Case, capacity: int) -> KVCache:
+        cache = self.backend.new_cache(1, capacity)
+        cache.reset(len(case.prompt.ids))
+        return cache
+
+    def _run(self, cache: KVCache, embeds: FloatArray, start: int, first: int) -> FloatArray:
+        """Decode embeds [1, T, H] at position `start`; logits [rows, V] of the positions from `first`."""
+        end = start + embeds.shape[1]
+        positions = np.arange(start, end, dtype=np.int64)[None]
+        wanted = np.arange(first, end, dtype=np.int64)[None]
+        logits: FloatArray = self.backend.decode(cache, embeds, positions, np.array([start]), wanted - start)[0]
+        return logits

@@ -1,0 +1,1 @@
+"""What the backends on a GPU share: memory, streams, frames."""

@@ -1,0 +1,238 @@
+"""CUDA through cuda-python: device memory, pinned staging, a stream, captured graphs. Knows nothing of models.
+
+cuda.bindings.runtime is used as it is, because it has been the same since CUDA 12.6 (JetPack 6): every function returns
+its error code and then its values. One GPU is used, number 0; CUDA_VISIBLE_DEVICES chooses which one that is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.machine.memory import available_bytes
+
+Bytes = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+ALIGNMENT = 256  # of everything that is bound to an engine; cudaMalloc gives it
+
+
+class Cuda:
+    """The GPU. name, compute_capability (10 * major + minor); integrated: CPU and GPU share one memory (Jetson)."""
+
+    def __init__(self, api: Any):
+        self.api = api
+        properties = self.call("read the GPU's properties", api.cudaGetDeviceProperties, 0)
+        self.name = properties.name.rstrip(b"\0").decode(errors="replace")
+        self.compute_capability = 10 * properties.major + properties.minor
+        self.integrated = bool(properties.integrated)
+
+    @classmethod
+    def open(cls) -> Cuda:
+        """The first GPU.
+
+        Raises:
+            BackendError: cuda-python is not installed, or there is no GPU or driver that it can use.
+        """
+        try:
+            from cuda.bindings import runtime as api
+        except ImportError:
+            raise BackendError(
+                "CUDA is reached through cuda-python, which is not installed; run: pip install 'qwenvl-edge[cuda]'"
+            ) from None
+        _, driver = api.cudaDriverGetVersion()
+        if not driver:
+            raise BackendError("there is no NVIDIA driver on this machine, so nothing can run on a GPU.")
+        error, count = api.cudaGetDeviceCount()
+        if error != api.cudaError_t.cudaSuccess or not count:
+            reason = "no GPU is visible" if error == api.cudaError_t.cudaSuccess else describe(api, error)
+            have = f"{driver // 1000}.{driver % 1000 // 10}"
+            raise BackendError(
+                f"CUDA cannot use a GPU here ({reason}); the driver takes programs up to CUDA {have}: install "
+                f"cuda-python for it (pip install 'cuda-bindings=={driver // 1000}.*') and check nvidia-smi."
+            )
+        return cls(api)
+
+    def free_bytes(self) -> int:
+        """Memory of the GPU that nothing has taken; on a board what the system would give up counts too."""
+        free = int(self._query("read how much memory is free", self.api.cudaMemGetInfo)[0])
+        return max(free, available_bytes() or 0) if self.integrated else free
+
+    def call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a CUDA function and return its value; `what` it is for goes into the message.
+
+        Raises:
+            BackendError: it failed, or an earlier one did, which CUDA reports late.
+        """
+        values = self._query(what, function, *arguments)
+        return values[0] if values else None
+
+    def _query(self, what: str, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        values: list[Any]
+        error, *values = function(*arguments)
+        if error != self.api.cudaError_t.cudaSuccess:
+            raise BackendError(f"CUDA could not {what}: {describe(self.api, error)}.")
+        return values
+
+
+def describe(api: Any, error: Any) -> str:
+    """A CUDA error as its name and meaning."""
+    (_, name), (_, text) = api.cudaGetErrorName(error), api.cudaGetErrorString(error)
+    return f"{name.decode()}, {text.decode()}"
+
+
+class DeviceMemory:
+    """Memory of the GPU at `address`, freed with this object."""
+
+    def __init__(self, cuda: Cuda, nbytes: int):
+        self.nbytes = nbytes
+        self.address = int(cuda.call(f"reserve {nbytes:,} bytes", cuda.api.cudaMalloc, max(nbytes, ALIGNMENT)))
+        weakref.finalize(self, cuda.api.cudaFree, self.address)
+
+
+class Staging:
+    """Pinned memory `host`, an array of bytes, and the bytes that the GPU sees of it at `address`.
+
+    On a GPU with a memory of its own those are a second buffer, and upload and download copy between the two. Where CPU
+    and GPU share one memory both names mean the same bytes and nothing is copied.
+    """
+
+    def __init__(self, cuda: Cuda, nbytes: int):
+        api = cuda.api
+        what = f"reserve {nbytes:,} bytes of pinned memory"
+        size = max(nbytes, ALIGNMENT)
+        pointer = int(cuda.call(what, api.cudaHostAlloc, size, api.cudaHostAllocMapped))
+        weakref.finalize(self, api.cudaFreeHost, pointer)
+        self.host: Bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
+        self._device: DeviceMemory | None = None
+        if cuda.integrated:
+            self.address = int(cuda.call("map pinned memory", api.cudaHostGetDevicePointer, pointer, 0))
+        else:
+            self._device = DeviceMemory(cuda, size)
+            self.address = self._device.address
+
+    def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, int], int]:
+        """Put arrays one behind the other; return the GPU's address of each, and how many bytes they take."""
+        addresses, end = {}, 0
+        for name, array in arrays.items():
+            addresses[name] = self.address + end
+            self.host[end : end + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
+            end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        return addresses, end
+
+    def view(self, shape: tuple[int, ...]) -> FloatArray:
+        """The float32 array at the beginning, which the next call overwrites."""
+        array: FloatArray = self.host[: 4 * math.prod(shape)].view(np.float32).reshape(shape)
+        return array
+
+    def upload(self, stream: Stream, nbytes: int) -> None:
+        """Let the GPU see the first `nbytes` bytes, once the stream gets there."""
+        if self._device is not None:
+            stream.upload(self.address, self.host[:nbytes])
+
+    def download(self, stream: Stream, nbytes: int) -> None:
+        """Let the host see the first `nbytes` bytes, once the stream has been synchronised."""
+        if self._device is not None:
+            stream.download(self.host[:nbytes], self.address)
+
+
+class Stream:
+    """A stream of its own: what is put on it runs in order, and nothing waits for the legacy default stream."""
+
+    def __init__(self, cuda: Cuda):
+        self._cuda = cuda
+        self._api = api = cuda.api
+        self._stream = cuda.call("make a stream", api.cudaStreamCreateWithFlags, api.cudaStreamNonBlocking)
+        self.handle = int(self._stream)
+        weakref.finalize(self, api.cudaStreamDestroy, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait until everything on the stream is done. Raises BackendError where something of it failed."""
+        self._cuda.call("finish the work on the GPU", self._api.cudaStreamSynchronize, self._stream)
+
+    def wait_for(self, other: int) -> None:
+        """Let what is put on this stream from now on wait for what another one, given by its handle, has to do now."""
+        api, call = self._api, self._cuda.call
+        event = call("make an event", api.cudaEventCreateWithFlags, api.cudaEventDisableTiming)
+        try:
+            call("mark another stream", api.cudaEventRecord, event, other)
+            call("wait for another stream", api.cudaStreamWaitEvent, self._stream, event, 0)
+        finally:
+            api.cudaEventDestroy(event)  # lives on until it is no longer waited for
+
+    @contextlib.contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Wait behind the block, also where it fails half-way: what is under way still uses the memory of the call."""
+        try:
+            yield
+        except BackendError:
+            with contextlib.suppress(BackendError):  # the first error is the one to tell
+                self.synchronize()
+            raise
+        self.synchronize()
+
+    def upload(self, target: int, source: npt.NDArray[Any]) -> None:
+        """Copy a contiguous array to the GPU. Pinned memory must stay as it is until the stream is synchronised."""
+        self._copy(target, source.ctypes.data, source.nbytes, self._api.cudaMemcpyKind.cudaMemcpyHostToDevice)
+
+    def download(self, target: npt.NDArray[Any], source: int) -> None:
+        """Copy to a contiguous array, which may be read once the stream is synchronised."""
+        self._copy(target.ctypes.data, source, target.nbytes, self._api.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+
+    def copy_rows(self, target: tuple[int, int], source: tuple[int, int], *, rows: int, row_bytes: int) -> None:
+        """Copy `row_bytes` of each of `rows` rows; target and source are addresses with the pitch of the rows there."""
+        kind = self._api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        copy = self._api.cudaMemcpy2DAsync
+        if row_bytes:
+            self._cuda.call("copy", copy, *target, *source, row_bytes, rows, kind, self._stream)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy between two addresses that the GPU sees, in its own memory or in mapped memory of the host."""
+        default = self._api.cudaMemcpyKind.cudaMemcpyDefault
+        self._cuda.call("copy", self._api.cudaMemcpyAsync, target, source, nbytes, default, self._stream)
+
+    def clear(self, address: int, nbytes: int) -> None:
+        """Fill memory of the GPU with zeros."""
+        self._cuda.call("clear memory", self._api.cudaMemsetAsync, address, 0, nbytes, self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Graph | None:
+        """Record what `work` puts on this stream, without running it; None where part of it cannot be captured."""
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._cuda.call("begin a capture", self._api.cudaStreamBeginCapture, self._stream, mode)
+        try:
+            work()
+        except BackendError:
+            self._api.cudaStreamEndCapture(self._stream)
+            self._api.cudaGetLastError()  # a failed capture leaves the stream usable; forget its error
+            return None
+        error, graph = self._api.cudaStreamEndCapture(self._stream)
+        if error != self._api.cudaError_t.cudaSuccess:
+            self._api.cudaGetLastError()
+            return None
+        return Graph(self._cuda, self._stream, graph)
+
+    def _copy(self, target: int, source: int, nbytes: int, kind: Any) -> None:
+        if nbytes:
+            self._cuda.call("copy", self._api.cudaMemcpyAsync, target, source, nbytes, kind, self._stream)
+
+
+class Graph:
+    """Captured work: one launch instead of one for every kernel."""
+
+    def __init__(self, cuda: Cuda, stream: Any, graph: Any):
+        self._cuda = cuda
+        self._stream = stream
+        self._executable = cuda.call("instantiate a graph", cuda.api.cudaGraphInstantiate, graph, 0)
+        cuda.api.cudaGraphDestroy(graph)
+        weakref.finalize(self, cuda.api.cudaGraphExecDestroy, self._executable)
+
+    def launch(self) -> None:
+        """Put the captured work on its stream."""
+        self._cuda.call("launch a graph", self._cuda.api.cudaGraphLaunch, self._executable, self._stream)

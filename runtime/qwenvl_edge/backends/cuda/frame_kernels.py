@@ -1,0 +1,112 @@
+"""What kernels/frames.cu does, with its arguments: each call puts one kernel on a stream."""
+
+from __future__ import annotations
+
+import ctypes
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwenvl_edge import _core
+from qwenvl_edge.backends.cuda.device import Cuda, DeviceMemory, Stream
+from qwenvl_edge.backends.cuda.frames import DeviceFrame
+from qwenvl_edge.backends.cuda.kernels import Kernels, nvrtc_problem
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.inputs.pictures import ChannelOrder
+
+SOURCE = Path(__file__).with_name("frames.cu")
+MAX_ROWS = 65_535  # rows of a picture are blocks along y, of which a grid has so many
+
+_NAMES = ("pack_rgb", "digest", "resample_x", "resample_y")
+_THREADS = 128  # of a block, as the kernels' kThreads
+_DIGEST_BLOCKS = 64
+# Drawn anew in every process, so that nobody can know them who would make two pictures of one digest.
+_SEEDS = (secrets.randbits(64), secrets.randbits(64))
+
+# Types of the kernels' parameters.
+_Pointer, _Int, _Long, _Word = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_ulonglong
+
+
+@dataclass(frozen=True)
+class DeviceAxis:
+    """Bicubic interpolation along one axis, as numbers in the GPU's memory: int32 first [output], count [output] and
+    weights [output, widest]."""
+
+    memory: DeviceMemory
+    output: int
+    widest: int
+
+    @classmethod
+    def upload(cls, cuda: Cuda, stream: Stream, size: int, output: int) -> DeviceAxis:
+        """The axis from `size` to `output` pixels, there when the stream gets to it."""
+        first, count, weights = _core.bicubic_axis(size, output)
+        numbers = np.concatenate([first, count, weights.reshape(-1)])
+        memory = DeviceMemory(cuda, numbers.nbytes)
+        stream.upload(memory.address, numbers)
+        return cls(memory, output, weights.shape[1])
+
+    def arguments(self) -> list[Any]:
+        """What the kernels call first, count, weights, widest and side."""
+        first = self.memory.address
+        count, weights = first + 4 * self.output, first + 8 * self.output
+        return [*map(_Pointer, (first, count, weights)), _Int(self.widest), _Int(self.output)]
+
+
+class FrameKernels:
+    """The kernels for one GPU, compiled when they are first asked for; for any thread."""
+
+    def __init__(self, cuda: Cuda):
+        self._cuda = cuda
+        self._lock = threading.Lock()
+        self._kernels: Kernels | None = None
+        self._problem: str | None = None
+
+    def ready(self) -> bool:
+        """Whether the other methods may be called; compiles, once."""
+        with self._lock:
+            if self._kernels is None and self._problem is None:
+                try:
+                    self._kernels = Kernels(self._cuda, SOURCE, _NAMES)
+                except BackendError as error:
+                    self._problem = str(error).rstrip(".")
+            return self._kernels is not None
+
+    def problem(self) -> str:
+        """Why the kernels cannot be used, as a clause; "" where they can, as far as is known without compiling."""
+        return nvrtc_problem() if self._problem is None else self._problem
+
+    def pack_rgb(self, stream: Stream, frame: DeviceFrame, order: ChannelOrder, rgb: int) -> None:
+        """A frame's pixels -> uint8 [H, W, 3] at `rgb`; alpha is dropped, gray becomes three equal channels."""
+        height, width, channels = frame.size
+        red, green, blue = (0, 0, 0) if channels == 1 else (0, 1, 2) if order == "rgb" else (2, 1, 0)
+        numbers = (width, channels, red, green, blue)
+        arguments = [_Pointer(frame.address), _Long(frame.pitch), *map(_Int, numbers), _Pointer(rgb)]
+        self._launch("pack_rgb", (width, height), stream, arguments)
+
+    def digest(self, stream: Stream, data: int, nbytes: int, sums: int) -> None:
+        """Add a digest of the bytes at `data`, an address that 8 divides, to the two uint64 at `sums`."""
+        arguments = [_Pointer(data), _Long(nbytes), *map(_Word, _SEEDS), _Pointer(sums)]
+        blocks = min(_DIGEST_BLOCKS, nbytes // 8 // _THREADS + 1)
+        self._launch("digest", (blocks * _THREADS, 1), stream, arguments)
+
+    def resample_x(self, stream: Stream, rgb: int, size: tuple[int, int], axis: DeviceAxis, rows: int) -> None:
+        """uint8 [H, W, 3] at `rgb`, (W, H) = size -> uint8 [H, S, 3] at `rows`."""
+        width, height = size
+        arguments = [_Pointer(rgb), _Int(width), *axis.arguments(), _Pointer(rows)]
+        self._launch("resample_x", (axis.output, height), stream, arguments)
+
+    def resample_y(self, stream: Stream, rows: int, axis: DeviceAxis, table: int, values: int) -> None:
+        """uint8 [H, S, 3] at `rows` -> float32 [3, S, S] at `values`, by way of float32 [3, 256] at `table`."""
+        arguments = [_Pointer(rows), *axis.arguments(), _Pointer(table), _Pointer(values)]
+        self._launch("resample_y", (axis.output, axis.output), stream, arguments)
+
+    def _launch(self, name: str, size: tuple[int, int], stream: Stream, arguments: Sequence[Any]) -> None:
+        if not self.ready() or self._kernels is None:
+            raise BackendError(f"frames cannot be worked on by the GPU: {self.problem()}.")
+        columns, rows = size
+        self._kernels.launch(name, (-(-columns // _THREADS), rows), _THREADS, stream, arguments)

@@ -1,0 +1,220 @@
+"""ONNX Runtime on the CPU.
+
+Keys and values live in buffers that are bound as past and present at once, so the graphs write the cache in place.
+
+Limit: GroupQueryAttention on CPU takes several tokens behind a non-empty cache at batch 1 only. Batched prefill into
+an empty cache and batched decode of one token work. The "standard" dialect has no such limit, but its cost follows the
+cache's capacity instead of the tokens in use.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from qwenvl_edge.backends.base import (
+    FloatArray,
+    Placed,
+    check_cache_size,
+    check_copy,
+    check_finite,
+    check_pixels,
+    splice,
+)
+from qwenvl_edge.backends.checked import CheckedBackend, Inputs
+from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.onnxruntime.session import (
+    cache_note,
+    can_run,
+    failed,
+    fastest_dialect,
+    missing,
+    open_session,
+    vision_graph,
+)
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import (
+    IMAGE_FEATURES,
+    INPUTS_EMBEDS,
+    LOGITS,
+    LOGITS_INDICES,
+    NATIVE,
+    ONNXRUNTIME,
+    PAST,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    ROPE_COS,
+    ROPE_SIN,
+    STANDARD,
+    TOTAL_LENGTH,
+    WRITE_INDICES,
+    present_of,
+)
+from qwenvl_edge.bundle.manifest import ModelInfo
+from qwenvl_edge.errors import BackendError
+
+_DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+_INPUTS = (INPUTS_EMBEDS, POSITION_IDS, WRITE_INDICES, LOGITS_INDICES, ROPE_COS, ROPE_SIN)
+CacheArrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """One cache's memory, by graph name of the past input, and the binding that already holds it."""
+
+    arrays: CacheArrays
+    binding: ort.IOBinding
+
+
+class OnnxRuntimeBackend(CheckedBackend):
+    """Runs a bundle with ONNX Runtime's CPU provider.
+
+    Args:
+        bundle: an opened bundle.
+        threads: threads of one operator; None takes one a physical core, or fewer if the process is pinned to fewer.
+        dialect: which graphs: "native" (where the processor has what that is for), "onnxruntime" or "standard"; None
+            takes the fastest.
+
+    Raises:
+        BackendError: the bundle has no such graph, ONNX Runtime cannot load it, or an older version exported it.
+    """
+
+    kind = np.ndarray
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, dialect: str | None = None):
+        graphs = bundle.manifest.graphs
+        dialect = dialect or fastest_dialect(bundle)
+        if dialect not in graphs.decoder:
+            raise BackendError(f'the bundle has no decoder graph "{dialect}"; it has {", ".join(graphs.decoder)}.')
+        if not can_run(dialect):
+            raise BackendError(f'the "{dialect}" decoder needs {missing(dialect)}; use the dialect "{ONNXRUNTIME}".')
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads is {threads}; it must be at least 1.")
+        self.model: ModelInfo = bundle.manifest.model
+        self.dialect = dialect
+        self.description = f"ONNX Runtime {ort.__version__} on the CPU"
+        if dialect == NATIVE:
+            self.description += ", matrix products by the native core"
+        if dialect != STANDARD:
+            self.description += cache_note(bundle)
+        compute = bundle.manifest.precision.compute
+        if "bf16" in compute.values():
+            raise BackendError(
+                "ONNX Runtime computes bfloat16 on GPUs only; for the CPU export the bundle in fp32, int8 or int4."
+            )
+        self._vision = open_session(bundle, vision_graph(bundle, dialect), threads, "vision")
+        self._decoder = open_session(bundle, graphs.decoder[dialect], threads, "decoder")
+        check_inputs(self._decoder, bundle.file(graphs.decoder[dialect]), dialect)
+        # By name: type, and [heads, D] or, of a scale, [heads], around the capacity.
+        self._cache = {
+            node.name: (np.dtype(_DTYPES[node.type]), node.shape[1], node.shape[3:])
+            for node in self._decoder.get_inputs()
+            if node.name.startswith(PAST)
+        }
+
+    def encode_images(self, pixel_values: FloatArray) -> FloatArray:
+        """See Backend.encode_images."""
+        check_pixels(self.model, pixel_values)
+        try:
+            features: FloatArray = self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixel_values})[0]
+        except Exception as error:
+            raise failed("encode the pictures", error) from None
+        check_finite(features, "image features")
+        return features
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """See Backend.new_cache. What the graph names as past, touched as it fills."""
+        check_cache_size(batch, capacity)
+        try:
+            arrays = {
+                name: np.zeros((batch, heads, capacity, *rest), dtype)
+                for name, (dtype, heads, rest) in self._cache.items()
+            }
+        except (MemoryError, ValueError):
+            size_gb = float(batch) * self.cache_bytes(capacity) / 1e9
+            raise BackendError(
+                f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({size_gb:,.1f} GB); "
+                "open a smaller one."
+            ) from None
+        return KVCache(self.model, batch=batch, capacity=capacity, buffers=self._bind(arrays))
+
+    def cache_bytes(self, capacity: int) -> int:
+        """See Backend.cache_bytes."""
+        sizes = (dtype.itemsize * heads * math.prod(rest) for dtype, heads, rest in self._cache.values())
+        return int(capacity * sum(sizes))
+
+    def rows(self, cache: KVCache, start: int, count: int) -> KVCache:
+        """See Backend.rows."""
+        arrays = {name: array[start : start + count] for name, array in cache.buffers.arrays.items()}
+        view = copy.copy(cache)
+        view.batch, view.buffers = count, self._bind(arrays)
+        return view
+
+    def _bind(self, arrays: CacheArrays) -> _Buffers:
+        binding = self._decoder.io_binding()
+        for past, array in arrays.items():
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present_of(past), value)
+        return _Buffers(arrays, binding)
+
+    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
+        """See Backend.copy_cache."""
+        check_copy(source, target, tokens, row)
+        for name, array in source.buffers.arrays.items():
+            target.buffers.arrays[name][row, :, :tokens] = array[0, :, :tokens]
+        target.length = max(target.length, tokens)
+
+    def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
+        splice(inputs[INPUTS_EMBEDS], pictures)
+        tokens = inputs[INPUTS_EMBEDS].shape[1]
+        if self.dialect != STANDARD and cache.batch > 1 and tokens > 1 and inputs[WRITE_INDICES].any():
+            raise BackendError(
+                f"ONNX Runtime's CPU attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
+                f"{cache.batch}; prefill the whole batch at once, or one row at a time."
+            )
+        given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        given |= {ROPE_COS: cache.rope_cos, ROPE_SIN: cache.rope_sin}
+        if self.dialect != STANDARD:
+            given[TOTAL_LENGTH] = np.array([length], np.int32)
+        binding = cache.buffers.binding
+        for name, array in given.items():
+            binding.bind_cpu_input(name, array)
+        # ONNX Runtime writes them where they are to be read: its own buffer would be copied.
+        logits = np.empty((*inputs[LOGITS_INDICES].shape, self.model.vocab_size), np.float32)
+        address = logits.__array_interface__["data"][0]
+        binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, address)
+        try:
+            self._decoder.run_with_iobinding(binding)
+        except Exception as error:
+            raise failed("decode", error) from None
+        return logits
+
+    def _clear(self, cache: KVCache) -> None:
+        for array in cache.buffers.arrays.values():
+            array.fill(0)
+
+
+def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> None:
+    """Check that a decoder from `path` has the inputs that are bound to one of its dialect, beside the cache.
+
+    Raises:
+        BackendError: it has others; another version exported it.
+    """
+    found = {node.name for node in decoder.get_inputs() if not node.name.startswith(PAST)}
+    wanted = {*_INPUTS, TOTAL_LENGTH} if dialect != STANDARD else {*_INPUTS}
+    differences = [f"lacks the input {name}" for name in sorted(wanted - found)]
+    differences += [f"has the unknown input {name}" for name in sorted(found - wanted)]
+    if differences:
+        raise BackendError(
+            f'"{path}" {" and ".join(differences)}: the bundle was exported by another version of Qwen-VL Edge; '
+            "export it again."
+        )

@@ -1,0 +1,242 @@
+"""decoder.plan: calls through one staging block, caches that stay on the GPU, decoding as a captured graph.
+
+    host                         GPU, one stream
+    inputs_embeds, ... --1 copy--> inputs, cache (past = present), tables -> engine -> logits --1 copy--> host; 1 wait
+
+A captured graph holds addresses and is valid only as long as its execution context is left alone. So every cache has a
+context of its own for decoding one token a row; prefill and verification have one each, which is bound anew when
+another cache or another number of tokens comes. All of them work in the same scratch memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qwenvl_edge.backends.base import FloatArray, Placed
+from qwenvl_edge.backends.checked import Inputs
+from qwenvl_edge.backends.cuda.backend import splice
+from qwenvl_edge.backends.cuda.cache import ROPE_TABLES, CacheMemory, CacheTensor, row_bytes
+from qwenvl_edge.backends.cuda.device import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
+from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.tensorrt.engine import Context, Engine
+from qwenvl_edge.bundle.contract import (
+    INPUTS_EMBEDS,
+    LOGITS,
+    LOGITS_INDICES,
+    PAST,
+    POSITION_IDS,
+    STANDARD,
+    WRITE_INDICES,
+    present_of,
+)
+from qwenvl_edge.bundle.engines import Plan
+from qwenvl_edge.bundle.manifest import ModelInfo
+from qwenvl_edge.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call on a context where everything is bound: inputs up, features over them, the engine, logits down."""
+
+    context: Context
+    stream: Stream
+    inputs: Staging
+    input_bytes: int
+    logits: Staging
+    logits_bytes: int
+    embeds: int  # address of inputs_embeds
+    pictures: Sequence[Placed] = ()
+
+    def enqueue(self) -> None:
+        """Put it on the stream."""
+        self.inputs.upload(self.stream, self.input_bytes)
+        splice(self.stream, self.embeds, self.pictures)
+        self.context.enqueue()
+        self.logits.download(self.stream, self.logits_bytes)
+
+
+class Step:
+    """A call repeated: once as it is, which lets TensorRT settle on its buffers, then captured and replayed."""
+
+    def __init__(self, call: Call):
+        self._call = call
+        self._runs = 0
+        self._graph: Graph | None = None
+
+    def run(self) -> None:
+        """Put it on the stream."""
+        self._runs += 1
+        if self._runs == 2 and self._call.context.capturable:
+            self._graph = self._call.stream.capture(self._call.enqueue)  # None: it goes on as it is
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._call.enqueue()
+
+
+@dataclass
+class CacheBuffers:
+    """What belongs to one KVCache: its memory and, once a token has been decoded into it, how that is done."""
+
+    memory: CacheMemory
+    step: Step | None = None
+
+
+class PlanDecoder:
+    """Runs decoder.plan. B rows, T tokens of a call, K rows of logits, V vocabulary.
+
+    Raises:
+        BackendError: the engine is not the one that the manifest describes, or there is no memory for its buffers.
+    """
+
+    def __init__(self, engine: Engine, plan: Plan, model: ModelInfo, cuda: Cuda, stream: Stream, scratch: DeviceMemory):
+        self._engine = engine
+        self._plan = plan
+        self._model = model
+        self._cuda = cuda
+        self._stream = stream
+        self._scratch = scratch
+        past = [tensor for name, tensor in engine.tensors.items() if tensor.is_input and name.startswith(PAST)]
+        self._check_engine({tensor.name: tensor.dtype for tensor in past})
+        self._past = [CacheTensor(t.name, t.shape[1], t.shape[3:], t.item_bytes) for t in past]
+        limits = plan.manifest.limits
+        self._profiles = sorted(plan.manifest.profiles.items(), key=lambda item: item[1].tokens[2])
+        most_tokens = max(profile.tokens[2] for _, profile in self._profiles)
+        most_rows = max(profile.rows[2] for _, profile in self._profiles)
+        token_bytes = 4 * model.hidden_size + 8
+        space = limits.max_batch * (most_tokens * token_bytes + 8 * most_rows + 8)
+        self._inputs = Staging(cuda, space + 4 * ALIGNMENT)
+        self._logits = Staging(cuda, 4 * limits.max_batch * most_rows * model.vocab_size)
+        self._shared: dict[str, Context] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one row of a cache, which has the plan's whole context."""
+        return row_bytes(self._past, self._plan.manifest.limits.max_context)
+
+    def new_memory(self, batch: int, capacity: int) -> CacheMemory:
+        """Memory for a cache of `batch` rows, each of the plan's whole context.
+
+        Raises:
+            BackendError: the plan takes less, or the memory cannot be had.
+        """
+        limits = self._plan.manifest.limits
+        for name, wanted, most in (
+            ("max-batch", batch, limits.max_batch),
+            ("max-context", capacity, limits.max_context),
+        ):
+            if wanted > most:
+                raise BackendError(
+                    f"the plan was built for a {name} of {most:,}, not {wanted:,}; "
+                    f"build it again with `{self._plan.rebuild} --{name} {wanted}`."
+                )
+        return CacheMemory(
+            self._cuda,
+            self._stream,
+            self._past,
+            batch=batch,
+            capacity=limits.max_context,
+            head_dim=self._model.head_dim,
+        )
+
+    def run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed] = ()) -> FloatArray:
+        """Inputs and pictures as in Backend.decode: logits [B, K, V], a copy of their own.
+
+        A call of one row that no profile takes is made in several.
+
+        Raises:
+            BackendError: several rows fit no profile, or TensorRT or CUDA failed.
+        """
+        (batch, tokens), rows = inputs[POSITION_IDS].shape, inputs[LOGITS_INDICES].shape[1]
+        profile = self._profile(tokens, max(rows, 1))
+        if profile is not None:
+            return self._run(cache, inputs, pictures, profile)
+        if batch > 1:
+            known = ", ".join(f"{p.tokens[2]} with {p.rows[2]}" for p in self._plan.manifest.profiles.values())
+            raise BackendError(
+                f"{tokens} tokens of {batch} rows with {rows} logits each fit no profile of the plan, which take up to "
+                f"{known}; compute the rows one at a time."
+            )
+        return self._run_pieces(cache, inputs, pictures)
+
+    def _run_pieces(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed]) -> FloatArray:
+        """One row's call in pieces that the profile with the most tokens takes."""
+        largest = self._profiles[-1][1]
+        wanted, order = np.unique(inputs[LOGITS_INDICES][0], return_inverse=True)
+        logits, start, tokens = [], 0, inputs[POSITION_IDS].shape[1]
+        while start < tokens:
+            inside = wanted[(wanted >= start) & (wanted < start + largest.tokens[2])]
+            end = min(start + largest.tokens[2], tokens, *inside[largest.rows[2] :].tolist())
+            piece = {
+                INPUTS_EMBEDS: inputs[INPUTS_EMBEDS][:, start:end],
+                POSITION_IDS: inputs[POSITION_IDS][:, start:end],
+                WRITE_INDICES: inputs[WRITE_INDICES] + start,
+                LOGITS_INDICES: inside[None, inside < end] - start,
+            }
+            logits.append(self.run(cache, piece, list(_within(pictures, start, end))))
+            start = end
+        whole: FloatArray = np.concatenate(logits, axis=1)[:, order]
+        return whole
+
+    def _run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], profile: str) -> FloatArray:
+        (batch, tokens), rows = inputs[POSITION_IDS].shape, inputs[LOGITS_INDICES].shape[1]
+        if not rows:  # the plan has no profile without logits
+            inputs = {**inputs, LOGITS_INDICES: np.zeros((batch, 1), np.int64)}
+        buffers: CacheBuffers = cache.buffers
+        buffers.memory.use_tables(cache)
+        addresses, used = self._inputs.write(inputs)
+        if tokens > 1 or rows > 1 or pictures:
+            if profile not in self._shared:
+                self._shared[profile] = self._context(profile)
+            call = self._call(self._shared[profile], buffers.memory, inputs, addresses, used)
+            run = replace(call, pictures=pictures).enqueue
+        else:
+            if buffers.step is None:
+                buffers.step = Step(self._call(self._context(profile), buffers.memory, inputs, addresses, used))
+            run = buffers.step.run
+        with self._stream.waited_for():
+            run()
+        logits: FloatArray = self._logits.view((batch, max(rows, 1), self._model.vocab_size))[:, :rows].copy()
+        return logits
+
+    def _call(
+        self, context: Context, memory: CacheMemory, inputs: Inputs, addresses: Mapping[str, int], used: int
+    ) -> Call:
+        shapes = {name: array.shape for name, array in inputs.items()} | memory.shapes
+        context.bind(shapes, {**addresses, **memory.addresses, LOGITS: self._logits.address})
+        logits_bytes = 4 * inputs[LOGITS_INDICES].size * self._model.vocab_size
+        embeds = addresses[INPUTS_EMBEDS]
+        return Call(context, self._stream, self._inputs, used, self._logits, logits_bytes, embeds)
+
+    def _context(self, profile: str) -> Context:
+        index = self._plan.manifest.profiles[profile].index
+        return self._engine.context(index, self._stream, self._scratch)
+
+    def _profile(self, tokens: int, rows: int) -> str | None:
+        """Of the profiles that take T tokens and K rows of logits the one for the fewest tokens; None without any."""
+        for name, profile in self._profiles:
+            if profile.tokens[0] <= tokens <= profile.tokens[2] and profile.rows[0] <= rows <= profile.rows[2]:
+                return name
+        return None
+
+    def _check_engine(self, past: Mapping[str, str]) -> None:
+        """Check the tensors' names and types, given those of the cache's inputs."""
+        presents = {present_of(name): dtype for name, dtype in past.items()}
+        floats = dict.fromkeys([INPUTS_EMBEDS, *ROPE_TABLES, LOGITS], "FLOAT")
+        indices = dict.fromkeys([POSITION_IDS, WRITE_INDICES, LOGITS_INDICES], "INT64")
+        self._engine.check_tensors(floats | indices | presents)
+        if self._plan.manifest.dialect == STANDARD:  # a plugin's aliases are its own affair
+            self._engine.check_in_place(zip(past, presents, strict=True))
+        if len(past) < 2 * self._model.num_layers:
+            raise BackendError(f'"{self._engine.path}" has the caches of other layers than the bundle.')
+
+
+def _within(pictures: Sequence[Placed], start: int, end: int) -> Iterator[Placed]:
+    """What of the pictures lies in the tokens start..end - 1, counted from there."""
+    for picture in pictures:
+        low, high = max(picture.at, start), min(picture.at + picture.count, end)
+        if low < high:
+            yield Placed(picture.features, low - start, picture.first + low - picture.at, high - low)

@@ -1,0 +1,1 @@
+"""What lies on the disk: the bundle's folder, its manifest, and TensorRT engines beside it."""

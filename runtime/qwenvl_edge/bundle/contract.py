@@ -1,0 +1,41 @@
+"""The graph contract: names of graphs, dialects, inputs and outputs. Exporter and backends read them here.
+
+Shapes: N pictures, B rows, T tokens of a call, K tokens that need logits, C capacity of the cache, D head size,
+H hidden size, V vocabulary. docs/design/graphs.md has the table.
+"""
+
+from __future__ import annotations
+
+STANDARD, ONNXRUNTIME, NATIVE = "standard", "onnxruntime", "native"
+"""Dialects of the decoder: standard operators; ONNX Runtime's; those with the native core's matrix products."""
+
+VISION_GRAPH, VISION_ORT_GRAPH = "vision.onnx", "vision.ort.onnx"
+"""The picture side in standard operators, and with ONNX Runtime's own attention."""
+DECODER_GRAPHS = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx", NATIVE: "decoder.native.onnx"}
+VISION_DATA, DECODER_DATA = "vision.data", "decoder.data"
+"""The weights of all graphs of one side."""
+EMBEDDING_FILE = "embedding.bin"
+
+PIXEL_VALUES = "pixel_values"  # [N, 3, S, S] float32
+IMAGE_FEATURES = "image_features"  # [N, Q, H] float32
+
+INPUTS_EMBEDS = "inputs_embeds"  # [B, T, H] float32
+POSITION_IDS = "position_ids"  # [B, T] int64
+WRITE_INDICES = "write_indices"  # [B] int64
+LOGITS_INDICES = "logits_indices"  # [B, K] int64
+ROPE_COS, ROPE_SIN = "rope_cos", "rope_sin"  # [C, D / 2] float32
+TOTAL_LENGTH = "total_sequence_length"
+"""[1] int32, the most tokens of any row after a call; an input of every dialect but "standard"."""
+LOGITS = "logits"  # [B, K, V] float32
+PAST, PRESENT = "past_key_values.", "present."
+"""Prefixes of the cache's inputs and outputs; a past and its present are bound to the same memory."""
+
+
+def past_name(layer: int, part: str) -> str:
+    """Name of a cache input; part: "key", "value", and of an int8 cache "key_scale", "value_scale"."""
+    return f"{PAST}{layer}.{part}"
+
+
+def present_of(past: str) -> str:
+    """Name of the output that goes with a cache input."""
+    return PRESENT + past.removeprefix(PAST)

@@ -1,0 +1,192 @@
+"""bundle.json: the records that say what a bundle's files are, read and checked key by key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qwenvl_edge.bundle.embedding import EMBEDDING_DTYPES, embedding_bytes
+from qwenvl_edge.bundle.files import FileInfo
+from qwenvl_edge.bundle.records import read_record
+from qwenvl_edge.errors import BundleError
+
+FORMAT = 1
+MANIFEST_NAME = "bundle.json"
+_COMPUTE = ("fp32", "fp16", "bf16")
+KV_CACHES = FLOAT_CACHE, INT8_CACHE = ("float", "int8")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Dimensions that the runtime needs; image_tokens is the number of feature rows a picture takes."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    seq_length: int
+    max_position_embeddings: int
+    rope_base: float
+    use_dynamic_ntk: bool
+    use_logn_attn: bool
+    image_size: int
+    image_tokens: int
+    image_start_id: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What weights are stored as ("fp32", "fp16", "bf16", "int8", "int4", "w8a8"), and what computes with them.
+
+    compute: float type of the "vision" and the "decoder" graph. block_size: inputs that share a scale (0 without
+    integers). method: where the decoder's integers come from. kept: patterns of layers that stayed in floats.
+    kv_cache: "float", which is the decoder's compute type, or "int8" in the "standard" dialect and in plans made of it;
+    the "onnxruntime" dialect's is float. A manifest without it means "float".
+    """
+
+    vision: str
+    decoder: str
+    lm_head: str
+    compute: dict[str, str]
+    block_size: int
+    method: str
+    kept: str
+    kv_cache: str = FLOAT_CACHE
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """File names of the graphs; the decoder has one a dialect ("standard", "onnxruntime", "native").
+
+    vision_ort: the picture side with ONNX Runtime's own attention, for its CPU provider; empty without one.
+    """
+
+    vision: str
+    decoder: dict[str, str]
+    vision_ort: str = ""
+
+
+@dataclass(frozen=True)
+class EmbeddingInfo:
+    """The raw little-endian embedding table [V, H] of "float32", "float16" or "bfloat16"."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """The checkpoint's generation_config.json: "chatml" or "raw", sampling, and limits in tokens."""
+
+    chat_format: str
+    do_sample: bool
+    top_p: float
+    top_k: int
+    temperature: float
+    repetition_penalty: float
+    max_new_tokens: int
+    max_window_size: int
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Bytes of intermediate values: for each token of a prefill (without attention scores), and for one picture."""
+
+    token_bytes: int
+    picture_bytes: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle comes from: digest of the checkpoint's files, exporter, versions of the tools."""
+
+    checkpoint_sha256: str
+    exporter: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """bundle.json. sensitivity: for each calibrated weight, the relative change of its layer's outputs."""
+
+    format: int
+    family: str
+    model: ModelInfo
+    precision: Precision
+    workspace: Workspace
+    graphs: Graphs
+    embedding: EmbeddingInfo
+    tokenizer: str
+    generation: GenerationDefaults
+    files: dict[str, FileInfo]
+    provenance: Provenance
+    parity: dict[str, Any]
+    sensitivity: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read the text of a bundle.json; unknown keys, missing keys and wrong types are errors.
+
+        Raises:
+            BundleError: says which key is wrong and how.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again.") from None
+        if not isinstance(raw, dict) or "format" not in raw:
+            raise BundleError(f'{MANIFEST_NAME} has no "format"; this is not a Qwen-VL Edge bundle.')
+        if raw["format"] != FORMAT:
+            raise BundleError(
+                f"the bundle has format {raw['format']!r}, this version reads format {FORMAT}; "
+                "export it again, or use the version that wrote it."
+            )
+        manifest = read_record(cls, raw, MANIFEST_NAME, BundleError)
+        _check_manifest(manifest)
+        return manifest
+
+    def to_json(self) -> str:
+        """The text of bundle.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write `folder`/bundle.json."""
+        (folder / MANIFEST_NAME).write_text(self.to_json(), encoding="utf-8")
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    model, embedding = manifest.model, manifest.embedding
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if not isinstance(value, bool) and not value > 0:
+            raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value}; it must be positive.")
+    if model.num_heads % model.num_kv_heads:
+        raise BundleError(f"{MANIFEST_NAME}: model.num_heads is not a multiple of model.num_kv_heads.")
+    if embedding.dtype not in EMBEDDING_DTYPES:
+        known = ", ".join(EMBEDDING_DTYPES)
+        raise BundleError(f'{MANIFEST_NAME}: embedding.dtype is "{embedding.dtype}"; it must be one of {known}.')
+    compute = manifest.precision.compute
+    if set(compute) != {"vision", "decoder"} or not set(compute.values()) <= set(_COMPUTE):
+        raise BundleError(f"{MANIFEST_NAME}: precision.compute must give {', '.join(_COMPUTE)} for vision and decoder.")
+    if manifest.precision.kv_cache not in KV_CACHES:
+        raise BundleError(f"{MANIFEST_NAME}: precision.kv_cache must be one of {', '.join(KV_CACHES)}.")
+    if embedding.shape != (model.vocab_size, model.hidden_size):
+        raise BundleError(f"{MANIFEST_NAME}: embedding.shape is not [model.vocab_size, model.hidden_size].")
+    for name in manifest.files:
+        pure = PurePosixPath(name)
+        if not name or "\\" in name or ":" in name or pure.is_absolute() or ".." in pure.parts:
+            raise BundleError(f'{MANIFEST_NAME}: the file name "{name}" leaves the bundle\'s folder.')
+    graphs = manifest.graphs
+    used = [graphs.vision, *graphs.decoder.values(), embedding.file, manifest.tokenizer]
+    for name in used + [graphs.vision_ort] * bool(graphs.vision_ort):
+        if name not in manifest.files:
+            raise BundleError(f'{MANIFEST_NAME}: "{name}" is used but not listed under "files".')
+    size = manifest.files[embedding.file].size
+    if size != embedding_bytes(embedding.dtype, embedding.shape):
+        raise BundleError(f'{MANIFEST_NAME}: "{embedding.file}" has {size:,} bytes, which is not its shape.')

@@ -1,0 +1,8 @@
+"""`python -m qwenvl_edge.cli`."""
+
+import sys
+
+from qwenvl_edge.cli.program import main
+
+if __name__ == "__main__":
+    sys.exit(main())

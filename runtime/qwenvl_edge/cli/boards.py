@@ -1,0 +1,159 @@
+"""Machines that bundles run on, and whether a bundle fits before one is at hand.
+
+Memory and bandwidth are the makers' figures: NVIDIA's data sheets of modules (Jetson Orin Nano in the "Super" mode of
+JetPack 6.2 and newer) and of GPUs, Raspberry Pi's product brief. Compute capabilities are those of NVIDIA's list of
+CUDA GPUs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qwenvl_edge.bundle.contract import DECODER_DATA
+from qwenvl_edge.errors import QwenVLError
+
+if TYPE_CHECKING:
+    from qwenvl_edge.backends.memory_estimate import MemoryPlan
+    from qwenvl_edge.bundle.bundle import Bundle
+
+_GIB = 1 << 30
+# An 8 GB Jetson Orin shows 7,620 MiB and an L4 of 24 GB 23,034 MiB: firmware, carve-outs and ECC take the rest.
+_VISIBLE = 0.93
+_SYSTEM_BYTES = 1 * _GIB  # Linux without a desktop
+_CUDA_BYTES = 700 << 20  # allowance for CUDA's context with TensorRT's libraries
+
+
+@dataclass(frozen=True)
+class Board:
+    """A machine by its published figures.
+
+    Attributes:
+        name: what `qwenvl plan --target` calls it.
+        product: what its maker calls it.
+        memory_gib: memory that the model has to fit into.
+        bandwidth_gb_s: of that memory.
+        compute_capability: 10 * major + minor of its GPU; None where the CPU computes.
+        unified: whether CPU and GPU, and so the system, share that memory.
+    """
+
+    name: str
+    product: str
+    memory_gib: int
+    bandwidth_gb_s: float
+    compute_capability: int | None
+    unified: bool
+
+    @property
+    def free_bytes(self) -> int:
+        """Estimate of what a program may take: visible memory, less the system where it shares that."""
+        return int(self.memory_gib * _GIB * _VISIBLE) - (_SYSTEM_BYTES if self.unified else 0)
+
+
+BOARDS = {
+    board.name: board
+    for board in (
+        Board("raspberry-pi-5-8gb", "Raspberry Pi 5", 8, 17.1, None, True),
+        Board("raspberry-pi-5-16gb", "Raspberry Pi 5", 16, 17.1, None, True),
+        Board("orin-nano-4gb", "Jetson Orin Nano 4GB", 4, 51, 87, True),
+        Board("orin-nano-8gb", "Jetson Orin Nano 8GB", 8, 102, 87, True),
+        Board("orin-nx-8gb", "Jetson Orin NX 8GB", 8, 102.4, 87, True),
+        Board("orin-nx-16gb", "Jetson Orin NX 16GB", 16, 102.4, 87, True),
+        Board("agx-orin-32gb", "Jetson AGX Orin 32GB", 32, 204.8, 87, True),
+        Board("agx-orin-64gb", "Jetson AGX Orin 64GB", 64, 204.8, 87, True),
+        Board("thor-t4000", "Jetson T4000", 64, 273, 110, True),
+        Board("thor-t5000", "Jetson T5000 (AGX Thor)", 128, 273, 110, True),
+        Board("dgx-spark", "DGX Spark (GB10)", 128, 273, 121, True),
+        Board("l4", "L4", 24, 300, 89, False),
+        Board("a10", "A10", 24, 600, 86, False),
+        Board("rtx-4090", "GeForce RTX 4090", 24, 1008, 89, False),
+        Board("a100-80gb", "A100 80GB SXM", 80, 2039, 80, False),
+        Board("h100-80gb", "H100 SXM", 80, 3350, 90, False),
+        Board("h200", "H200 SXM", 141, 4800, 90, False),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A memory plan against a board. token_bytes: weights and cache that decoding one token reads at the most."""
+
+    board: Board
+    plan: MemoryPlan
+    token_bytes: int
+
+    @property
+    def spare_bytes(self) -> int:
+        """What stays free; negative if the bundle does not fit."""
+        return self.board.free_bytes - self.plan.total
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan fits into what the board is expected to have free."""
+        return self.spare_bytes >= 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Upper bound of one conversation's decoding with a full context: memory bandwidth over bytes read."""
+        return self.board.bandwidth_gb_s * 1e9 / self.token_bytes
+
+    def describe(self) -> str:
+        """The board and the verdict, for a terminal."""
+        board = self.board
+        gpu = "CPU" if board.compute_capability is None else f"compute capability {board.compute_capability / 10:.1f}"
+        spare = self.spare_bytes / 1e6
+        verdict = (
+            f"it fits, with {spare:,.0f} MB to spare"
+            if self.fits
+            else f"it does not fit: {-spare:,.0f} MB too much; plan a smaller --max-context, or export smaller"
+        )
+        return "\n".join(
+            (
+                f"{board.product}: {board.memory_gib} GB, {board.bandwidth_gb_s:g} GB/s, {gpu}",
+                f"about {board.free_bytes / 1e6:,.0f} MB free for a program: {verdict}",
+                f"a token reads up to {self.token_bytes / 1e6:,.0f} MB: at most {self.tokens_per_s:,.0f} tokens/s, "
+                "whatever computes them",
+            )
+        )
+
+
+def find_board(name: str) -> Board:
+    """The board that `--target` names.
+
+    Raises:
+        QwenVLError: it is unknown; lists those that are known.
+    """
+    if name not in BOARDS:
+        raise QwenVLError(f"the target {name!r} is unknown; there are {', '.join(BOARDS)}.")
+    return BOARDS[name]
+
+
+def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int = 1) -> Fit:
+    """Plan a bundle's memory on a board; raises what plan_memory raises.
+
+    On a GPU weights lie in memory as they do in the bundle, and CUDA's own share is added.
+    """
+    from qwenvl_edge.backends.memory_estimate import gpu_weight_bytes, plan_memory
+    from qwenvl_edge.bundle.manifest import FLOAT_CACHE
+
+    # A GPU's cache is the bundle's, a plan with the plugin taken for granted; a CPU's is float.
+    kv_cache = FLOAT_CACHE if board.compute_capability is None else bundle.manifest.precision.kv_cache
+    plan = plan_memory(bundle, max_context=max_context, max_batch=max_batch, kv_cache=kv_cache)
+    if board.compute_capability is not None:
+        plan = dataclasses.replace(plan, weights=gpu_weight_bytes(bundle), process=plan.process + _CUDA_BYTES)
+    cache = plan.cache // (max_batch + 1 if max_batch > 1 else 1)
+    return Fit(board, plan, bundle.manifest.files[DECODER_DATA].size + cache)
+
+
+def table(fits: Sequence[Fit]) -> str:
+    """A line a board, for a terminal."""
+    lines = [f"{'target':<22}{'memory':>8}{'GB/s':>8}{'plan':>12}{'spare':>12}{'tokens/s <=':>13}"]
+    for fit in fits:
+        spare = f"{fit.spare_bytes / 1e6:,.0f} MB" if fit.fits else "too big"
+        lines.append(
+            f"{fit.board.name:<22}{fit.board.memory_gib:>5} GB{fit.board.bandwidth_gb_s:>8g}"
+            f"{fit.plan.total / 1e6:>9,.0f} MB{spare:>12}{fit.tokens_per_s:>13,.0f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,164 @@
+"""A conversation in the terminal: `qwenvl chat`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from qwenvl_edge.engine import QwenVLEngine
+from qwenvl_edge.errors import ImageError, QwenVLError
+from qwenvl_edge.inputs.messages import Turn
+from qwenvl_edge.inputs.pictures import Picture, load_picture
+from qwenvl_edge.machine.terminal import say
+from qwenvl_edge.replies.reply import Reply
+from qwenvl_edge.replies.stream import Stream
+
+_HELP = """\
+/image FILE   add a picture to your next message
+/save FILE    write the last answer's picture with its boxes
+/reset        forget the conversation
+/help         show this
+/quit         leave (or Ctrl-D); Ctrl-C ends an answer"""
+
+
+class Console:
+    """Holds what a conversation needs: pictures waiting for the next message, history, the last reply."""
+
+    def __init__(self, engine: QwenVLEngine, *, system: str | None, overrides: Mapping[str, Any]) -> None:
+        self._engine = engine
+        self._system = system
+        self._overrides = overrides
+        self._pictures: list[Picture] = []
+        self._history: tuple[Turn, ...] = ()
+        self._reply: Reply | None = None
+
+    def add_picture(self, path: str) -> None:
+        """Read a picture now, for the next message. Raises ImageError."""
+        self._pictures.append(load_picture(path))
+
+    def ask(self, message: str) -> Reply:
+        """Answer one message (a base model continues it), then list the boxes."""
+        self._reply = reply = self._answer(message) if self._engine.can_chat else self._completion(message)
+        self._history = reply.history
+        self._pictures = []
+        for line in _places(reply):
+            say(line)
+        return reply
+
+    def _answer(self, message: str) -> Reply:
+        stream = self._engine.stream(
+            message, images=self._pictures, history=self._history, system=self._system, **self._overrides
+        )
+        with _cancel_on_interrupt(stream):
+            for piece in stream:
+                say(piece, end="")
+        say("")
+        return stream.reply
+
+    def _completion(self, message: str) -> Reply:
+        reply = self._engine.complete(message, images=self._pictures, **self._overrides)
+        say(reply.text)
+        return reply
+
+    def converse(self) -> None:
+        """Read messages and commands until /quit or the end of the input."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # line editing and history for input()
+        say("Ask about your pictures; /help lists the commands.")
+        while True:
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                say("")
+                return
+            except KeyboardInterrupt:
+                say("\n/quit leaves")
+                continue
+            if line == "/quit":
+                return
+            try:
+                self._handle(line)
+            except QwenVLError as error:
+                say(str(error))
+
+    def _handle(self, line: str) -> None:
+        command, _, argument = line.partition(" ")
+        if not line.startswith("/"):
+            if line:
+                self.ask(line)
+        elif command == "/image":
+            self.add_picture(_file(command, argument))
+            say(f"{len(self._pictures)} picture(s) wait for your next message")
+        elif command == "/save":
+            if self._reply is None:
+                raise QwenVLError("there is no answer yet; ask something first.")
+            save_drawing(self._reply, Path(_file(command, argument)))
+        elif command == "/reset":
+            self._history, self._pictures, self._reply = (), [], None
+            say("forgotten")
+        elif command == "/help":
+            say(_HELP)
+        else:
+            raise QwenVLError(f"there is no command {command}; /help lists them.")
+
+
+def _file(command: str, argument: str) -> str:
+    """The file that a command names, as a shell would take it: quotes, escapes, ~. Raises QwenVLError without one."""
+    name = argument.strip()
+    if not name:
+        raise QwenVLError(f"{command} needs a file: {command} FILE.")
+    with contextlib.suppress(ValueError):  # an apostrophe is no quote that was left open
+        words = shlex.split(name)
+        if len(words) == 1:  # several: a name with spaces that nobody quoted
+            (name,) = words
+    return os.path.expanduser(name)  # noqa: PTH111 - Path's fails for an unknown user and changes URLs
+
+
+def save_drawing(reply: Reply, path: Path) -> None:
+    """Write the reply's picture with its boxes to `path`, in the format of its suffix. Raises ImageError."""
+    picture = reply.draw()
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that Pillow does not know
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f'cannot write "{path}": {reason}.') from error
+    say(f"{path} is written")
+
+
+def _places(reply: Reply) -> Iterator[str]:
+    several = len(reply.pictures) > 1
+    for box in reply.boxes:
+        where = f"  in picture {box.image + 1}" if several else ""
+        yield f"  {box.label or 'box'}: ({box.x1:.0f}, {box.y1:.0f}) to ({box.x2:.0f}, {box.y2:.0f}){where}"
+    for quad in reply.quads:
+        corners = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in quad.points)
+        yield f"  {quad.label or 'quad'}: {corners}" + (f"  in picture {quad.image + 1}" if several else "")
+    for markup in reply.malformed:
+        yield f"  not a place in a picture: {markup}"
+    if reply.finish_reason != "stop":
+        yield f"  (ended early: {reply.finish_reason})"
+
+
+@contextlib.contextmanager
+def _cancel_on_interrupt(stream: Stream) -> Iterator[None]:
+    """Let Ctrl-C end the answer instead of the program; a second one interrupts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signal handlers can only be set in the main thread
+        return
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        stream.cancel()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

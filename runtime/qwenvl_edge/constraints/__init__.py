@@ -1,0 +1,1 @@
+"""Forms that an answer keeps to, and the tokens that they allow."""

@@ -1,0 +1,1 @@
+"""From words, pictures and frames to a prompt."""

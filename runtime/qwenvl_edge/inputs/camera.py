@@ -1,0 +1,123 @@
+"""Camera frames on their way to the engine: a slot for one frame, in which the newest wins."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from qwenvl_edge.errors import FrameError
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, array_to_rgb, freeze
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A camera frame: its `picture` (give it to the engine), when it was captured (seconds of time.monotonic), its
+    `number`, which counts every frame put, from 0, and the `header` that it was put with."""
+
+    picture: Picture = field(repr=False)
+    captured: float
+    number: int
+    header: Any = field(default=None, repr=False)
+
+    @property
+    def age_ms(self) -> float:
+        """Milliseconds since it was captured."""
+        return (time.monotonic() - self.captured) * 1e3
+
+
+class Loader(Protocol):
+    """What makes a picture of a frame, as image.load_picture does; `QwenVLEngine.load_picture` is one."""
+
+    def __call__(self, source: Any, *, channel_order: ChannelOrder, name: str) -> Picture:
+        """The picture, which no longer needs the frame's memory. Raises ImageError."""
+
+
+class FrameSource:
+    """A slot of depth one between a camera, which puts frames at its own pace, and whoever takes the newest.
+
+    The camera is never kept waiting, and an answer is never about a frame that a newer one has replaced. May be used
+    from several threads. dropped: frames that nobody took, because a newer one came or because they were stale.
+
+    Args:
+        channel_order: that of the frames, "rgb" or "bgr".
+        load: what copies a frame; `engine.load_picture` leaves those in the GPU's memory there, None copies every frame
+            to the host.
+    """
+
+    def __init__(self, *, channel_order: ChannelOrder = "rgb", load: Loader | None = None) -> None:
+        self._channel_order = channel_order
+        self._load = load or _load_array
+        self._changed = threading.Condition()
+        self._slot: tuple[Picture, float, int, Any] | None = None
+        self._closed = False
+        self._count = 0
+        self.dropped = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: no more frames come."""
+        return self._closed
+
+    def put(self, pixels: Any, *, captured: float | None = None, header: Any = None) -> None:
+        """Put a frame into the slot, in place of one that is still there.
+
+        Args:
+            pixels: uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], also of another library or in CUDA's
+                memory (`__cuda_array_interface__` or DLPack); it is copied.
+            captured: when it was captured, in seconds of time.monotonic; None means now.
+            header: anything that shall come back with the frame, such as the camera's message header.
+
+        Raises:
+            ImageError: the array has another shape or dtype.
+            FrameError: the source is closed, or `captured` lies in the future.
+        """
+        now = time.monotonic()
+        captured = now if captured is None else captured
+        if captured > now:
+            raise FrameError(f"the frame was captured {captured - now:,.3f} s from now; give time.monotonic().")
+        picture = self._load(pixels, channel_order=self._channel_order, name=f"frame {self._count}")
+        with self._changed:
+            if self._closed:
+                raise FrameError("the frame source is closed; make a new one.")
+            self.dropped += self._slot is not None
+            self._slot = picture, captured, self._count, header
+            self._count += 1
+            self._changed.notify()
+
+    def take(self, *, max_age_ms: float | None = None, timeout_s: float | None = None) -> Frame:
+        """Take the newest frame out of the slot; wait for one if there is none.
+
+        Args:
+            max_age_ms: refuse a frame that was captured longer ago.
+            timeout_s: wait so long at most; None waits until a frame comes or the source is closed.
+
+        Raises:
+            FrameError: the frame is too old (it is dropped), none came in time, or the source is closed and empty.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._slot is not None or self._closed, timeout_s)
+            if self._slot is None:
+                reason = "the frame source is closed" if self._closed else f"no frame came within {timeout_s:g} s"
+                raise FrameError(f"{reason}; look after the camera.")
+            picture, captured, number, header = self._slot
+            self._slot = None
+            age_ms = (time.monotonic() - captured) * 1e3
+            if max_age_ms is not None and age_ms > max_age_ms:
+                self.dropped += 1
+                raise FrameError(
+                    f"frame {number} is {age_ms:,.0f} ms old, older than the limit of {max_age_ms:g} ms; "
+                    "take the next one, or look after the camera."
+                )
+        return Frame(picture, captured, number, header)
+
+    def close(self) -> None:
+        """End the source: a frame in the slot may still be taken, then `take` raises FrameError."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _load_array(source: Any, *, channel_order: ChannelOrder, name: str) -> Picture:
+    return freeze(array_to_rgb(source, channel_order, name), name)

@@ -1,0 +1,1 @@
+"""What this machine has, and how a program talks to its terminal."""

@@ -1,0 +1,1 @@
+"""From tokens to a reply: text, boxes in pixels, drawings."""

@@ -1,0 +1,69 @@
+"""An answer as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+
+from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.replies.reply import Reply
+
+
+class Stream(Iterator[str]):
+    """Iterates over pieces of an answer's clean text: whole characters, no markup; joined they are `reply.text`.
+
+    The engine is busy from the first piece until the end, so read the stream to its end, or close it (leaving a `with`
+    block does).
+    """
+
+    def __init__(self, start: Callable[[CancelToken], Generator[str, None, Reply]]) -> None:
+        self._cancelled = CancelToken()
+        self._pieces = start(self._cancelled)
+        self._started = False
+        self._reply: Reply | None = None
+
+    def __next__(self) -> str:
+        self._started = True
+        while True:
+            try:
+                piece = next(self._pieces)
+            except StopIteration as end:
+                self._reply = end.value or self._reply
+                raise StopIteration from None
+            if piece:
+                return piece
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer. Raises QwenVLError before the stream has ended."""
+        if self._reply is None:
+            raise QwenVLError("the answer is not complete; read the stream to its end first.")
+        return self._reply
+
+    def cancel(self) -> None:
+        """Ask the answer to end before its next token; may be called from another thread or a signal handler."""
+        self._cancelled.cancel()
+
+    def finish(self) -> Reply:
+        """Read the stream to its end and return the reply."""
+        for _ in self:
+            pass
+        return self.reply
+
+    def close(self) -> None:
+        """End the answer now; what was computed becomes the reply, with finish_reason "cancelled"."""
+        self.cancel()
+        if self._started:
+            for _ in self:
+                pass
+        else:
+            self._pieces.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
+from qwenvl_edge_export import export as exporter
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.families.qwen_vl.metadata import generation_defaults
+from qwenvl_edge_export.files import atomic_folder as staging
+from qwenvl_edge_export.graphs import data_file as weights
+from qwenvl_edge_export.options import ExportPrecision, GraphPrecision
+from qwenvl_edge_export.quantization.calibration import decoder_names
+from qwenvl_edge_export.quantization.vision_calibration import vision_names
+from support.dialects import RUNNABLE
+from support.random_checkpoint import GENERATION, config_dict, random_tensors
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where to export to: in a folder that holds nothing else."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "bundle"
+
+
+def test_a_bundle_holds_what_the_design_says(tiny_bundle):
+    assert listing(tiny_bundle.path) == sorted([*tiny_bundle.manifest.files, "bundle.json"])
+    assert set(tiny_bundle.manifest.files) == {
+        "vision.onnx",
+        "vision.ort.onnx",
+        "vision.data",
+        "decoder.onnx",
+        "decoder.ort.onnx",
+        "decoder.data",
+        "embedding.bin",
+        "qwen.tiktoken",
+    }
+    tiny_bundle.check_files()
+    manifest = tiny_bundle.manifest
+    assert manifest.family == "qwen_vl"
+    assert manifest.model.image_tokens == 256
+    assert manifest.generation.top_p == 0.3
+    assert manifest.generation.temperature == 1.0
+    assert manifest.parity["passed"] is True
+    assert {row["graph"] for row in manifest.parity["stages"]} == {"vision", *RUNNABLE}
+    assert set(manifest.provenance.versions) >= {"python", "torch", "onnxruntime"}
+    assert manifest.provenance.versions["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    [("vision.onnx", 23), ("vision.ort.onnx", 23), ("decoder.onnx", 24), ("decoder.ort.onnx", 23)],
+)
+def test_graphs_are_valid_and_keep_weights_outside(tiny_bundle, name, opset):
+    path = tiny_bundle.file(name)
+    onnx.checker.check_model(str(path))
+    model = onnx.load(path, load_external_data=False)
+    assert {each.domain: each.version for each in model.opset_import}[""] == opset
+    inside = [each for each in model.graph.initializer if each.data_location != onnx.TensorProto.EXTERNAL]
+    assert all(np.prod(each.dims) <= 8 for each in inside)
+    assert path.stat().st_size < 50_000
+
+
+def test_the_standard_decoder_uses_standard_operators_only(tiny_bundle):
+    model = onnx.load(tiny_bundle.file("decoder.onnx"), load_external_data=False)
+    assert {node.domain for node in model.graph.node} == {""}
+    kinds = [node.op_type for node in model.graph.node]
+    assert (kinds.count("TensorScatter"), kinds.count("Attention"), kinds.count("RotaryEmbedding")) == (4, 2, 4)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "decoder.ort.onnx"])
+def test_decoder_inputs_and_outputs_are_the_contract(tiny_bundle, name):
+    graph = onnx.load(tiny_bundle.file(name), load_external_data=False).graph
+
+    def shapes(values):
+        return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+
+    cache = {f"{i}.{part}": ["B", 4, "C", 64] for i in range(2) for part in ("key", "value")}
+    assert shapes(graph.input) == {
+        "inputs_embeds": ["B", "T", 256],
+        "position_ids": ["B", "T"],
+        "write_indices": ["B"],
+        "rope_cos": ["C", 32],
+        "rope_sin": ["C", 32],
+        "logits_indices": ["B", "K"],
+    } | {f"past_key_values.{key}": shape for key, shape in cache.items()} | (
+        {"total_sequence_length": [1]} if name == "decoder.ort.onnx" else {}
+    )
+    assert shapes(graph.output) == {"logits": ["B", "K", 2304]} | {f"present.{k}": shape for k, shape in cache.items()}
+
+
+def test_both_decoders_share_their_weights(tiny_bundle):
+    places = []
+    for name in ("decoder.onnx", "decoder.ort.onnx"):
+        graph = onnx.load(tiny_bundle.file(name), load_external_data=False).graph
+        places.append({t.name: {e.key: e.value for e in t.external_data} for t in graph.initializer if t.external_data})
+    assert places[0] == places[1]
+    assert {place["location"] for place in places[0].values()} == {"decoder.data"}
+    assert "transformer.wte.weight" not in places[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_checkpoints_become_float32(small_checkpoint, target, dtype):
+    tensors = random_tensors(config_dict(), dtype)
+    bundle = export(small_checkpoint(tensors=tensors, shards=3, pickled=True), target)
+    np.testing.assert_array_equal(bundle.embedding[:], tensors["transformer.wte.weight"].float())
+    assert bundle.manifest.parity["passed"]
+
+
+def test_tensors_of_different_float_types_are_read_as_they_are(small_checkpoint, target):
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    tensors = {name: x.to(kinds[i % 3]) for i, (name, x) in enumerate(random_tensors(config_dict()).items())}
+    assert {tensor.dtype for tensor in tensors.values()} == set(kinds)
+    bundle = export(small_checkpoint(tensors=tensors, shards=2), target)
+    np.testing.assert_array_equal(bundle.embedding[:], tensors["transformer.wte.weight"].float())
+    assert bundle.manifest.parity["passed"]
+
+
+@pytest.mark.parametrize(
+    "visual",
+    [
+        {"width": 128},  # no kv_proj
+        {"n_queries": 9, "image_size": 28},  # more queries than patches
+        {"image_size": 224, "n_queries": 256},  # neither position table is interpolated
+        {"layers": 0},
+    ],
+)
+def test_other_vision_dimensions(small_checkpoint, target, visual):
+    bundle = export(small_checkpoint(raw=config_dict(visual)), target)
+    assert bundle.manifest.parity["passed"]
+
+
+def test_base_model(small_checkpoint, target):
+    bundle = export(small_checkpoint(generation=GENERATION | {"chat_format": "raw"}), target)
+    assert bundle.manifest.generation.chat_format == "raw"
+    assert bundle.manifest.parity["passed"]
+
+
+def test_exports_of_one_checkpoint_are_equal(small_checkpoint, target):
+    source = small_checkpoint()
+    first, second = export(source, target), export(source, target.with_name("again"))
+    assert first.manifest.files == second.manifest.files
+    assert first.manifest.provenance == second.manifest.provenance
+
+
+def test_progress_goes_from_start_to_end(small_checkpoint, target):
+    calls: list[tuple[int, int, str]] = []
+    export(small_checkpoint(), target, progress=lambda *call: calls.append(call))
+    done = [call[0] for call in calls]
+    assert done == sorted(done)
+    assert done[-1] == calls[-1][1]
+    assert [*dict.fromkeys(call[2] for call in calls)] == [
+        "writing vision.data",
+        "writing decoder.data",
+        "writing embedding.bin",
+        "hashing the checkpoint",
+        "comparing with PyTorch",
+    ]
+
+
+def test_progress_names_no_comparison_that_is_not_made(small_checkpoint, target):
+    said: list[str] = []
+    export(small_checkpoint(), target, check=False, progress=lambda _, __, what: said.append(what))
+    assert said[-1] == "hashing the checkpoint"
+
+
+def test_an_existing_bundle_is_kept_without_force(small_checkpoint, target):
+    before = export(small_checkpoint("a"), target).manifest
+    with pytest.raises(BundleError, match="exists already"):
+        export(small_checkpoint("b", seed=1), target)
+    assert Bundle.open(target).manifest == before
+
+
+def test_force_replaces_a_bundle(small_checkpoint, target):
+    before = export(small_checkpoint("a"), target).manifest
+    after = export(small_checkpoint("b", seed=1), target, force=True).manifest
+    assert before.provenance.checkpoint_sha256 != after.provenance.checkpoint_sha256
+    assert Bundle.open(target).manifest == after
+    assert listing(target.parent) == ["bundle"]
+
+
+def test_force_replaces_nothing_but_bundles(small_checkpoint, target):
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="is not a bundle, so it is not replaced"):
+        export(small_checkpoint(), target, force=True)
+    assert listing(target) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("piece", [1, 40])
+@pytest.mark.parametrize(
+    ("failure", "raised", "match"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), BundleError, "No space left on device; nothing was left"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_failures_leave_the_old_bundle_or_none(
+    small_checkpoint, target, monkeypatch, existing, piece, failure, raised, match
+):
+    source = small_checkpoint("new", seed=1)
+    before = export(small_checkpoint("old"), target).manifest if existing else None
+    write, count = weights.HashingWriter.write, 0
+
+    def failing(self, data):
+        nonlocal count
+        count += 1
+        if count == piece:
+            raise failure
+        write(self, data)
+
+    monkeypatch.setattr(weights.HashingWriter, "write", failing)
+    with pytest.raises(raised, match=match):
+        export(source, target, force=existing)
+    assert count == piece
+    assert listing(target.parent) == (["bundle"] if existing else [])
+    if existing:
+        assert Bundle.open(target).manifest == before
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("exchange", [False, True])
+def test_replacing_with_and_without_an_exchange(small_checkpoint, target, monkeypatch, exchange, link):
+    """Where system or file system cannot let two folders change places, the old one is renamed first."""
+    if not exchange:
+        monkeypatch.setattr(staging, "_exchange", lambda *paths: False)
+    export(small_checkpoint("a"), target)
+    if link:
+        target.rename(target.parent.with_name("elsewhere"))
+        target.symlink_to(target.parent.with_name("elsewhere"))
+    after = export(small_checkpoint("b", seed=1), target, force=True).manifest
+    assert Bundle.open(target).manifest == after
+    assert listing(target.parent) == ["bundle"] and not target.is_symlink()
+    assert not link or target.parent.with_name("elsewhere").is_dir()
+
+
+def test_interruption_in_the_swap_brings_the_old_bundle_back(small_checkpoint, target, monkeypatch):
+    monkeypatch.setattr(staging, "_exchange", lambda *paths: False)
+    before = export(small_checkpoint("a"), target).manifest
+    rename = Path.rename
+
+    def interrupted(self, to):
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(small_checkpoint("b", seed=1), target, force=True)
+    assert listing(target.parent) == ["bundle"]
+    assert Bundle.open(target).manifest == before
+
+
+def test_too_little_disk_space_is_said_before_writing(small_checkpoint, target, monkeypatch):
+    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(BundleError, match=r"takes .* GB, but the disk of .* has 0.0 GB free"):
+        export(small_checkpoint(), target)
+    assert listing(target.parent) == []
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_dead_exports_left_is_removed(small_checkpoint, target, dead_pid):
+    (target.parent / f"bundle.partial-{dead_pid}").mkdir()
+    (target.parent / f"bundle.partial-{dead_pid}" / "vision.data").write_text("half")
+    running = target.parent / f"bundle.partial-{os.getppid()}"
+    running.mkdir()
+    other = target.parent / f"other.partial-{dead_pid}"
+    other.mkdir()
+    export(small_checkpoint(), target)
+    assert listing(target.parent) == sorted(["bundle", running.name, other.name])
+
+
+def test_a_swap_cut_by_death_is_undone(small_checkpoint, target, dead_pid):
+    before = export(small_checkpoint(), target).manifest
+    target.rename(target.with_name(f"bundle.old-{dead_pid}"))
+    with pytest.raises(BundleError, match=rf'cut short; rename ".*bundle.old-{dead_pid}", the old one, to "bundle"'):
+        Bundle.open(target)
+    with pytest.raises(BundleError, match="exists already"):
+        export(small_checkpoint("b", seed=1), target)
+    assert Bundle.open(target).manifest == before
+
+
+def test_nan_in_a_checkpoint_names_the_tensor(small_checkpoint, target):
+    tensors = random_tensors(config_dict())
+    tensors["transformer.h.1.mlp.w2.weight"][3, 4] = float("nan")
+    with pytest.raises(CheckpointError, match=r"transformer.h.1.mlp.w2.weight holds NaN or infinity"):
+        export(small_checkpoint(tensors=tensors), target)
+    assert listing(target.parent) == []
+
+
+def test_graphs_that_differ_from_the_checkpoint_are_not_kept(small_checkpoint, target, monkeypatch):
+    from qwenvl_edge_export.families.qwen_vl import vision
+
+    monkeypatch.setattr(vision, "VISION_EPS", 1e-2)
+    with pytest.raises(BundleError, match=r"do not compute .* image features \(vision, one picture\) differ by"):
+        export(small_checkpoint(), target)
+    assert listing(target.parent) == []
+
+
+def test_a_tokenizer_of_another_model_is_refused(small_checkpoint, target):
+    source = small_checkpoint(raw=config_dict({"image_start_id": 471}))
+    with pytest.raises(CheckpointError, match=r"256 ranks there, but image_start_id 471 and vocab_size 480"):
+        export(source, target)
+    assert listing(target.parent) == []
+
+
+def test_a_damaged_tokenizer_is_refused(small_checkpoint, target):
+    source = small_checkpoint()
+    (source / "qwen.tiktoken").write_text("no vocabulary")
+    with pytest.raises(CheckpointError, match="cannot be exported"):
+        export(source, target)
+    assert listing(target.parent) == []
+
+
+def test_a_place_that_cannot_be_written(small_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match=r"cannot write .*; nothing was left behind"):
+        export(small_checkpoint(), tmp_path / "file" / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("raw", "match"),
+    [
+        ({}, "chat_format is None"),
+        ({"chat_format": "llama"}, "chat_format is 'llama'"),
+        ({"chat_format": "raw", "top_p": "0.3"}, "top_p: expected float"),
+        ({"chat_format": "raw", "top_k": 1.5}, "top_k: expected int"),
+    ],
+)
+def test_bad_generation_settings(raw, match):
+    with pytest.raises(CheckpointError, match=match):
+        generation_defaults(raw)
+
+
+def test_generation_settings_have_the_published_defaults():
+    found = generation_defaults({"chat_format": "chatml", "top_p": 0.3, "repetition_penalty": None, "eos_token_id": 1})
+    assert (found.do_sample, found.top_p, found.top_k, found.temperature) == (True, 0.3, 0, 1.0)
+    assert (found.repetition_penalty, found.max_new_tokens, found.max_window_size) == (1.0, 512, 6144)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nearest"), [("*.c_prj.*", "c_proj.weight"), ("head.*", "lm_head.weight"), ("*.mlp.w3.weight", "mlp.w")]
+)
+def test_a_pattern_that_matches_nothing(small_checkpoint, target, pattern, nearest):
+    precision = ExportPrecision.choose("int4", keep=["lm_head.*", pattern])
+    with pytest.raises(QwenVLError, match=rf'--keep-fp16 "{re.escape(pattern)}" matches no .* such as ".*{nearest}'):
+        export(small_checkpoint(), target, precision=precision)
+    assert listing(target.parent) == []
+
+
+@pytest.mark.parametrize("visual", [{}, {"width": 128}])
+def test_patterns_are_held_against_all_linear_layers(small_checkpoint, target, monkeypatch, visual):
+    """The names that patterns are checked with are those that the graphs ask about."""
+    asked = set()
+    form = GraphPrecision.format
+    monkeypatch.setattr(GraphPrecision, "format", lambda self, name: asked.add(name) or form(self, name))
+    source = small_checkpoint(raw=config_dict(visual))
+    export(source, target, check=False)
+    checkpoint = Checkpoint.open(source)
+    assert asked == {*decoder_names(checkpoint.config), *vision_names(checkpoint)}

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.files import FileInfo, sha256
+from qwenvl_edge.bundle.manifest import (
+    FORMAT,
+    EmbeddingInfo,
+    GenerationDefaults,
+    Graphs,
+    Manifest,
+    ModelInfo,
+    Precision,
+    Provenance,
+    Workspace,
+)
+from qwenvl_edge.errors import BundleError
+
+MODEL = ModelInfo(
+    hidden_size=8,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=2,
+    vocab_size=6,
+    seq_length=16,
+    max_position_embeddings=32,
+    rope_base=10000.0,
+    use_dynamic_ntk=True,
+    use_logn_attn=False,
+    image_size=28,
+    image_tokens=4,
+    image_start_id=3,
+)
+CONTENT = {
+    "vision.onnx": b"vision",
+    "decoder.onnx": b"decoder",
+    "embedding.bin": np.arange(48, dtype="<f4").tobytes(),
+    "qwen.tiktoken": b"IQ== 0\n",
+}
+MANIFEST = Manifest(
+    format=FORMAT,
+    family="qwen_vl",
+    model=MODEL,
+    precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
+    workspace=Workspace(1, 1),
+    graphs=Graphs("vision.onnx", {"standard": "decoder.onnx"}),
+    embedding=EmbeddingInfo("embedding.bin", "float32", (6, 8)),
+    tokenizer="qwen.tiktoken",
+    generation=GenerationDefaults("chatml", True, 0.3, 0, 1.0, 1.0, 512, 6144),
+    files={name: FileInfo(len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()},
+    provenance=Provenance("0" * 64, "test", {"python": "3"}),
+    parity={"passed": True},
+    sensitivity={},
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    for name, data in CONTENT.items():
+        (path / name).write_bytes(data)
+    MANIFEST.write(path)
+    return path
+
+
+def edit(folder: Path, keys: str, value: Any) -> None:
+    """Set (or with Ellipsis, remove) the value at "a/b/c" in bundle.json."""
+    path = folder / "bundle.json"
+    raw = json.loads(path.read_text())
+    *parents, last = keys.split("/")
+    target = raw
+    for key in parents:
+        target = target[key]
+    if value is ...:
+        del target[last]
+    else:
+        target[last] = value
+    path.write_text(json.dumps(raw))
+
+
+def test_what_is_written_is_read(folder):
+    bundle = Bundle.open(folder)
+    assert bundle.manifest == MANIFEST
+    assert bundle.file("vision.onnx") == folder / "vision.onnx"
+    assert bundle.embedding.shape == (6, 8)
+    rows = bundle.embedding[[[5, 0]]]
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows[0], np.arange(48).reshape(6, 8)[[5, 0]])
+
+
+def test_a_manifest_from_before_int8_caches(folder):
+    edit(folder, "precision/kv_cache", ...)
+    assert Bundle.open(folder).manifest == MANIFEST
+    assert MANIFEST.precision.kv_cache == "float"
+
+
+def test_manifest_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MANIFEST.family = "other"  # type: ignore[misc]
+
+
+def test_unlisted_file(folder):
+    with pytest.raises(BundleError, match=r'lists no file "notes\.txt"'):
+        Bundle.open(folder).file("notes.txt")
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(BundleError, match="there is no bundle at"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+def test_a_file_is_not_a_bundle(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_text("x")
+    with pytest.raises(BundleError, match="is a file, not a bundle"):
+        Bundle.open(path)
+
+
+def test_a_folder_without_manifest_is_not_a_bundle(tmp_path):
+    with pytest.raises(BundleError, match="so it is not a bundle"):
+        Bundle.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "not JSON"),
+        ('{"format": 1,', "not JSON"),
+        ("[]", "not a Qwen-VL Edge bundle"),
+        ('{"model": {}}', "not a Qwen-VL Edge bundle"),
+        ('{"format": 2}', "has format 2, this version reads format 1"),
+        ('{"format": "1"}', "has format '1'"),
+        ('{"format": 1}', "missing key family"),
+    ],
+)
+def test_bad_manifest_text(folder, text, match):
+    (folder / "bundle.json").write_text(text)
+    with pytest.raises(BundleError, match=match):
+        Bundle.open(folder)
+
+
+def test_manifest_that_is_not_text(folder):
+    (folder / "bundle.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BundleError, match="cannot read"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "match"),
+    [
+        ("extra", 1, "unknown key extra"),
+        ("model/extra", 1, "model: unknown key extra"),
+        ("tokenizer", ..., "missing key tokenizer"),
+        ("model/head_dim", ..., "model: missing key head_dim"),
+        ("model/head_dim", "64", "model: head_dim: expected int, found str '64'"),
+        ("model/head_dim", True, "expected int, found bool True"),
+        ("model/head_dim", 2.0, "expected int, found float 2.0"),
+        ("model/head_dim", None, "expected int, found null"),
+        ("model/use_dynamic_ntk", 1, "expected bool, found int 1"),
+        ("model/rope_base", float("nan"), "expected float, found float nan"),
+        ("model", [], "model: expected an object, found list"),
+        ("files/vision.onnx/size", "6", 'files\\["vision.onnx"\\]: size: expected int'),
+        ("graphs/decoder", [], "decoder: expected an object"),
+        ("embedding/shape", [6], "expected a list of 2 values"),
+        ("embedding/shape", [6, "8"], "expected int, found str"),
+        ("model/num_layers", 0, "model.num_layers is 0; it must be positive"),
+        ("model/num_kv_heads", 3, "not a multiple of model.num_kv_heads"),
+        ("embedding/dtype", "int8", 'embedding.dtype is "int8"'),
+        ("embedding/shape", [8, 6], "not \\[model.vocab_size"),
+        ("files/embedding.bin/size", 10, "which is not its shape"),
+        ("graphs/vision", "other.onnx", '"other.onnx" is used but not listed'),
+        ("tokenizer", "other.tiktoken", '"other.tiktoken" is used but not listed'),
+    ],
+)
+def test_bad_manifest_values(folder, keys, value, match):
+    edit(folder, keys, value)
+    with pytest.raises(BundleError, match=match):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/../../secret", "..", "C:\\secret", "a\\b", "C:/secret", ""]
+)
+def test_names_that_leave_the_folder(folder, name):
+    raw = json.loads((folder / "bundle.json").read_text())
+    raw["files"][name] = {"size": 1, "sha256": "0"}
+    (folder / "bundle.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match="leaves the bundle's folder"):
+        Bundle.open(folder)
+
+
+def test_links_that_leave_the_folder(folder, tmp_path):
+    outside = tmp_path / "vision.onnx"
+    outside.write_bytes(CONTENT["vision.onnx"])
+    (folder / "vision.onnx").unlink()
+    (folder / "vision.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="link that leaves the folder"):
+        Bundle.open(folder)
+
+
+def test_a_bundle_behind_a_link_opens(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    assert Bundle.open(tmp_path / "link").manifest == MANIFEST
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_missing_file(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f'lacks "{name}"'):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_truncated_file(folder, name):
+    (folder / name).write_bytes(CONTENT[name][:-1])
+    with pytest.raises(
+        BundleError, match=f'{name}" has {len(CONTENT[name]) - 1} bytes instead of {len(CONTENT[name])}'
+    ):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_altered_file(folder, name):
+    data = bytearray(CONTENT[name])
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f'{name}" was altered'):
+        Bundle.open(folder)
+
+
+def test_big_files_are_hashed_by_check_files_only(folder, monkeypatch):
+    monkeypatch.setattr("qwenvl_edge.bundle.bundle.HASHED_AT_OPEN_BYTES", 10)
+    data = bytearray(CONTENT["embedding.bin"])
+    data[0] ^= 1
+    (folder / "embedding.bin").write_bytes(data)
+    bundle = Bundle.open(folder)
+    with pytest.raises(BundleError, match="was altered"):
+        bundle.check_files()
+
+
+def test_sha256_of_an_unreadable_file(tmp_path):
+    with pytest.raises(BundleError, match="cannot read"):
+        sha256(tmp_path / "nothing")

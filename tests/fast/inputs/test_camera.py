@@ -1,0 +1,155 @@
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwenvl_edge import FrameSource
+from qwenvl_edge.errors import FrameError, ImageError
+from support.scripted import engine
+
+
+def frame(shade):
+    return np.full((4, 6, 3), shade, np.uint8)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("qwenvl_edge.inputs.camera.time", clock)
+    return clock
+
+
+def test_the_newest_frame_wins():
+    source = FrameSource()
+    for shade in range(5):
+        source.put(frame(shade))
+    taken = source.take()
+    assert (taken.number, taken.picture.pixels[0, 0, 0], source.dropped) == (4, 4, 4)
+    source.put(frame(9))
+    assert (source.take().number, source.dropped) == (5, 4)
+
+
+def test_a_frame_is_a_copy_of_the_cameras_buffer():
+    source = FrameSource(channel_order="bgr")
+    buffer = np.zeros((2, 2, 3), np.uint8)
+    buffer[..., 0] = 7
+    source.put(buffer)
+    buffer[:] = 255
+    assert source.take().picture.pixels[0, 0].tolist() == [0, 0, 7]
+
+
+def test_ages(clock):
+    source = FrameSource()
+    source.put(frame(0), captured=99.9)
+    clock.now = 100.15
+    taken = source.take(max_age_ms=251)
+    assert taken.captured == 99.9 and taken.age_ms == pytest.approx(250)
+
+
+def test_stale_frames_are_refused(clock):
+    source = FrameSource()
+    source.put(frame(0))
+    clock.now += 0.3
+    with pytest.raises(FrameError, match="frame 0 is 300 ms old, older than the limit of 250 ms"):
+        source.take(max_age_ms=250)
+    assert source.dropped == 1
+    source.put(frame(1))
+    assert source.take(max_age_ms=250).number == 1
+
+
+def test_a_capture_time_of_another_clock_is_refused(clock):
+    with pytest.raises(FrameError, match=r"time\.monotonic"):
+        FrameSource().put(frame(0), captured=1.7e9)
+
+
+def test_waiting_for_a_frame():
+    source, taken = FrameSource(), []
+    thread = threading.Thread(target=lambda: taken.append(source.take()))
+    thread.start()
+    source.put(frame(3))
+    thread.join()
+    assert taken[0].number == 0
+    with pytest.raises(FrameError, match=r"no frame came within 0.01 s"):
+        source.take(timeout_s=0.01)
+
+
+def test_closing_ends_the_wait():
+    source, errors = FrameSource(), []
+
+    def work():
+        try:
+            source.take()
+        except FrameError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert not source.closed
+    source.close()
+    thread.join()
+    assert source.closed and errors == ["the frame source is closed; look after the camera."]
+    with pytest.raises(FrameError, match="closed"):
+        source.put(frame(0))
+
+
+def test_a_last_frame_can_be_taken_after_closing():
+    source = FrameSource()
+    source.put(frame(0))
+    source.close()
+    assert source.take().number == 0
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((2, 2), np.float32), np.zeros((0, 2, 3), np.uint8), Image.new("RGB", (2, 2)), "frame.png"]
+)
+def test_bad_frames_are_refused_where_they_are_put(pixels):
+    source = FrameSource()
+    with pytest.raises(ImageError, match="frame 0"):
+        source.put(pixels)
+    with pytest.raises(FrameError):
+        source.take(timeout_s=0)
+
+
+def test_every_frame_is_taken_or_dropped():
+    source, taken = FrameSource(), []
+
+    def consume():
+        while True:
+            try:
+                taken.append(source.take().number)
+            except FrameError:
+                return
+
+    threads = [threading.Thread(target=consume) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for shade in range(200):
+        source.put(frame(shade))
+    source.close()
+    for thread in threads:
+        thread.join()
+    assert len(set(taken)) == len(taken) and len(taken) + source.dropped == 200 and 199 in taken
+
+
+def test_a_frame_is_asked_about(tmp_path):
+    qwen, backend = engine(tmp_path, "red<|im_end|>")
+    source = FrameSource()
+    source.put(frame(200))
+    reply = qwen.chat("Which colour?", images=[source.take(max_age_ms=60_000).picture])
+    assert reply.text == "red" and reply.pictures[0].name == "frame 0" and backend.encoded == 1
+
+
+def test_a_header_comes_back_with_its_frame():
+    source = FrameSource()
+    source.put(frame(0), header="first")
+    source.put(frame(1), header="second")
+    assert source.take().header == "second"

@@ -1,0 +1,135 @@
+"""models/nano through the TensorRT driver on the stand-in: the answers of ONNX Runtime, token for token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.backends.cuda.device import Cuda, Stream
+from qwenvl_edge.backends.cuda.pictures import DevicePicture
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.contract import STANDARD
+from qwenvl_edge.bundle.engines import PlanLimits
+from support.device_frames import frame, put
+from support.dialects import RUNNABLE
+from support.paths import ROOT
+from support.standin import nvrtc, plans
+from support.standin.machine import Machine
+
+pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")
+NANO = ROOT / "models" / "nano"
+PICTURE = NANO / "demo.png"
+QUESTIONS = ["Where is the red mug?", "Why?", "How many cars?", "What does it say?", "Describe it.", "What is it?"]
+LIMITS = PlanLimits(max_context=1024, max_batch=4, max_images=1, chunk=96)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
+    bundle = exporter.export(NANO, tmp_path_factory.mktemp("nano") / "bundle", check=False)
+    plans.write_plan(bundle, limits=LIMITS)
+    return bundle
+
+
+@pytest.fixture
+def engines(bundle, monkeypatch):
+    """The same bundle twice: on the stand-in, and on ONNX Runtime's CPU with its own dialect."""
+    plans.install(monkeypatch, Machine())
+    return QwenVLEngine(bundle, backend="tensorrt"), QwenVLEngine(
+        bundle, backend="onnxruntime", device="cpu", threads=1, max_context=LIMITS.max_context
+    )
+
+
+def same(*replies):
+    """Check that all replies are equal; return one of them."""
+    first, *others = [(r.raw_text, r.finish_reason, r.stats.new_tokens, r.boxes) for r in replies]
+    assert all(other == first for other in others)
+    return replies[0]
+
+
+def test_a_conversation_about_pictures(engines):
+    found = [engine.chat("What is in the picture?", images=[PICTURE], do_sample=False) for engine in engines]
+    assert len(same(*found).text) > 20
+    for question in ("Where is the red mug?", "What does the sign say?", "汽车是什么颜色的?"):
+        found = [
+            engine.chat(question, history=reply.history, do_sample=False)
+            for engine, reply in zip(engines, found, strict=True)
+        ]
+        same(*found)
+    assert found[0].stats.reused_tokens == found[1].stats.reused_tokens > 0
+
+
+def test_sampled_answers_and_grounding(engines):
+    same(*(e.chat("Describe it.", images=[PICTURE], do_sample=True, top_p=0.9, seed=7) for e in engines))
+    assert same(*(e.ground(PICTURE, "the red mug") for e in engines)).boxes
+
+
+@pytest.mark.skipif(bool(nvrtc.missing()), reason=f"kernels are not emulated here: {nvrtc.missing()}")
+def test_boxes_in_a_frame_of_the_gpu(engines):
+    """A camera's RGBA frame, rows apart, in the GPU's memory: the places and the drawing of the picture file."""
+    pixels = np.asarray(Image.open(PICTURE).convert("RGBA"))
+    rows = np.zeros((len(pixels), pixels.shape[1] * 4 + 64), np.uint8)
+    rows[:, :-64] = pixels.reshape(len(pixels), -1)
+    cuda = Cuda.open()
+    stream = Stream(cuda)
+    memory = put(cuda, rows, stream)
+    source = frame(memory.address, pixels.shape, strides=(rows.shape[1], 4, 1), stream=stream.handle)
+    found = same(engines[0].ground(source, "the red mug"), engines[1].ground(PICTURE, "the red mug"))
+    assert isinstance(found.pictures[0], DevicePicture) and found.boxes
+    assert found.draw().tobytes() == engines[1].ground(PICTURE, "the red mug").draw().tobytes()
+
+
+def test_a_batch(engines):
+    questions = ["Where is the red mug?", "What colour is the car?", "How many cars?", "What does it say?", "Why?"]
+    items = [{"message": question, "images": [PICTURE]} for question in questions]
+    for pair in zip(*(engine.chat_many(items, do_sample=False, max_new_tokens=24) for engine in engines), strict=True):
+        same(*pair)
+
+
+def test_answers_that_come_and_go_together(engines):
+    """Rows end and others take their place: parts of one cache are bound as caches of their own."""
+    options = {"images": [PICTURE], "do_sample": False, "max_new_tokens": 24}
+    with engines[0].batcher(rows=16) as batcher:  # the plan takes 4
+        replies = [batcher.submit(question, **options) for question in QUESTIONS]
+        for question, reply in zip(QUESTIONS, replies, strict=True):
+            assert reply.result(timeout=60).raw_text == engines[1].chat(question, **options).raw_text
+
+
+def test_an_int8_cache_is_carried_with_its_scales(tmp_path, monkeypatch):
+    """Conversations go on in it, batches are copied together, grow and shrink in it."""
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
+    from qwenvl_edge_export.options import ExportPrecision
+
+    precision = ExportPrecision.choose(kv_cache="int8")
+    bundle = exporter.export(NANO, tmp_path / "bundle", precision=precision, check=False)
+    plans.write_plan(bundle, limits=LIMITS, plugin="libkvcache.so 1")
+    plans.install(monkeypatch, Machine())
+    standard = OnnxRuntimeBackend(bundle, threads=1, dialect=STANDARD)
+    engines = [QwenVLEngine(bundle, backend=b, max_context=LIMITS.max_context) for b in ("tensorrt", standard)]
+    assert engines[0].describe().endswith("decoder fp32, KV cache int8")
+    options = {"images": [PICTURE], "do_sample": False, "max_new_tokens": 24}
+    alone = [same(*(engine.chat(question, **options) for engine in engines)) for question in QUESTIONS]
+    found = [e.chat("Where is it?", history=alone[0].history, do_sample=False) for e in engines]
+    assert same(*found).stats.reused_tokens > 0
+    for engine in engines:
+        with engine.batcher(rows=4) as batcher:
+            replies = [batcher.submit(question, **options) for question in QUESTIONS]
+            assert [r.result(timeout=60).raw_text for r in replies] == [r.raw_text for r in alone]
+
+
+def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monkeypatch):
+    """Dynamic NTK changes the rotary tables at 2,048 tokens; the driver has to bring the new ones, then the old."""
+    folder = bundle.path / "plans" / "long"
+    if not folder.exists():
+        plans.write_plan(bundle, "long", limits=PlanLimits(2304, 1, 1, 256))
+    plans.change_manifest(bundle.path / "plans" / "local", compute_capabilities=(86,))  # leaves the long one
+    plans.install(monkeypatch, Machine())
+    options = {"do_sample": False, "max_new_tokens": 8}
+    engines = [
+        QwenVLEngine(bundle, backend="tensorrt"),
+        QwenVLEngine(bundle, backend="onnxruntime", device="cpu", threads=1, max_context=2304),
+    ]
+    for words in ("red " * 2150, "What is this?", "red " * 2150):
+        same(*(engine.chat(words, images=[PICTURE], **options) for engine in engines))

@@ -1,0 +1,57 @@
+"""The "onnxruntime" decoder can be captured as a CUDA graph: nothing but shapes is computed on the CPU, no copies."""
+
+from __future__ import annotations
+
+import copy
+
+import onnx
+import pytest
+
+from support.gpu_placement import KERNELS, Placement
+
+HOST_INPUT = "total_sequence_length"
+
+
+@pytest.fixture(scope="module", params=["fp16", "bf16", "int4"])
+def graph(request, small_checkpoint_for_gpu):
+    return onnx.load(small_checkpoint_for_gpu(request.param).file("decoder.ort.onnx"), load_external_data=False).graph
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint_for_gpu(tiny_checkpoint, tmp_path_factory):
+    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
+
+    def export(name):
+        precision = exporter.ExportPrecision.choose(name, target="gpu")
+        return exporter.export(tiny_checkpoint, tmp_path_factory.mktemp("gpu") / "b", precision=precision, check=False)
+
+    return export
+
+
+def test_every_node_has_a_kernel_on_the_gpu(graph):
+    assert {node.op_type for node in graph.node} <= KERNELS
+
+
+def test_only_shapes_are_computed_on_the_cpu_and_nothing_is_copied(graph):
+    placement = Placement(graph)
+    assert {node.op_type for node in placement.on_cpu} == {"Concat"}
+    assert placement.copies == set()
+    readers = [node for node in graph.node if HOST_INPUT in node.input]
+    assert {node.op_type for node in readers} == {"GroupQueryAttention"}
+    assert all(list(node.input).index(HOST_INPUT) == 6 for node in readers)
+
+
+def test_what_the_lengths_were_before_is_seen_as_a_copy(graph):
+    """Tokens of a row as write_indices + Shape(inputs_embeds): an addition on the CPU, its result needed on the GPU."""
+    changed = copy.deepcopy(graph)
+    attention = next(node for node in changed.node if node.op_type == "GroupQueryAttention")
+    cast = next(node for node in changed.node if attention.input[5] in node.output)
+    tokens = onnx.helper.make_node("Shape", ["inputs_embeds"], ["tokens"], start=1, end=2)
+    total = onnx.helper.make_node("Add", ["write_indices", "tokens"], ["total"])
+    cast.input[0] = "total"
+    nodes = [tokens, total, *changed.node]
+    del changed.node[:]
+    changed.node.extend(nodes)
+    placement = Placement(changed)
+    assert {"Add", "Cast"} <= {node.op_type for node in placement.on_cpu}
+    assert cast.output[0] in placement.copies

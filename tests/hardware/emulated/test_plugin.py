@@ -1,0 +1,257 @@
+"""The TensorRT plugin without a GPU: it compiles, its interfaces hold, and its kernels, run thread by thread by a CPU,
+compute what the op is defined to be."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from support import kv_cache_attention_onnx
+from support.kv_cache_attention import Arguments, Case, Library, check, random_call
+from support.paths import ROOT
+
+SOURCE = ROOT / "cpp_ext" / "tensorrt_plugin"
+HEADERS = ROOT / ".cache" / "tensorrt"
+BUILD = ROOT / "build" / "plugin-tests"
+
+# From sm_80 on, what runs machine code of its own (cmake/architectures.cmake); older compilers know fewer.
+ARCHITECTURES = ["80", "87", "89", "90", "100", "110", "120"]
+BOTH = [torch.float16, torch.bfloat16]
+
+
+def need(condition: object, what: str) -> None:
+    if not condition:
+        pytest.skip(f"the plugin is not compiled here: {what}")
+
+
+def run(*command: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def configured() -> Path:
+    """The build folder; what is compiled already stays."""
+    need(shutil.which("nvcc"), "there is no nvcc")
+    need(shutil.which("cmake"), "there is no cmake")
+    need((HEADERS / "NvInfer.h").exists(), "run tools/fetch_tensorrt_headers.py .cache/tensorrt")
+    options = {"TENSORRT_INCLUDE_DIR": HEADERS, "QWENVL_PLUGIN_TESTS": "ON", "CMAKE_EXPORT_COMPILE_COMMANDS": "ON"}
+    unset = ("-U", "CMAKE_CUDA_ARCHITECTURES")  # which an earlier configuration may have left
+    run("cmake", "-S", SOURCE, "-B", BUILD, *unset, *(f"-D{name}={value}" for name, value in options.items()))
+    return BUILD
+
+
+@pytest.fixture(scope="session")
+def plugin(configured) -> Path:
+    run("cmake", "--build", configured, "-j", "2", "--target", "qwenvl_tensorrt_plugin")
+    return configured / "libqwenvl_tensorrt_plugin.so"
+
+
+@pytest.fixture(scope="session")
+def emulated(configured) -> Library:
+    run("cmake", "--build", configured, "-j", "2", "--target", "qwenvl_attention_cpu")
+    return Library(configured / "tests" / "libqwenvl_attention_cpu.so")
+
+
+@pytest.fixture(scope="session")
+def reference(emulated):
+    function = emulated.library.qwenvl_reference_attention
+    function.argtypes, function.restype = [ctypes.POINTER(Arguments)], None
+    return lambda call: emulated(call, lambda arguments, stream: function(arguments))
+
+
+def test_every_architecture_is_compiled_with_warnings_as_errors(plugin):
+    known = [a for a in ARCHITECTURES if f"sm_{a}\n" in run("nvcc", "--list-gpu-code")]
+    commands = json.loads((plugin.parent / "compile_commands.json").read_text())
+    kernels = [each["command"] for each in commands if each["file"].endswith("attention.cu")]
+    assert len(kernels) == 5
+    for command in kernels:
+        made = re.findall(r"(?:sm|compute)_\d+(?=[\],])", "".join(re.findall(r"code=\[.*?\]", command)))
+        assert set(made) == {*(f"sm_{a}" for a in known), f"compute_{known[-1]}"}
+        assert {"-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra", "-Xcompiler=-Werror"} <= set(command.split())
+
+
+def test_interfaces(configured):
+    run("cmake", "--build", configured, "-j", "2", "--target", "plugin_test", "gpu_test")
+    run("ctest", "--test-dir", configured, "--output-on-failure", "--no-tests=error")
+
+
+@pytest.mark.skipif(not shutil.which("readelf"), reason="there is no readelf")
+def test_the_library_stands_alone(plugin):
+    needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "--dynamic", plugin))
+    assert needed and not [name for name in needed if "nvinfer" in name or "cuda" in name]
+    exported = set(re.findall(r"GLOBAL DEFAULT +\d+ (\w+)$", run("readelf", "--dyn-syms", "--wide", plugin), re.M))
+    assert {"getCreators", "setLoggerFinder", "qwenvl_kv_cache_attention"} <= exported
+    assert not [name for name in exported if not name.startswith(("qwenvl_", "getCreators", "setLoggerFinder"))]
+
+
+LOAD = """
+import sys
+import tensorrt_rtx_bindings as trt
+registry = trt.get_plugin_registry()
+registry.load_library(sys.argv[1])
+creator = registry.get_creator("KVCacheAttention", "1", "")
+fields = [trt.PluginField(name, __import__("numpy").array([value], dtype="int32"), trt.PluginFieldType.INT32)
+          for name, value in (("num_heads", 4), ("num_kv_heads", 2), ("head_dim", 64), ("int8_cache", 1))]
+plugin = creator.create_plugin("attention", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD)
+print(plugin.get_capability_interface(trt.PluginCapabilityType.BUILD).num_outputs)
+"""
+
+
+def test_a_registry_loads_it(plugin):
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError)
+    assert run(sys.executable, "-c", LOAD, plugin).split()[-1] == "5"
+
+
+DEFINED = [
+    Case(1, (0, 9)),
+    Case(3, (5, 130), heads=4, dtype=torch.bfloat16, head_dim=80),
+    Case(7, (0, 200), head_dim=104),
+    Case(1, (77,), int8=True, head_dim=104),
+    Case(5, (3, 60), heads=4, int8=True, head_dim=128),
+    Case(2, (31, 0, 64), heads=8, kv_heads=1, dtype=torch.bfloat16, head_dim=96),
+]
+
+
+@pytest.mark.parametrize("case", DEFINED, ids=str)
+def test_the_reference_agrees_with_the_graph_of_standard_ops(reference, case):
+    call = random_call(case)
+    out, caches = reference(call)
+    expected, expected_caches = kv_cache_attention_onnx.attend(call)
+    # ONNX Runtime may fuse a product with a sum: the last digit of what is rounded can differ.
+    digit = torch.finfo(case.dtype).eps
+    torch.testing.assert_close(out.float(), expected, rtol=digit, atol=digit / 10)
+    for name, cache in caches.items():
+        limits = {"rtol": 0, "atol": 1} if cache.dtype == torch.int8 else {"rtol": digit, "atol": 0}
+        for row, length in enumerate(case.lengths):
+            used, wanted = (x[row, :, : length + case.tokens].float() for x in (cache, expected_caches[name]))
+            torch.testing.assert_close(used, wanted, **limits)
+
+
+INT8_WRITES = [
+    Case(1, (77,), int8=True, heads=2, head_dim=104),
+    Case(6, (0, 60), int8=True, heads=4, kv_heads=4, head_dim=64),
+]
+
+
+@pytest.mark.parametrize("case", INT8_WRITES, ids=str)
+def test_the_standard_decoder_attends_like_the_reference(reference, case):
+    """The exporter's attention over an int8 cache, in fp16, against the plugin's plain C++ on the same numbers."""
+    exported_attention = pytest.importorskip("support.exported_attention", reason="the exporter is not installed")
+    call = random_call(case)
+    call.logn_scale.fill_(1.0)
+    call.qkv[0, 0, -case.head_dim :] = 0  # a vector of zeros has a scale of zero
+    out, caches = reference(call)
+    found, found_caches = exported_attention.attend(call)
+    torch.testing.assert_close(found.float(), out.float(), rtol=0, atol=2e-3 * float(out.float().abs().max()))
+    for row, length in enumerate(case.lengths):
+        new = slice(length, length + case.tokens)
+        for name, cache in caches.items():
+            ours, theirs = (x[row, :, : length + case.tokens] for x in (found_caches[name], cache))
+            torch.testing.assert_close(ours[:, :length], theirs[:, :length], rtol=0, atol=0)
+            if name.startswith("value"):  # nothing is computed before it is quantized
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+            elif name == "key":
+                assert (ours[:, new].int() - theirs[:, new].int()).abs().max() <= 1
+                assert (ours[:, new] != theirs[:, new]).float().mean() < 5e-3
+            else:
+                torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+EMULATED = [
+    *(
+        Case(1, (0, 130), head_dim=dim, dtype=BOTH[i % 2], int8=i % 2 == 1)
+        for i, dim in enumerate((64, 80, 96, 104, 128))
+    ),
+    *(
+        Case(3, (100,), head_dim=dim, dtype=BOTH[i % 2], int8=i % 2 == 0)
+        for i, dim in enumerate((64, 80, 96, 104, 128))
+    ),
+    *(
+        Case(17, (0, 60), head_dim=dim, dtype=BOTH[i % 2], int8=i % 2 == 1)
+        for i, dim in enumerate((64, 80, 96, 104, 128))
+    ),
+    Case(2, (7, 250), heads=4, kv_heads=2),
+    Case(2, (70,), heads=8, kv_heads=1, dtype=torch.bfloat16),
+    Case(1, (0, 65), heads=8, kv_heads=2, head_dim=96, int8=True),
+    Case(6, (33, 2), heads=8, kv_heads=2, head_dim=128, dtype=torch.bfloat16, int8=True),
+    Case(70, (20,), heads=1, kv_heads=1, head_dim=104, int8=True),
+    Case(70, (0, 31), heads=1, kv_heads=1, head_dim=80),
+]
+
+
+@pytest.mark.parametrize("case", EMULATED, ids=str)
+def test_kernels_compute_the_definition(emulated, case):
+    call = random_call(case)
+    check(call, *emulated(call))
+
+
+# Query rows of a block, pieces of the keys: every kernel, in one piece and in more than there are tiles.
+PLANS = [
+    (Case(1, (150,), int8=True), 1, (1, 2, 5)),
+    (Case(4, (0, 150)), 4, (1, 3)),
+    (Case(4, (0, 150), dtype=torch.bfloat16), 64, (1, 3)),
+    (Case(9, (90,), head_dim=104, int8=True), 64, (1, 2)),
+    (Case(150, (40,), heads=1, kv_heads=1, head_dim=64), 128, (1,)),
+    (Case(60, (90,), heads=2, kv_heads=1, head_dim=128, dtype=torch.bfloat16), 128, (1,)),
+]
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+@pytest.mark.parametrize(("case", "rows", "splits"), PLANS, ids=str)
+def test_every_plan_computes_the_same(emulated, case, rows, splits, descending):
+    call = random_call(case, seed=1)
+    planned = emulated.library.qwenvl_kv_cache_attention_planned
+    planned.argtypes = [ctypes.POINTER(Arguments), ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    emulated.library.qwenvl_emulate_descending(descending)
+    try:
+        for split in splits:
+            check(call, *emulated(call, lambda arguments, stream, n=split: planned(arguments, rows, n, stream)))
+    finally:
+        emulated.library.qwenvl_emulate_descending(False)
+
+
+def test_padding_and_full_caches(emulated):
+    call = random_call(Case(9, (0, 80, 247), capacity=256), padded={0: 2, 1: 5})
+    check(call, *emulated(call))
+    call = random_call(Case(4, (254,), capacity=256), padded={0: 2})
+    check(call, *emulated(call))
+
+
+@pytest.mark.parametrize("write", [-(2**40), -3, 256, 2**40])
+def test_indices_outside_the_cache_touch_nothing_else(emulated, write):
+    call = random_call(Case(2, (0,), capacity=256))
+    call.write_indices[:] = write
+    call.position_ids[:] = write
+    for name in ("key", "value"):
+        call.past[name].fill_(1.0)
+    out, caches = emulated(call)
+    assert all((caches[name] == 1.0).all() for name in ("key", "value"))
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("head_dim", 72), ("kv_heads", 3), ("tokens", 0), ("batch", 2**30), ("capacity", 2**31 - 1)]
+)
+def test_sizes_that_no_kernel_knows_are_refused(emulated, name, value):
+    call = random_call(Case(1, (0,)))
+    arguments, _kept = emulated.arguments(call, call.past)
+    setattr(arguments, name, value)
+    assert emulated.attend(ctypes.byref(arguments), None) != 0
+
+
+def test_impossible_plans_are_refused(emulated):
+    planned = emulated.library.qwenvl_kv_cache_attention_planned
+    call = random_call(Case(5, (0,), int8=True))
+    arguments, _kept = emulated.arguments(call, call.past)
+    for rows, splits in ((4, 1), (3, 1), (128, 1), (64, 0), (64, 10**6)):
+        assert planned(ctypes.byref(arguments), rows, splits, None) != 0

@@ -1,0 +1,84 @@
+"""The commands of README.md and docs/: subcommands, options, targets, extras and files of the repository exist."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+
+import pytest
+
+from qwenvl_edge.cli.program import _parser
+from support.paths import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("benchmarks", "cpp_ext", "docs", "examples", "models", "release", "tests", "tools")
+MADE = {"examples/triton/models/qwenvl/1/bundle"}  # by who follows the page
+SUBCOMMANDS = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+
+
+def spelled(text: str) -> list[list[str]]:
+    """The words of every line in an indented block or between backticks; lines that end in a backslash are joined."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    blocks = [line.strip() for line in lines if line.startswith("    ")]
+    inline = re.findall(r"`([^`\n]+)`", text.replace("\n", " "))
+    found = []
+    for line in (*blocks, *inline):
+        try:
+            found.append(shlex.split(line, comments=True))
+        except ValueError:  # an apostrophe of prose
+            continue
+    return found
+
+
+COMMANDS = [(page.name, words) for page in PAGES for words in spelled(page.read_text(encoding="utf-8")) if words]
+
+
+def of(program: str) -> list[tuple[str, list[str]]]:
+    """Page and words behind the program's name, also behind && or time."""
+    return [(page, words[i + 1 :]) for page, words in COMMANDS for i, word in enumerate(words) if word == program]
+
+
+def test_subcommands_and_their_options():
+    seen = set()
+    for page, words in of("qwenvl"):
+        if not words or words[0] not in SUBCOMMANDS:
+            assert not words or not re.fullmatch("[a-z]+", words[0]), (page, words)  # prose, or its own output
+            continue
+        known = {option for action in SUBCOMMANDS[words[0]]._actions for option in action.option_strings}
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, (page, words)
+        seen.add(words[0])
+    assert {"export", "doctor", "build", "chat", "verify", "plan", "serve"} <= seen
+
+
+def test_targets_of_make():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    words = {words[0] for _, words in of("make") if words}
+    assert "plugin" in words and words <= targets
+
+
+def test_extras_of_pip():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^([\w-]+) = \[", text[text.index("[project.optional-dependencies]") :], re.M))
+    asked = {
+        extra
+        for _, words in of("pip")
+        for word in words
+        if (found := re.search(r"(?:qwenvl-edge|\.)\[([\w,-]+)\]", word))
+        for extra in found[1].split(",")
+    }
+    assert "tensorrt" in asked and asked <= extras
+
+
+def test_settings_of_cmake():
+    text = "".join(path.read_text() for path in (ROOT / "cpp_ext" / "tensorrt_plugin").rglob("*CMakeLists.txt"))
+    settings = {re.match(r"-D(\w+)", word)[1] for _, words in of("cmake") for word in words if word.startswith("-D")}
+    assert settings and settings <= set(re.findall(r"\w+", text)) | {"CMAKE_CUDA_ARCHITECTURES"}
+
+
+@pytest.mark.parametrize("page", [page.name for page in PAGES])
+def test_files_of_the_repository(page):
+    paths = {word for name, words in COMMANDS if name == page for word in words if word.startswith(FOLDERS)}
+    named = {path for path in paths if re.fullmatch(r"[\w./-]+/[\w./-]+", path)}
+    roots = (ROOT, ROOT / "cpp_ext" / "tensorrt_plugin") if page == "plugin.md" else (ROOT,)
+    assert not [path for path in named - MADE if not any((root / path).exists() for root in roots)]

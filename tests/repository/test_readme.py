@@ -1,0 +1,73 @@
+"""What README.md and docs/getting-started.md show of Python runs as it is printed, on the nano bundle."""
+
+import re
+import signal
+import time
+
+import pytest
+
+from qwenvl_edge import FrameSource
+from support.paths import ROOT
+
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+WAIT_S = 60
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, nano):
+    """Stands for the repository's root, behind the commands that the pages name; it is the current folder."""
+    pytest.importorskip("llguidance", reason="constraints need the extra [constrained]")
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "out").mkdir()
+    for bundle in ("out/nano", "nano-bundle"):
+        (tmp_path / bundle).symlink_to(nano)
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGINT)
+    yield tmp_path
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
+def camera_that_hung(monkeypatch):
+    """Cameras wait until their frame was looked at, and their second frame arrives a minute late."""
+    put = FrameSource.put
+
+    def late(camera, pixels):
+        second = camera._count == 1
+        put(camera, pixels, captured=time.monotonic() - 60 if second else None)
+        until = time.monotonic() + WAIT_S
+        while camera._slot is not None and time.monotonic() < until:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(FrameSource, "put", late)
+
+
+def run(page):
+    """Run the blocks of a page; return their text and what they named."""
+    blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    return "".join(blocks), names
+
+
+def test_the_python_of_the_readme_runs_as_printed(workplace, camera_that_hung, capsys):
+    shown, names = run("README.md")
+    for call in ("history=", "engine.ground(", "Constraint.json(", "deadline_ms=", "FrameSource()"):
+        assert call in shown
+    assert (workplace / "out" / "boxes.png").is_file()
+    assert [box.label for box in names["mug"].boxes] == ["the red mug"]
+    assert set(names["answer"]) == {"thing", "colour"}
+    assert (names["late"].finish_reason, names["late"].text) == ("deadline", "")
+    assert not names["stop"].cancelled
+    signal.raise_signal(signal.SIGINT)
+    assert names["stop"].cancelled
+    assert "frame 1 is 60,0" in capsys.readouterr().out  # the loop went on behind it
+    assert names["camera"].closed and names["camera"].dropped >= 1
+    assert len(names["seen"]) + names["camera"].dropped == 20
+    assert names["seen"] and all("Yes.".startswith(text) or "No.".startswith(text) for text in names["seen"])
+
+
+def test_the_python_of_getting_started_runs_as_printed(workplace, capsys):
+    _, names = run("docs/getting-started.md")
+    assert "the red mug" in capsys.readouterr().out and len(names["reply"].history) == 2

@@ -1,0 +1,1 @@
+"""Helpers of the tests: stand-ins, scripted engines, random checkpoints, paths."""

@@ -1,0 +1,83 @@
+"""A server on the nano model, listening on a port of its own, and what its clients send."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+from support.paths import ROOT
+
+uvicorn = pytest.importorskip("uvicorn", reason="the server needs its extra")
+
+from qwenvl_edge.server.command import uvicorn_config  # noqa: E402
+from qwenvl_edge.server.settings import Limits, Settings  # noqa: E402
+
+NANO = ROOT / "models" / "nano"
+PICTURE = NANO / "demo.png"
+WAIT_S = 60.0
+
+
+@contextlib.contextmanager
+def serving(engine, *, limits=None, **settings):
+    """Run a server in a thread; yields its address."""
+    config = uvicorn_config(engine, Settings(port=0, model_name="nano", limits=Limits(**(limits or {})), **settings))
+    server, listening = uvicorn.Server(config), config.bind_socket()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_S)
+        listening.close()
+
+
+def until(condition, wait_s=WAIT_S):
+    """Wait until something is so; return its value."""
+    end = time.monotonic() + wait_s
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
+    return value
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_up(url):
+    """Whether something answers there with 200."""
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def data_uri(path=PICTURE):
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def ask(words="Describe the picture.", *, url=None, **options):
+    """The body of a request."""
+    parts = [{"type": "image_url", "image_url": {"url": url}}] if url else []
+    content = [*parts, {"type": "text", "text": words}]
+    return {"model": "nano", "messages": [{"role": "user", "content": content}], "temperature": 0, **options}
+
+
+def post(http, body, **options):
+    return http.post("/v1/chat/completions", json=body, **options)
+
+
+def metric(http, name):
+    """The value of one line of /metrics."""
+    lines = http.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
