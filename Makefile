@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BUNDLE := out/nano
 PICTURE := models/nano/demo.png
 NANO := .cache/nano
-CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
+CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
 .PHONY: setup demo test plugin gpu-test fuzz lint format bench soak server-soak nano ray-test triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
@@ -35,7 +35,11 @@ TENSORRT_HEADERS ?= .cache/tensorrt
 $(TENSORRT_HEADERS)/NvInfer.h: | $(READY)
 	-$(BIN)/python tools/fetch_tensorrt_headers.py $(TENSORRT_HEADERS)
 
-test: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h
+# Without them the test of the operator's interface is skipped.
+.cache/onnxruntime/1.29/onnxruntime_c_api.h: | $(READY)
+	-$(BIN)/python tools/fetch_onnxruntime_headers.py .cache/onnxruntime
+
+test: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h .cache/onnxruntime/1.29/onnxruntime_c_api.h
 	$(BIN)/python -m pytest
 
 # The TensorRT plugin for every architecture that nvcc knows: minutes.

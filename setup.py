@@ -14,7 +14,12 @@ from setuptools import setup
 FLAGS = ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
 STRICT = ["-Werror"] if os.environ.get("QWENVL_STRICT_BUILD") == "1" else []
 
-HEADERS = [*map(str, Path("cpp_ext/include").glob("**/*.hpp")), *map(str, Path("cpp_ext/src").glob("*.inc"))]
+FOLDERS = [Path("cpp_ext", name) for name in ("tokenizer", "sampler", "image", "matmul", "simd", "python")]
+
+
+def files(*patterns: str) -> list[str]:
+    return sorted(str(path) for folder in FOLDERS for pattern in patterns for path in folder.glob(pattern))
+
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
 
@@ -22,9 +27,9 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "qwenvl_edge._core",
-            sorted(map(str, Path("cpp_ext/src").glob("*.cpp"))),
-            include_dirs=["cpp_ext/include"],
-            depends=HEADERS,
+            files("*.cpp"),
+            include_dirs=["cpp_ext"],
+            depends=files("*.hpp", "*.inc"),
             cxx_std=17,
             extra_compile_args=FLAGS + STRICT,
         )

@@ -5,7 +5,7 @@
 The texts are those of tokenizer.py. A process of its own does one thing again and again while Linux's perf looks which
 function runs, 4,000 times a second by the processor's clock (virtual machines often have no other counters). Caches are
 warmer than between the calls of tokenizer.py, where the peers run. A function's time includes what the compiler has put
-into it. Of a decoder, `read` reads Python's ints; `append_bytes` and `copy_characters` copy tokens.
+into it.
 """
 
 from __future__ import annotations

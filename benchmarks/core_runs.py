@@ -23,13 +23,12 @@ from common import RESULTS, conditions
 AT_LEAST = {
     "encode_vs_tiktoken": 6.0,
     "encode_vs_tokenizers": 8.0,
-    "decode_vs_tiktoken": 6.0,
     "top_p_vs_torch": 20.0,
     "top_p_vs_numpy": 5.0,
     "vs_pillow": 3.0,
     "nv12_vs_pillow": 3.0,
 }
-AT_MOST = {"load_ms": 60.0, "load_mb": 25.0, "greedy_vs_read": 2.0}
+AT_MOST = {"load_ms": 15.0, "load_mb": 8.0, "greedy_vs_read": 2.0}
 NAMES = ("tokenizer", "sampler", "image")
 
 

@@ -6,7 +6,8 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 build=build/compilers
-flags="-std=c++17 -O3 -Wall -Wextra -Werror -fvisibility=hidden -ffp-contract=off -fPIC -Icpp_ext/include"
+core="cpp_ext/tokenizer cpp_ext/sampler cpp_ext/image cpp_ext/matmul cpp_ext/simd cpp_ext/python"
+flags="-std=c++17 -O3 -Wall -Wextra -Werror -fvisibility=hidden -ffp-contract=off -fPIC -Icpp_ext"
 includes=$("$python" -c 'import pybind11, sysconfig; print("-I" + sysconfig.get_path("include"), "-I" + pybind11.get_include())')
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 test $# -gt 0 || set -- g++-11 g++-12 g++-13 g++-14 g++-15 clang++ $(seq -f 'clang++-%g' 14 21)
@@ -17,7 +18,7 @@ for compiler in "$@"; do
     folder=$build/$compiler
     rm -rf "$folder" && mkdir -p "$folder"
     # shellcheck disable=SC2086
-    if find cpp_ext/src -name '*.cpp' -print0 |
+    if find $core -name '*.cpp' -print0 |
         xargs -0 -P 2 -I{} sh -c '"$0" '"$flags $includes"' -c "$1" -o "$2/$(basename "$1").o"' "$compiler" {} "$folder" &&
         "$compiler" -shared -o "$folder/_core$suffix" "$folder"/*.o &&
         PYTHONPATH=$folder "$python" -c 'import _core; assert _core.kernel_variants()'; then

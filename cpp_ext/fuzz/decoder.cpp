@@ -1,9 +1,10 @@
-// Token by token: what comes out is the whole text up to the earliest stop string, in whole characters.
+// Decoding token by token: the pieces are whole characters, and joined they are the text up to the earliest stop
+// string.
 #include <algorithm>
 #include <stdexcept>
 
 #include "input.hpp"
-#include "qwenvl/incremental_decoder.hpp"
+#include "tokenizer/incremental_decoder.hpp"
 
 using fuzz::require;
 

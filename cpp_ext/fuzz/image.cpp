@@ -1,16 +1,16 @@
 // Any size, layout and stride: no access outside the picture, and the same values with every instruction set.
 #include <memory>
 
+#include "image/pixel_values.hpp"
 #include "input.hpp"
-#include "qwenvl/instruction_set.hpp"
-#include "qwenvl/pixel_values.hpp"
+#include "simd/instruction_set.hpp"
 
 using fuzz::require;
 
 namespace {
 
 struct Picture {
-    std::unique_ptr<std::uint8_t[]> memory;  // its exact size, so that an access outside is found
+    std::unique_ptr<std::uint8_t[]> memory;  // exactly as large as needed, so that an access outside is found
     qwenvl::Pixels pixels;
 };
 
@@ -37,7 +37,7 @@ Picture take_picture(fuzz::Input& input) {
     return picture;
 }
 
-// The same memory seen from its other end.
+// The same memory read from its other end.
 void flip(qwenvl::Pixels& pixels, bool rows, bool columns) {
     const auto height = static_cast<std::ptrdiff_t>(pixels.height), width = static_cast<std::ptrdiff_t>(pixels.width);
     if (rows) {

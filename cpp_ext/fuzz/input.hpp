@@ -1,4 +1,4 @@
-// What the fuzz targets share: values taken from the fuzzer's bytes, a small vocabulary, and checks.
+// Helpers of the fuzz targets: values taken from the fuzzer's bytes, a small vocabulary, and checks.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "qwenvl/utf8_stream.hpp"
+#include "tokenizer/utf8_stream.hpp"
 
 namespace fuzz {
 

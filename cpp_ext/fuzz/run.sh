@@ -6,7 +6,8 @@ seconds=${1:-20}
 build=${2:-build/fuzz}
 cd "$(dirname "$0")/../.."
 mkdir -p "$build"
-flags="-std=c++17 -g -O1 -fno-omit-frame-pointer -ffp-contract=off -Wall -Wextra -Werror -Icpp_ext/include -Icpp_ext/fuzz"
+core="cpp_ext/tokenizer cpp_ext/sampler cpp_ext/image cpp_ext/matmul cpp_ext/simd"
+flags="-std=c++17 -g -O1 -fno-omit-frame-pointer -ffp-contract=off -Wall -Wextra -Werror -Icpp_ext -Icpp_ext/fuzz"
 
 echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' >"$build/probe.cpp"
 if ! clang++ -fsanitize=fuzzer,address "$build/probe.cpp" -o "$build/probe" 2>"$build/probe.log"; then
@@ -17,11 +18,10 @@ fi
 # compile NAME OPTIONS: the core without its Python bindings, as $build/NAME/*.o; what is newer is kept.
 compile() {
     mkdir -p "$build/$1"
-    for source in cpp_ext/src/*.cpp; do
-        case $source in */bind*) continue ;; esac
+    for source in $(find $core -name '*.cpp'); do
         object=$build/$1/$(basename "$source" .cpp).o
         if [ -z "$(find "$object" -newer "$source" 2>/dev/null)" ] ||
-            [ -n "$(find cpp_ext/src cpp_ext/include \( -name '*.hpp' -o -name '*.inc' \) -newer "$object")" ]; then
+            [ -n "$(find $core \( -name '*.hpp' -o -name '*.inc' \) -newer "$object")" ]; then
             # shellcheck disable=SC2086
             clang++ $flags $2 -c "$source" -o "$object"
         fi

@@ -1,13 +1,13 @@
-// Any settings on any logits: an id that may be chosen, the same one with every instruction set, or a clear error.
-#include "qwenvl/sampler.hpp"
+// Any settings on any logits give an allowed id, the same with every instruction set, or a clear error.
+#include "sampler/sampler.hpp"
 
 #include <cmath>
 #include <memory>
 #include <stdexcept>
 
 #include "input.hpp"
-#include "qwenvl/instruction_set.hpp"
-#include "qwenvl/logits_row.hpp"
+#include "sampler/logits_row.hpp"
+#include "simd/instruction_set.hpp"
 
 using fuzz::require;
 
@@ -35,7 +35,7 @@ qwenvl::SamplingParams take_params(fuzz::Input& input) {
 struct Step {
     std::vector<std::int64_t> previous;
     std::vector<std::uint8_t> allowed;
-    std::unique_ptr<std::uint16_t[]> row;  // its exact size, so that a read behind it is found
+    std::unique_ptr<std::uint16_t[]> row;  // exactly as large as needed, so that a read after its end is found
     qwenvl::LogitsRow logits;
 };
 

@@ -1,13 +1,13 @@
-// Counts allocations while tokens are sampled: exits with 1 and names the setting where any comes after the first
+// Counts allocations while tokens are sampled. Exits with 1 and names the setting if there is one after the first
 // token.
 #include <cstdio>
 #include <cstdlib>
 #include <new>
 #include <vector>
 
-#include "qwenvl/logits_row.hpp"
-#include "qwenvl/philox.hpp"
-#include "qwenvl/sampler.hpp"
+#include "sampler/logits_row.hpp"
+#include "sampler/philox.hpp"
+#include "sampler/sampler.hpp"
 
 namespace {
 
@@ -15,7 +15,7 @@ std::size_t g_allocations = 0;
 
 constexpr std::size_t kVocabulary = 20000;
 
-// A row with few or many likely tokens, so that steps keep very different numbers of candidates.
+// A row with few or many likely tokens, so that the number of candidates changes much between steps.
 void fill(std::vector<std::uint16_t>& row, std::uint64_t seed) {
     for (std::size_t i = 0; i < row.size(); ++i) {
         const double random = qwenvl::uniform(seed, i);

@@ -1,4 +1,4 @@
-"""Writes cpp_ext/src/unicode_ranges.inc: which code points are letters, numbers and white space.
+"""Writes cpp_ext/tokenizer/unicode_ranges.inc: which code points are letters, numbers and white space.
 
 Token ids depend on the classes that tiktoken's regular expressions use, so tiktoken itself is asked: an encoding whose
 pattern is one class drops everything else. Run it again when tiktoken moves to a newer Unicode version.
@@ -41,7 +41,7 @@ def main() -> None:
         cells = [f"{{0x{a:X},0x{b:X}}}," for a, b in ranges(members(pattern))]
         out += ["    " + " ".join(cells[i : i + 6]) for i in range(0, len(cells), 6)]
         out.append("};")
-    target = Path(__file__).parent.parent / "src" / "unicode_ranges.inc"
+    target = Path(__file__).parent.parent / "tokenizer" / "unicode_ranges.inc"
     target.write_text("\n".join(out) + "\n", encoding="utf-8")
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from support.paths import ROOT
 
-INCLUDE = ROOT / "cpp_ext" / "include"
+INCLUDE = ROOT / "cpp_ext"
 PROGRAM = """
 #include <cstdio>
 #include <initializer_list>
-#include "qwenvl/ascii_block.hpp"
+#include "tokenizer/ascii_block.hpp"
 int main() {
     unsigned char text[qwenvl::AsciiBlock::kSize];
     while (std::fread(text, 1, sizeof text, stdin) == sizeof text) {

@@ -22,13 +22,13 @@ REPORT = """\
 #
 # Samples: 1K of event 'cpu-clock'
 #
- 500       |_core.cpython-311-x86_64-linux-gnu.so |[.] qwenvl::TextDecoder<qwenvl::StrBuffer>::append
- 250       |_core.cpython-311-x86_64-linux-gnu.so |[.] qwenvl::(anonymous namespace)::with_ids<qwenvl::(anonymous \
-namespace)::decode(pybind11::handle const&)::{lambda(unsigned long, auto:1 const&)#1}>
+ 500       |_core.cpython-311-x86_64-linux-gnu.so |[.] qwenvl::Tokenizer::encode_and<qwenvl::Ids>
+ 250       |_core.cpython-311-x86_64-linux-gnu.so |[.] qwenvl::(anonymous namespace)::find_crossing<qwenvl::(anonymous \
+namespace)::keep(pybind11::handle const&)::{lambda(unsigned long, auto:1 const&)#1}>
  100       |libc.so.6      |[.] __memmove_avx512_unaligned_erms
  80        |[kernel.kallsyms] |[k] exc_page_fault
- 50        |_core.cpython-311-x86_64-linux-gnu.so |[.] unsigned long qwenvl::TextDecoder<qwenvl::StrBuffer>::\
-copy_characters<char16_t>(long const*, unsigned long, qwenvl::StrBuffer<char16_t>&)
+ 50        |_core.cpython-311-x86_64-linux-gnu.so |[.] unsigned long qwenvl::Merger<qwenvl::Parts>::\
+add_parts<char16_t>(long const*, unsigned long, qwenvl::Parts<char16_t>&)
  16        |libpython3.11.so.1.0 |[.] _PyEval_EvalFrameDefault
  4         |python3.11     |[.] 0x0000000000001234
 
@@ -50,11 +50,11 @@ def module() -> ModuleType:
 
 def test_shares_by_function(module: ModuleType) -> None:
     assert module.shares(REPORT) == {
-        "_core: TextDecoder::append": 0.5,
-        "_core: with_ids": 0.25,
+        "_core: Tokenizer::encode_and": 0.5,
+        "_core: find_crossing": 0.25,
         "libc: __memmove_avx512_unaligned_erms": 0.1,
         "kernel: exc_page_fault": 0.08,
-        "_core: TextDecoder::copy_characters": 0.05,
+        "_core: Merger::add_parts": 0.05,
         "libpython3: _PyEval_EvalFrameDefault": 0.016,
     }
 

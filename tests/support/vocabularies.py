@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiktoken
 
+from qwenvl_edge import _core
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.paths import ROOT
 
@@ -55,6 +56,17 @@ def peers(path: Path) -> tuple[Tokenizer, tiktoken.Encoding]:
     specials = special_tokens(len(ranks))
     encoding = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=specials)
     return Tokenizer(path, specials), encoding
+
+
+def both_cores(contents: bytes) -> tuple[_core.Tokenizer, _core.Tokenizer]:
+    """The core on a vocabulary file, merging all text as it is defined; and in linear time from the first text on."""
+    return _core.Tokenizer(contents, {}, linear_after=2**62), _core.Tokenizer(contents, {}, linear_after=0)
+
+
+@cache
+def cores(path: Path) -> tuple[_core.Tokenizer, _core.Tokenizer]:
+    """`both_cores` of a file."""
+    return both_cores(path.read_bytes())
 
 
 def vocabulary_file(tokens: list[bytes]) -> bytes:

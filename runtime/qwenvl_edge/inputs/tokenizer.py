@@ -7,7 +7,7 @@ tokenizer knows no model: special tokens are what the caller passes, and text be
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 from unicodedata import normalize
@@ -84,54 +84,12 @@ class Tokenizer:
         except ValueError as error:
             raise PromptError(f"Cannot encode: {error}.") from None
 
-    def encode_array(self, text: str, *, allowed_special: AllowedSpecial = ()) -> npt.NDArray[np.int32]:
-        """`encode` to an int32 array [N], without an int object for each id."""
-        try:
-            return self._core.encode_array(_normal(text), _allowed(allowed_special))
-        except ValueError as error:
-            raise PromptError(f"Cannot encode: {error}.") from None
-
-    def encode_batch(
-        self, texts: Iterable[str], *, allowed_special: AllowedSpecial = (), threads: int | None = None
-    ) -> list[list[int]]:
-        """`encode` for every text, on `threads` threads (default: one per processor) without holding the GIL."""
-        normal = [_normal(text) for text in texts]
-        try:
-            return self._core.encode_batch(normal, _allowed(allowed_special), threads or os.cpu_count() or 1)
-        except ValueError as error:
-            raise PromptError(f"Cannot encode: {error}.") from None
-
-    def encode_batch_array(
-        self, texts: Iterable[str], *, allowed_special: AllowedSpecial = (), threads: int | None = None
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """`encode_batch` to arrays: all ids one after another, int32 [N], and int64 offsets [B + 1].
-
-        The ids of text i are ids[offsets[i] : offsets[i + 1]]. Only copying them holds the GIL, which makes this the
-        form that gains most from threads.
-        """
-        normal = [_normal(text) for text in texts]
-        try:
-            return self._core.encode_batch_array(normal, _allowed(allowed_special), threads or os.cpu_count() or 1)
-        except ValueError as error:
-            raise PromptError(f"Cannot encode: {error}.") from None
-
     def count(self, text: str, *, allowed_special: AllowedSpecial = ()) -> int:
         """len(encode(text)) without building the list. Raises what `encode` raises."""
         try:
             return self._core.count(_normal(text), _allowed(allowed_special))
         except ValueError as error:
             raise PromptError(f"Cannot count: {error}.") from None
-
-    def truncate(self, text: str, max_tokens: int, *, allowed_special: AllowedSpecial = ()) -> str:
-        """Longest prefix of the NFC-normalised text that ends with a token and a character, in at most `max_tokens`.
-
-        Raises:
-            PromptError: what `encode` raises, or a negative `max_tokens`.
-        """
-        try:
-            return self._core.truncate(_normal(text), max_tokens, _allowed(allowed_special))
-        except ValueError as error:
-            raise PromptError(f"Cannot truncate: {error}.") from None
 
     def decode_bytes(self, ids: Ids) -> bytes:
         """Return the bytes of the ids (list, tuple or integer array [N]); special tokens give their text.

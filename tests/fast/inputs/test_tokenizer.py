@@ -1,15 +1,13 @@
-"""The tokenizer's contract: published ids, special tokens by policy only, counting, truncation, decoding."""
+"""The tokenizer's contract: published ids, special tokens by policy only, counting, decoding."""
 
 from __future__ import annotations
 
-import itertools
-import sys
 import threading
 from unicodedata import combining, decomposition, normalize
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenvl_edge import _core
@@ -50,7 +48,6 @@ def test_published_texts(full: Tokenizer, part: str) -> None:
 def test_text_is_normalised_first(full: Tokenizer) -> None:
     assert full.encode("e\u0301") == full.encode("\u00e9")
     assert full.count("e\u0301") == len(full.encode("\u00e9"))
-    assert full.truncate("e\u0301", 5) == "\u00e9"
 
 
 def test_no_text_is_a_special_token_unless_allowed(tiny: Tokenizer) -> None:
@@ -79,8 +76,7 @@ def test_unknown_special_tokens_are_refused(tiny: Tokenizer, allowed: object) ->
 
 @pytest.mark.parametrize("text", ["\ud800", "ok \udfff", "\ud83d \ude00"])
 def test_lone_surrogates_are_refused(tiny: Tokenizer, text: str) -> None:
-    calls = (tiny.encode, tiny.count, lambda t: tiny.truncate(t, 3), lambda t: tiny.encode_batch(["fine", t]))
-    for call in calls:
+    for call in (tiny.encode, tiny.count):
         with pytest.raises(PromptError, match="lone surrogate"):
             call(text)
 
@@ -91,61 +87,6 @@ def test_count_is_the_length_of_the_ids(text: str, special: bool) -> None:
     text += "<img>" if special else ""
     allowed = "all" if special else ()
     assert tokenizer.count(text, allowed_special=allowed) == len(tokenizer.encode(text, allowed_special=allowed))
-
-
-@settings(max_examples=300)
-@given(st.text(st.sampled_from("ab 中文é\U0001f600\u0301\n'!1"), max_size=40), st.integers(0, 20))
-def test_truncation_is_a_prefix_within_the_limit(text: str, limit: int) -> None:
-    tokenizer = peers(TINY)[0]
-    whole = normalize("NFC", text)
-    kept = tokenizer.truncate(text, limit)
-    assert whole.startswith(kept)
-    assert tokenizer.count(kept) <= limit
-    if tokenizer.count(text) <= limit:
-        assert kept == whole
-
-
-def test_truncation_keeps_as_many_whole_tokens_as_fit(tiny: Tokenizer) -> None:
-    text = "the quick brown fox, 中文 and <img>more"
-    ids = tiny.encode(text, allowed_special="all")
-    for limit in range(len(ids)):
-        kept = tiny.truncate(text, limit, allowed_special="all")
-        longest = next(n for n in range(limit, -1, -1) if "\ufffd" not in tiny.decode(ids[:n]))
-        assert kept == tiny.decode(ids[:longest])
-
-
-def test_truncation_to_a_negative_number_is_refused(tiny: Tokenizer) -> None:
-    with pytest.raises(PromptError, match="-1 tokens"):
-        tiny.truncate("text", -1)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 7, None])
-def test_a_batch_is_every_text_on_its_own(tiny: Tokenizer, threads: int | None) -> None:
-    texts = [f"text {i} " * (i % 13) + "中<img>" for i in range(50)]
-    wanted = [tiny.encode(text, allowed_special=["<img>"]) for text in texts]
-    assert tiny.encode_batch(texts, allowed_special=["<img>"], threads=threads) == wanted
-    assert tiny.encode_batch([], threads=threads) == []
-
-
-def test_arrays_hold_the_same_ids(tiny: Tokenizer) -> None:
-    texts = ["one <|im_end|>", "", "二，三", "four " * 300]
-    for text in texts:
-        array = tiny.encode_array(text, allowed_special="all")
-        assert array.dtype == np.int32 and array.tolist() == tiny.encode(text, allowed_special="all")
-    for threads in (1, 3, None):
-        ids, offsets = tiny.encode_batch_array(iter(texts), allowed_special="all", threads=threads)
-        assert ids.dtype == np.int32 and offsets.dtype == np.int64
-        rows = [ids[start:end].tolist() for start, end in itertools.pairwise(offsets)]
-        assert rows == tiny.encode_batch(texts, allowed_special="all")
-    ids, offsets = tiny.encode_batch_array([])
-    assert ids.tolist() == [] and offsets.tolist() == [0]
-
-
-@pytest.mark.parametrize("encode", ["encode_array", "encode_batch_array"])
-def test_arrays_refuse_what_lists_refuse(tiny: Tokenizer, encode: str) -> None:
-    text = "\ud800" if encode == "encode_array" else ["fine", "\ud800"]
-    with pytest.raises(PromptError, match="lone surrogate"):
-        getattr(tiny, encode)(text)
 
 
 def test_what_is_surely_normal_is_normal_beside_any_text() -> None:
@@ -233,13 +174,6 @@ def test_text_is_what_python_makes_of_the_bytes(ids: list[int], errors: str) -> 
 def test_any_bytes_give_the_text_that_python_gives(values: list[int]) -> None:
     tokenizer = Tokenizer(vocabulary_file([bytes([value]) for value in range(256)]), {})
     assert tokenizer.decode(values) == bytes(values).decode("utf-8", "replace")
-
-
-@pytest.mark.parametrize("text", ["plain", "caf\u00e9", "中文 and words of more than eight letters", "a😀b", ""])
-def test_decoded_text_has_pythons_own_form(tiny: Tokenizer, text: str) -> None:
-    decoded = tiny.decode(tiny.encode(text))
-    assert decoded == text and hash(decoded) == hash(text)
-    assert sys.getsizeof(decoded) == sys.getsizeof("".join(list(text)))
 
 
 class _Index:

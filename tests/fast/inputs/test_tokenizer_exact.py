@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwenvl_edge.inputs.tokenizer import Tokenizer
-from support.vocabularies import PATTERN, TINY, full_vocabulary, peers, vocabulary_file
+from support.vocabularies import PATTERN, TINY, both_cores, cores, full_vocabulary, peers, vocabulary_file
 
 ASSIGNABLE = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
 # Where the pattern's alternatives meet: contractions (also of the long s), line ends, odd spaces, marks, numbers.
@@ -24,7 +24,11 @@ EDGES = st.text(
 
 def check(path: Path, text: str) -> None:
     ours, theirs = peers(path)
-    assert ours.encode(text) == theirs.encode_ordinary(normalize("NFC", text))
+    normal = normalize("NFC", text)
+    wanted = theirs.encode_ordinary(normal)
+    assert ours.encode(text) == wanted
+    for core in cores(path):
+        assert core.encode(normal, []) == wanted
 
 
 @pytest.fixture(params=["tiny", "full"])
@@ -121,13 +125,7 @@ def test_vocabularies_that_no_trainer_would_make(generator: random.Random, extra
         listed = [bytes([i]) for i in range(256)] + sorted(tokens, key=lambda token: (len(token), token))
     else:
         generator.shuffle(listed)
-    ours = Tokenizer(vocabulary_file(listed), {})
-    ranks = {token: rank for rank, token in enumerate(listed)}
-    theirs = tiktoken.Encoding("made up", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-    for length in (3, 10, 40, 150):
-        text = bytes(generator.choices(alphabet, k=length)).decode()
-        assert ours.encode(text) == theirs.encode_ordinary(text)
-        assert ours.decode(ours.encode(text)) == text
+    check_made_up(listed, ["".join(generator.choices(alphabet.decode(), k=length)) for length in (3, 10, 40, 150)])
 
 
 @settings(max_examples=150, deadline=None)
@@ -143,12 +141,17 @@ def test_tokens_that_end_inside_characters(generator: random.Random, merges: int
         parts = merged(parts, pair)
         if b"".join(pair) not in listed:
             listed.append(b"".join(pair))
-    ours = Tokenizer(vocabulary_file(listed), {})
+    check_made_up(listed, ["".join(generator.choices(characters, k=length)) for length in (3, 20, 200)])
+
+
+def check_made_up(listed: list[bytes], texts: list[str]) -> None:
     ranks = {token: rank for rank, token in enumerate(listed)}
     theirs = tiktoken.Encoding("made up", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-    for length in (3, 20, 200):
-        sample = "".join(generator.choices(characters, k=length))
-        assert ours.encode(sample) == theirs.encode_ordinary(sample)
+    for text in texts:
+        for core in both_cores(vocabulary_file(listed)):
+            ids = core.encode(text, [])
+            assert ids == theirs.encode_ordinary(text)
+            assert core.decode(ids, "strict") == text
 
 
 def merged(parts: list[bytes], pair: tuple[bytes, ...]) -> list[bytes]:

@@ -1,8 +1,8 @@
 // Camera frames on the GPU: packing to RGB, a digest, resizing and normalising for the vision graph.
 //
-// NVRTC compiles this file at run time, so it includes nothing. The arithmetic is that of the native core's
-// pixel_values.cpp: integers, and tables that the host computes, so both give the same bits. x is a thread (kThreads per
-// block), y is a block.
+// NVRTC compiles this file at run time, so it includes nothing. The arithmetic is that of cpp_ext/image/pixel_values.cpp:
+// integers, and tables that the host computes, so both give the same bits. x is a thread (kThreads per block), y is a
+// block.
 
 constexpr int kThreads = 128;    // frame_kernels.py launches as many
 constexpr int kWeightBits = 22;  // fractional bits of a weight, as in the native core's bicubic.hpp

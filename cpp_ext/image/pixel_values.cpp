@@ -1,0 +1,91 @@
+#include "image/pixel_values.hpp"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "image/image_kernels.hpp"
+
+namespace qwenvl {
+namespace {
+
+using Bytes = std::vector<std::uint8_t>;
+
+constexpr std::size_t kTile = 128;  // columns unpacked at a time, few enough to stay in the cache
+
+std::size_t rounded_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Rows of the picture, resampled along x when they are needed. As many are kept as one output row needs at most.
+class ResampledRows {
+public:
+    ResampledRows(const Pixels& pixels, std::size_t width, std::size_t most)
+        : pixels_(pixels),
+          axis_(pixels.width, width),
+          width_(width),
+          row_bytes_(rounded_up(width, kSpan) * kPixelBytes),
+          kept_(rounded_up(most + kRows - 1, kRows)),
+          rows_(kept_ * row_bytes_),
+          cells_(pixels.width * kCell) {}
+
+    const std::uint8_t* row(std::size_t y) const { return rows_.data() + y % kept_ * row_bytes_; }
+
+    void advance_to(std::size_t end) {
+        for (; done_ < end; done_ += kRows) {
+            std::uint8_t* out[kRows];
+            for (std::size_t i = 0; i < kRows; ++i) out[i] = rows_.data() + (done_ + i) % kept_ * row_bytes_;
+            unpack(std::min(kRows, pixels_.height - done_));
+            resample_rows(cells_.data(), axis_, width_, out);
+        }
+    }
+
+private:
+    void unpack(std::size_t rows) {
+        for (std::size_t begin = 0; begin < pixels_.width; begin += kTile) {
+            const std::size_t end = std::min(pixels_.width, begin + kTile);
+            for (std::size_t i = 0; i < rows; ++i)
+                pixels_.unpack_row(done_ + i, begin, end, cells_.data() + begin * kCell + i * kPixelBytes);
+        }
+    }
+
+    const Pixels& pixels_;
+    BicubicAxis axis_;
+    std::size_t width_, row_bytes_, kept_, done_ = 0;
+    Bytes rows_, cells_;
+};
+
+using Table = std::array<float, 256>;
+
+Table normalised_bytes(float mean, float std) {
+    Table table{};
+    for (std::size_t i = 0; i < table.size(); ++i) table[i] = (static_cast<float>(i) / 255.0f - mean) / std;
+    return table;
+}
+
+}  // namespace
+
+void pixel_values(const Pixels& pixels, bool reversed, const Normalisation& normalisation, std::size_t height,
+                  std::size_t width, float* out) {
+    Table tables[3];
+    for (std::size_t i = 0; i < 3; ++i) tables[i] = normalised_bytes(normalisation.mean[i], normalisation.std[i]);
+    const BicubicAxis axis(pixels.height, height);
+    ResampledRows rows(pixels, width, axis.widest());
+    const std::size_t padded = rounded_up(width, kSpan);
+    std::vector<std::int32_t> blended(3 * padded);
+    std::int32_t* planes[] = {blended.data(), blended.data() + padded, blended.data() + 2 * padded};
+    if (reversed) std::swap(planes[0], planes[2]);
+    std::vector<const std::uint8_t*> sources(axis.widest());
+    for (std::size_t y = 0; y < height; ++y) {
+        const Taps taps = axis[y];
+        rows.advance_to(taps.first + taps.count);
+        for (std::size_t i = 0; i < taps.count; ++i) sources[i] = rows.row(taps.first + i);
+        blend_rows(sources.data(), taps.weights, taps.count, padded, planes);
+        for (std::size_t channel = 0; channel < 3; ++channel) {
+            const std::int32_t* from = blended.data() + channel * padded;
+            const float* table = tables[channel].data();
+            float* to = out + (channel * height + y) * width;
+            for (std::size_t x = 0; x < width; ++x) to[x] = table[from[x]];
+        }
+    }
+}
+
+}  // namespace qwenvl
