@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scenes and the scoring live in tools/nano
 
 import numpy as np
-from common import arguments, conditions, finish
+from common import arguments, conditions, finish, needed_bundle
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
@@ -198,6 +198,8 @@ def main() -> None:
     options = parser.parse_args()
     before = conditions()
     given = {name or "fp32": Path(path) for name, _, path in (each.rpartition("=") for each in options.bundles)}
+    for bundle in given.values():
+        needed_bundle(bundle)
     bundles = given or export_all(ROOT / "out" / "accuracy", options.precisions)
     results = ask_all(bundles, options.count, options.processes, options.threads, options.keep)
     if options.checkpoint:

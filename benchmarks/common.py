@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine's description, the arguments, and how results are written."""
+"""Shared by all benchmarks: arguments, needed files, the machine's description, statistics, and writing results."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+VOCABULARY = Path(".cache/qwen.tiktoken")
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "pillow", "tiktoken", "tokenizers")
 
 
@@ -23,6 +25,25 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write conditions, figures and details to FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures to FILE (.png)")
     return parser
+
+
+def needed(path: Path, made_by: str) -> Path:
+    """Return `path`, or end the program with one sentence that names the command which makes it."""
+    if not path.exists():
+        sys.exit(f'There is no "{path}"; make it with `{made_by}`.')
+    return path
+
+
+def needed_bundle(path: Path | str) -> Path:
+    """Return the folder of a bundle, or end the program with one sentence if there is none."""
+    path = Path(path)
+    needed(path / "bundle.json", f"qwenvl export models/nano {path}")
+    return path
+
+
+def needed_vocabulary(path: Path) -> Path:
+    """Return the file of Qwen's full vocabulary, or end the program with one sentence if it was not fetched."""
+    return needed(path, f"python tools/fetch_vocabulary.py {path}")
 
 
 def simd() -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import arguments, conditions, finish, percentiles
+from common import arguments, conditions, finish, needed_bundle, percentiles
 from PIL import Image
 from repeating import READ, REPEATING, Repeating, dictating
 
@@ -299,6 +299,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.plot and len(options.cases) < len(CASES):
         parser.error("--plot draws all cases; leave --cases out.")
+    needed_bundle(options.bundle)
     before = conditions()
     samples = measure(options)
     if options.plot:

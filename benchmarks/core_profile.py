@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common import arguments, conditions, finish
+from common import VOCABULARY, arguments, conditions, finish, needed_vocabulary
 
 CASES = {f"{call}_{text.lower()}": (call, text) for call in ("encode", "decode") for text in ("English", "Chinese")}
 SAMPLES_PER_SECOND = 4000
@@ -103,10 +103,11 @@ def profile(perf: str, call: str, text: str, vocabulary: Path, seconds: float) -
 def main() -> None:
     """Profile every case, print the largest shares, write what was asked for."""
     parser = arguments(__doc__)
-    parser.add_argument("--vocabulary", type=Path, default=Path(".cache/qwen.tiktoken"))
+    parser.add_argument("--vocabulary", type=Path, default=VOCABULARY)
     parser.add_argument("--seconds", type=float, default=5, help="how long each case is sampled")
     parser.add_argument("--work", nargs=2, metavar=("CALL", "TEXT"), help="be the process that is looked at")
     options = parser.parse_args()
+    needed_vocabulary(options.vocabulary)
     if options.work:
         work(*options.work, options.vocabulary)
     perf = shutil.which("perf")

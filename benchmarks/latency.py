@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools/synthetic_checkpo
 
 import conversation
 import numpy as np
-from common import arguments, conditions, finish, percentiles, ratio, spread
+from common import arguments, conditions, finish, needed_bundle, percentiles, ratio, spread
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
@@ -188,6 +188,7 @@ def main() -> None:
         return
     if options.bundle is None:
         parser.error("give a BUNDLE, or --model")
+    needed_bundle(options.bundle)
     if options.only_memory:
         answer_and_print_peak(options.bundle)
         return

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from common import arguments, conditions, finish
+from common import arguments, conditions, finish, needed_bundle
 
 from qwenvl_edge.bundle.bundle import Bundle
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("bundle", type=Path)
     options = parser.parse_args()
+    needed_bundle(options.bundle)
     before = conditions()
     manifest = Bundle.open(options.bundle).manifest
     losses: dict[str, Any] = manifest.sensitivity

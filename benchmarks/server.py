@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from common import arguments, conditions, finish, spread
+from common import arguments, conditions, finish, needed_bundle, spread
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.families import create_family
@@ -226,6 +226,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write what was asked for."""
     options = parse()
+    needed_bundle(options.bundle)
     before = conditions()
     with served(options.bundle, options.threads) as address:
         load = Load(options.bundle, address, options.tokens)

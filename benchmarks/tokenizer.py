@@ -27,7 +27,7 @@ from typing import Any
 
 import tiktoken
 import tokenizers
-from common import arguments, conditions, finish, ratio, spread
+from common import VOCABULARY, arguments, conditions, finish, needed_vocabulary, ratio, spread
 
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 
@@ -113,7 +113,7 @@ def measure_load(path: Path, repeats: int) -> dict[str, Any]:
     """Milliseconds of loading, tiktoken's next to them, and resident megabytes, those in a process of its own."""
     seconds = interleaved({"ours": lambda: Tokenizer(path, {}), "tiktoken": lambda: load_tiktoken(path)}, repeats)
     program = (
-        "import os, sys; from qwenvl_edge.tokenizer import Tokenizer\n"
+        "import os, sys; from qwenvl_edge.inputs.tokenizer import Tokenizer\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGESIZE') / 1e6\n"
         "before = rss(); kept = Tokenizer(sys.argv[1], {}); print(rss() - before)"
     )
@@ -211,9 +211,10 @@ def main() -> None:
     """Measure, print the table, write what was asked for."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parser = arguments(__doc__)
-    parser.add_argument("--vocabulary", type=Path, default=Path(".cache/qwen.tiktoken"))
+    parser.add_argument("--vocabulary", type=Path, default=VOCABULARY)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
+    needed_vocabulary(options.vocabulary)
     before = conditions()
     tokens = [base64.b64decode(line.split()[0]) for line in options.vocabulary.read_bytes().splitlines()]
     load = measure_load(options.vocabulary, options.repeats)
