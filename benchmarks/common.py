@@ -55,7 +55,7 @@ def simd() -> str:
 
 
 def conditions() -> dict[str, Any]:
-    """Where and with what a measurement was made."""
+    """Date, machine and package versions of a measurement."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()

@@ -1,4 +1,4 @@
-"""Where the native tokenizer spends its time: the share of each function in encoding and decoding, by sampling.
+"""Profile of the native tokenizer: the share of each function in encoding and decoding, by sampling.
 
     python benchmarks/core_profile.py [--vocabulary .cache/qwen.tiktoken] [--seconds 5] [--json FILE]
 
@@ -55,7 +55,7 @@ def shares(report: str) -> dict[str, float]:
 
 
 def work(call: str, text_name: str, vocabulary: Path) -> NoReturn:
-    """Encodes or decodes until it is ended, and says when it begins and after a second how long a call takes."""
+    """Encode or decode until the process is ended; print the start and, after a second, the time of a call."""
     from tokenizer import texts
 
     from qwenvl_edge.inputs.tokenizer import Tokenizer

@@ -123,7 +123,7 @@ def peak_memory_mb(bundle: str) -> float:
 
 
 def answer_and_print_peak(bundle: str) -> None:
-    """What the process behind `peak_memory_mb` does."""
+    """The work of the process that `peak_memory_mb` starts."""
     QwenVLEngine(bundle).chat(QUESTION, images=[PICTURE], do_sample=False, max_new_tokens=64)
     status = Path("/proc/self/status").read_text()  # ru_maxrss would start at the parent's
     print(int(status.split("VmHWM:")[1].split()[0]) / 1024)

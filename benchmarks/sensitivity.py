@@ -1,4 +1,4 @@
-"""Which layers lose most to quantization: by what share each layer's output changes on the calibration samples.
+"""Losses of each layer to quantization: the share by which its output changes on the calibration samples.
 
     python benchmarks/sensitivity.py BUNDLE [--plot FILE]
 

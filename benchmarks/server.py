@@ -1,4 +1,4 @@
-"""`qwenvl serve` under load: tokens a second by the number of clients, and that no client gets another's answer.
+"""`qwenvl serve` under load: tokens per second by number of clients, and a check that every answer is the client's own.
 
     python benchmarks/server.py out/nano [--repeats 7] [--tokens 128] [--requests 10000] [--json FILE] [--plot FILE]
 
