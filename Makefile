@@ -1,4 +1,5 @@
 # Everything lives in .venv/ of this checkout; it is made once and reused while it is whole.
+# The "## " line above a target is what `make help` prints for it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,9 +9,15 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
-.PHONY: setup demo test plugin gpu-test fuzz lint format bench soak server-soak nano ray-test triton-test docs wheel \
+.PHONY: help setup demo test plugin gpu-test fuzz lint format bench soak server-soak nano ray-test triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
+## Print this list.
+help:
+	@awk '/^## / { text = substr($$0, 4); next } \
+	    /^[a-z0-9-]+:/ && text { split($$0, name, ":"); printf "%-14s %s\n", name[1], text } { text = "" }' Makefile
+
+## Create .venv/ with the package, its tests' tools and linters.
 setup: $(READY)
 
 # The CPU build of PyTorch comes first, so that nothing later asks for the CUDA one.
@@ -21,6 +28,7 @@ $(READY): pyproject.toml setup.py $(CORE)
 	QWENVL_STRICT_BUILD=1 $(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	touch $(READY)
 
+## Export the small model, ask it about a picture and draw the boxes.
 demo: $(READY)
 	$(BIN)/qwenvl export models/nano $(BUNDLE) --force
 	$(BIN)/python tools/demo.py $(BUNDLE) $(PICTURE) out/demo.png
@@ -39,34 +47,38 @@ $(TENSORRT_HEADERS)/NvInfer.h: | $(READY)
 .cache/onnxruntime/1.29/onnxruntime_c_api.h: | $(READY)
 	-$(BIN)/python tools/fetch_onnxruntime_headers.py .cache/onnxruntime
 
+## Run all tests.
 test: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h .cache/onnxruntime/1.29/onnxruntime_c_api.h
 	$(BIN)/python -m pytest
 
-# The TensorRT plugin for every architecture that nvcc knows: minutes.
+## Build the TensorRT plugin for every architecture that nvcc knows; takes minutes.
 plugin: $(TENSORRT_HEADERS)/NvInfer.h
 	cmake -S cpp_ext/tensorrt_plugin -B build/plugin -DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_HEADERS))
 	cmake --build build/plugin --parallel 2
 
-# What only a GPU can show; without one every test is skipped and says why.
+## Run the tests that need a GPU; without one each is skipped and says why.
 gpu-test: $(READY) $(TENSORRT_HEADERS)/NvInfer.h
 	$(BIN)/python -m pytest tests/hardware/gpu -rs
 
 FUZZ_SECONDS ?= 20
 
-# FUZZ_SECONDS a target; without clang it says so and does nothing.
+## Fuzz the native core, FUZZ_SECONDS (20) per fuzzer; needs clang.
 fuzz:
 	cpp_ext/fuzz/run.sh $(FUZZ_SECONDS)
 
+## Check style and types.
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+## Apply the formatter and the fixes that ruff knows.
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+## Run the benchmarks that need minutes; fetches the vocabulary first.
+bench: $(READY) .cache/qwen.tiktoken
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
 	$(BIN)/python benchmarks/latency.py $(BUNDLE) --checkpoint models/nano
 	$(BIN)/python benchmarks/accuracy.py fp32=$(BUNDLE)
@@ -76,52 +88,55 @@ bench: $(READY)
 	$(BIN)/python benchmarks/image.py
 	$(BIN)/python benchmarks/install_size.py
 
-# Ten minutes of random conversations and batches, each compared with an engine that reuses nothing or answers alone;
-# then an hour of sixteen threads asking one engine, every answer checked.
+# First each conversation and batch is compared with an engine that reuses nothing or answers alone; then sixteen threads
+# ask one engine, and every answer is checked.
 PROPERTIES := $(addprefix tests/e2e/test_,reuse_random.py batches.py batching.py)
+## Ten minutes of random conversations and batches, then an hour of sixteen threads on one engine.
 soak: $(READY)
 	$(BIN)/python -m pytest $(PROPERTIES) --hypothesis-profile soak
 	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60 --soak-json benchmarks/results/soak.json
 
-# Sixteen clients ask a server 10,000 questions, every answer checked.
+## Let sixteen clients ask a server 10,000 questions; every answer is checked.
 server-soak: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --repeats 0 --json benchmarks/results/server-soak.json
 
-# The Ray Serve application with two replicas, one of them killed: a minute, and 250 MB of packages.
+## Test the Ray Serve application with two replicas, one of them killed; installs 250 MB of packages.
 ray-test: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[ray]'
 	$(BIN)/python -m pytest tests/fleet tests/fast/test_import.py -rs
 
-# The model repository in the Triton Inference Server that nvidia-pytriton brings. It needs NumPy 1: a place of its own.
+# nvidia-pytriton needs NumPy 1, so it has an environment of its own.
+## Test the model repository in the Triton Inference Server that nvidia-pytriton brings.
 triton-test: $(READY)
 	test -x .cache/triton/bin/python || $(PYTHON) -m venv .cache/triton
 	.cache/triton/bin/python -m pip install --quiet 'nvidia-pytriton>=0.7' 'onnxruntime>=1.23' pillow llguidance
 	$(BIN)/python -m pytest tests/fleet/test_triton.py -rs
 
-# Trains models/nano from nothing: hours on two cores. Interrupted, it goes on where it was.
+## Train models/nano from nothing, hours on two cores; continues after an interruption.
 nano: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[nano]'
 	$(BIN)/python -m tools.nano.make $(NANO) models/nano
 
-# The pages of docs/ as out/docs/index.html; a warning is an error.
+# Not --quiet: it hides warnings from --strict. The rows under `validation` in mkdocs.yml make warnings of the rest.
+## Build the pages of docs/ as out/docs/index.html; a warning is an error.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# dist/: source package, wheel for this machine, bill of materials.
+## Build dist/: source package, wheel for this machine, bill of materials.
 wheel: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[package]'
 	PYTHON=$(BIN)/python release/wheel.sh
 
-# The wheel in an empty environment, asked about a picture.
+## Install the wheel into an empty environment and ask it about a picture.
 wheel-test: wheel
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
 	release/wheel_test.sh $(BUNDLE) $(PICTURE)
 
 RECORDS := benchmarks/results
 
-# Builds, installs and asks the source package in an emulated arm64 Debian: root, debootstrap, half an hour.
+## Build, install and ask the source package in an emulated arm64 Debian; needs root and debootstrap, half an hour.
 arm64-test: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[package]'
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
@@ -129,11 +144,12 @@ arm64-test: $(READY)
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 
-# The same with every Python of PYTHONS, on this machine.
+## Build, install and ask the source package with every Python of PYTHONS (3.10 to 3.13).
 pythons-test: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[package]'
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
 	PYTHON=$(BIN)/python release/pythons_test.sh $(BUNDLE) $(PICTURE) $(RECORDS)/pythons.json $(PYTHONS)
 
+## Remove everything that make has made, except .cache/.
 clean:
 	rm -rf build out $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """Builds the native core; everything else is declared in pyproject.toml.
 
-QWENVL_STRICT_BUILD=1, which the development builds of the Makefile set, makes compiler warnings errors: a released
-source package must not fail at a new compiler's new warning.
+QWENVL_STRICT_BUILD=1 makes compiler warnings errors; the Makefile sets it for development builds. A released source
+package must not fail at a new warning of a new compiler.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
-# No -march=native: one binary for every processor of its kind. No fused multiply-add: the same result on all of them.
+# No -march=native: one binary serves every processor of its kind. No fused multiply-add: all give the same result.
 FLAGS = ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
 STRICT = ["-Werror"] if os.environ.get("QWENVL_STRICT_BUILD") == "1" else []
 

@@ -1,4 +1,4 @@
-"""What the nano model answers, on scenes that were never trained on, in every precision and in PyTorch.
+"""Right answers of the nano model on scenes that were never trained on, in every precision and in PyTorch.
 
     python benchmarks/accuracy.py [--precisions fp32 int8 ...] [--count 500] [--processes 2] [--json FILE]
     python benchmarks/accuracy.py fp32=out/nano [int8=out/nano-int8 ...] [--checkpoint models/nano]
@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the scenes and the scoring live in tools/nano
 
 import numpy as np
-from common import arguments, conditions, finish
+from common import arguments, conditions, finish, needed_bundle
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
@@ -195,11 +195,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="how many ask at once (default: one a processor)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="keep tasks that are done there, and go on behind them"
+        "--keep", type=Path, metavar="FOLDER", help="keep finished tasks there, and continue after them"
     )
     options = parser.parse_args()
     before = conditions()
     given = {name or "fp32": Path(path) for name, _, path in (each.rpartition("=") for each in options.bundles)}
+    for bundle in given.values():
+        needed_bundle(bundle)
     bundles = given or export_all(ROOT / "out" / "accuracy", options.precisions)
     results = ask_all(bundles, options.count, options.processes, options.threads, options.keep)
     if options.checkpoint:

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine's description, the arguments, and how results are written."""
+"""Shared by all benchmarks: arguments, needed files, the machine's description, statistics, and writing results."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+VOCABULARY = Path(".cache/qwen.tiktoken")
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "pillow", "tiktoken", "tokenizers")
 
 
@@ -25,6 +27,25 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def needed(path: Path, made_by: str) -> Path:
+    """Return `path`, or end the program with one sentence that names the command which makes it."""
+    if not path.exists():
+        sys.exit(f'There is no "{path}"; make it with `{made_by}`.')
+    return path
+
+
+def needed_bundle(path: Path | str) -> Path:
+    """Return the folder of a bundle, or end the program with one sentence if there is none."""
+    path = Path(path)
+    needed(path / "bundle.json", f"qwenvl export models/nano {path}")
+    return path
+
+
+def needed_vocabulary(path: Path) -> Path:
+    """Return the file of Qwen's full vocabulary, or end the program with one sentence if it was not fetched."""
+    return needed(path, f"python tools/fetch_vocabulary.py {path}")
+
+
 def simd() -> str:
     """The widest vector instructions of this CPU that matter for the figures, such as "AVX-512 VNNI BF16"."""
     words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
@@ -34,7 +55,7 @@ def simd() -> str:
 
 
 def conditions() -> dict[str, Any]:
-    """Where and with what a measurement was made."""
+    """Date, machine and package versions of a measurement."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()

@@ -1,4 +1,4 @@
-"""Conversation: what reuse, look-up decoding, constraints and batches save, and that nothing grows.
+"""Conversation: gains of reuse, look-up decoding, constraints and batches; memory over many requests.
 
     python benchmarks/conversation.py out/nano [--repeats 20] [--requests 1000] [--frame 640x480] [--json FILE]
 
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import arguments, conditions, finish, percentiles
+from common import arguments, conditions, finish, needed_bundle, percentiles
 from PIL import Image
 from repeating import READ, REPEATING, Repeating, dictating
 
@@ -116,7 +116,7 @@ def reuse(bench: Bench, samples: Samples) -> None:
 
 
 def lookup(bench: Bench, samples: Samples) -> None:
-    """Tokens a second with look-up decoding over those without, on the same prompt, computed before."""
+    """Tokens per second with look-up decoding over those without, on the same prompt, computed before."""
 
     def compare(name: str, ask: Callable[[bool], Reply]) -> None:
         speeds = {}
@@ -151,7 +151,7 @@ def lookup(bench: Bench, samples: Samples) -> None:
 
 
 def constrained(bench: Bench, samples: Samples) -> None:
-    """Milliseconds a token of constrained answers over those of free ones; look-up decoding is off."""
+    """Milliseconds per token of constrained answers over those of free ones; look-up decoding is off."""
     frame = bench.frame()
 
     def ask(name: str, **options: Any) -> Stats:
@@ -171,7 +171,7 @@ def constrained(bench: Bench, samples: Samples) -> None:
 
 
 def batches(bench: Bench, samples: Samples) -> None:
-    """Tokens a second of all rows together, after their first ones."""
+    """Tokens per second of all rows together, after their first ones."""
     for size in BATCHES:
         messages = [{"message": QUESTIONS[0], "images": [bench.frame()]} for _ in range(size)]
         options = {"do_sample": False, "max_new_tokens": TOKENS, **bench.endless}
@@ -284,7 +284,7 @@ def measure(options: argparse.Namespace) -> Samples:
 
 
 def details(options: argparse.Namespace, samples: Samples) -> dict[str, Any]:
-    """What of a measurement goes into a result file beside its headline."""
+    """Details of a measurement for a result file, beside its headline."""
     return {"frame": options.frame, "cases": {name: percentiles(values) for name, values in samples.items()}}
 
 
@@ -298,6 +298,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.plot and len(options.cases) < len(CASES):
         parser.error("--plot draws all cases; leave --cases out.")
+    needed_bundle(options.bundle)
     before = conditions()
     samples = measure(options)
     if options.plot:

@@ -1,4 +1,4 @@
-"""Where the native tokenizer spends its time: the share of each function in encoding and decoding, by sampling.
+"""Profile of the native tokenizer: the share of each function in encoding and decoding, by sampling.
 
     python benchmarks/core_profile.py [--vocabulary .cache/qwen.tiktoken] [--seconds 5] [--json FILE]
 
@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common import arguments, conditions, finish
+from common import VOCABULARY, arguments, conditions, finish, needed_vocabulary
 
 CASES = {f"{call}_{text.lower()}": (call, text) for call in ("encode", "decode") for text in ("English", "Chinese")}
 SAMPLES_PER_SECOND = 4000
@@ -55,7 +55,7 @@ def shares(report: str) -> dict[str, float]:
 
 
 def work(call: str, text_name: str, vocabulary: Path) -> NoReturn:
-    """Encodes or decodes until it is ended, and says when it begins and after a second how long a call takes."""
+    """Encode or decode until the process is ended; print the start and, after a second, the time of a call."""
     from tokenizer import texts
 
     from qwenvl_edge.inputs.tokenizer import Tokenizer
@@ -103,10 +103,11 @@ def profile(perf: str, call: str, text: str, vocabulary: Path, seconds: float) -
 def main() -> None:
     """Profile every case, print the largest shares, write what was asked for."""
     parser = arguments(__doc__)
-    parser.add_argument("--vocabulary", type=Path, default=Path(".cache/qwen.tiktoken"))
+    parser.add_argument("--vocabulary", type=Path, default=VOCABULARY)
     parser.add_argument("--seconds", type=float, default=5, help="how long each case is sampled")
     parser.add_argument("--work", nargs=2, metavar=("CALL", "TEXT"), help="be the process that is looked at")
     options = parser.parse_args()
+    needed_vocabulary(options.vocabulary)
     if options.work:
         work(*options.work, options.vocabulary)
     perf = shutil.which("perf")

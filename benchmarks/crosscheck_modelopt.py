@@ -104,7 +104,7 @@ def rounded(weight: Tensor, blocks: Blocks) -> Tensor:
 
 
 def inputs_of(subject: Subject, model: nn.Module, names: Sequence[str], samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """What reaches the layers of `names`: rows [T, in]."""
+    """Inputs of the layers of `names`: rows [T, in]."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def take(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
@@ -182,7 +182,7 @@ def ways() -> dict[str, Callable[[Subject, int], nn.Module]]:
 
 
 def figures(subject: Subject, model: nn.Module) -> dict[str, Any]:
-    """What `model` loses against the float model."""
+    """Losses of `model` against the float model."""
     samples = subject.compared["verify"]
     errors = {}
     for name, rows in inputs_of(subject, subject.model, subject.names, samples).items():

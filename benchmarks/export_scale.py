@@ -1,4 +1,4 @@
-"""What exporting a checkpoint of any size takes: seconds, memory, disk; and what its bundle takes to answer.
+"""Cost of exporting a checkpoint of any size (seconds, memory, disk) and of the answers of its bundle.
 
     python benchmarks/export_scale.py --preset full --precision int4 [--calibrate [N]] [--folder DIR] [--verify] [--ask]
 

@@ -1,7 +1,7 @@
-"""Fills the README's figures from benchmarks/results/: `python benchmarks/figures.py`.
+"""Fills the figures of README.md and docs/figures.md from benchmarks/results/: `python benchmarks/figures.py`.
 
-A block of the README between `<!-- figures: NAME -->` and `<!-- end -->` is the text that `NAME` below makes of the
-result files; so no figure stands there that no file holds, and a test compares the two.
+A block between `<!-- figures: NAME -->` and `<!-- end -->` is the text that the function NAME below makes of the result
+files. So every figure on these pages comes from a file, and a test compares the pages with the files.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TASKS = {
     "ground": "phrase -> box",
     "ground_all": "phrase -> all boxes",
-    "absent": "saying that it is not there",
+    "absent": "a thing that is not there: says so",
     "refer": "box -> phrase",
     "colour": "colour",
     "kind": "kind",
@@ -40,9 +41,9 @@ PROMISES = {  # figure: its name, floor, goal
     "box_acc50": ("boxes at IoU 0.5", 0.80, 0.90),
     "box_miou": ("mean IoU of boxes", 0.65, 0.75),
     "attributes": ("colour, kind, count, yes-no", 0.90, 0.95),
-    "text_exact": ("text read to the letter", 0.75, 0.90),
+    "text_exact": ("text read without a mistake", 0.75, 0.90),
     "multi_picture": ("several pictures", 0.80, 0.90),
-    "chinese_gap_points": ("English ahead of Chinese, points", 5.0, 2.0),
+    "chinese_gap_points": ("English ahead of Chinese, percentage points", 5.0, 2.0),
 }
 
 
@@ -65,16 +66,42 @@ def number(value: float, unit: str = "") -> str:
 
 
 def prose(*sentences: str) -> str:
-    """Sentences as a paragraph of the README's width."""
+    """Sentences as a paragraph, 119 characters wide."""
     return textwrap.fill(" ".join(sentences), 119, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def conditions(name: str) -> str:
-    """Where a file's figures were measured."""
+    """Date and machine of a result file, as a phrase."""
     found = load(name)["conditions"]
     simd = f", {found['simd']}" if "simd" in found else ""
     cores = "one core" if found["cores"] == 1 else f"{found['cores']} cores"
     return f"{found['date']}, {cores} of an {found['cpu']}{simd}, Python {found['python']}"
+
+
+def headline() -> str:
+    """The README's three figures, each with the command that measures it."""
+    small, model = load("latency-small"), load("latency-1b")["details"]["milliseconds"]
+    times = small["details"]["conversation"]["cases"]
+    cold, second = times["cold picture"]["p50"], times["second question"]["p50"]
+    full = load("export-full-int4")
+    exported, answered = full["headline"], full["details"]["answer"]
+    ours, theirs = model["int4"]["decode"]["median"], model["torch-bf16"]["decode"]["median"]
+    items = (
+        f"**A second question about a picture starts after {number(second, 'ms')}, the first one after "
+        f"{number(cold, 'ms')}**: picture features and computed prefixes are kept (int8, random weights in the "
+        "published proportions; `python benchmarks/latency.py out/small`, results/latency-small.json).",
+        f"**A token takes {number(ours, 'ms')}, in PyTorch {number(theirs, 'ms')}**: the native core multiplies "
+        "4-bit weights where they lie in the file (1.1 billion weights, two cores, PyTorch in bfloat16; "
+        "`python benchmarks/latency.py --model 1b`, results/latency-1b.json).",
+        f"**{exported['parameters'] / 1e9:.2f} billion weights are exported to int4 in {exported['seconds']:.0f} s "
+        f"with {number(exported['peak_anonymous_gb'], 'GB')} of memory, and answer with "
+        f"{number(answered['peak_anonymous_gb'], 'GB')}** beside the mapped files "
+        "(`python benchmarks/export_scale.py --preset full --precision int4 --ask`, results/export-full-int4.json).",
+    )
+    return "".join(
+        textwrap.fill(item, 119, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False) + "\n"
+        for item in items
+    )
 
 
 def latency() -> str:
@@ -111,9 +138,10 @@ def core() -> str:
     pillow = [ratio["median"] for ratio in load("image")["details"]["ratios"].values()]
     said = prose(
         f"Loading the vocabulary takes {load('tokenizer')['headline']['load_ms']:.0f} ms.",
-        f"A greedy token of 151,936 logits takes {sampler['greedy_us']:.0f} µs, {sampler['greedy_vs_read']:.2f} times",
-        f"reading the row; the default (top-p) {sampler['top_p_us']:.0f} µs, {sampler['top_p_vs_torch']:.0f} times",
-        f"as fast as the same chain in PyTorch and {sampler['top_p_vs_numpy']:.0f} times NumPy.",
+        f"Drawing a greedy token from 151,936 logits takes {sampler['greedy_us']:.0f} µs,",
+        f"{sampler['greedy_vs_read']:.2f} times as long as reading the row. The default chain (top-p) takes",
+        f"{sampler['top_p_us']:.0f} µs and is {sampler['top_p_vs_torch']:.0f} times as fast as the same chain in",
+        f"PyTorch, {sampler['top_p_vs_numpy']:.0f} times as fast as in NumPy.",
         f"Resizing and normalising a picture is {min(pillow):.1f} to {max(pillow):.1f} times as fast as Pillow and",
         f"NumPy. ({conditions('tokenizer')}.)",
     )
@@ -131,57 +159,63 @@ LOOKUPS = {
 
 
 def speedups(found: dict[str, Any], cases: Sequence[str]) -> str:
-    """Medians of cases of look-up decoding, a dash for one that was not measured; nothing if none was."""
+    """Medians of cases of look-up decoding; a dash for one that was not measured, an empty cell if none was."""
     medians = [found.get(f"look-up, {case}", {}).get("p50") for case in cases]
     return " / ".join("-" if median is None else number(median) for median in medians) if any(medians) else ""
 
 
 def conversation() -> str:
-    """What reuse, look-up decoding, constraints and batches give and cost, on nano and on random weights."""
+    """Times and gains of reuse, look-up decoding, constraints and batches, on nano and on random weights."""
     nano, small = load("latency"), load("latency-small")
     cases = ("cold picture", "same picture again", "second question", "tenth turn", "fork after five turns")
     measured = [found["details"]["conversation"]["cases"] for found in (nano, small)]
-    rows = [
-        [
-            f"{case}: time to first token, ms",
-            *[" / ".join(number(found[case][key]) for key in ("p50", "p90", "p99", "jitter")) for found in measured],
-        ]
+    times = [
+        [case, *[number(found[case][key]) for found in measured for key in ("p50", "p90", "p99", "jitter")]]
         for case in cases
     ]
+    columns = ["p50", "p90", "p99", "jitter"]
+    head = ["time to first token, ms", *[f"nano {name}" for name in columns], *[f"random {name}" for name in columns]]
+    opening, soak = nano["headline"], load("soak")["headline"]
+    repeats = [found["cold picture"]["n"] for found in measured]
+    said = prose(
+        f"nano is measured in fp32 with {repeats[0]} repeats, the random weights in int8 with the full vocabulary and",
+        f"{repeats[1]} repeats; jitter is p99 - p50. Opening the nano engine takes {opening['load_ms']:.0f} ms, its",
+        f"resident peak is {opening['peak_memory_mb']:.0f} MB. ({conditions('latency')}.)",
+        f"`make soak`, sixteen threads on one engine: {soak['requests']:,} requests in {soak['minutes']:.0f} minutes,",
+        f"{soak['wrong_answers']} wrong answers, memory {soak['soak_growth_mb']:+.1f} MB.",
+    )
+    return f"{table(head, times)}\n{gains(nano, small)}\n{said}"
+
+
+def gains(nano: dict[str, Any], small: dict[str, Any]) -> str:
+    """Ratios of reuse, constraints, batches and look-up decoding, as a table and a sentence."""
     names = {
-        "second_question_ttft_ratio": "second question: of the cold picture's time",
-        "tenth_turn_ttft_ratio": "tenth turn: the same",
-        "constrained_overhead": "every token masked: further time, of a step",
-        "schema_ms_a_token_ratio": "JSON Schema: time a token, of a free answer's",
-        "batch4_speedup": "four answers together: times the tokens a second",
+        "second_question_ttft_ratio": "second question: time to first token / the cold picture's",
+        "tenth_turn_ttft_ratio": "tenth turn: time to first token / the cold picture's",
+        "constrained_overhead": "a constraint that masks every token: extra time / a step's time",
+        "schema_ms_a_token_ratio": "JSON Schema: time per token / a free answer's",
+        "batch4_speedup": "four answers together: tokens per second / one answer's",
         "soak_growth_mb": "memory grown over 1,000 requests, MB",
     }
-    rows += [
+    rows = [
         [name, *[number(found["headline"][key]) if key in found["headline"] else "" for found in (nano, small)]]
         for key, name in names.items()
     ]
-    lookups = [load("lookup")["details"]["cases"], measured[1]]
+    lookups = [load("lookup")["details"]["cases"], small["details"]["conversation"]["cases"]]
     rows += [
-        [f"look-up decoding, {name}: times as fast", *[speedups(found, cases) for found in lookups]]
+        [f"look-up decoding, {name}: speed / without it", *[speedups(found, cases) for found in lookups]]
         for name, cases in LOOKUPS.items()
     ]
-    opening, soak = nano["headline"], load("soak")["headline"]
-    repeats = [found["cold picture"]["n"] for found in measured]
-    repeated = lookups[0]["look-up, new words"]["n"]
     said = prose(
-        f"Times are p50 / p90 / p99 / jitter (p99 - p50) of {repeats[0]} and {repeats[1]} repeats.",
-        f"Opening the nano engine takes {opening['load_ms']:.0f} ms, its resident peak is",
-        f"{opening['peak_memory_mb']:.0f} MB. ({conditions('latency')}.) Answers that repeat the prompt are dictated",
-        f"(`benchmarks/conversation.py --cases lookup`, {repeated} repeats).",
-        "`make soak`, sixteen threads on one engine:",
-        f"{soak['requests']:,} requests in {soak['minutes']:.0f} minutes, {soak['wrong_answers']} wrong answers,",
-        f"memory {soak['soak_growth_mb']:+.1f} MB.",
+        "The answers of the look-up rows are dictated: the model computes every token's logits, and a given text is",
+        "taken instead of the drawn one, so that it repeats the prompt as wanted",
+        f"(`benchmarks/conversation.py --cases lookup`, {lookups[0]['look-up, new words']['n']} repeats).",
     )
-    return f"{table(['', 'nano, fp32', 'random weights, int8, full vocabulary'], rows)}\n{said}"
+    return f"{table(['', 'nano, fp32', 'random weights, int8'], rows)}\n{said}"
 
 
 def footprint() -> str:
-    """What installing and importing the package takes."""
+    """Size of an installation, import times, and the wheels that were tried."""
     found = load("install_size")
     sizes = sorted(found["details"]["installed_mb"].items(), key=lambda item: -item[1])
     largest = ", ".join(f"{name.partition(' ')[0]} {size:.0f} MB" for name, size in sizes[:3])
@@ -198,13 +232,13 @@ def footprint() -> str:
         f"({largest}; its own {headline['own_mb']:.1f} MB). `import qwenvl_edge` takes {times['import qwenvl_edge']},",
         f"with `QwenVLEngine` {times['import QwenVLEngine']}, of which ONNX Runtime {times['import onnxruntime']}.",
         f"({conditions('install_size')}.)",
-        "Wheels that were built, installed and gave the same answers as here, tests of the native core passed/failed:",
-        f"{'; '.join(tried)}.",
+        "Wheels that were built and installed, and whose four answers equalled those of this machine, with the native",
+        f"core's tests passed/failed: {'; '.join(tried)}. The record does not name the failed test.",
     )
 
 
 def serving() -> str:
-    """What `qwenvl serve` gives to many clients, and that none gets another's answer."""
+    """Speed of `qwenvl serve` with several clients, and the check that every answer is the right one."""
     found = load("server")
     cases, headline = found["details"]["cases"], found["headline"]
     names = {"1 client": "", "4 clients": "", "16 clients": "clients16_speedup"}
@@ -214,31 +248,34 @@ def serving() -> str:
         times = f"{headline[key]:.2f}, {headline[f'{key}_streamed']:.2f}" if key else ""
         rows.append([clients, *speeds, times])
     compared = load("server-soak")["headline"]
+    wrong = compared["wrong"]
+    verdict = f"{wrong:,} answers differed from" if wrong else "every answer equalled"
+    verdict += " that of a lone engine"
     said = prose(
         f"({conditions('server')}.)",
-        f"Of {compared['answers']:,} answers to 16 clients, {compared['left']:,} of them left early,",
-        f"{compared['wrong'] or 'none'} was another than the same question gets alone (`make server-soak`).",
+        f"{compared['answers']:,} requests of 16 clients, of which {compared['left']:,} were abandoned early:",
+        f"{verdict} (`make server-soak`).",
     )
-    head = ["tokens/s of all together", "whole answers", "streamed", "times one client"]
+    head = ["tokens/s of all clients", "whole answers", "streamed", "times one client (whole, streamed)"]
     return f"{table(head, rows)}\n{said}"
 
 
 def scale() -> str:
-    """Exporting the full-size model, and a model of 1.1 billion weights beside PyTorch."""
+    """A model of 1.1 billion weights beside PyTorch, and the full-size model."""
     small = load("latency-1b")
     times = small["details"]["milliseconds"]
     columns = ("int4", "int4-32", "int8", "int8-32", "torch-fp32", "torch-bf16")
     names = {"vision": "a picture, ms", "prefill": "prefill of 288 tokens, ms", "decode": "a token, ms"}
     rows = [[name, *[number(times[each][stage]["median"]) for each in columns]] for stage, name in names.items()]
     share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
-    rows.append(["share of the read bandwidth at a token", *map(number, share.values()), "", ""])
-    said = prose(f"({conditions('latency-1b')}.)")
+    rows.append(["share of the read bandwidth used by a token", *map(number, share.values()), "", ""])
+    said = prose(f"1.1 billion random weights. ({conditions('latency-1b')}.)")
     titles = ["", "int4", "int4, blocks of 32", "int8", "int8, blocks of 32", "PyTorch fp32", "PyTorch bf16"]
     return f"{table(titles, rows)}\n{said}\n{full_size()}"
 
 
 def full_size() -> str:
-    """Exporting the full-size model, and what its bundles take to answer."""
+    """Time, memory and disk of the full-size model: its exports and its answers."""
     found = [load(f"export-full-{name}") for name in ("fp16", "int4")]
     exports = [each["headline"] for each in found]
     asked = [each["details"].get("answer") for each in found]
@@ -250,13 +287,13 @@ def full_size() -> str:
         ["export, s", *[number(each["seconds"]) for each in exports]],
         ["export, GB beside mapped files", *[number(each["peak_anonymous_gb"]) for each in exports]],
         ["bundle, GB", *[number(each["disk_gb"]) for each in exports]],
-        ["answering, GB", *cells(lambda each: each["peak_anonymous_gb"])],
-        ["answering, GB with file pages that can be dropped", *cells(lambda each: each["peak_resident_gb"])],
+        ["answering, GB beside mapped files", *cells(lambda each: each["peak_anonymous_gb"])],
+        ["answering, GB with mapped pages that may be dropped", *cells(lambda each: each["peak_resident_gb"])],
         ["a token, ms", *cells(lambda each: each["token_ms"]["median"])],
-        ["share of the read bandwidth at a token", *cells(lambda each: each["bandwidth_share"]["median"])],
+        ["share of the read bandwidth used by a token", *cells(lambda each: each["bandwidth_share"]["median"])],
         ["a picture, ms", *cells(lambda each: each["image_ms"]["median"])],
-        ["PyTorch's picture fp32, times as long", *cells(lambda each: each["vision_vs_torch"]["float32"]["median"])],
-        ["PyTorch's picture bf16, times as long", *cells(lambda each: each["vision_vs_torch"]["bfloat16"]["median"])],
+        ["a picture in PyTorch fp32 / here", *cells(lambda each: each["vision_vs_torch"]["float32"]["median"])],
+        ["a picture in PyTorch bf16 / here", *cells(lambda each: each["vision_vs_torch"]["bfloat16"]["median"])],
     ]
     titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4"]
     said = prose(f"({conditions('export-full-int4')}.)")
@@ -264,7 +301,7 @@ def full_size() -> str:
 
 
 def answers() -> str:
-    """What the nano model answers, task by task."""
+    """Right answers of the nano model, task by task."""
     tasks = load("accuracy")["details"]["tasks"]["fp32"]
     rows = []
     for key, name in TASKS.items():
@@ -275,26 +312,27 @@ def answers() -> str:
 
 
 def promises() -> str:
-    """What the project promises of the nano model, and what it reaches."""
+    """The project's promises for the nano model, and the figures that it reaches."""
     found = load("accuracy")["headline"]["fp32"]
     rows = [[name, f"{floor:g}", f"{goal:g}", f"{found[key]:.3g}"] for key, (name, floor, goal) in PROMISES.items()]
     return table(["", "floor", "goal", "reached"], rows)
 
 
 def precisions() -> str:
-    """What each precision answers, on the same questions."""
+    """Right answers of each precision, on the same questions."""
     result = load("accuracy-precisions")
     found = result["headline"]
     rows = [[name, *[f"{figures[key]:.3g}" for figures in found.values()]] for key, (name, _, _) in PROMISES.items()]
     lost = [f"{figures['worst_loss_points']:.1f} ± {figures['worst_loss_error']:.1f}" for figures in found.values()]
     rows.append(["points lost on the worst task (standard error)", *lost])
     count = result["details"]["count_per_task_and_language"]
-    said = prose(f"({count} questions a task and language; {conditions('accuracy-precisions')}.)")
+    said = prose(f"({count} questions per task and language; {conditions('accuracy-precisions')}.)")
     return f"{table(['', *found], rows)}\n{said}"
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (latency, conversation, serving, core, footprint, scale, answers, promises, precisions)
+    maker.__name__: maker
+    for maker in (headline, latency, conversation, serving, core, footprint, scale, answers, promises, precisions)
 }
 
 
@@ -304,4 +342,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

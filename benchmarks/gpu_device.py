@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py's parts share: timing on a GPU or, for a dry run, on the CPU; and what the device can do."""
+"""Shared by the parts of benchmarks/gpu.py: timing on a GPU or, for a dry run, on the CPU; the device's peak speeds."""
 
 from __future__ import annotations
 

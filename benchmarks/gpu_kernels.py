@@ -25,12 +25,12 @@ from gpu_device import copy_timer, paired, timer
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from kv_cache_attention import Arguments, Call, Case, Library, random_call  # noqa: E402
+from support.kv_cache_attention import Arguments, Call, Case, Library, random_call  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured; `TINY` is for a dry run on the CPU, where a library emulates the kernels thread by thread."""
+    """Sizes of a measurement; `TINY` is for a dry run on the CPU, where the kernels are emulated thread by thread."""
 
     heads: int = 32
     head_dim: int = 128
@@ -133,10 +133,10 @@ class Kernels:
         return timer(self.device, work)
 
     def _decode_case(self, context: int, int8: bool) -> Case:
-        """One token behind `context` others."""
+        """One token after `context` others."""
         sizes = self.sizes
         return Case(1, (context,), sizes.heads, sizes.heads, sizes.head_dim, context + 64, torch.float16, int8)
 
     def _per_layer(self, times_ms: list[float]) -> dict[str, float]:
-        """Microseconds a layer."""
+        """Microseconds per layer."""
         return spread([1000 * time / self.sizes.layers for time in times_ms])

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py says in the end: headline figures of the parts that were measured, and plots of them."""
+"""The report of benchmarks/gpu.py: headline figures of the parts that were measured, and their plots."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _or_none(figure: Callable[[Details], Any], details: Details) -> Any:
 
 
 def draw(path: Path, details: Details) -> None:
-    """Kernels beside a copy and beside flash attention; tokens a second and a picture's time of each subject."""
+    """Kernels beside a copy and beside flash attention; tokens per second and picture time of each subject."""
     from matplotlib import pyplot as plt
 
     figure, ((share, prefill), (tokens, picture)) = plt.subplots(2, 2, figsize=(9, 7))

@@ -1,4 +1,4 @@
-"""Whether lm_head beside a 4-bit decoder pays for 8 bits: what 4 would lose, and what they would save.
+"""Loss and gain of 4 instead of 8 bits for lm_head beside a 4-bit decoder.
 
     python benchmarks/head.py [--folder DIR] [--repeats 40] [--json FILE]
 
@@ -65,7 +65,7 @@ def logits(backend: OnnxRuntimeBackend, sample: Sample) -> FloatArray:
 
 
 def losses(subject: Subject, bundle: Bundle) -> dict[str, float]:
-    """What a bundle loses on the unseen questions."""
+    """Losses of a bundle on the unseen questions."""
     backend = OnnxRuntimeBackend(bundle)
     pairs = [
         (logits(backend, sample), wanted)

@@ -53,7 +53,7 @@ def with_pillow(pixels: Pixels, preprocessing: Preprocessing) -> npt.NDArray[np.
 
 
 def nv12_to_rgb(frame: Pixels) -> Pixels:
-    """[3H/2, W] to [H, W, 3] by BT.601, limited range, with 16 bits behind the point; chroma once for four pixels."""
+    """[3H/2, W] to [H, W, 3] by BT.601, limited range, with 16 fractional bits; chroma once per four pixels."""
     height, width = frame.shape[0] // 3 * 2, frame.shape[1]
     luma = (frame[:height].astype(np.int32) - 16) * FIXED["luma"] + (1 << 15)
     u, v = (frame[height:].reshape(height // 2, width // 2, 2).astype(np.int32) - 128).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""What `pip install qwenvl-edge` puts on a disk, and what importing it costs.
+"""Size of an installation (`pip install qwenvl-edge`) and cost of importing it.
 
 Sizes are those of the files that each distribution lists, as installed here: the package's own and everything that its
 base dependencies need. Bytecode that Python writes later is left out. Import times are medians over fresh processes,

@@ -47,7 +47,7 @@ FLOAT = {"cache": "float", "scales": "", "options": "", "inputs": ""}
 
 
 def attention(threads: int, *, int8: bool) -> Callable[[int, int], float]:
-    """A function that attends `tokens` behind `used` ones, the cache bound in place; returns the seconds it took."""
+    """A function that attends `tokens` after `used` ones, the cache bound in place; it returns its seconds."""
     model = onnx.parser.parse_model(GRAPH.format(heads=HEADS, **(INT8 if int8 else FLOAT)))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

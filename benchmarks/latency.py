@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools/synthetic_checkpo
 
 import conversation
 import numpy as np
-from common import arguments, conditions, finish, percentiles, ratio, spread
+from common import arguments, conditions, finish, needed_bundle, percentiles, ratio, spread
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
@@ -122,7 +122,7 @@ def peak_memory_mb(bundle: str) -> float:
 
 
 def answer_and_print_peak(bundle: str) -> None:
-    """What the process behind `peak_memory_mb` does."""
+    """The work of the process that `peak_memory_mb` starts."""
     QwenVLEngine(bundle).chat(QUESTION, images=[PICTURE], do_sample=False, max_new_tokens=64)
     status = Path("/proc/self/status").read_text()  # ru_maxrss would start at the parent's
     print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
@@ -187,6 +187,7 @@ def main() -> None:
         return
     if options.bundle is None:
         parser.error("give a BUNDLE, or --model")
+    needed_bundle(options.bundle)
     if options.only_memory:
         answer_and_print_peak(options.bundle)
         return

@@ -1,4 +1,4 @@
-"""Where the time of a bundle's stages goes, operator by operator, from ONNX Runtime's own profile."""
+"""Time of a bundle's stages by operator, from ONNX Runtime's own profile."""
 
 from __future__ import annotations
 

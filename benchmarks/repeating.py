@@ -1,8 +1,8 @@
 """Answers that repeat text of their prompt, said by any model: what look-up decoding gains there.
 
 A small trained model and one of random weights do not copy what they are shown. So the answer is dictated: the model
-computes the logits behind every token, the sampler chooses from them, and then the dictated token is taken. It costs
-what an answer costs that says the same by itself. Each answer repeats its prompt but for a few words or digits.
+computes the logits after every token, the sampler draws from them, and then the dictated token is taken instead. It
+costs as much as an answer that says the same by itself. Each answer repeats its prompt but for a few words or digits.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a bundle of any size takes to answer: memory, time, the share of the read bandwidth at a token, and its pictures
-next to PyTorch's on the same weights. A part of export_scale.py.
+"""Cost of the answers of a bundle of any size: memory, time, the share of the read bandwidth at a token, and its
+pictures next to PyTorch's on the same weights. A part of export_scale.py.
 """
 
 from __future__ import annotations

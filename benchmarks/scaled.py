@@ -54,7 +54,7 @@ engine.chat("What is it?", images=[np.zeros((448, 448, 3), np.uint8)], do_sample
 
 
 class Subject(Protocol):
-    """Something that encodes a picture, then prefills a prompt, then decodes tokens behind it, from host to host."""
+    """Something that encodes a picture, then prefills a prompt, then decodes tokens after it, from host to host."""
 
     def vision(self, pixels: FloatArray) -> FloatArray:
         """One picture [1, 3, S, S] -> features [1, Q, H]."""
@@ -63,7 +63,7 @@ class Subject(Protocol):
         """A prompt [1, T, H] into an empty cache -> logits [1, 1, V] after it."""
 
     def decode(self, embed: FloatArray) -> FloatArray:
-        """One token [1, 1, H] behind it -> logits [1, 1, V]."""
+        """One token [1, 1, H] after it -> logits [1, 1, V]."""
 
 
 class Runtime:
@@ -229,7 +229,7 @@ def operators(bundle: Bundle, samples: dict[str, FloatArray], threads: int | Non
 
 
 def decode_bytes(bundle: Bundle, prompt: int = PROMPT) -> int:
-    """What a token behind a prompt reads: every weight of the decoder, and the cache in float32."""
+    """Bytes that a token after a prompt reads: every weight of the decoder, and the cache in float32."""
     model = bundle.manifest.model
     cache = 2 * 4 * model.num_layers * model.num_kv_heads * model.head_dim * prompt
     return bundle.manifest.files["decoder.data"].size + cache

@@ -1,4 +1,4 @@
-"""Which layers lose most to quantization: by what share each layer's output changes on the calibration samples.
+"""Losses of each layer to quantization: the share by which its output changes on the calibration samples.
 
     python benchmarks/sensitivity.py BUNDLE [--plot FILE]
 
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from common import arguments, conditions, finish
+from common import arguments, conditions, finish, needed_bundle
 
 from qwenvl_edge.bundle.bundle import Bundle
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("bundle", type=Path)
     options = parser.parse_args()
+    needed_bundle(options.bundle)
     before = conditions()
     manifest = Bundle.open(options.bundle).manifest
     losses: dict[str, Any] = manifest.sensitivity

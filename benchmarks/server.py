@@ -1,4 +1,4 @@
-"""`qwenvl serve` under load: tokens a second by the number of clients, and that no client gets another's answer.
+"""`qwenvl serve` under load: tokens per second by number of clients, and a check that every answer is the client's own.
 
     python benchmarks/server.py out/nano [--repeats 7] [--tokens 128] [--requests 10000] [--json FILE] [--plot FILE]
 
@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from common import arguments, conditions, finish, spread
+from common import arguments, conditions, finish, needed_bundle, spread
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.families import open_family
@@ -225,6 +225,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write what was asked for."""
     options = parse()
+    needed_bundle(options.bundle)
     before = conditions()
     with served(options.bundle, options.threads) as address:
         load = Load(options.bundle, address, options.tokens)

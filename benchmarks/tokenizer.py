@@ -29,7 +29,7 @@ from typing import Any
 
 import tiktoken
 import tokenizers
-from common import arguments, conditions, finish, ratio, spread
+from common import VOCABULARY, arguments, conditions, finish, needed_vocabulary, ratio, spread
 
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 
@@ -251,10 +251,11 @@ def main() -> None:
     """Measure, print the table, write what was asked for."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parser = arguments(__doc__)
-    parser.add_argument("--vocabulary", type=Path, default=Path(".cache/qwen.tiktoken"))
+    parser.add_argument("--vocabulary", type=Path, default=VOCABULARY)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--load-only", action="store_true", help="measure only how the vocabulary is loaded")
     options = parser.parse_args()
+    needed_vocabulary(options.vocabulary)
     before = conditions()
     load = measure_load(options.vocabulary, options.repeats)
     print(

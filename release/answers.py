@@ -1,4 +1,4 @@
-"""Greedy answers of a bundle as JSON: python release/answers.py BUNDLE PICTURE. Equal on every machine, or a bug."""
+"""Prints greedy answers as JSON, equal on every machine: python release/answers.py BUNDLE PICTURE."""
 
 import json
 import sys

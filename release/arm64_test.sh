@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the wheel in an arm64 Debian, installs it there, compares a bundle's answers with this machine's and runs the
-# native core's tests: release/arm64_test.sh BUNDLE PICTURE [RESULT.json]. Every program of it (Python, g++, the wheel)
-# is arm64 code that QEMU's user mode emulates, about 14 times as slow; the kernel is this machine's. Needs root,
+# native core's tests: release/arm64_test.sh BUNDLE PICTURE [RESULT.json]. All programs in it (Python, g++, the wheel)
+# are arm64 code that QEMU's user mode emulates, about 14 times as slow; the kernel is this machine's. Needs root,
 # debootstrap, qemu-user-static and binfmt-support (Debian's packages). The user land stays in .cache/arm64, the wheel
 # in dist/. About 20 minutes on two idle cores.
 set -eu
@@ -26,7 +26,7 @@ cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 cp /etc/resolv.conf "$root/etc/"
 
 release/try_folder.sh "$root/work" "$bundle" "$picture"
-# No /sys: it describes this machine's processor, and ONNX Runtime's arm64 code crashes on that. It warns without.
+# No /sys: it describes this machine's processor, and ONNX Runtime's arm64 code crashes on that. Without it, it warns.
 trap 'umount "$root/proc"' EXIT
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
 chroot "$root" sh /work/try_wheel.sh /work python3

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compiles the native core with every compiler found, warnings as errors, and imports what each one made:
+# Compiles the native core with every compiler that is found, warnings as errors, and imports each result:
 #   PYTHON=python3 release/compilers.sh [COMPILER...]
 # PYTHON needs pybind11. Without names: g++-11 to g++-15 and clang++, clang++-14 to clang++-21.
 set -eu

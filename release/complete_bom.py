@@ -1,9 +1,9 @@
-"""Puts into a bill of materials what cyclonedx-py leaves out: python release/complete_bom.py BOM SITE_PACKAGES.
+"""Completes the licences in a bill of materials: python release/complete_bom.py BOM SITE_PACKAGES.
 
-cyclonedx-py takes the word of the metadata ("MIT License") for a text, drops the licence files of packages that name an
-SPDX expression (PEP 639), and cannot know what is inside a wheel. Here every component gets the licence files that its
-distribution in SITE_PACKAGES installed, and qwenvl-edge the parts that THIRD_PARTY_LICENSES.md names. The result is
-checked against the CycloneDX schema.
+cyclonedx-py takes the licence's name in the metadata ("MIT License") for its text, drops the licence files of packages
+that name an SPDX expression (PEP 639), and does not look into a wheel. Here every component gets the licence files that
+its distribution in SITE_PACKAGES installed, and qwenvl-edge gets the parts that THIRD_PARTY_LICENSES.md names. The
+result is checked against the CycloneDX schema.
 """
 
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Makes the bytes of a source package follow from its contents: python release/normalise_sdist.py FILE FOLDER."""
+"""Makes a source package's bytes depend on its contents alone: python release/normalise_sdist.py FILE FOLDER."""
 
 import gzip
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Members in order of their names, with SOURCE_DATE_EPOCH as their time and nobody as their owner."""
+    """Write the members in the order of their names, with SOURCE_DATE_EPOCH as their time and no owner."""
     source, folder = map(Path, sys.argv[1:])
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
     with (

@@ -25,7 +25,7 @@ def tests(file: Path) -> dict[str, int]:
 
 
 def tried(folder: Path) -> tuple[str, dict[str, Any], list[str]]:
-    """What ran, what came of it, and the questions that were answered differently."""
+    """Return the name of the system, its results, and the questions that it answered differently."""
     here, there = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("here", "there"))
     machine, python = json.loads((folder / "python.json").read_text())
     versions = dict(line.split("==") for line in (folder / "freeze").read_text().split() if "==" in line)

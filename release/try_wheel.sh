@@ -1,7 +1,7 @@
 #!/bin/sh
-# What release/arm64_test.sh and release/pythons_test.sh do with one Python: builds the wheel out of the source package
-# in WORK, repairs and installs it, asks the bundle there and runs the native core's tests on the installed package.
-# try_wheel.sh WORK PYTHON; WORK is what release/try_folder.sh prepares, the results stay in it.
+# Tries the wheel with one Python, for release/arm64_test.sh and release/pythons_test.sh: try_wheel.sh WORK PYTHON.
+# Builds the wheel from the source package in WORK, repairs and installs it, asks the bundle there and runs the native
+# core's tests on the installed package. release/try_folder.sh prepares WORK; the results stay in it.
 set -eu
 cd "$1"
 work=$PWD

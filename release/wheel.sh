@@ -16,7 +16,7 @@ tar xzf "$(ls -t dist/qwenvl_edge-*.tar.gz | head -1)" -C "$work"
 "$python" -m build --quiet --wheel --outdir "$work" "$work"/qwenvl_edge-*/
 "$python" -m auditwheel repair --wheel-dir dist "$work"/qwenvl_edge-*.whl
 
-# What lands on a machine that installs the wheel, and nothing of the one that built it.
+# The bill lists the packages of a machine that installs the wheel, none of the machine that builds it.
 "$python" -m venv "$work/venv"
 wheel=$(ls -t dist/qwenvl_edge-*.whl | head -1)
 "$work/venv/bin/python" -m pip install --quiet "$wheel"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs dist/'s newest wheel into an empty environment and asks a bundle: the same words as this checkout's.
+# Installs the newest wheel of dist/ into an empty environment and compares a bundle's answers with this checkout's.
 set -eu
 cd "$(dirname "$0")/.."
 bundle=$(realpath "$1") picture=$(realpath "$2") python=${PYTHON:-.venv/bin/python}

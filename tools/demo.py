@@ -1,4 +1,4 @@
-"""What `make demo` shows: questions about two pictures, answered by a bundle, with the boxes drawn.
+"""The program of `make demo`: questions about two pictures, answered by a bundle, with the boxes drawn.
 
 python tools/demo.py BUNDLE PICTURE DRAWN
 """

@@ -30,7 +30,7 @@ from qwenvl_edge_export.families.qwen_vl.family import QwenVLExport
 
 SHARD_BYTES = 2_000_000_000
 _POOL = 1 << 24
-_SPECIAL_TOKENS = 217  # of the family, behind the ranks; <img> is the 215th
+_SPECIAL_TOKENS = 217  # of the family, after the ranks; <img> is the 215th
 _COMMON = {
     "model_type": "qwen",
     "architectures": ["QWenLMHeadModel"],

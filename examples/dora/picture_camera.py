@@ -1,6 +1,6 @@
-"""A camera for trying things out: sends a picture file at every tick, in the form of opencv-video-capture.
+"""A camera for trials: sends a picture file at every tick, in the form of opencv-video-capture.
 
-With a QUESTION it asks that once, on the output `text`. It ends when anything comes on the input `done`.
+With a QUESTION it asks that once, on the output `text`. It ends when anything arrives on the input `done`.
 """
 
 import sys
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def main() -> None:
-    """Send PICTURE (the first argument) until `done`; ask QUESTION (the second one) behind the first frame."""
+    """Send PICTURE (the first argument) until `done`; ask QUESTION (the second one) after the first frame."""
     picture, *question = sys.argv[1:]
     bgr = np.asarray(Image.open(picture).convert("RGB"))[:, :, ::-1]
     metadata = {"encoding": "bgr8", "width": bgr.shape[1], "height": bgr.shape[0], "primitive": "image"}

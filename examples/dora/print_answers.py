@@ -1,4 +1,4 @@
-"""Prints every `text` and `bbox` as a line of JSON; sends `done` when it has had both."""
+"""Prints every `text` and `bbox` as a line of JSON; sends `done` when it has received both."""
 
 import json
 
@@ -7,7 +7,7 @@ from dora import Node
 
 
 def main() -> None:
-    """Print what comes until the inputs close."""
+    """Print events until the inputs close."""
     node = Node()
     seen: set[str] = set()
     for event in node:

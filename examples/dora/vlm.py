@@ -1,7 +1,7 @@
 """The VLM as a node: `path: vlm.py`, `args: BUNDLE ...`.
 
-A file and not `path: python`, because dora looks programs up with `uv run`, which would first build the project in
-whose folder the dataflow lies.
+This is a file, and not `path: python`, because dora looks programs up with `uv run`, which would first build the
+project around the dataflow.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/: subcommands, options, targets, extras and files of the repository exist."""
+"""The commands of the pages: subcommands, options, targets, extras and files of the repository exist, and the menu."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from qwenvl_edge.cli.program import _parser
 from support.paths import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "DESIGN.md", ROOT / "models" / "nano" / "README.md", *DOCS]
 FOLDERS = ("benchmarks", "cpp_ext", "docs", "examples", "models", "release", "tests", "tools")
 MADE = {"examples/triton/models/qwenvl/1/bundle"}  # by who follows the page
 SUBCOMMANDS = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -31,11 +32,16 @@ def spelled(text: str) -> list[list[str]]:
     return found
 
 
-COMMANDS = [(page.name, words) for page in PAGES for words in spelled(page.read_text(encoding="utf-8")) if words]
+COMMANDS = [
+    (str(page.relative_to(ROOT)), words)
+    for page in PAGES
+    for words in spelled(page.read_text(encoding="utf-8"))
+    if words
+]
 
 
 def of(program: str) -> list[tuple[str, list[str]]]:
-    """Page and words behind the program's name, also behind && or time."""
+    """Page and words after the program's name, also after && or time."""
     return [(page, words[i + 1 :]) for page, words in COMMANDS for i, word in enumerate(words) if word == program]
 
 
@@ -76,9 +82,31 @@ def test_settings_of_cmake():
     assert settings and settings <= set(re.findall(r"\w+", text)) | {"CMAKE_CUDA_ARCHITECTURES"}
 
 
-@pytest.mark.parametrize("page", [page.name for page in PAGES])
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
 def test_files_of_the_repository(page):
     paths = {word for name, words in COMMANDS if name == page for word in words if word.startswith(FOLDERS)}
     named = {path for path in paths if re.fullmatch(r"[\w./-]+/[\w./-]+", path)}
-    roots = (ROOT, ROOT / "cpp_ext" / "tensorrt_plugin") if page == "plugin.md" else (ROOT,)
+    roots = (ROOT, ROOT / "cpp_ext" / "tensorrt_plugin") if page == "docs/plugin.md" else (ROOT,)
     assert not [path for path in named - MADE if not any((root / path).exists() for root in roots)]
+
+
+def test_the_files_that_design_sends_to_exist():
+    table = re.search(r"^## To change X, open Y\n(.*?)^## ", (ROOT / "DESIGN.md").read_text(), re.M | re.S)[1]
+    rows = [row.split("|")[2] for row in table.splitlines() if row.startswith("| ")]
+    named = {path for row in rows for path in re.findall(r"`([\w./]+)`", row)}
+    elsewhere = ("export/", "cpp_ext/", "benchmarks/", "tools/")
+    roots = {path: ROOT if path.startswith(elsewhere) else ROOT / "runtime" / "qwenvl_edge" for path in named}
+    assert len(named) > 30
+    assert not [path for path, root in roots.items() if not (root / path).is_file()]
+
+
+def test_links_between_the_pages_outside_docs():
+    outside = [page for page in PAGES if page not in DOCS]  # `make docs` checks the others
+    links = {(page, link) for page in outside for link in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text("utf-8"))}
+    assert len(links) > 30
+    assert not [(page.name, link) for page, link in links if not (page.parent / link).exists()]
+
+
+def test_every_page_is_in_the_menu():
+    menu = re.search(r"^nav:\n(.*?)^theme:", (ROOT / "mkdocs.yml").read_text(), re.M | re.S)[1]
+    assert sorted(re.findall(r"([\w/-]+\.md)$", menu, re.M)) == [str(page.relative_to(ROOT / "docs")) for page in DOCS]

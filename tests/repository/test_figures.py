@@ -1,13 +1,19 @@
-"""The README's figures are those of the result files."""
+"""The figures of README.md and docs/figures.md are those of the result files."""
 
 import pytest
 from benchmarks import figures
 
 
-def test_the_readme_holds_the_result_files_figures():
-    text = figures.README.read_text(encoding="utf-8")
-    assert {found[2] for found in figures.BLOCK.finditer(text)} == set(figures.MAKERS)
+@pytest.mark.parametrize("page", figures.PAGES, ids=lambda page: page.name)
+def test_a_page_holds_the_figures_of_the_result_files(page):
+    text = page.read_text(encoding="utf-8")
+    assert figures.BLOCK.search(text)
     assert figures.filled(text) == text, "run: python benchmarks/figures.py"
+
+
+def test_every_figure_is_on_one_page():
+    found = [block[2] for page in figures.PAGES for block in figures.BLOCK.finditer(page.read_text(encoding="utf-8"))]
+    assert sorted(found) == sorted(figures.MAKERS)
 
 
 def test_an_old_figure_is_replaced():

@@ -1,4 +1,4 @@
-"""What README.md and docs/getting-started.md show of Python runs as it is printed, on the nano bundle."""
+"""The Python of README.md, docs/python.md and docs/getting-started.md runs as it is printed, on the nano bundle."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ WAIT_S = 60
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, nano):
-    """Stands for the repository's root, behind the commands that the pages name; it is the current folder."""
+    """The current folder: like the repository's root after the commands that the pages name."""
     pytest.importorskip("llguidance", reason="constraints need the extra [constrained]")
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "out").mkdir()
@@ -51,8 +51,16 @@ def run(page):
     return "".join(blocks), names
 
 
-def test_the_python_of_the_readme_runs_as_printed(workplace, camera_that_hung, capsys):
+def test_the_python_of_the_readme_runs_as_printed(workplace, capsys):
     shown, names = run("README.md")
+    assert len(shown.splitlines()) <= 6
+    assert capsys.readouterr().out.startswith("the red mug (Box(")
+    assert [box.label for box in names["reply"].boxes] == ["the red mug"]
+    assert (workplace / "out" / "boxes.png").is_file()
+
+
+def test_the_python_of_the_guide_runs_as_printed(workplace, camera_that_hung, capsys):
+    shown, names = run("docs/python.md")
     for call in ("history=", "engine.ground(", "Constraint.json(", "deadline_ms=", "FrameSource()"):
         assert call in shown
     assert (workplace / "out" / "boxes.png").is_file()
@@ -62,10 +70,10 @@ def test_the_python_of_the_readme_runs_as_printed(workplace, camera_that_hung, c
     assert not names["stop"].cancelled
     signal.raise_signal(signal.SIGINT)
     assert names["stop"].cancelled
-    assert "frame 1 is 60,0" in capsys.readouterr().out  # the loop went on behind it
+    assert "frame 1 is 60,0" in capsys.readouterr().out  # the loop went on after it
     assert names["camera"].closed and names["camera"].dropped >= 1
     assert len(names["seen"]) + names["camera"].dropped == 20
-    assert names["seen"] and all("Yes.".startswith(text) or "No.".startswith(text) for text in names["seen"])
+    assert names["seen"] and set(names["seen"]) <= {"Yes.", "No."}
 
 
 def test_the_python_of_getting_started_runs_as_printed(workplace, capsys):

@@ -65,7 +65,7 @@ def _digits(box: Box) -> list[int]:
 
 def targets(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Targets of the patches: integers [GRID * GRID, WIDTH] (IGNORE where undefined), and boxes [GRID * GRID, 4] with,
-    behind them, which characters stand on the patch, [GRID * GRID, len(CHARACTERS)] of 0 or 1.
+    after them, which characters stand on the patch, [GRID * GRID, len(CHARACTERS)] of 0 or 1.
     """
     labels = np.full((GRID * GRID, WIDTH), IGNORE, np.int64)
     labels[:, KIND], labels[:, CENTRES] = NOTHING, 0

@@ -217,7 +217,7 @@ def _fit(sign: Sign, size: tuple[int, int]) -> tuple[ImageFont.FreeTypeFont | Im
 
 
 def letter_boxes(sign: Sign, canvas: tuple[int, int]) -> list[Box]:
-    """Where each letter of a sign stands, in fractions of a picture of `canvas` pixels (boxes are kept upright)."""
+    """Boxes of the letters of a sign, in fractions of a picture of `canvas` pixels (boxes are kept upright)."""
     width, height = _board(sign, canvas)
     font, (x, _) = _fit(sign, (width, height))
     _, top, _, bottom = font.getbbox(sign.text)

@@ -24,7 +24,7 @@ NAMES = {NUMBERS: "numbers seen", WORDS: "words seen", PLACES: "places seen", PA
 
 
 class Focus(NamedTuple):
-    """What a token speaks of: cells of a picture, and whether the dialogue names it by colour and kind."""
+    """Subject of a token: cells of a picture, and whether the dialogue names it by colour and kind."""
 
     picture: int
     cells: tuple[int, ...]
@@ -51,7 +51,7 @@ class Guide(NamedTuple):
 
 
 def attention_scores(block: Block, hidden: Tensor, guide: Guide, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """What the guided heads look at, from the guide's tokens: scores before softmax [n, HEADS, T]."""
+    """Attention of the guided heads from the guide's tokens: scores before softmax [n, HEADS, T]."""
     cos, sin = rope
     width = hidden.shape[-1]
     dim = width // block.attn.heads

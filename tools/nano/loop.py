@@ -1,4 +1,4 @@
-"""What both training stages share: schedule, progress, log, and checkpoints to resume from."""
+"""Shared by both training stages: schedule, progress, log, and checkpoints to resume from."""
 
 from __future__ import annotations
 

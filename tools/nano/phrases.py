@@ -1,4 +1,4 @@
-"""How things are named and answers worded, in English and Chinese."""
+"""Names of things and wording of answers, in English and Chinese."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def caption(scene: Scene, language: str) -> str:
 
 
 def changed(change: Change, language: str) -> str:
-    """What is different in the second picture."""
+    """The answer that names the change in the second picture."""
     before, after = change.before, change.after
     if change.what == "gone" and before:
         name = the((before.colour, before.kind), language)

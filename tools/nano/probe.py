@@ -1,4 +1,4 @@
-"""What linear heads read from the patches of fresh scenes: the bound that the picture side sets to the answers.
+"""Figures that linear heads read from the patches of fresh scenes: the bound that the picture side sets to the answers.
 
 `python -m tools.nano.probe FOLDER/vision.pt|FOLDER/language.pt [--count N]` prints one JSON object: mean IoU and share
 at IoU 0.5 of the boxes of things, their mean error in pixels of the model's picture, share of signs spelt whole.

@@ -176,7 +176,7 @@ def sample_signs(seed: int) -> Scene:
 
 @dataclass(frozen=True)
 class Change:
-    """How the second of two pictures differs: what = none, gone, added, colour, text; before/after name the thing."""
+    """Change from one picture to the next: what = none, gone, added, colour, text; before/after name the thing."""
 
     what: str
     before: Thing | None = None

@@ -129,7 +129,7 @@ class Composer:
         return sequence
 
     def _focus(self, dialogue: Dialogue, ids: list[int], answers: list[bool]) -> list[Focus | None]:
-        """What each answer token speaks of: the place of its box, its letter, or the thing that all words are about."""
+        """The subject of each answer token: the place of its box, its letter, or the thing that all words are about."""
         shapes, letters = iter(dialogue.focus), iter(dialogue.letters)
         about: tuple[int, ...] = ()
         if dialogue.task == "count":  # one patch each, so that large things do not count more
@@ -140,7 +140,7 @@ class Composer:
         named = dialogue.task not in UNNAMED
         focus: list[Focus | None] = []
         for k, (token, answer) in enumerate(zip(ids, answers, strict=True)):
-            if self.tags.get(ids[k - 1]) and k and answer:  # just behind <box>, which a raw prompt holds itself
+            if self.tags.get(ids[k - 1]) and k and answer:  # right after <box>, which a raw prompt holds itself
                 place = next(shapes, None)
             elif token in self.tags:
                 place = None

@@ -147,7 +147,7 @@ def refer(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
 
 
 def colour(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
-    """Which colour has the only thing of a kind."""
+    """A question for the colour of the only thing of a kind."""
     only = [t for t in scene.things if len(matches(scene, (None, t.kind))) == 1]
     if not only:
         return None
@@ -159,7 +159,7 @@ def colour(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
 
 
 def kind(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
-    """What the only thing of a colour is."""
+    """A question for the kind of the only thing of a colour."""
     only = [t for t in scene.things if len(matches(scene, (t.colour, None))) == 1]
     if not only:
         return None
@@ -171,7 +171,7 @@ def kind(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
 
 
 def count(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
-    """How many things, or things of a kind or colour."""
+    """A question for the number of things, or of those of a kind or colour."""
     names: Names = (None, None)
     if scene.things and rng.random() < 0.6:
         thing = rng.choice(scene.things)
@@ -184,7 +184,7 @@ def count(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
 
 
 def yes_no(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
-    """Whether a coloured thing is there."""
+    """A question whether a coloured thing is there."""
     holds = bool(scene.things) and rng.random() < 0.5
     thing = rng.choice(scene.things) if holds else None
     names = (thing.colour, thing.kind) if thing else missing_names(rng, scene)
@@ -202,7 +202,7 @@ def yes_no(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
 
 
 def side(rng: random.Random, scene: Scene, language: str) -> Dialogue | None:
-    """Where one thing stands to another."""
+    """A question for the side on which one thing stands of another."""
     if len(scene.things) < 2:
         return None
     first, second = rng.sample(scene.things, 2)
@@ -290,13 +290,13 @@ SINGLE: dict[str, tuple[Maker, float]] = {
 
 
 def place_of(change: Change) -> tuple[Box, ...]:
-    """Where the pictures differ."""
+    """Box of the thing that changed, () if none did."""
     thing = change.before or change.after
     return (thing.box,) if thing else ()
 
 
 def same(rng: random.Random, change: Change, language: str) -> Dialogue:
-    """Whether two pictures show the same things."""
+    """A question whether two pictures show the same things."""
     holds = change.what == "none"
     question = pick(rng, language, ("Do the two pictures show the same things?",), ("两张图片里的东西一样吗?",))
     answer = {"en": ("No.", "Yes."), "zh": ("不一样。", "一样。")}[language][holds]
@@ -304,14 +304,14 @@ def same(rng: random.Random, change: Change, language: str) -> Dialogue:
 
 
 def what_changed(rng: random.Random, change: Change, language: str) -> Dialogue:
-    """What is different in the second picture."""
+    """A question for the change in the second picture."""
     answer = changed(change, language)
     question = pick(rng, language, ("What changed?", "What is different?"), ("有什么变化?", "有什么不同?"))
     return Dialogue("changed", language, (Turn(question, answer),), {"text": answer}, place_of(change), picture=1)
 
 
 def which(rng: random.Random, scenes: list[Scene], language: str) -> Dialogue | None:
-    """Which of the pictures has a thing."""
+    """A question for the picture that has a thing."""
     options = []
     for thing in (t for s in scenes for t in s.things):
         names = (thing.colour, thing.kind)

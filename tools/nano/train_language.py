@@ -89,7 +89,7 @@ class Losses(NamedTuple):
 
 
 def compare_loss(hidden: Tensor, batch: Batch, head: nn.Linear) -> Tensor:
-    """How a patch differs from the picture before, read from its hidden state."""
+    """A patch's difference from the picture before, read from its hidden state."""
     rows, tokens, kinds = batch.differences
     balance = torch.tensor([0.2, 1.0, 1.0, 1.0])
     return F.cross_entropy(head(hidden[rows, tokens]).float(), kinds, balance)

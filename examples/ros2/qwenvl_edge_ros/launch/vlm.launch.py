@@ -8,9 +8,9 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 ARGUMENTS = {
     "bundle": ("", str, "the folder that `qwenvl export` wrote"),
-    "prompt": ("", str, "asked about every image; empty answers questions only"),
-    "max_rate_hz": ("1.0", float, "how often the prompt is asked at most; 0 is no limit"),
-    "max_age_ms": ("500.0", float, "images older than this are not answered about; 0 takes any"),
+    "prompt": ("", str, "asked about every image; if empty, only questions are answered"),
+    "max_rate_hz": ("1.0", float, "the most times per second that the prompt is asked; 0 is no limit"),
+    "max_age_ms": ("500.0", float, "no answers about images older than this; 0 accepts any age"),
     "max_new_tokens": ("64", int, "longest answer"),
     "compressed": ("false", bool, "whether `image` is a CompressedImage"),
 }

@@ -1,4 +1,4 @@
-"""Loaded by Triton's Python backend, into whose Python `qwenvl-edge` is installed."""
+"""The model that Triton's Python backend loads; its Python needs `qwenvl-edge`."""
 
 from qwenvl_edge.fleet.triton import TritonPythonModel
 
