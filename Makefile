@@ -8,7 +8,7 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(shell find cpp_ext/src cpp_ext/include -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 
-.PHONY: setup demo test plugin gpu-test fuzz lint format bench soak server-soak nano ray-test triton-test docs wheel \
+.PHONY: setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak nano ray-test triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
 setup: $(READY)
@@ -35,8 +35,18 @@ TENSORRT_HEADERS ?= .cache/tensorrt
 $(TENSORRT_HEADERS)/NvInfer.h: | $(READY)
 	-$(BIN)/python tools/fetch_tensorrt_headers.py $(TENSORRT_HEADERS)
 
-test: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h
-	$(BIN)/python -m pytest
+# The runtime's own tests, in a process without torch, exporter and compilers: under a minute.
+check: $(READY) .cache/qwen.tiktoken
+	$(BIN)/python -m pytest tests/fast
+
+test: check $(TENSORRT_HEADERS)/NvInfer.h
+	$(BIN)/python -m pytest --ignore tests/fast
+
+FLAKY_RUNS ?= 10
+
+# All tests FLAKY_RUNS times, alone and beside other work; out/flaky.txt names those that failed in any run.
+flaky: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h
+	$(BIN)/python tools/flaky.py --runs $(FLAKY_RUNS)
 
 # The TensorRT plugin for every architecture that nvcc knows: minutes.
 plugin: $(TENSORRT_HEADERS)/NvInfer.h

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DATA = Path(__file__).parent / "data"
+# No deadline: how long an example takes says what else the machine does. `print_blob` repeats a failure elsewhere.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 hypothesis.settings.register_profile("soak", max_examples=3000)  # pytest --hypothesis-profile soak
 
 

@@ -1,0 +1,20 @@
+"""The sampler's core compiled on its own: what a step allocates."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from support.paths import ROOT
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_the_core_allocates_nothing_after_the_first_token(tmp_path):
+    names = ("instruction_set", "logits_processor", "logits_row", "row_kernels", "sampler")
+    sources = [ROOT / "cpp_ext" / "tests" / "sampler_allocations.cpp"]
+    sources += [ROOT / "cpp_ext" / "src" / f"{name}.cpp" for name in names]
+    program = tmp_path / "sampler_allocations"
+    flags = ["-std=c++17", "-O1", f"-I{ROOT / 'cpp_ext' / 'include'}", "-o", str(program)]
+    subprocess.run(["c++", *flags, *map(str, sources)], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
