@@ -9,21 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_edge import BackendError, CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.decoding import scheduler as batching
 from support.conversations import PICTURES, WORDS, examples
-from support.random_checkpoint import GENERATION, write_checkpoint
 
 WAIT_S = 60
 LONG = {"message": "a", "max_new_tokens": 200, "do_sample": False}
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory):
+def backend(random_bundle):
+    """What the first of the engines computes on."""
+    return OnnxRuntimeBackend(random_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def engines(random_bundle, backend):
     """Two engines on one bundle; seq_length is 16, so that rows belong to several dynamic-NTK factors."""
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    folder = tmp_path_factory.mktemp("batching")
-    bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=5, generation=GENERATION), folder / "bundle")
-    return QwenVLEngine(bundle, threads=1, prefill_chunk=32), QwenVLEngine(bundle, threads=1)
+    together = QwenVLEngine(random_bundle, backend=backend, prefill_chunk=32)
+    return together, QwenVLEngine(random_bundle, threads=1)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -145,9 +149,8 @@ def test_bad_requests_are_refused_at_once(engines):
         engines[0].batcher(rows=0)
 
 
-def test_a_failed_step_fails_its_answers_only(engines, monkeypatch):
+def test_a_failed_step_fails_its_answers_only(engines, backend, monkeypatch):
     together = engines[0]
-    backend = together._decoder._backend
     plain, failing = backend.decode, threading.Event()
 
     def decode(cache, *arguments):

@@ -260,11 +260,11 @@ def test_pictures_as_parts_of_the_request(http):
     assert http.post("/v1/chat/completions", content=b"nonsense", headers=headers).status_code == 400
 
 
-def test_a_failure_of_the_backend_keeps_its_words_to_itself(engine, http, monkeypatch, caplog):
+def test_a_failure_of_the_backend_keeps_its_words_to_itself(backend, http, monkeypatch, caplog):
     def decode(*_):
         raise BackendError("secret path")
 
-    monkeypatch.setattr(engine._decoder._backend, "decode", decode)
+    monkeypatch.setattr(backend, "decode", decode)
     response = post(http, ask())
     assert response.status_code == 500 and "secret" not in response.text
     assert response.json()["error"]["type"] == "server_error"

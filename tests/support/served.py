@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from support.paths import ROOT
+from support.vocabularies import read_ranks, special_tokens
 
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs its extra")
 
@@ -75,6 +76,12 @@ def ask(words="Describe the picture.", *, url=None, **options):
 
 def post(http, body, **options):
     return http.post("/v1/chat/completions", json=body, **options)
+
+
+def endless_bias(bundle):
+    """A logit_bias for bundles of models/nano under which no answer ends by itself."""
+    ids = special_tokens(len(read_ranks(bundle.file(bundle.manifest.tokenizer))))
+    return {str(ids[token]): -100 for token in ("<|im_end|>", "<|im_start|>", "<|endoftext|>")}
 
 
 def metric(http, name):

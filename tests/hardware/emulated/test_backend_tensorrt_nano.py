@@ -12,6 +12,7 @@ from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import PlanLimits
+from support.bundles import copy_of
 from support.device_frames import frame, put
 from support.dialects import RUNNABLE
 from support.paths import ROOT
@@ -26,9 +27,8 @@ LIMITS = PlanLimits(max_context=1024, max_batch=4, max_images=1, chunk=96)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    bundle = exporter.export(NANO, tmp_path_factory.mktemp("nano") / "bundle", check=False)
+def bundle(nano_exports, tmp_path_factory):
+    bundle = copy_of(nano_exports(), tmp_path_factory.mktemp("planned") / "bundle")
     plans.write_plan(bundle, limits=LIMITS)
     return bundle
 
@@ -97,13 +97,9 @@ def test_answers_that_come_and_go_together(engines):
             assert reply.result(timeout=60).raw_text == engines[1].chat(question, **options).raw_text
 
 
-def test_an_int8_cache_is_carried_with_its_scales(tmp_path, monkeypatch):
+def test_an_int8_cache_is_carried_with_its_scales(nano_exports, tmp_path, monkeypatch):
     """Conversations go on in it, batches are copied together, grow and shrink in it."""
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    from qwenvl_edge_export.options import ExportPrecision
-
-    precision = ExportPrecision.choose(kv_cache="int8")
-    bundle = exporter.export(NANO, tmp_path / "bundle", precision=precision, check=False)
+    bundle = copy_of(nano_exports(kv_cache="int8"), tmp_path / "bundle")
     plans.write_plan(bundle, limits=LIMITS, plugin="libkvcache.so 1")
     plans.install(monkeypatch, Machine())
     standard = OnnxRuntimeBackend(bundle, threads=1, dialect=STANDARD)
