@@ -12,8 +12,9 @@ from qwenvl_edge import BackendError, CancelToken, Constraint, ContextError, Pro
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.decoding import scheduler as batching
 from support.conversations import PICTURES, WORDS, examples
+from support.patience import PATIENCE_S
 
-WAIT_S = 60
+WAIT_S = PATIENCE_S
 LONG = {"message": "a", "max_new_tokens": 200, "do_sample": False}
 
 
@@ -95,15 +96,24 @@ def test_no_answer_is_crossed_among_sixteen_callers(engines):
 
 
 def test_a_running_answer_is_joined_and_cancelled(engines):
-    began, token = threading.Event(), CancelToken()
+    began, submitted, token, joined = threading.Event(), threading.Event(), CancelToken(), []
+
+    def cancel_when_the_other_has_ended(_):
+        began.set()
+        assert submitted.wait(WAIT_S)  # the long answer holds the batch at its first words until the other is there
+        if joined[0].done():
+            token.cancel()
+
     with engines[0].batcher(rows=2) as batcher:
-        long = batcher.submit(**LONG, cancel=token, on_text=lambda _: began.set())
+        long = batcher.submit(**LONG, cancel=token, on_text=cancel_when_the_other_has_ended)
         assert began.wait(WAIT_S)
-        assert ask(batcher, item(3)).raw_text == engines[1].chat(**item(3)).raw_text
-        token.cancel()
+        joined.append(batcher.submit(**item(3)))
+        submitted.set()
+        assert joined[0].result(WAIT_S).raw_text == engines[1].chat(**item(3)).raw_text
         reply = long.result(WAIT_S)
     whole = engines[1].chat(**LONG)
-    assert reply.finish_reason in ("cancelled", "length")
+    assert whole.finish_reason == "length" and reply.finish_reason == "cancelled"
+    assert reply.stats.new_tokens > joined[0].result(0).stats.new_tokens
     assert whole.raw_text.startswith(reply.raw_text.rstrip("\ufffd"))
 
 

@@ -7,11 +7,12 @@ import pytest
 
 from qwenvl_edge import CancelToken, QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no setitimer")
 LONG = {"message": "a", "max_new_tokens": 60, "do_sample": False, "lookup": False}
 SOON_S = 0.02
-WAIT_S = 60
+WAIT_S = PATIENCE_S
 
 
 @pytest.fixture(scope="module")

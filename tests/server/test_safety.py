@@ -186,7 +186,7 @@ def test_clients_that_leave_while_waiting_free_their_place(engine, endless, slow
             lines = first.iter_lines()  # kept: httpx closes the response with it
             next(lines)
             with pytest.raises(httpx.ReadTimeout):
-                post(client, ask(), timeout=0.2)
+                post(client, ask(), timeout=httpx.Timeout(WAIT_S, read=0.2))
             until(lambda: metric(client, "qwenvl_queue_length") == 0)
         until(lambda: metric(client, "qwenvl_answers_running") == 0)
 
@@ -311,13 +311,14 @@ def start(bundle, *options):
     command = [sys.executable, "-m", "qwenvl_edge.cli", "serve", str(bundle), "--port", "0", "--threads", "1", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     lines = []
-    threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+    reader.start()
     until(lambda: process.poll() is not None or any("startup complete" in line for line in lines))
-    return process, lines, re.search(r"http://\S+(?=/)", "".join(lines)).group()
+    return process, reader, lines, re.search(r"http://\S+(?=/)", "".join(lines)).group()
 
 
 def test_stopping_finishes_what_runs(engine, endless):
-    process, lines, address = start(engine.bundle.path, "--model-name", "nano")
+    process, reader, lines, address = start(engine.bundle.path, "--model-name", "nano")
     try:
         body = ask(logit_bias=endless, max_tokens=400, stream=True)
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=WAIT_S) as response:
@@ -331,6 +332,7 @@ def test_stopping_finishes_what_runs(engine, endless):
             httpx.get(f"{address}/healthz")
     finally:
         process.kill()
+    reader.join(WAIT_S)  # the last lines may be read after the process has ended
     entries = [json.loads(line) for line in lines if line.startswith("{")]
     assert {"ready", "stopping", "stopped", "answer"} <= {entry["event"] for entry in entries}
 

@@ -6,12 +6,12 @@ import base64
 import contextlib
 import socket
 import threading
-import time
 
 import httpx
 import pytest
 
 from support.paths import ROOT
+from support.patience import PATIENCE_S, until
 from support.vocabularies import read_ranks, special_tokens
 
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs its extra")
@@ -21,7 +21,7 @@ from qwenvl_edge.server.settings import Limits, Settings  # noqa: E402
 
 NANO = ROOT / "models" / "nano"
 PICTURE = NANO / "demo.png"
-WAIT_S = 60.0
+WAIT_S = PATIENCE_S
 
 
 @contextlib.contextmanager
@@ -38,15 +38,6 @@ def serving(engine, *, limits=None, **settings):
         server.should_exit = True
         thread.join(WAIT_S)
         listening.close()
-
-
-def until(condition, wait_s=WAIT_S):
-    """Wait until something is so; return its value."""
-    end = time.monotonic() + wait_s
-    while not (value := condition()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
-    return value
 
 
 def free_port():

@@ -16,6 +16,7 @@ from support.bundles import copy_of
 from support.device_frames import frame, put
 from support.dialects import RUNNABLE
 from support.paths import ROOT
+from support.patience import PATIENCE_S
 from support.standin import nvrtc, plans
 from support.standin.machine import Machine
 
@@ -94,7 +95,7 @@ def test_answers_that_come_and_go_together(engines):
     with engines[0].batcher(rows=16) as batcher:  # the plan takes 4
         replies = [batcher.submit(question, **options) for question in QUESTIONS]
         for question, reply in zip(QUESTIONS, replies, strict=True):
-            assert reply.result(timeout=60).raw_text == engines[1].chat(question, **options).raw_text
+            assert reply.result(PATIENCE_S).raw_text == engines[1].chat(question, **options).raw_text
 
 
 def test_an_int8_cache_is_carried_with_its_scales(nano_exports, tmp_path, monkeypatch):
@@ -112,7 +113,7 @@ def test_an_int8_cache_is_carried_with_its_scales(nano_exports, tmp_path, monkey
     for engine in engines:
         with engine.batcher(rows=4) as batcher:
             replies = [batcher.submit(question, **options) for question in QUESTIONS]
-            assert [r.result(timeout=60).raw_text for r in replies] == [r.raw_text for r in alone]
+            assert [r.result(PATIENCE_S).raw_text for r in replies] == [r.raw_text for r in alone]
 
 
 def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monkeypatch):
