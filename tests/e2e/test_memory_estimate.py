@@ -51,8 +51,8 @@ print(json.dumps(peak))
 _PICTURES = """
 import json, sys, threading, time
 import numpy as np
-from qwenvl_edge.backends.onnxruntime import OnnxRuntimeBackend
-from qwenvl_edge.bundle import Bundle
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.bundle import Bundle
 
 peak = 0
 
