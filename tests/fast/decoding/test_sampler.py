@@ -346,4 +346,5 @@ def test_concurrent_calls_are_safe() -> None:
     for thread in threads:
         thread.join()
     for slot, row in enumerate(rows):
+        assert len(tokens[slot]) == 200  # no thread broke off
         assert set(tokens[slot]) <= set(sampler.distribution(row, [1, 2, 3])[0].tolist())

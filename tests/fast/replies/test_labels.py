@@ -44,6 +44,7 @@ def test_no_label_hides_another_where_there_is_room(labelled):
 @given(st.lists(shapes((90, 60)), min_size=10, max_size=20))
 def test_without_room_labels_stay_in_the_picture(boxes):
     places = place_labels(boxes, [(50, 20)] * len(boxes), (90, 60))
+    assert [(x2 - x1, y2 - y1) for x1, y1, x2, y2 in places] == [(50, 20)] * len(boxes)
     assert all(min(x1, y1) >= 0 and x2 <= 90 and y2 <= 60 for x1, y1, x2, y2 in places)
     distinct = [place for place in places if not any(intersect(place, other) for other in places if other is not place)]
     assert len(distinct) <= 3  # no more fit: 90 x 60 holds three of 50 x 20 on top of each other
