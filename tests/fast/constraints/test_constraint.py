@@ -60,7 +60,7 @@ def test_choices(tmp_path):
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_only(tmp_path, seed):
     reply = random_answer(tmp_path, Constraint.boxes(), seed, max_new_tokens=200)
-    # Nothing but labels and boxes: what is cut was closed.
+    # Nothing but labels and boxes.
     assert reply.boxes and reply.malformed == ()
     assert all(0 <= value <= 40 for box in reply.boxes for value in (box.x1, box.x2))
 
