@@ -35,16 +35,17 @@ TENSORRT_HEADERS ?= .cache/tensorrt
 $(TENSORRT_HEADERS)/NvInfer.h: | $(READY)
 	-$(BIN)/python tools/fetch_tensorrt_headers.py $(TENSORRT_HEADERS)
 
-# The runtime's own tests, in a process without torch, exporter and compilers: under a minute.
+## Run tests/fast: the runtime alone, in a process without torch, exporter and compilers; under a minute.
 check: $(READY) .cache/qwen.tiktoken
 	$(BIN)/python -m pytest tests/fast
 
+## Run all tests, those of `check` first.
 test: check $(TENSORRT_HEADERS)/NvInfer.h
 	$(BIN)/python -m pytest --ignore tests/fast
 
 FLAKY_RUNS ?= 10
 
-# All tests FLAKY_RUNS times, alone and beside other work; out/flaky.txt names those that failed in any run.
+## Run all tests FLAKY_RUNS (10) times, alone and beside other work; out/flaky.txt names what failed in any run.
 flaky: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h
 	$(BIN)/python tools/flaky.py --runs $(FLAKY_RUNS)
 
