@@ -9,7 +9,8 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
-.PHONY: help setup demo test plugin gpu-test fuzz lint format bench soak server-soak nano ray-test triton-test docs wheel \
+.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak nano ray-test \
+    triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
 ## Print this list.
@@ -47,9 +48,21 @@ $(TENSORRT_HEADERS)/NvInfer.h: | $(READY)
 .cache/onnxruntime/1.29/onnxruntime_c_api.h: | $(READY)
 	-$(BIN)/python tools/fetch_onnxruntime_headers.py .cache/onnxruntime
 
-## Run all tests.
-test: $(READY) .cache/qwen.tiktoken $(TENSORRT_HEADERS)/NvInfer.h .cache/onnxruntime/1.29/onnxruntime_c_api.h
-	$(BIN)/python -m pytest
+## Run tests/fast: the runtime alone, in a process without torch, exporter and compilers; under a minute.
+check: $(READY) .cache/qwen.tiktoken
+	$(BIN)/python -m pytest tests/fast
+
+HEADERS := $(TENSORRT_HEADERS)/NvInfer.h .cache/onnxruntime/1.29/onnxruntime_c_api.h
+
+## Run all tests, those of `check` first.
+test: check $(HEADERS)
+	$(BIN)/python -m pytest --ignore tests/fast
+
+FLAKY_RUNS ?= 10
+
+## Run all tests FLAKY_RUNS (10) times, alone and beside other work; out/flaky.txt names what failed in any run.
+flaky: $(READY) .cache/qwen.tiktoken $(HEADERS)
+	$(BIN)/python tools/flaky.py --runs $(FLAKY_RUNS)
 
 ## Build the TensorRT plugin for every architecture that nvcc knows; takes minutes.
 plugin: $(TENSORRT_HEADERS)/NvInfer.h

@@ -7,11 +7,17 @@ import hypothesis
 import pytest
 
 from qwenvl_edge.bundle.bundle import Bundle
+from support.bundles import Exports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DATA = Path(__file__).parent / "data"
+# No deadline: how long an example takes says what else the machine does. `print_blob` repeats a failure elsewhere.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 hypothesis.settings.register_profile("soak", max_examples=3000)  # pytest --hypothesis-profile soak
 
 
@@ -42,20 +48,45 @@ def tiny_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle of the tiny checkpoint; tests must not change it."""
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    return exporter.export(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny")
+def tiny_exports(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
+    """Bundles of the tiny checkpoint in any precision, each made once; tests must not change them."""
+    exports = Exports(tiny_checkpoint, tmp_path_factory.mktemp("tiny"))
+    yield exports
+    exports.check_unchanged()
 
 
 @pytest.fixture(scope="session")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a bundle of models/nano; tests must not change it."""
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    folder: Path = exporter.export(
-        DATA.parents[1] / "models" / "nano", tmp_path_factory.mktemp("nano") / "nano", check=False
-    ).path
-    return folder
+def tiny_bundle(tiny_exports: Exports) -> Bundle:
+    """The bundle of the tiny checkpoint as it is exported without options; tests must not change it."""
+    bundle = tiny_exports(check=True)
+    assert bundle.manifest.parity["passed"]
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def nano_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
+    """Bundles of models/nano in any precision, each made once; tests must not change them."""
+    exports = Exports(DATA.parents[1] / "models" / "nano", tmp_path_factory.mktemp("nano"))
+    yield exports
+    exports.check_unchanged()
+
+
+@pytest.fixture(scope="session")
+def nano(nano_exports: Exports) -> Path:
+    """The folder of the bundle of models/nano that is exported without options; tests must not change it."""
+    return nano_exports().path
+
+
+@pytest.fixture(scope="session")
+def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """A small model of random weights that chats; seq_length is 16, so that prompts have many dynamic-NTK factors."""
+    pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
+    from support.random_checkpoint import GENERATION, write_checkpoint
+
+    folder = tmp_path_factory.mktemp("random")
+    exports = Exports(write_checkpoint(folder / "checkpoint", seed=5, generation=GENERATION), folder)
+    yield exports(check=True)
+    exports.check_unchanged()
 
 
 @pytest.fixture

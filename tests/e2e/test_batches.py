@@ -7,17 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_edge import CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from support.conversations import PICTURES, WORDS, examples
-from support.random_checkpoint import GENERATION, write_checkpoint
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory):
+def backend(random_bundle):
+    """What the first of the engines computes on."""
+    return OnnxRuntimeBackend(random_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def engines(random_bundle, backend):
     """Two engines on one bundle; seq_length is 16, so that batches have to be split by dynamic-NTK factor."""
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    folder = tmp_path_factory.mktemp("batches")
-    bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=3, generation=GENERATION), folder / "bundle")
-    return QwenVLEngine(bundle, threads=1, prefill_chunk=32), QwenVLEngine(bundle, threads=1)
+    together = QwenVLEngine(random_bundle, backend=backend, prefill_chunk=32)
+    return together, QwenVLEngine(random_bundle, threads=1)
 
 
 def item(seed):
@@ -87,10 +91,9 @@ def test_rows_have_their_own_controls(engines):
     assert replies[0].raw_text == replies[3].raw_text == engines[1].chat(**long).raw_text
 
 
-def test_rows_have_their_own_deadlines(engines, monkeypatch):
+def test_rows_have_their_own_deadlines(engines, backend, monkeypatch):
     """The clock moves only with a step of the batch, ten milliseconds each."""
     together, alone = engines
-    backend = together._decoder._backend
     plain, steps = backend.decode_unchecked, []
 
     def decode(cache, embeds, *arguments, **options):

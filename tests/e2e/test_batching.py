@@ -9,21 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_edge import BackendError, CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.decoding import scheduler as batching
 from support.conversations import PICTURES, WORDS, examples
-from support.random_checkpoint import GENERATION, write_checkpoint
+from support.patience import PATIENCE_S
 
-WAIT_S = 60
+WAIT_S = PATIENCE_S
 LONG = {"message": "a", "max_new_tokens": 200, "do_sample": False}
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory):
+def backend(random_bundle):
+    """What the first of the engines computes on."""
+    return OnnxRuntimeBackend(random_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def engines(random_bundle, backend):
     """Two engines on one bundle; seq_length is 16, so that rows belong to several dynamic-NTK factors."""
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    folder = tmp_path_factory.mktemp("batching")
-    bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=5, generation=GENERATION), folder / "bundle")
-    return QwenVLEngine(bundle, threads=1, prefill_chunk=32), QwenVLEngine(bundle, threads=1)
+    together = QwenVLEngine(random_bundle, backend=backend, prefill_chunk=32)
+    return together, QwenVLEngine(random_bundle, threads=1)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,15 +96,24 @@ def test_no_answer_is_crossed_among_sixteen_callers(engines):
 
 
 def test_a_running_answer_is_joined_and_cancelled(engines):
-    began, token = threading.Event(), CancelToken()
+    began, submitted, token, joined = threading.Event(), threading.Event(), CancelToken(), []
+
+    def cancel_when_the_other_has_ended(_):
+        began.set()
+        assert submitted.wait(WAIT_S)  # the long answer holds the batch at its first words until the other is there
+        if joined[0].done():
+            token.cancel()
+
     with engines[0].batcher(rows=2) as batcher:
-        long = batcher.submit(**LONG, cancel=token, on_text=lambda _: began.set())
+        long = batcher.submit(**LONG, cancel=token, on_text=cancel_when_the_other_has_ended)
         assert began.wait(WAIT_S)
-        assert ask(batcher, item(3)).raw_text == engines[1].chat(**item(3)).raw_text
-        token.cancel()
+        joined.append(batcher.submit(**item(3)))
+        submitted.set()
+        assert joined[0].result(WAIT_S).raw_text == engines[1].chat(**item(3)).raw_text
         reply = long.result(WAIT_S)
     whole = engines[1].chat(**LONG)
-    assert reply.finish_reason in ("cancelled", "length")
+    assert whole.finish_reason == "length" and reply.finish_reason == "cancelled"
+    assert reply.stats.new_tokens > joined[0].result(0).stats.new_tokens
     assert whole.raw_text.startswith(reply.raw_text.rstrip("\ufffd"))
 
 
@@ -145,9 +159,8 @@ def test_bad_requests_are_refused_at_once(engines):
         engines[0].batcher(rows=0)
 
 
-def test_a_failed_step_fails_its_answers_only(engines, monkeypatch):
+def test_a_failed_step_fails_its_answers_only(engines, backend, monkeypatch):
     together = engines[0]
-    backend = together._decoder._backend
     plain, failing = backend.decode_unchecked, threading.Event()
 
     def decode(cache, *arguments):

@@ -10,6 +10,7 @@ import pytest
 from qwenvl_edge import ContextError, QwenVLEngine
 from support.conversations import recording
 from support.paths import DATA
+from support.patience import PATIENCE_S
 
 META = json.loads((DATA / "tiny" / "golden_meta.json").read_text(encoding="utf-8"))
 A, B, C, RGBA = (DATA / "images" / f"{name}.png" for name in ("a", "b", "c", "rgba"))
@@ -108,7 +109,7 @@ sys.exit(main(sys.argv[1:]))
     arguments = ["chat", str(tiny_bundle.path), "What is in the picture?", "--image", str(A), "--greedy"]
     arguments += ["--max-new-tokens", "8", "--threads", "1", "--save", str(target)]
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, timeout=120, check=False, encoding="utf-8"
+        [sys.executable, "-c", code, *arguments], capture_output=True, timeout=PATIENCE_S, check=False, encoding="utf-8"
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert "ended early: length" in result.stdout

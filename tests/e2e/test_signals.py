@@ -6,20 +6,23 @@ import threading
 import pytest
 
 from qwenvl_edge import CancelToken, QwenVLEngine
-from support.random_checkpoint import GENERATION, write_checkpoint
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no setitimer")
 LONG = {"message": "a", "max_new_tokens": 60, "do_sample": False, "lookup": False}
 SOON_S = 0.02
-WAIT_S = 60
+WAIT_S = PATIENCE_S
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    folder = tmp_path_factory.mktemp("signals")
-    bundle = exporter.export(write_checkpoint(folder / "checkpoint", seed=4, generation=GENERATION), folder / "bundle")
-    return QwenVLEngine(bundle, threads=1)
+def backend(random_bundle):
+    return OnnxRuntimeBackend(random_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def qwen(random_bundle, backend):
+    return QwenVLEngine(random_bundle, backend=backend)
 
 
 @pytest.fixture
@@ -32,10 +35,9 @@ def token():
     signal.signal(signal.SIGALRM, previous)
 
 
-def test_a_signal_during_a_call_of_onnxruntime(qwen, token, monkeypatch):
+def test_a_signal_during_a_call_of_onnxruntime(qwen, backend, token, monkeypatch):
     whole = qwen.chat(**LONG)
     assert whole.finish_reason == "length"
-    backend = qwen._decoder._backend
     plain, steps = backend.decode_unchecked, []
 
     def decode(cache, *arguments, **options):

@@ -25,6 +25,7 @@ from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, CACHE_UPDATE, ROTARY, Network
 from qwenvl_edge_export.tensorrt.plugin_lowering import PluginLowering
 from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_shapes, vision_shapes
+from support.bundles import copy_of
 from support.dialects import RUNNABLE
 from tools.nano.calibration import write
 
@@ -43,7 +44,7 @@ BUILDS = {
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
+def bundles(nano_exports, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorrt")
 
     def bundle(name):
@@ -51,9 +52,10 @@ def bundles(tmp_path_factory):
         place = folder / name
         if place.exists():
             return Bundle.open(place)
+        if name != "w8a8":
+            return copy_of(nano_exports(precision, target=target), place)  # plans are written into it
         chosen = ExportPrecision.choose(precision, target=target)
-        samples = write(folder / "samples", 2) if name == "w8a8" else False
-        return export(NANO, place, precision=chosen, calibration=samples, check=False)
+        return export(NANO, place, precision=chosen, calibration=write(folder / "samples", 2), check=False)
 
     return bundle
 

@@ -18,20 +18,12 @@ from benchmarks.common import conditions, rounded
 
 from qwenvl_edge import CancelToken, Constraint, QwenVLEngine
 from support.conversations import PICTURES, WORDS
-from support.random_checkpoint import GENERATION, write_checkpoint
 
 THREADS = 16
 SHORT_REQUESTS = 2000
 GROWTH_MB = 16
 SETTLING = 0.1  # of a soak; memory is watched from then on
 PATTERN = "(yes|no), [a-z]{2,12}"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    folder = tmp_path_factory.mktemp("threads")
-    return exporter.export(write_checkpoint(folder / "checkpoint", seed=9, generation=GENERATION), folder / "bundle")
 
 
 @dataclass(frozen=True)
@@ -144,8 +136,8 @@ def engine(bundle) -> QwenVLEngine:
     return QwenVLEngine(bundle, threads=1, prefill_chunk=32, cache_memory_mb=3)
 
 
-def test_no_reply_is_crossed(bundle):
-    load = Load(engine(bundle), questions(bundle), time.monotonic(), SHORT_REQUESTS)
+def test_no_reply_is_crossed(random_bundle):
+    load = Load(engine(random_bundle), questions(random_bundle), time.monotonic(), SHORT_REQUESTS)
     run(load)
     assert load.wrong == []
     assert load.done >= SHORT_REQUESTS and 0 < load.early < load.done
@@ -208,11 +200,11 @@ def record(path: Path, before: dict, watch: Watch) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def test_memory_does_not_grow(bundle, soak_minutes, soak_json):
+def test_memory_does_not_grow(random_bundle, soak_minutes, soak_json):
     if not soak_minutes:
         pytest.skip("memory is watched with --soak-minutes only")
     before = conditions()
-    load = Load(engine(bundle), questions(bundle), time.monotonic() + 60 * soak_minutes, SHORT_REQUESTS)
+    load = Load(engine(random_bundle), questions(random_bundle), time.monotonic() + 60 * soak_minutes, SHORT_REQUESTS)
     with Watch(load, seconds=soak_minutes) as watch:
         run(load)
     if soak_json:

@@ -30,6 +30,7 @@ from qwenvl_edge_export.tensorrt.network import Network
 from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_profiles
 from qwenvl_edge_export.tensorrt.progress import STEPS, Phases
 from qwenvl_edge_export.tensorrt.targets import NAMES, Target, check_precision, choose, local_gpu
+from support.bundles import copy_of
 
 LIMITS = PlanLimits(max_context=64, max_batch=2, max_images=2, chunk=16)
 
@@ -333,11 +334,8 @@ def test_plans_without_weights(rtx, bundle, monkeypatch):
         Plan.open(bundle, "sm_86")
 
 
-def test_unsigned_weights_cannot_be_refitted(tiny_checkpoint, tmp_path):
-    from qwenvl_edge_export.export import export
-    from qwenvl_edge_export.options import ExportPrecision
-
-    int4 = export(tiny_checkpoint, tmp_path / "b", precision=ExportPrecision.choose("int4", target="gpu"), check=False)
+def test_unsigned_weights_cannot_be_refitted(tiny_exports, tmp_path):
+    int4 = copy_of(tiny_exports("int4", target="gpu"), tmp_path / "bundle")
     with pytest.raises(BackendError, match="int4 and int8 ones are unsigned there"):
         build(int4, "sm_86", LIMITS, strip=True)
 

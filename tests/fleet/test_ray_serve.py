@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
-from support.served import PICTURE, ask, free_port, is_up, metric, post, until
+from support.served import PICTURE, ask, endless_bias, free_port, is_up, metric, post, until
 
 BIN = Path(sys.executable).parent
 START_S = 240  # a busy machine takes long to start a dozen processes
@@ -165,8 +165,7 @@ def test_a_stream_comes_in_pieces_and_errors_keep_their_words(http, engine):
 
 
 def test_a_killed_replica_loses_no_request(http, cluster, engine):
-    ends = (engine._family.turn_end, engine._family.turn_start, engine._family.end_of_text)
-    long = {"max_tokens": 400, "logit_bias": {str(id_): -100 for id_ in ends}}
+    long = {"max_tokens": 400, "logit_bias": endless_bias(engine.bundle)}
     asked = [(png(number), question) for number in range(6) for question in QUESTIONS]
     bias = {int(id_): value for id_, value in long["logit_bias"].items()}
     expected = {

@@ -17,13 +17,14 @@ from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
 from support import triton_stand_in
 from support.paths import ROOT
+from support.patience import PATIENCE_S
 from support.served import free_port, is_up, until
 
 REPOSITORY = ROOT / "examples" / "triton" / "models"
 PICTURE = ROOT / "models" / "nano" / "demo.png"
 WHERE = "Where is the red mug?"
 GREEDY = {"do_sample": False}
-START_S = 120
+START_S = PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def served(nano, tmp_path_factory):
             yield ports
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(PATIENCE_S)
 
 
 def test_a_real_server_streams_over_http(served, engine):
@@ -242,7 +243,7 @@ def test_a_real_server_streams_over_http(served, engine):
     url = f"http://127.0.0.1:{served['http']}/v2/models/qwenvl/generate_stream"
 
     def events(**body):
-        with httpx.stream("POST", url, json=body, timeout=60) as response:
+        with httpx.stream("POST", url, json=body, timeout=PATIENCE_S) as response:
             return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
 
     found = events(QUESTION=WHERE, IMAGE=uri, OPTIONS=json.dumps(GREEDY))

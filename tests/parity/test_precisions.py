@@ -27,28 +27,15 @@ from support.reference import load_model
 VISUAL = "transformer.visual."
 
 
-class Exports:
-    """The tiny checkpoint in several precisions, each exported once."""
-
-    def __init__(self, checkpoint, folder):
-        self.checkpoint = checkpoint
-        self.folder = folder
-        self._made = {}
-
-    def __call__(self, precision, **options):
-        key = (precision, *sorted(options.items()))
-        if key not in self._made:
-            chosen = ExportPrecision.choose(precision, **options)
-            self._made[key] = (
-                export(self.checkpoint, self.folder / str(len(self._made)), precision=chosen, allow_loss=True),
-                chosen,
-            )
-        return self._made[key]
-
-
 @pytest.fixture(scope="module")
-def exports(tiny_checkpoint, tmp_path_factory):
-    return Exports(tiny_checkpoint, tmp_path_factory.mktemp("precisions"))
+def exports(tiny_exports):
+    """The tiny checkpoint in several precisions: bundles that were compared with it, and their ExportPrecision."""
+
+    def export(precision, **options):
+        chosen = ExportPrecision.choose(precision, **options)
+        return tiny_exports(chosen, check=True), chosen
+
+    return export
 
 
 def rounded_model(path, chosen):

@@ -90,7 +90,8 @@ def test_top1_counts_flipped_tokens(exported, tmp_path):
     tensors = random_tensors(config_dict())
     tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0)
     report = verify(exported[1], write_checkpoint(tmp_path / "flipped", tensors=tensors))
-    assert all(row.top1 < 0.5 for row in report.rows if row.stage == "logits")
+    shares = [row.top1 for row in report.rows if row.stage == "logits"]
+    assert shares and max(shares) < 0.5
 
 
 def test_another_models_checkpoint_is_refused(exported, tmp_path):
@@ -143,7 +144,8 @@ def test_the_builtin_prompts_cover_the_formats(tiny_bundle):
 
 def test_prompts_above_seq_length_are_part_of_it(exported):
     """The random checkpoints have seq_length 16: dynamic NTK and log-n act on every built-in prompt."""
-    assert all(len(case.prompt.ids) > 16 for case in builtin_cases(case_builder(exported[1])))
+    lengths = [len(case.prompt.ids) for case in builtin_cases(case_builder(exported[1]))]
+    assert len(lengths) == 3 and min(lengths) > 16
 
 
 def test_boxes_are_read_from_answers(tiny_bundle):

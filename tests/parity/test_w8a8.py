@@ -134,7 +134,8 @@ def test_vision_alone(checkpoint, tmp_path):
     """Beside a decoder that is rounded, only the picture side is calibrated."""
     mixed = ExportPrecision.choose("int8", vision="w8a8")
     found = export(checkpoint, tmp_path / "mixed", precision=mixed)
-    assert all(name.startswith("transformer.visual") for name in found.manifest.sensitivity)
+    sensitivity = found.manifest.sensitivity
+    assert sensitivity and all(name.startswith("transformer.visual") for name in sensitivity)
     assert (found.manifest.precision.vision, found.manifest.precision.method) == ("w8a8", "rtn")
     both = export(checkpoint, tmp_path / "both", precision=mixed, calibration=True)
     assert both.manifest.precision.method == "gptq"

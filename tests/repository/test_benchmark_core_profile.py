@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from support.paths import ROOT
+from support.patience import PATIENCE_S
 from support.vocabularies import TINY
 
 SCRIPT = ROOT / "benchmarks" / "core_profile.py"
@@ -71,7 +72,7 @@ def test_a_report_without_samples_is_an_error(module: ModuleType) -> None:
 
 def test_without_perf_it_says_what_to_install() -> None:
     done = subprocess.run(
-        [sys.executable, SCRIPT], env={"PATH": ""}, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, SCRIPT], env={"PATH": ""}, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 1 and "install it" in done.stderr
 
@@ -82,7 +83,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
         pytest.skip("perf is not installed")
     command = [sys.executable, SCRIPT, "--vocabulary", TINY, "--seconds", "0.5"]
     command += ["--json", tmp_path / "profile.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     if "perf may not sample" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr

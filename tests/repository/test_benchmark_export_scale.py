@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from support.paths import ROOT
+from support.patience import PATIENCE_S
 
 BENCHMARKS = ROOT / "benchmarks"
 WRITES = """
@@ -54,7 +55,7 @@ def test_a_calibrated_export_takes_the_result_and_little_more(tmp_path):
     pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     options = ["--preset", "tiny", "--precision", "int4", "--calibrate", "2", "--json", str(tmp_path / "figures.json")]
     command = [sys.executable, str(BENCHMARKS / "export_scale.py"), *options]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=True)
     headline = json.loads(done.stdout.splitlines()[-1])
     assert headline == json.loads((tmp_path / "figures.json").read_text())["headline"]
     # Blocks of 4 KiB for some 15 files, and what flows between two layers.

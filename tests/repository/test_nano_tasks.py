@@ -52,7 +52,7 @@ def test_a_seed_gives_one_picture():
 def test_things_and_letters_lie_in_the_picture(seed):
     for scene in (sample_scene(seed), sample_signs(seed)):
         boxes = [thing.box for thing in scene.things] + [sign.box for sign in scene.signs]
-        assert all(0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1 for b in boxes)
+        assert boxes and all(0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1 for b in boxes)
         for sign in scene.signs:
             letters = letter_boxes(sign, scene.canvas)
             assert len(letters) == len(sign.text)

@@ -32,7 +32,7 @@ def test_a_part_without_its_licence_is_an_error(change):
 def test_dependencies_have_their_texts(name, monkeypatch):
     monkeypatch.chdir(THIRD_PARTY.parent)
     texts = complete_bom.files_of(importlib.metadata.distribution(name))
-    assert all(len(entry["license"]["text"]["content"]) > 180 for entry in texts)
+    assert texts and all(len(entry["license"]["text"]["content"]) > 180 for entry in texts)
 
 
 def test_no_text_is_an_error(tmp_path):

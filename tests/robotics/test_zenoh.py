@@ -16,6 +16,7 @@ from qwenvl_edge.robotics import zenoh as adapter
 from qwenvl_edge.robotics.node import NodeSettings, VlmNode
 from qwenvl_edge.robotics.zenoh import ZenohNode
 from support.paths import ROOT
+from support.patience import PATIENCE_S
 from support.scripted import engine
 
 zenoh = pytest.importorskip("zenoh", reason="eclipse-zenoh is not installed")
@@ -65,13 +66,13 @@ def serve(sides, tmp_path):
     yield serve
     for node, thread in started:
         node.close()
-        thread.join(timeout=30)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 
 def ask(session, question, picture=None):
     """The reply's JSON and whether it is an answer."""
-    (reply,) = session.get("robot/vlm", payload=picture, attachment=question, timeout=30)
+    (reply,) = session.get("robot/vlm", payload=picture, attachment=question, timeout=PATIENCE_S)
     sample = reply.ok or reply.err
     assert sample.encoding == zenoh.Encoding.APPLICATION_JSON
     return json.loads(sample.payload.to_string()), reply.ok is not None
@@ -136,7 +137,9 @@ def test_the_program_answers_the_example(nano, tmp_path):
                 str(PICTURE),
                 "Where is the red mug?",
             ]
-            run = subprocess.run([*question, str(asker)], capture_output=True, text=True, timeout=60, check=False)
+            run = subprocess.run(
+                [*question, str(asker)], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            )
         finally:
             program.kill()
     assert run.returncode == 0, run.stderr

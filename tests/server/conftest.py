@@ -8,31 +8,34 @@ import httpx
 import pytest
 
 from qwenvl_edge import QwenVLEngine
-from support.served import NANO, WAIT_S, serving
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from support.served import WAIT_S, endless_bias, serving
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    return exporter.export(NANO, tmp_path_factory.mktemp("server") / "nano", check=False)
+def bundle(nano_exports):
+    return nano_exports()
 
 
 @pytest.fixture(scope="session")
-def engine(bundle):
-    return QwenVLEngine(bundle, threads=1)
+def backend(bundle):
+    return OnnxRuntimeBackend(bundle, threads=1)
 
 
 @pytest.fixture(scope="session")
-def endless(engine):
+def engine(bundle, backend):
+    return QwenVLEngine(bundle, backend=backend)
+
+
+@pytest.fixture(scope="session")
+def endless(bundle):
     """A logit_bias under which no answer ends by itself."""
-    tokens = engine._family
-    return {str(id_): -100 for id_ in (tokens.turn_end, tokens.turn_start, tokens.end_of_text)}
+    return endless_bias(bundle)
 
 
 @pytest.fixture
-def slow(engine, monkeypatch):
+def slow(backend, monkeypatch):
     """Every token takes a while, so that a long answer cannot end before it is looked at."""
-    backend = engine._decoder._backend
     plain = backend.decode_unchecked
 
     def decode(*arguments):

@@ -186,7 +186,7 @@ def test_clients_that_leave_while_waiting_free_their_place(engine, endless, slow
             lines = first.iter_lines()  # kept: httpx closes the response with it
             next(lines)
             with pytest.raises(httpx.ReadTimeout):
-                post(client, ask(), timeout=0.2)
+                post(client, ask(), timeout=httpx.Timeout(WAIT_S, read=0.2))
             until(lambda: metric(client, "qwenvl_queue_length") == 0)
         until(lambda: metric(client, "qwenvl_answers_running") == 0)
 
@@ -263,11 +263,11 @@ def test_pictures_as_parts_of_the_request(http):
     assert http.post("/v1/chat/completions", content=b"nonsense", headers=headers).status_code == 400
 
 
-def test_a_failure_of_the_backend_keeps_its_words_to_itself(engine, http, monkeypatch, caplog):
+def test_a_failure_of_the_backend_keeps_its_words_to_itself(backend, http, monkeypatch, caplog):
     def decode(*_):
         raise BackendError("secret path")
 
-    monkeypatch.setattr(engine._decoder._backend, "decode_unchecked", decode)
+    monkeypatch.setattr(backend, "decode_unchecked", decode)
     response = post(http, ask())
     assert response.status_code == 500 and "secret" not in response.text
     assert response.json()["error"]["type"] == "server_error"
@@ -314,13 +314,14 @@ def start(bundle, *options):
     command = [sys.executable, "-m", "qwenvl_edge.cli", "serve", str(bundle), "--port", "0", "--threads", "1", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     lines = []
-    threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+    reader.start()
     until(lambda: process.poll() is not None or any("startup complete" in line for line in lines))
-    return process, lines, re.search(r"http://\S+(?=/)", "".join(lines)).group()
+    return process, reader, lines, re.search(r"http://\S+(?=/)", "".join(lines)).group()
 
 
 def test_stopping_finishes_what_runs(engine, endless):
-    process, lines, address = start(engine.bundle.path, "--model-name", "nano")
+    process, reader, lines, address = start(engine.bundle.path, "--model-name", "nano")
     try:
         body = ask(logit_bias=endless, max_tokens=400, stream=True)
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=WAIT_S) as response:
@@ -334,6 +335,7 @@ def test_stopping_finishes_what_runs(engine, endless):
             httpx.get(f"{address}/healthz")
     finally:
         process.kill()
+    reader.join(WAIT_S)  # the last lines may be read after the process has ended
     entries = [json.loads(line) for line in lines if line.startswith("{")]
     assert {"ready", "stopping", "stopped", "answer"} <= {entry["event"] for entry in entries}
 

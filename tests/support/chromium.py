@@ -10,6 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from support.patience import PATIENCE_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless=new",
@@ -22,7 +24,7 @@ FLAGS = (
     "--use-fake-ui-for-media-stream",
     "--remote-debugging-port=0",
 )
-WAIT_S = 60.0
+WAIT_S = PATIENCE_S
 KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32}
 
 

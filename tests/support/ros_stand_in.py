@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 import types
 
+from support.patience import PATIENCE_S
+
 
 def message(kind, /, **fields):
     """A message class `kind`: `fields` gives each field's default, or a class to make one from."""
@@ -57,7 +59,7 @@ class Publisher:
 
     def wait(self):
         """The next message."""
-        assert self.came.acquire(timeout=30)
+        assert self.came.acquire(timeout=PATIENCE_S)
         return self.messages[-1]
 
 

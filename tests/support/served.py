@@ -6,12 +6,13 @@ import base64
 import contextlib
 import socket
 import threading
-import time
 
 import httpx
 import pytest
 
 from support.paths import ROOT
+from support.patience import PATIENCE_S, until
+from support.vocabularies import read_ranks, special_tokens
 
 uvicorn = pytest.importorskip("uvicorn", reason="the server needs its extra")
 
@@ -20,7 +21,7 @@ from qwenvl_edge.server.settings import ServerLimits, ServerSettings  # noqa: E4
 
 NANO = ROOT / "models" / "nano"
 PICTURE = NANO / "demo.png"
-WAIT_S = 60.0
+WAIT_S = PATIENCE_S
 
 
 @contextlib.contextmanager
@@ -39,15 +40,6 @@ def serving(engine, *, limits=None, **settings):
         server.should_exit = True
         thread.join(WAIT_S)
         listening.close()
-
-
-def until(condition, wait_s=WAIT_S):
-    """Wait until something is so; return its value."""
-    end = time.monotonic() + wait_s
-    while not (value := condition()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)
-    return value
 
 
 def free_port():
@@ -77,6 +69,12 @@ def ask(words="Describe the picture.", *, url=None, **options):
 
 def post(http, body, **options):
     return http.post("/v1/chat/completions", json=body, **options)
+
+
+def endless_bias(bundle):
+    """A logit_bias for bundles of models/nano under which no answer ends by itself."""
+    ids = special_tokens(len(read_ranks(bundle.file(bundle.manifest.tokenizer))))
+    return {str(ids[token]): -100 for token in ("<|im_end|>", "<|im_start|>", "<|endoftext|>")}
 
 
 def metric(http, name):

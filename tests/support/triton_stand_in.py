@@ -2,6 +2,8 @@
 
 import threading
 
+from support.patience import PATIENCE_S
+
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
@@ -51,7 +53,7 @@ class Sender:
         return self._leave_after is not None and len(self.responses) >= self._leave_after
 
     def wait(self):
-        assert self._ended.wait(60), "no final response came"
+        assert self._ended.wait(PATIENCE_S), "no final response came"
         return self.responses
 
 

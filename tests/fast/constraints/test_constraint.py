@@ -60,10 +60,8 @@ def test_choices(tmp_path):
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_only(tmp_path, seed):
     reply = random_answer(tmp_path, Constraint.boxes(), seed, max_new_tokens=200)
-    if reply.finish_reason == "stop":
-        assert reply.boxes and reply.malformed == ()
-    # Nothing but labels and boxes, cut or not: what is left over is at most one shape, begun.
-    assert len(reply.malformed) <= 1
+    # Nothing but labels and boxes.
+    assert reply.boxes and reply.malformed == ()
     assert all(0 <= value <= 40 for box in reply.boxes for value in (box.x1, box.x2))
 
 
@@ -162,17 +160,16 @@ def test_the_reply_tells_whether_its_form_is_whole(tmp_path, form, script, optio
     assert qwen.chat("again", constraint=form and TWO).complete == (form and True)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_complete_is_what_a_parser_finds(tmp_path, seed):
+def test_complete_is_what_a_parser_finds(tmp_path):
     """Cut anywhere, by the number of tokens or a stop string."""
     form = re.compile(r"[A-Z]{2,4}-\d{3}(狗|\.)")
-    stop = "狗.-7KQ,A"[seed % 8]
-    found = set()
-    for limit in range(1, 9):
-        reply = random_answer(tmp_path, Constraint.regex(form.pattern), seed, max_new_tokens=limit, stop=[stop])
-        assert reply.complete == bool(form.fullmatch(reply.raw_text))
-        found.add(reply.complete)
-    assert found
+    found = []
+    for seed, stop in enumerate("狗.-7KQ,A狗.-7"):
+        for limit in range(1, 9):
+            reply = random_answer(tmp_path, Constraint.regex(form.pattern), seed, max_new_tokens=limit, stop=[stop])
+            assert reply.complete == bool(form.fullmatch(reply.raw_text))
+            found.append(reply.complete)
+    assert found.count(True) > 20 and found.count(False) > 20
 
 
 def test_complete_after_a_cancellation_and_a_deadline(tmp_path, monkeypatch):
@@ -211,8 +208,8 @@ def test_forced_tokens_are_computed_together(tmp_path):
 
 def test_forced_tokens_longer_than_a_chunk(tmp_path):
     long = "It is a red mug that stands on a blue table. " * 3
-    qwen, _ = engine(tmp_path, ids(long + "!"), prefill_chunk=5)
-    qwen._decoder._backend.runner_up = ids("!")[0]
+    qwen, backend = engine(tmp_path, ids(long + "!"), prefill_chunk=5)
+    backend.runner_up = ids("!")[0]
     reply = qwen.chat("hi", constraint=Constraint.regex(re.escape(long) + "[!?]"))
     assert reply.raw_text == long + "!" and reply.stats.forced_tokens > 20
 

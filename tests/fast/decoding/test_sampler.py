@@ -99,17 +99,6 @@ def test_any_row(eighths: list[int], temperature: float, top_k: int, top_p: floa
         np.testing.assert_allclose(probabilities, wanted, rtol=1e-4, atol=1e-12)
 
 
-def test_agrees_with_torch_on_the_definition_of_top_p() -> None:
-    torch = pytest.importorskip("torch")
-    """Hugging Face's top-p: ascending order, tokens whose cumulative probability stays within 1 - top_p go."""
-    logits = row_of(5000)
-    for top_p in (0.1, 0.5, 0.9, 0.99):
-        ordered, order = torch.sort(torch.from_numpy(logits).double())
-        removed = order[ordered.softmax(-1).cumsum(-1) <= 1 - top_p]
-        wanted = sorted(set(range(5000)) - set(removed.tolist()))
-        assert kept(logits, top_p=top_p) == wanted
-
-
 def test_ties() -> None:
     equal = np.zeros(300, np.float32)
     assert kept(equal, top_k=3) == list(range(300))
@@ -356,4 +345,5 @@ def test_concurrent_calls_are_safe() -> None:
     for thread in threads:
         thread.join()
     for slot, row in enumerate(rows):
+        assert len(tokens[slot]) == 200  # no thread broke off
         assert set(tokens[slot]) <= set(sampler.distribution(row, [1, 2, 3])[0].tolist())

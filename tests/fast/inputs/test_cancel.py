@@ -8,6 +8,7 @@ import pytest
 
 from qwenvl_edge import CancelToken
 from qwenvl_edge.errors import PromptError
+from qwenvl_edge.inputs.cancel import Control
 from support.scripted import engine, ids
 
 RED = np.full((20, 40, 3), (255, 0, 0), np.uint8)
@@ -66,6 +67,38 @@ def test_a_deadline_lands_within_one_chunk(tmp_path, clock):
     assert (reply.finish_reason, reply.text, reply.stats.new_tokens, reply.stats.ttft_ms) == ("deadline", "", 0, 0.0)
     assert clock.calls == 3 and reply.stats.prefill_tokens == 3 * 16
     check_unharmed(qwen, backend, 1)
+
+
+def test_the_first_reason_stays(clock):
+    """An answer that its deadline ended is not called cancelled for being closed later, and the other way round."""
+    token = CancelToken()
+    control = Control(token, started=0.0, deadline_ms=5)
+    assert control.reason is None
+    clock.now = 0.005
+    assert control.reason == "deadline"
+    token.cancel()
+    assert control.reason == "deadline"
+    cancelled = Control(token, started=0.0, deadline_ms=10)
+    assert cancelled.reason == "cancelled"
+    clock.now = 0.010
+    assert cancelled.reason == "cancelled"
+
+
+def test_a_reply_names_the_first_reason(tmp_path, clock, monkeypatch):
+    """Cancelled at the moment at which the deadline is seen to have passed, before the reply is made."""
+    qwen, backend = engine(tmp_path, ANSWER, "fine<|im_end|>")
+    backend.decode_unchecked = clock.slow(backend.decode_unchecked, 10)
+    token = CancelToken()
+
+    def perf_counter():
+        if clock.now >= 0.025:
+            token.cancel()
+        return clock.now
+
+    monkeypatch.setattr(clock, "perf_counter", perf_counter)
+    reply = qwen.chat("hi", deadline_ms=25, cancel=token)
+    assert token.cancelled and (reply.finish_reason, reply.stats.new_tokens) == ("deadline", 3)
+    check_unharmed(qwen, backend, 2)
 
 
 def test_what_was_computed_before_a_deadline_is_continued(tmp_path, clock):

@@ -93,6 +93,17 @@ def test_runs_of_anything(pieces: list[tuple[list[int], int]]) -> None:
     check(full, [token for ids, times in pieces for token in ids * times])
 
 
+@pytest.mark.parametrize("last", ["ness", " ", "-" * 40, "的", "\U0001f600"])
+@pytest.mark.parametrize("before", range(508, 516))
+def test_plain_words_after_a_wide_beginning(full: Tokenizer, before: int, last: str) -> None:
+    """Long tokens of ASCII in each place of the batches of 512 ids, after a text that needs wide characters."""
+    words = full.encode("international straightforwardness ")
+    for beginning in ("中", "\U0001f600"):
+        wide = (full.encode(beginning) * before)[:before]
+        for count in (64, 509, 512):
+            check(full, wide + (words * count)[:count] + full.encode(last))
+
+
 def test_every_token(full: Tokenizer) -> None:
     for start in range(0, FULL_SIZE, 1000):
         ids = list(range(start, min(start + 1000, FULL_SIZE)))

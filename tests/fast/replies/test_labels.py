@@ -21,13 +21,10 @@ def intersect(one, other):
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-@st.composite
-def shapes(draw, picture=PICTURE):
+def shapes(picture=PICTURE):
     """A box on the picture, often at its edges or where others are."""
-    xs, ys = (
-        draw(st.lists(st.one_of(st.integers(0, side), st.integers(0, 40)), min_size=2, max_size=2)) for side in picture
-    )
-    return min(xs), min(ys), max(xs), max(ys)
+    xs, ys = (st.lists(st.integers(0, side) | st.integers(0, 40), min_size=2, max_size=2) for side in picture)
+    return st.builds(lambda xs, ys: (min(xs), min(ys), max(xs), max(ys)), xs, ys)
 
 
 @given(st.lists(st.tuples(shapes(), st.integers(1, 200), st.integers(8, 40)), max_size=30))
@@ -47,6 +44,7 @@ def test_no_label_hides_another_where_there_is_room(labelled):
 @given(st.lists(shapes((90, 60)), min_size=10, max_size=20))
 def test_without_room_labels_stay_in_the_picture(boxes):
     places = place_labels(boxes, [(50, 20)] * len(boxes), (90, 60))
+    assert [(x2 - x1, y2 - y1) for x1, y1, x2, y2 in places] == [(50, 20)] * len(boxes)
     assert all(min(x1, y1) >= 0 and x2 <= 90 and y2 <= 60 for x1, y1, x2, y2 in places)
     distinct = [place for place in places if not any(intersect(place, other) for other in places if other is not place)]
     assert len(distinct) <= 3  # no more fit: 90 x 60 holds three of 50 x 20 on top of each other

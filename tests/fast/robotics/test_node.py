@@ -7,6 +7,7 @@ from qwenvl_edge import load_picture
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.node import NodeSettings, Question, VlmNode
+from support.patience import PATIENCE_S
 from support.scripted import engine
 
 
@@ -176,13 +177,13 @@ def test_running_in_a_thread(make):
     thread = threading.Thread(target=node.run, args=(collect(answers), collect(errors)))
     thread.start()
     node.put_frame(frame(0))
-    assert came.acquire(timeout=30)
+    assert came.acquire(timeout=PATIENCE_S)
     node.put_frame(frame(1), age_s=100)
-    assert came.acquire(timeout=30)
+    assert came.acquire(timeout=PATIENCE_S)
     node.put_frame(frame(2))
-    assert came.acquire(timeout=30)
+    assert came.acquire(timeout=PATIENCE_S)
     node.close()
-    thread.join(timeout=30)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert [answer.frame.number for answer in answers] == [0, 2]
     assert "older than the limit" in str(errors[0]) and len(errors) == 1
@@ -210,9 +211,9 @@ def test_a_failure_does_not_stop_the_node(make):
 
     thread = threading.Thread(target=node.run, args=(take, errors.append))
     thread.start()
-    assert done.wait(30)
+    assert done.wait(PATIENCE_S)
     node.close()
-    thread.join(timeout=30)
+    thread.join(PATIENCE_S)
     assert answers[0].reply.text == "fine" and "tokens" in str(errors[0]) and node.status.failed == 1
 
 

@@ -22,12 +22,9 @@ HIDDEN, SIZE = 256, 56
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_checkpoint, tmp_path_factory):
+def bundle(tiny_exports):
     """In fp16, which is what attention takes on a GPU; ONNX Runtime's CPU computes it too."""
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    precision = exporter.ExportPrecision.choose("fp16")
-    folder = tmp_path_factory.mktemp("fp16") / "bundle"
-    return exporter.export(tiny_checkpoint, folder, precision=precision, check=False)
+    return tiny_exports("fp16")
 
 
 @pytest.fixture(scope="module")

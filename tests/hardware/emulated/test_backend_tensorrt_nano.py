@@ -12,9 +12,11 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import PlanLimits
 from qwenvl_edge.machine.cuda import Cuda, Stream
+from support.bundles import copy_of
 from support.device_frames import frame, put
 from support.dialects import RUNNABLE
 from support.paths import ROOT
+from support.patience import PATIENCE_S
 from support.standin import nvrtc, plans
 from support.standin.machine import Machine
 
@@ -26,9 +28,8 @@ LIMITS = PlanLimits(max_context=1024, max_batch=4, max_images=1, chunk=96)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    bundle = exporter.export(NANO, tmp_path_factory.mktemp("nano") / "bundle", check=False)
+def bundle(nano_exports, tmp_path_factory):
+    bundle = copy_of(nano_exports(), tmp_path_factory.mktemp("planned") / "bundle")
     plans.write_plan(bundle, limits=LIMITS)
     return bundle
 
@@ -94,16 +95,12 @@ def test_answers_that_come_and_go_together(engines):
     with engines[0].batcher(rows=16) as batcher:  # the plan takes 4
         replies = [batcher.submit(question, **options) for question in QUESTIONS]
         for question, reply in zip(QUESTIONS, replies, strict=True):
-            assert reply.result(timeout=60).raw_text == engines[1].chat(question, **options).raw_text
+            assert reply.result(PATIENCE_S).raw_text == engines[1].chat(question, **options).raw_text
 
 
-def test_an_int8_cache_is_carried_with_its_scales(tmp_path, monkeypatch):
+def test_an_int8_cache_is_carried_with_its_scales(nano_exports, tmp_path, monkeypatch):
     """Conversations go on in it, batches are copied together, grow and shrink in it."""
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-    from qwenvl_edge_export.options import ExportPrecision
-
-    precision = ExportPrecision.choose(kv_cache="int8")
-    bundle = exporter.export(NANO, tmp_path / "bundle", precision=precision, check=False)
+    bundle = copy_of(nano_exports(kv_cache="int8"), tmp_path / "bundle")
     plans.write_plan(bundle, limits=LIMITS, plugin="libkvcache.so 1")
     plans.install(monkeypatch, Machine())
     standard = OnnxRuntimeBackend(bundle, threads=1, dialect=STANDARD)
@@ -116,7 +113,7 @@ def test_an_int8_cache_is_carried_with_its_scales(tmp_path, monkeypatch):
     for engine in engines:
         with engine.batcher(rows=4) as batcher:
             replies = [batcher.submit(question, **options) for question in QUESTIONS]
-            assert [r.result(timeout=60).raw_text for r in replies] == [r.raw_text for r in alone]
+            assert [r.result(PATIENCE_S).raw_text for r in replies] == [r.raw_text for r in alone]
 
 
 def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monkeypatch):

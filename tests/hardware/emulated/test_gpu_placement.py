@@ -13,19 +13,9 @@ HOST_INPUT = "total_sequence_length"
 
 
 @pytest.fixture(scope="module", params=["fp16", "bf16", "int4"])
-def graph(request, small_checkpoint_for_gpu):
-    return onnx.load(small_checkpoint_for_gpu(request.param).file("decoder.ort.onnx"), load_external_data=False).graph
-
-
-@pytest.fixture(scope="module")
-def small_checkpoint_for_gpu(tiny_checkpoint, tmp_path_factory):
-    exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
-
-    def export(name):
-        precision = exporter.ExportPrecision.choose(name, target="gpu")
-        return exporter.export(tiny_checkpoint, tmp_path_factory.mktemp("gpu") / "b", precision=precision, check=False)
-
-    return export
+def graph(request, tiny_exports):
+    bundle = tiny_exports(request.param, target="gpu")
+    return onnx.load(bundle.file("decoder.ort.onnx"), load_external_data=False).graph
 
 
 def test_every_node_has_a_kernel_on_the_gpu(graph):

@@ -105,11 +105,10 @@ def test_digests(loader):
     assert len(found) == 5
 
 
-def test_an_engine_is_asked_about_a_frame(cuda, tmp_path, monkeypatch):
+def test_an_engine_is_asked_about_a_frame(cuda, nano_exports, monkeypatch):
     from qwenvl_edge.backends.onnxruntime.gpu import check_cuda
-    from qwenvl_edge_export.export import ExportPrecision, export
 
-    bundle = export(NANO, tmp_path / "nano", precision=ExportPrecision.choose("fp16", target="gpu"), check=False)
+    bundle = nano_exports("fp16", target="gpu")
     try:
         check_cuda(bundle)
     except BackendError as error:

@@ -9,7 +9,6 @@ from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend, check_cuda
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge_export.export import ExportPrecision, export
 from support.decoding import assert_close, decode, new_cache, pictured, rows_of_different_length
 from support.paths import ROOT
 
@@ -18,9 +17,8 @@ PICTURE = NANO / "demo.png"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gpu") / "nano-fp16"
-    bundle = export(NANO, folder, precision=ExportPrecision.choose("fp16", target="gpu"), check=False)
+def bundle(nano_exports):
+    bundle = nano_exports("fp16", target="gpu")
     try:
         check_cuda(bundle)
     except BackendError as error:

@@ -16,10 +16,10 @@ from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cuda import Cuda
-from qwenvl_edge_export.export import ExportPrecision, export
 from qwenvl_edge_export.tensorrt.build import build, choose_limits
 from qwenvl_edge_export.tensorrt.plugin_lowering import needs_plugin
 from qwenvl_edge_export.verification.verify import verify
+from support.bundles import copy_of
 from support.decoding import assert_close, decode, new_cache, pictured, rows_of_different_length
 from support.paths import ROOT
 
@@ -28,7 +28,7 @@ PICTURE = NANO / "demo.png"
 
 
 @pytest.fixture(scope="module", params=["float", "int8"])
-def bundle(tmp_path_factory, request):
+def bundle(nano_exports, tmp_path_factory, request):
     """Nano in fp16 with a plan for this GPU, with a float and an int8 KV cache."""
     libraries = installed_libraries()
     if not libraries:
@@ -37,9 +37,8 @@ def bundle(tmp_path_factory, request):
         Cuda.open()
     except BackendError as error:
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("gpu") / "nano-fp16"
-    precision = ExportPrecision.choose("fp16", target="gpu", kv_cache=request.param)
-    bundle = export(NANO, folder, precision=precision, check=False)
+    exported = nano_exports("fp16", target="gpu", kv_cache=request.param)
+    bundle = copy_of(exported, tmp_path_factory.mktemp("gpu") / "nano-fp16")
     try:
         plugin = request.getfixturevalue("plugin") if needs_plugin(libraries[0], bundle) else None
     except BackendError as error:  # TensorRT-RTX has no int8 cache

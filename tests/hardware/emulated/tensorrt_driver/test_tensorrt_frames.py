@@ -100,8 +100,7 @@ def test_a_frame_that_comes_again_is_encoded_once(opened, encoded):
     follow_up = engine.chat("Why?", history=again.history, **OPTIONS)
     assert follow_up.pictures == first.pictures and len(encoded) == 1
     del first, again, follow_up  # the picture dies; its features are found again by its digest
-    engine._answerer.decoder.forget()
-    engine.chat("What is it?", images=[camera.take()], **OPTIONS)
+    engine.chat("What is it?", images=[camera.take()], system="Another beginning.", **OPTIONS)  # nothing is reused
     assert len(encoded) == 1
     other = PIXELS.copy()
     other[60, 86, 2] ^= 1
