@@ -33,12 +33,12 @@ from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork, prompt_
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization import smoothquant as smooth
 from qwenvl_edge_export.quantization.calibration import Calibration
-from qwenvl_edge_export.quantization.formats import Blocks, StaticRows
 from qwenvl_edge_export.quantization.gptq import quantize
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.cases import Case, builtin_cases, source_case_builder
 from qwenvl_edge_export.verification.limits import divergence
 from qwenvl_edge_export.verification.verify import PROMPT_ROWS
+from qwenvl_edge_export.weight_formats import Blocks, StaticRows
 from tools.nano.calibration import write
 
 ROOT = Path(__file__).parent.parent

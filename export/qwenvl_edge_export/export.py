@@ -41,11 +41,11 @@ from qwenvl_edge_export.graphs.weight_layout import WeightLayout, decoder_layout
 from qwenvl_edge_export.options import FLOATS, STATIC, ExportPrecision
 from qwenvl_edge_export.provenance import exporter_name, tool_versions
 from qwenvl_edge_export.quantization.calibration import Calibration
-from qwenvl_edge_export.quantization.formats import no_scales
 from qwenvl_edge_export.quantization.results import Kept
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.cases import source_case_builder
 from qwenvl_edge_export.verification.verify import compare
+from qwenvl_edge_export.weight_formats import no_scales
 
 Progress = Callable[[int, int, str], None]
 

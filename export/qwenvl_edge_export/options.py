@@ -17,7 +17,7 @@ import onnx_ir as ir
 from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, KV_CACHES, Precision
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge_export.quantization.formats import BLOCK_SIZES, Blocks, Rows, StaticRows, WeightFormat
+from qwenvl_edge_export.weight_formats import BLOCK_SIZES, Blocks, Rows, StaticRows, WeightFormat
 
 FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwenvl_edge_export.quantization.formats import Blocks
 from qwenvl_edge_export.quantization.gptq import quantize, relative_loss
+from qwenvl_edge_export.weight_formats import Blocks
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge_export.options import PRECISIONS, ExportPrecision
-from qwenvl_edge_export.quantization.formats import Blocks, Rows, StaticRows
+from qwenvl_edge_export.weight_formats import Blocks, Rows, StaticRows
 
 HEAD = "lm_head.weight"
 LAYER = "transformer.h.0.mlp.w1.weight"

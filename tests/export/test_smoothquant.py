@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwenvl_edge_export.quantization.formats import InputScales, StaticRows
 from qwenvl_edge_export.quantization.smoothquant import InputSample, quantize_inputs, smooth
+from qwenvl_edge_export.weight_formats import InputScales, StaticRows
 
 INPUTS, OUTPUTS = 64, 48
 

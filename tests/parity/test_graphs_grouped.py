@@ -23,9 +23,9 @@ from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.weight_layout import decoder_layout
 from qwenvl_edge_export.options import FP32, ExportPrecision
 from qwenvl_edge_export.quantization.activations import Spool
-from qwenvl_edge_export.quantization.formats import Blocks
 from qwenvl_edge_export.quantization.layer_calibration import LayerCalibration
 from qwenvl_edge_export.tensorrt.plugin_lowering import PluginLowering
+from qwenvl_edge_export.weight_formats import Blocks
 from support.dialects import DIALECTS, OF_BLOCKS
 from support.grouped_decoder import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, Grouped, rope_tables
 

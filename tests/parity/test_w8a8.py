@@ -26,7 +26,7 @@ from qwenvl_edge_export.graphs.weight_layout import vision_layout
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization import layer_calibration
 from qwenvl_edge_export.quantization import results as kept
-from qwenvl_edge_export.quantization.formats import InputScales
+from qwenvl_edge_export.weight_formats import InputScales
 from support.dialects import RUNNABLE
 from support.random_checkpoint import write_checkpoint
 

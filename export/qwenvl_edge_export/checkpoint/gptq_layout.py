@@ -14,7 +14,7 @@ import torch
 
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.checkpoint.shards import Shard
-from qwenvl_edge_export.quantization.formats import BLOCK_SIZES, Blocks, Integers, check_finite
+from qwenvl_edge_export.weight_formats import BLOCK_SIZES, Blocks, Integers, check_finite
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _SYMMETRIC_ZEROS = 0x77777777  # eight times seven: a zero point of eight

@@ -22,7 +22,7 @@ from qwenvl_edge_export.families.base import ExportFamily
 from qwenvl_edge_export.families.detect import detect_family
 from qwenvl_edge_export.files.thread_map import in_order
 from qwenvl_edge_export.graphs.roles import Weight
-from qwenvl_edge_export.quantization.formats import Integers, join_rows
+from qwenvl_edge_export.weight_formats import Integers, join_rows
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BLOCK_BYTES = 4 << 20

@@ -18,7 +18,7 @@ from torch import Tensor
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.files.thread_map import in_order
 from qwenvl_edge_export.graphs.roles import Tensors, Weight
-from qwenvl_edge_export.quantization.formats import Integers, check_finite
+from qwenvl_edge_export.weight_formats import Integers, check_finite
 
 TORCH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,

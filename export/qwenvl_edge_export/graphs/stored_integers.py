@@ -22,7 +22,7 @@ from qwenvl_edge_export.graphs.stored import (
     float_pieces,
     tensor_bytes,
 )
-from qwenvl_edge_export.quantization.formats import (
+from qwenvl_edge_export.weight_formats import (
     Blocks,
     InputScales,
     Rows,

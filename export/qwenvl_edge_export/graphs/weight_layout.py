@@ -15,7 +15,7 @@ from qwenvl_edge_export.graphs.roles import Decoder, LinearRole, NormRole, Role,
 from qwenvl_edge_export.graphs.stored import ZERO_POINT, Slot, Stored, StoredFloats
 from qwenvl_edge_export.graphs.stored_integers import StoredBlocks, StoredInputs, StoredRows, StoredStaticRows
 from qwenvl_edge_export.options import GraphPrecision
-from qwenvl_edge_export.quantization.formats import GivenScales, Rows, StaticRows, no_scales
+from qwenvl_edge_export.weight_formats import GivenScales, Rows, StaticRows, no_scales
 
 ALIGNMENT_BYTES = 4096
 

@@ -26,13 +26,13 @@ from qwenvl_edge_export.graphs.stored import TORCH_DTYPES
 from qwenvl_edge_export.options import STATIC, ExportPrecision
 from qwenvl_edge_export.provenance import exporter_name
 from qwenvl_edge_export.quantization.activations import Spool
-from qwenvl_edge_export.quantization.formats import InputScales, StaticRows
 from qwenvl_edge_export.quantization.input_groups import quantized_groups
 from qwenvl_edge_export.quantization.layer_calibration import LayerCalibration
 from qwenvl_edge_export.quantization.results import HEAD_STAGE, VISION_STAGE, Kept, Losses, kept_bytes
 from qwenvl_edge_export.quantization.sample_embeddings import SampleEmbeddings
 from qwenvl_edge_export.quantization.smoothquant import InputSample, smooth
 from qwenvl_edge_export.verification.cases import Case
+from qwenvl_edge_export.weight_formats import InputScales, StaticRows
 
 LayerDone = Callable[[int, int, str], None]
 

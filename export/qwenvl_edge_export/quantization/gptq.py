@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from qwenvl_edge_export.quantization.formats import Blocks
+from qwenvl_edge_export.weight_formats import Blocks
 
 _DAMPING = 0.01  # of the mean energy, added to H's diagonal
 _COLUMNS = 128  # rounded before the later columns are repaired

@@ -15,12 +15,12 @@ from qwenvl_edge_export.graphs.roles import InputGroup, Weight
 from qwenvl_edge_export.graphs.stored import TORCH_DTYPES
 from qwenvl_edge_export.options import GraphPrecision
 from qwenvl_edge_export.quantization.activations import Spool
-from qwenvl_edge_export.quantization.formats import Blocks, InputScales, Integers, check_finite
 from qwenvl_edge_export.quantization.gptq import quantize, relative_loss
 from qwenvl_edge_export.quantization.input_groups import quantized_groups, watch
 from qwenvl_edge_export.quantization.results import Losses
 from qwenvl_edge_export.quantization.smoothquant import InputSample, smooth
 from qwenvl_edge_export.verification.cases import Case
+from qwenvl_edge_export.weight_formats import Blocks, InputScales, Integers, check_finite
 
 Scales: TypeAlias = list[tuple[str, InputScales | None, dict[str, float]]]
 

@@ -34,7 +34,7 @@ from qwenvl_edge_export.graphs.stored_integers import StoredBlocks
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout, decoder_layout
 from qwenvl_edge_export.options import STATIC, GraphPrecision
 from qwenvl_edge_export.quantization.activations import PARTIAL
-from qwenvl_edge_export.quantization.formats import Blocks, InputScales, Integers, WeightFormat
+from qwenvl_edge_export.weight_formats import Blocks, InputScales, Integers, WeightFormat
 
 Found: TypeAlias = Mapping[str, Integers] | Mapping[str, InputScales]
 Losses: TypeAlias = dict[str, dict[str, float]]

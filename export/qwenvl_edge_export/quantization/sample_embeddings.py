@@ -15,12 +15,12 @@ from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ReferenceNetwork
 from qwenvl_edge_export.graphs.roles import InputGroup
 from qwenvl_edge_export.options import STATIC, GraphPrecision
-from qwenvl_edge_export.quantization.formats import check_finite
 from qwenvl_edge_export.quantization.input_groups import quantized_groups, watch
 from qwenvl_edge_export.quantization.layer_calibration import Scales
 from qwenvl_edge_export.quantization.smoothquant import InputSample, smooth
 from qwenvl_edge_export.verification.cases import Case
 from qwenvl_edge_export.verification.streamed_reference import streamed_network
+from qwenvl_edge_export.weight_formats import check_finite
 
 _ROWS = 128  # kept of each layer's inputs: the picture side's layers are all watched at once
 

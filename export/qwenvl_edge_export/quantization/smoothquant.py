@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qwenvl_edge_export.quantization.formats import InputScales, StaticRows, row_pieces
+from qwenvl_edge_export.weight_formats import InputScales, StaticRows, row_pieces
 
 _STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _MOST = 0.02

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qwenvl_edge.errors import CheckpointError
-from qwenvl_edge_export.quantization import formats as quantize
-from qwenvl_edge_export.quantization.formats import Blocks, Integers, Rows, check_finite, row_pieces
+from qwenvl_edge_export import weight_formats as quantize
+from qwenvl_edge_export.weight_formats import Blocks, Integers, Rows, check_finite, row_pieces
 
 
 @pytest.fixture
