@@ -8,7 +8,7 @@ import pytest
 
 from qwenvl_edge import CancelToken
 from qwenvl_edge.errors import PromptError
-from qwenvl_edge.inputs.cancel import Control
+from qwenvl_edge.inputs.request import Control
 from support.scripted import engine, ids
 
 RED = np.full((20, 40, 3), (255, 0, 0), np.uint8)
