@@ -48,9 +48,8 @@ class Call:
     qkv: torch.Tensor
     rope_cos: torch.Tensor
     rope_sin: torch.Tensor
-    position_ids: torch.Tensor
     write_indices: torch.Tensor
-    logn_scale: torch.Tensor
+    query_scale: torch.Tensor
     past: dict[str, torch.Tensor]
     padded: dict[int, int] = field(default_factory=dict)  # row -> tokens that are no padding
 
@@ -68,7 +67,7 @@ def random_call(case: Case, device: str = "cpu", *, seed: int = 0, padded: dict[
         return torch.randn(shape, generator=generator)
 
     positions = torch.tensor(case.lengths)[:, None] + torch.arange(tokens)
-    angles = torch.arange(capacity)[:, None] / 10000 ** (torch.arange(dim // 2) / (dim // 2))
+    angles = positions[..., None] / 10000 ** (torch.arange(dim // 2) / (dim // 2))
     unused = torch.arange(capacity) >= torch.tensor(case.lengths)[:, None]
     past = {name: normal(batch, case.kv_heads, capacity, dim).to(case.dtype) for name in SIDES}
     if case.int8:
@@ -88,9 +87,8 @@ def random_call(case: Case, device: str = "cpu", *, seed: int = 0, padded: dict[
         qkv=qkv.to(case.dtype),
         rope_cos=angles.cos(),
         rope_sin=angles.sin(),
-        position_ids=positions.clamp(max=capacity - 1),
         write_indices=torch.tensor(case.lengths),
-        logn_scale=1 + torch.rand((batch, tokens), generator=generator),
+        query_scale=1 + torch.rand((batch, tokens), generator=generator),
         past=past,
         padded=padded or {},
     )
@@ -100,7 +98,7 @@ def random_call(case: Case, device: str = "cpu", *, seed: int = 0, padded: dict[
 
 def rotate(x: torch.Tensor, call: Call) -> torch.Tensor:
     """x [B, T, heads, D] in float32 for the call's positions, in the rotate_half form."""
-    cos, sin = (table[call.position_ids][:, :, None] for table in (call.rope_cos, call.rope_sin))
+    cos, sin = (rows[:, :, None] for rows in (call.rope_cos, call.rope_sin))
     low, high = x.float().chunk(2, dim=-1)
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
 
@@ -110,7 +108,7 @@ def defined(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     case = call.case
     heads, dim, dtype = case.heads, case.head_dim, case.dtype
     q, k, v = call.qkv.unflatten(2, (-1, dim)).split((heads, case.kv_heads, case.kv_heads), dim=2)
-    q = (rotate(q, call) * call.logn_scale[..., None, None]).to(dtype).double()
+    q = (rotate(q, call) * call.query_scale[..., None, None]).to(dtype).double()
     caches = {name: value.clone() for name, value in call.past.items()}
     out = torch.zeros(*q.shape, dtype=torch.float64, device=q.device)
     for row, write in enumerate(call.write_indices.tolist()):
@@ -150,8 +148,8 @@ class Arguments(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("batch", "tokens", "heads", "kv_heads", "head_dim", "capacity")),
         ("float_type", ctypes.c_int32),
         ("int8_cache", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("qkv", "rope_cos", "rope_sin", "position_ids", "write_indices")),
-        *((name, ctypes.c_void_p) for name in ("logn_scale", "key", "value", "key_scale", "value_scale")),
+        *((name, ctypes.c_void_p) for name in ("qkv", "rope_cos", "rope_sin", "write_indices")),
+        *((name, ctypes.c_void_p) for name in ("query_scale", "key", "value", "key_scale", "value_scale")),
         *((name, ctypes.c_void_p) for name in ("out", "workspace")),
     ]
 
@@ -187,7 +185,7 @@ class Library:
         batch = len(case.lengths)
         out = torch.full((batch, case.tokens, case.heads * case.head_dim), torch.nan, dtype=case.dtype, device=device)
         workspace = torch.full((self.workspace(case.head_dim) // 4,), torch.nan, device=device)
-        inputs = ("qkv", "rope_cos", "rope_sin", "position_ids", "write_indices", "logn_scale")
+        inputs = ("qkv", "rope_cos", "rope_sin", "write_indices", "query_scale")
         pointers = {name: getattr(call, name).data_ptr() for name in inputs}
         pointers |= {name: value.data_ptr() for name, value in caches.items()}
         arguments = Arguments(

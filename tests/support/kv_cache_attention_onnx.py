@@ -17,8 +17,8 @@ SIDES = (("key", "k"), ("value", "v"))
 
 GRAPH = """
 <ir_version: 11, opset_import: ["": 24]>
-attention (float[B,T,W] qkv, {cache}[B,KVH,C,D] past_key, {cache}[B,KVH,C,D] past_value, float[C,R] rope_cos,
-           float[C,R] rope_sin, int64[B,T] position_ids, int64[B] write_indices, float[B,T] logn_scale{scale_inputs})
+attention (float[B,T,W] qkv, {cache}[B,KVH,C,D] past_key, {cache}[B,KVH,C,D] past_value, float[B,T,R] rope_cos,
+           float[B,T,R] rope_sin, int64[B] write_indices, float[B,T] query_scale{scale_inputs})
     => (float[B,T,O] out, {cache}[B,KVH,C,D] key, {cache}[B,KVH,C,D] value{scale_outputs})
 {{{body}}}
 """
@@ -26,7 +26,7 @@ attention (float[B,T,W] qkv, {cache}[B,KVH,C,D] past_key, {cache}[B,KVH,C,D] pas
 FUNCTION = """
 <opset_import: ["": 24], domain: "{domain}">
 KVCacheAttention <num_heads, num_kv_heads, head_dim, int8_cache, plugin_version>
-    (qkv, past_key, past_value, rope_cos, rope_sin, position_ids, write_indices, logn_scale{scale_inputs})
+    (qkv, past_key, past_value, rope_cos, rope_sin, write_indices, query_scale{scale_inputs})
     => (out, key, value{scale_outputs})
 {{{body}}}
 """
@@ -34,11 +34,11 @@ KVCacheAttention <num_heads, num_kv_heads, head_dim, int8_cache, plugin_version>
 BODY = """
     sizes = Constant <value_ints = [{query}, {kv}, {kv}]> ()
     q, k, v = Split <axis = 2> (qkv, sizes)
-    q_turned = RotaryEmbedding <num_heads = {heads}> (q, rope_cos, rope_sin, position_ids)
-    k_turned = RotaryEmbedding <num_heads = {kv_heads}> (k, rope_cos, rope_sin, position_ids)
+    q_turned = RotaryEmbedding <num_heads = {heads}> (q, rope_cos, rope_sin)
+    k_turned = RotaryEmbedding <num_heads = {kv_heads}> (k, rope_cos, rope_sin)
     two = Constant <value_ints = [2]> ()
-    logn = Unsqueeze (logn_scale, two)
-    q_scaled = Mul (q_turned, logn)
+    scale = Unsqueeze (query_scale, two)
+    q_scaled = Mul (q_turned, scale)
     q_narrow = Cast <to = {rounded}> (q_scaled)
     q_wide = Cast <to = 1> (q_narrow)
     q_split = Constant <value_ints = [0, 0, {heads}, {dim}]> ()
@@ -142,7 +142,7 @@ def attend(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # caches are not bound in place here, and ONNX Runtime says so
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = ("qkv", "rope_cos", "rope_sin", "position_ids", "write_indices", "logn_scale")
+    inputs = ("qkv", "rope_cos", "rope_sin", "write_indices", "query_scale")
     feed = {name: feedable(getattr(call, name)) for name in inputs}
     feed |= {f"past_{name}": feedable(cache) for name, cache in call.past.items()}
     names = [output.name for output in session.get_outputs()]

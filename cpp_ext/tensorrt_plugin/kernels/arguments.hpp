@@ -23,11 +23,10 @@ struct Arguments {
     FloatType float_type;
     std::int32_t int8_cache;            // 0 or 1
     const void* qkv;                    // [B, T, (NH + 2 KVH) D] float
-    const float* rope_cos;              // [C, D/2]
-    const float* rope_sin;              // [C, D/2]
-    const std::int64_t* position_ids;   // [B, T]
+    const float* rope_cos;              // [B, T, D/2]
+    const float* rope_sin;              // [B, T, D/2]
     const std::int64_t* write_indices;  // [B]
-    const float* logn_scale;            // [B, T]
+    const float* query_scale;           // [B, T]
     void* key;                          // [B, KVH, C, D] float or int8, updated in place
     void* value;                        // likewise
     float* key_scale;                   // [B, KVH, C], null unless int8_cache

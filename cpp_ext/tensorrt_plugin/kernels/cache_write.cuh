@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kWriteThreads) write_cache(const Arguments arg
     HalfQuads x = {};
     if (active) {
         x = load_halves<D>(static_cast<const Float*>(args.qkv) + (token * width + source) * D, d);
-        if (!is_value) x = rotated<D>(x, args, args.position_ids[token], d, 1.0f);
+        if (!is_value) x = rotated<D>(x, args, token, d, 1.0f);
     }
     const std::int64_t row = cache_index(sizes, batch, head) + position;
     Cache* vector = static_cast<Cache*>(is_value ? args.value : args.key) + row * D;

@@ -38,12 +38,12 @@ __device__ __forceinline__ void store_halves(Float* vector, int d, const HalfQua
     store_quad(vector + d + D / 2, x.high);
 }
 
-// x rotated for row `position` of the tables [C, D/2], then multiplied by `scale`. Products are not fused with the sum,
-// so that the cache holds the same bits as any implementation in float32 puts there.
+// x rotated by the cosines and sines of token `token` (its index in [B, T]), then multiplied by `scale`. Products are
+// not fused with the sum, so that the cache holds the same bits as any implementation in float32 puts there.
 template <int D>
-__device__ __forceinline__ HalfQuads rotated(const HalfQuads& x, const Arguments& args, std::int64_t position, int d,
+__device__ __forceinline__ HalfQuads rotated(const HalfQuads& x, const Arguments& args, std::int64_t token, int d,
                                              float scale) {
-    const std::int64_t row = clamped(position, 0, args.sizes.capacity - 1) * std::int64_t{D / 2} + d;
+    const std::int64_t row = token * (D / 2) + d;
     const float4 cos4 = *reinterpret_cast<const float4*>(args.rope_cos + row);
     const float4 sin4 = *reinterpret_cast<const float4*>(args.rope_sin + row);
     const float cos[4] = {cos4.x, cos4.y, cos4.z, cos4.w}, sin[4] = {sin4.x, sin4.y, sin4.z, sin4.w};
@@ -56,12 +56,12 @@ __device__ __forceinline__ HalfQuads rotated(const HalfQuads& x, const Arguments
     return y;
 }
 
-// Elements of query row `row` as attention takes them: rotated and scaled for log-n.
+// Elements of query row `row` as attention takes them: rotated and scaled.
 template <int D, typename Float>
 __device__ __forceinline__ HalfQuads rotated_query(const Arguments& args, const QueryRows& rows, int row, int d) {
     const std::int64_t token = rows.token_index(row);
     const auto x = load_halves<D>(static_cast<const Float*>(args.qkv) + rows.query_offset(row), d);
-    return rotated<D>(x, args, args.position_ids[token], d, args.logn_scale[token]);
+    return rotated<D>(x, args, token, d, args.query_scale[token]);
 }
 
 }  // namespace qwenvl

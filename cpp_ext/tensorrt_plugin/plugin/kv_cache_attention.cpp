@@ -111,9 +111,8 @@ std::int32_t KVCacheAttention::enqueue(nvinfer1::PluginTensorDesc const* inputDe
     args.qkv = inputs[kQkv];
     args.rope_cos = static_cast<const float*>(inputs[kRopeCos]);
     args.rope_sin = static_cast<const float*>(inputs[kRopeSin]);
-    args.position_ids = static_cast<const std::int64_t*>(inputs[kPositionIds]);
     args.write_indices = static_cast<const std::int64_t*>(inputs[kWriteIndices]);
-    args.logn_scale = static_cast<const float*>(inputs[kLognScale]);
+    args.query_scale = static_cast<const float*>(inputs[kQueryScale]);
     args.key = outputs[kPresentKey];
     args.value = outputs[kPresentValue];
     args.key_scale = int8 ? static_cast<float*>(outputs[kPresentKeyScale]) : nullptr;

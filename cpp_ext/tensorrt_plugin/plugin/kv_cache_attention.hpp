@@ -9,7 +9,7 @@
 namespace qwenvl {
 
 constexpr char kPluginName[] = "KVCacheAttention";
-constexpr char kPluginVersion[] = "1";
+constexpr char kPluginVersion[] = "2";
 constexpr char kPluginNamespace[] = "";  // where TensorRT's ONNX parser looks for an op that it does not know
 
 // What the ONNX node's attributes say.

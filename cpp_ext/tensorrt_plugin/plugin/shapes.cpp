@@ -12,9 +12,9 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 
-constexpr const char* kInputNames[kInt8CacheInputs] = {"qkv",       "past_key",     "past_value",    "rope_cos",
-                                                       "rope_sin",  "position_ids", "write_indices", "logn_scale",
-                                                       "key_scale", "value_scale"};
+constexpr const char* kInputNames[kInt8CacheInputs] = {"qkv",           "past_key",    "past_value",
+                                                       "rope_cos",      "rope_sin",    "write_indices",
+                                                       "query_scale",   "key_scale",   "value_scale"};
 
 std::string text(const Dims& shape) {
     std::string list;
@@ -38,9 +38,8 @@ Dims expected_shape(const Attributes& a, int input, std::int64_t batch, std::int
             return {4, {batch, a.num_kv_heads, capacity, a.head_dim}};
         case kRopeCos:
         case kRopeSin:
-            return {2, {capacity, a.head_dim / 2}};
-        case kPositionIds:
-        case kLognScale:
+            return {3, {batch, tokens, a.head_dim / 2}};
+        case kQueryScale:
             return {2, {batch, tokens}};
         case kWriteIndices:
             return {1, {batch}};
@@ -64,7 +63,6 @@ bool is_type_of(const Attributes& attributes, int input, DataType type, DataType
         case kPastKey:
         case kPastValue:
             return type == (attributes.int8_cache ? DataType::kINT8 : qkv);
-        case kPositionIds:
         case kWriteIndices:
             return type == DataType::kINT64;
         default:

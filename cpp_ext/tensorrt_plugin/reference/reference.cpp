@@ -27,7 +27,7 @@ Float rounded(double x) {
 template <typename Float>
 std::vector<float> rotate(const Float* x, const Arguments& args, std::int64_t token, float scale) {
     const int half = args.sizes.head_dim / 2;
-    const std::int64_t row = clamped(args.position_ids[token], 0, args.sizes.capacity - 1) * std::int64_t{half};
+    const std::int64_t row = token * half;
     std::vector<float> y(2 * half);
     for (int i = 0; i < half; ++i) {
         const auto low = static_cast<float>(x[i]), high = static_cast<float>(x[i + half]);
@@ -95,7 +95,7 @@ struct Reference {
         const int end = std::min(used_keys(sizes, first), first + rows.token(row) + 1);
         const std::int64_t token = rows.token_index(row), head = cache_index(sizes, rows.batch, rows.kv_head);
         auto query =
-            rotate(static_cast<const Float*>(args.qkv) + rows.query_offset(row), args, token, args.logn_scale[token]);
+            rotate(static_cast<const Float*>(args.qkv) + rows.query_offset(row), args, token, args.query_scale[token]);
         std::vector<double> scores(std::max(end, 0)), out(sizes.head_dim);
         for (float& q : query) q = static_cast<float>(rounded<Float>(q));
         for (int c = 0; c < end; ++c)

@@ -52,9 +52,8 @@ public:
         Arguments args = host_.arguments();
         args.qkv = inputs[kQkv];
         args.rope_cos = static_cast<float*>(inputs[kRopeCos]), args.rope_sin = static_cast<float*>(inputs[kRopeSin]);
-        args.position_ids = static_cast<std::int64_t*>(inputs[kPositionIds]);
         args.write_indices = static_cast<std::int64_t*>(inputs[kWriteIndices]);
-        args.logn_scale = static_cast<float*>(inputs[kLognScale]);
+        args.query_scale = static_cast<float*>(inputs[kQueryScale]);
         args.key = inputs[kPastKey], args.value = inputs[kPastValue];
         if (host_.int8) args.key_scale = static_cast<float*>(inputs[kKeyScale]);
         if (host_.int8) args.value_scale = static_cast<float*>(inputs[kValueScale]);

@@ -36,7 +36,7 @@ inline std::vector<nvinfer1::PluginTensorDesc> input_descriptions(const Sizes& s
     const auto desc = [](nvinfer1::Dims dims, DataType of) {
         return nvinfer1::PluginTensorDesc{dims, of, nvinfer1::TensorFormat::kLINEAR, 1.0f};
     };
-    const nvinfer1::Dims past{4, {s.batch, s.kv_heads, s.capacity, s.head_dim}}, rope{2, {s.capacity, s.head_dim / 2}};
+    const nvinfer1::Dims past{4, {s.batch, s.kv_heads, s.capacity, s.head_dim}}, rope{3, {s.batch, s.tokens, s.head_dim / 2}};
     const nvinfer1::Dims tokens{2, {s.batch, s.tokens}}, scale{3, {s.batch, s.kv_heads, s.capacity}};
     std::vector<nvinfer1::PluginTensorDesc> all{
         desc({3, {s.batch, s.tokens, (s.heads + 2 * s.kv_heads) * s.head_dim}}, type),
@@ -44,7 +44,6 @@ inline std::vector<nvinfer1::PluginTensorDesc> input_descriptions(const Sizes& s
         desc(past, cache),
         desc(rope, DataType::kFLOAT),
         desc(rope, DataType::kFLOAT),
-        desc(tokens, DataType::kINT64),
         desc({1, {s.batch}}, DataType::kINT64),
         desc(tokens, DataType::kFLOAT)};
     if (int8) all.insert(all.end(), 2, desc(scale, DataType::kFLOAT));
@@ -88,9 +87,8 @@ public:
                 pointer(kQkv),
                 static_cast<float*>(pointer(kRopeCos)),
                 static_cast<float*>(pointer(kRopeSin)),
-                static_cast<std::int64_t*>(pointer(kPositionIds)),
                 static_cast<std::int64_t*>(pointer(kWriteIndices)),
-                static_cast<float*>(pointer(kLognScale)),
+                static_cast<float*>(pointer(kQueryScale)),
                 pointer(kPastKey),
                 pointer(kPastValue),
                 int8 ? static_cast<float*>(pointer(kKeyScale)) : nullptr,
@@ -111,11 +109,13 @@ private:
         std::uniform_int_distribution<int> small(-100, 100);
         for (std::size_t i = 0; i < count; ++i) {
             if (descriptions[input].type == nvinfer1::DataType::kINT64) {
-                const std::int64_t starts[] = {5, 40}, per_row = input == kWriteIndices ? 1 : sizes.tokens;
-                const std::int64_t value = starts[i / per_row % 2] + static_cast<std::int64_t>(i) % per_row;
+                const std::int64_t value = i % 2 ? 40 : 5;
                 std::memcpy(memory[input].data() + 8 * i, &value, 8);
             } else if (descriptions[input].type == nvinfer1::DataType::kFLOAT) {
-                const float value = input == kRopeCos ? 0.6f : input == kRopeSin ? 0.8f : 0.01f * (i % 7 + 1);
+                const bool odd = i % 2 != 0;  // angles that differ, so that a row read at another's place shows
+                const float value = input == kRopeCos   ? (odd ? 0.6f : 0.8f)
+                                    : input == kRopeSin ? (odd ? 0.8f : 0.6f)
+                                                        : 0.01f * (i % 7 + 1);
                 std::memcpy(memory[input].data() + 4 * i, &value, 4);
             } else if (descriptions[input].type == nvinfer1::DataType::kINT8) {
                 memory[input][i] = static_cast<unsigned char>(small(random));

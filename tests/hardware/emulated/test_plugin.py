@@ -148,7 +148,7 @@ def test_the_standard_decoder_attends_like_the_reference(reference, case):
     """The exporter's attention over an int8 cache, in fp16, against the plugin's plain C++ on the same numbers."""
     exported_attention = pytest.importorskip("support.exported_attention", reason="the exporter is not installed")
     call = random_call(case)
-    call.logn_scale.fill_(1.0)
+    call.query_scale.fill_(1.0)
     call.qkv[0, 0, -case.head_dim :] = 0  # a vector of zeros has a scale of zero
     out, caches = reference(call)
     found, found_caches = exported_attention.attend(call)
@@ -231,7 +231,6 @@ def test_padding_and_full_caches(emulated):
 def test_indices_outside_the_cache_touch_nothing_else(emulated, write):
     call = random_call(Case(2, (0,), capacity=256))
     call.write_indices[:] = write
-    call.position_ids[:] = write
     for name in ("key", "value"):
         call.past[name].fill_(1.0)
     out, caches = emulated(call)

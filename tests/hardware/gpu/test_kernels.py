@@ -68,7 +68,8 @@ def test_a_conversation_step_by_step(kernels):
     caches, outputs = whole.past, []
     for begin, end in itertools.pairwise((0, 40, 64, 80, *range(81, 91))):
         call = random_call(Case(end - begin, (begin,), heads=4, kv_heads=4, head_dim=128, capacity=128), "cuda")
-        call.qkv, call.logn_scale = whole.qkv[:, begin:end].contiguous(), whole.logn_scale[:, begin:end].contiguous()
+        call.qkv = whole.qkv[:, begin:end].contiguous()
+        call.query_scale = whole.query_scale[:, begin:end].contiguous()
         call.past = caches
         out, caches = kernels(call)
         outputs.append(out)
