@@ -59,9 +59,9 @@ def logits(backend: OnnxRuntimeBackend, sample: Sample) -> FloatArray:
     """[rows, V] of one prompt and its answer, the rows that crosscheck_modelopt.logits yields."""
     length = len(sample.embeds)
     cache = backend.new_cache(1, length)
-    cache.reset(backend.family.positions(sample.first + 1))
-    positions, rows = np.arange(length)[None], np.arange(sample.first, length - 1)[None]
-    return backend.decode(cache, sample.embeds[None].numpy(), positions, np.zeros(1, np.int64), rows)[0]
+    rotary = backend.family.positions(sample.first + 1).rows(0, length)
+    rows = np.arange(sample.first, length - 1)[None]
+    return backend.decode(cache, sample.embeds[None].numpy(), rotary, np.zeros(1, np.int64), rows)[0]
 
 
 def losses(subject: Subject, bundle: Bundle) -> dict[str, float]:

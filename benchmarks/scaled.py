@@ -79,7 +79,7 @@ class Runtime:
 
     def prefill(self, embeds: FloatArray) -> FloatArray:
         """See Subject."""
-        self.cache.reset(self.family.positions(embeds.shape[1]))
+        self.positions = self.family.positions(embeds.shape[1])
         return self._decode(embeds, 0)
 
     def decode(self, embed: FloatArray) -> FloatArray:
@@ -88,8 +88,8 @@ class Runtime:
 
     def _decode(self, embeds: FloatArray, start: int) -> FloatArray:
         tokens = embeds.shape[1]
-        positions = np.arange(start, start + tokens)[None]
-        return self.backend.decode(self.cache, embeds, positions, np.array([start]), np.array([[tokens - 1]]))
+        rotary = self.positions.rows(start, tokens)
+        return self.backend.decode(self.cache, embeds, rotary, np.array([start]), np.array([[tokens - 1]]))
 
 
 class Eager:

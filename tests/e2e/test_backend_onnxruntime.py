@@ -14,7 +14,8 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.errors import BackendError, ContextError
-from support.decoding import new_cache
+from qwenvl_edge.families.base import RotaryRows
+from support.decoding import rotary
 from support.dialects import DIALECTS
 
 HIDDEN, VOCAB = 256, 2304
@@ -25,24 +26,30 @@ def backend(tiny_bundle) -> OnnxRuntimeBackend:
     return OnnxRuntimeBackend(tiny_bundle, threads=1)
 
 
+def rows(start=0, tokens=3, dtype=np.float32):
+    """Rotary rows of the tiny checkpoint's family, at batch 1."""
+    angles = np.outer(np.arange(start, start + tokens), 1e4 ** -(np.arange(32) / 32))[None]
+    return RotaryRows(np.cos(angles).astype(dtype), np.sin(angles).astype(dtype), np.ones((1, tokens), dtype))
+
+
 def call(**changes):
     """Arguments of a decode of three tokens at batch 1, with changes."""
     return {
         "inputs_embeds": np.ones((1, 3, HIDDEN), np.float32),
-        "position_ids": np.arange(3)[None],
+        "rotary": rows(),
         "write_indices": np.zeros(1, np.int64),
         "logits_indices": np.array([[2]]),
     } | changes
 
 
 def test_decode_sets_the_length(backend):
-    cache = new_cache(backend, 1, 8)
+    cache = backend.new_cache(1, 8)
     assert backend.decode(cache, **call()).shape == (1, 1, VOCAB)
     assert cache.length == 3
 
 
 def test_results_are_not_overwritten_by_the_next_call(backend):
-    cache = new_cache(backend, 1, 8)
+    cache = backend.new_cache(1, 8)
     first = backend.decode(cache, **call())
     kept = first.copy()
     backend.decode(cache, **call(inputs_embeds=np.full((1, 3, HIDDEN), -2, np.float32)))
@@ -50,14 +57,14 @@ def test_results_are_not_overwritten_by_the_next_call(backend):
 
 
 def test_caches_do_not_share_memory(backend):
-    first, second = new_cache(backend, 1, 8), new_cache(backend, 1, 8)
+    first, second = backend.new_cache(1, 8), backend.new_cache(1, 8)
     backend.decode(first, **call())
     assert all(array.any() for array in first.buffers.arrays.values())
     assert not any(array.any() for array in second.buffers.arrays.values())
 
 
 def test_the_cache_is_written_in_place(backend):
-    cache = new_cache(backend, 1, 8)
+    cache = backend.new_cache(1, 8)
     before = {name: array.__array_interface__["data"] for name, array in cache.buffers.arrays.items()}
     backend.decode(cache, **call())
     key = cache.buffers.arrays["past_key_values.0.key"]
@@ -77,9 +84,10 @@ def test_the_cache_is_written_in_place(backend):
         ({"inputs_embeds": np.ones((2, 3, HIDDEN), np.float32)}, r"inputs_embeds must be float32 \[1"),
         ({"inputs_embeds": np.ones((3, HIDDEN), np.float32)}, "inputs_embeds must be"),
         ({"inputs_embeds": np.ones((1, 0, HIDDEN), np.float32)}, "holds no token"),
-        ({"position_ids": np.arange(3, dtype=np.int32)[None]}, "position_ids must be int64"),
-        ({"position_ids": np.arange(4)[None]}, r"position_ids must be int64 \[1, 3\]"),
-        ({"position_ids": np.array([[0, 1, 8]])}, r"position_ids must lie in 0..7"),
+        ({"rotary": rows(dtype=np.float64)}, r"rope_cos must be float32 \[1, 3, 32\], not float64"),
+        ({"rotary": rows(tokens=4)}, r"rope_cos must be float32 \[1, 3, 32\], not float32 \[1, 4, 32\]"),
+        ({"rotary": rows()._replace(sin=rows().sin[..., :16])}, r"rope_sin must be float32 \[1, 3, 32\]"),
+        ({"rotary": rows()._replace(query_scale=np.ones(3, np.float32))}, r"query_scale must be float32 \[1, 3\]"),
         ({"write_indices": np.zeros(2, np.int64)}, "write_indices must be"),
         ({"write_indices": np.array([1])}, r"write_indices must lie in 0..0 \(the tokens in the cache\); found 1..1"),
         ({"write_indices": np.array([-1])}, "write_indices must lie in"),
@@ -88,17 +96,17 @@ def test_the_cache_is_written_in_place(backend):
     ],
 )
 def test_wrong_decode_arguments(backend, changes, match):
-    cache = new_cache(backend, 1, 8)
+    cache = backend.new_cache(1, 8)
     with pytest.raises(BackendError, match=match):
         backend.decode(cache, **call(**changes))
     assert cache.length == 0
 
 
 def test_a_full_cache_says_by_how_much(backend):
-    cache = new_cache(backend, 1, 4)
+    cache = backend.new_cache(1, 4)
     backend.decode(cache, **call())
     with pytest.raises(ContextError, match="6 tokens do not fit into a KV cache of 4: 2 too many"):
-        backend.decode(cache, **call(write_indices=np.array([3]), position_ids=np.arange(1, 4)[None]))
+        backend.decode(cache, **call(write_indices=np.array([3]), rotary=rows(1)))
     assert cache.length == 3
 
 
@@ -117,7 +125,7 @@ def test_no_picture(backend):
 def test_nan_names_the_stage(backend, value):
     with pytest.raises(BackendError, match="the image features hold NaN or infinity"):
         backend.encode_pixels(np.full((1, 3, 56, 56), value, np.float32))
-    cache = new_cache(backend, 1, 8)
+    cache = backend.new_cache(1, 8)
     with pytest.raises(BackendError, match="the logits hold NaN or infinity"):
         backend.decode(cache, **call(inputs_embeds=np.full((1, 3, HIDDEN), value, np.float32)))
     check_finite(np.zeros(3, np.float32), "logits")
@@ -126,14 +134,13 @@ def test_nan_names_the_stage(backend, value):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_cache_works_again_after_nan(tiny_bundle, dialect):
     backend = OnnxRuntimeBackend(tiny_bundle, threads=1, dialect=dialect)
-    expected = backend.decode(new_cache(backend, 1, 8), **call())
-    cache = new_cache(backend, 1, 8)
+    expected = backend.decode(backend.new_cache(1, 8), **call())
+    cache = backend.new_cache(1, 8)
     with pytest.raises(BackendError):
         backend.decode(
             cache,
-            **call(inputs_embeds=np.full((1, 8, HIDDEN), np.nan, np.float32), position_ids=np.arange(8)[None]),
+            **call(inputs_embeds=np.full((1, 8, HIDDEN), np.nan, np.float32), rotary=rows(tokens=8)),
         )
-    cache.reset(backend.family.positions(3))
     np.testing.assert_array_equal(backend.decode(cache, **call()), expected)
 
 
@@ -215,32 +222,29 @@ def test_a_bundle_of_another_version(tiny_bundle, tmp_path, change, match):
 
 
 def test_a_copied_prefix_continues_like_the_original(backend):
-    source, target = new_cache(backend, 1, 16, prompt=8), new_cache(backend, 2, 8, prompt=8)
-    rows = np.random.default_rng(0).normal(size=(1, 5, HIDDEN)).astype(np.float32)
-    backend.decode(source, rows, np.arange(5)[None], np.zeros(1, np.int64), np.zeros((1, 0), np.int64))
+    source, target = backend.new_cache(1, 16), backend.new_cache(2, 8)
+    embeds = np.random.default_rng(0).normal(size=(1, 5, HIDDEN)).astype(np.float32)
+    backend.decode(source, embeds, rotary(backend, [0], 5), np.zeros(1, np.int64), np.zeros((1, 0), np.int64))
     backend.copy_cache(source, target, 3, row=1)
     backend.copy_cache(source, target, 4, row=0)
     assert target.length == 4
     token = np.ones((1, 1, HIDDEN), np.float32)
     expected = [
-        backend.decode(source, token, np.array([[start]]), np.array([start]), np.zeros((1, 1), np.int64))[0]
+        backend.decode(source, token, rotary(backend, [start], 1), np.array([start]), np.zeros((1, 1), np.int64))[0]
         for start in (4, 3)
     ]
     found = backend.decode(
-        target, np.repeat(token, 2, 0), np.array([[4], [3]]), np.array([4, 3]), np.zeros((2, 1), np.int64)
+        target, np.repeat(token, 2, 0), rotary(backend, [4, 3], 1), np.array([4, 3]), np.zeros((2, 1), np.int64)
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_caches_that_do_not_fit_are_not_copied(backend):
-    source, target = new_cache(backend, 1, 8), new_cache(backend, 1, 2)
+    source, target = backend.new_cache(1, 8), backend.new_cache(1, 2)
     backend.decode(source, **call())
     with pytest.raises(BackendError, match="3 tokens of a cache that holds 3 into one of 2"):
         backend.copy_cache(source, target, 3)
     with pytest.raises(BackendError, match="into row 1"):
         backend.copy_cache(source, target, 1, row=1)
     with pytest.raises(BackendError, match="of batch 2"):
-        backend.copy_cache(new_cache(backend, 2, 8), target, 0)
-    longer = new_cache(backend, 1, 4096, prompt=4096)
-    with pytest.raises(BackendError, match="positions 3"):
-        backend.copy_cache(source, longer, 1)
+        backend.copy_cache(backend.new_cache(2, 8), target, 0)

@@ -175,13 +175,13 @@ def test_lowering_keeps_the_decoder(bundles, tmp_path, name, limit):
     model = bundle.manifest.model
     random = np.random.default_rng(0)
     cache_type = np.float32 if bundle.manifest.precision.compute["decoder"] == "fp32" else np.float16
-    angles = np.outer(np.arange(CAPACITY), 1e4 ** -(np.arange(0, model.head_dim, 2) / model.head_dim))
+    angles = np.outer(np.arange(7, 12), 1e4 ** -(np.arange(0, model.head_dim, 2) / model.head_dim))[None]
     inputs = {
         "inputs_embeds": random.standard_normal((1, 5, model.hidden_size)).astype(np.float32) * 0.05,
-        "position_ids": np.arange(7, 12)[None],
         "write_indices": np.array([7]),
         "rope_cos": np.cos(angles).astype(np.float32),
         "rope_sin": np.sin(angles).astype(np.float32),
+        "query_scale": random.uniform(1, 2, (1, 5)).astype(np.float32),
         "logits_indices": np.array([[0, 4]]),
     }
     shape = (1, model.num_heads, CAPACITY, model.head_dim)

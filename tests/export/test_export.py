@@ -92,13 +92,14 @@ def test_decoder_inputs_and_outputs_are_the_contract(tiny_bundle, name):
     cache = {f"{i}.{part}": ["B", 4, "C", 64] for i in range(2) for part in ("key", "value")}
     assert shapes(graph.input) == {
         "inputs_embeds": ["B", "T", 256],
-        "position_ids": ["B", "T"],
-        "write_indices": ["B"],
-        "rope_cos": ["C", 32],
-        "rope_sin": ["C", 32],
+        "rope_cos": ["B", "T", 32],
+        "rope_sin": ["B", "T", 32],
+        "query_scale": ["B", "T"],
         "logits_indices": ["B", "K"],
     } | {f"past_key_values.{key}": shape for key, shape in cache.items()} | (
-        {"total_sequence_length": [1]} if name == "decoder.ort.onnx" else {}
+        {"last_indices": ["B"], "total_sequence_length": [1]}
+        if name == "decoder.ort.onnx"
+        else {"write_indices": ["B"]}
     )
     assert shapes(graph.output) == {"logits": ["B", "K", 2304]} | {f"present.{k}": shape for k, shape in cache.items()}
 

@@ -71,13 +71,14 @@ def test_the_decoder_is_the_same(bundle, tmp_path):
     model.opset_import[0].version = 24  # the definition's, for ONNX Runtime
     random = np.random.default_rng(0)
     start = np.array([7, 23])
-    angles = np.outer(np.arange(CAPACITY), 1e4 ** -(np.arange(0, dims.head_dim, 2) / dims.head_dim))
+    places = start[:, None] + np.arange(5)
+    angles = places[..., None] * 1e4 ** -(np.arange(0, dims.head_dim, 2) / dims.head_dim)
     inputs = {
         "inputs_embeds": random.standard_normal((2, 5, dims.hidden_size)).astype(np.float32),
-        "position_ids": start[:, None] + np.arange(5),
         "write_indices": start,
         "rope_cos": np.cos(angles).astype(np.float32),
         "rope_sin": np.sin(angles).astype(np.float32),
+        "query_scale": random.uniform(1, 2, (2, 5)).astype(np.float32),
         "logits_indices": np.array([[0, 4], [1, 2]]),
     }
     expected = ort.InferenceSession(bundle.file("decoder.onnx"), providers=["CPUExecutionProvider"])

@@ -12,7 +12,7 @@ from qwenvl_edge.errors import CheckpointError, QwenVLError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
-from support.decoding import new_cache
+from support.decoding import rotary
 from support.dialects import DIALECTS
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 from support.reference import load_model
@@ -88,7 +88,7 @@ def test_the_bundle_computes_what_the_checkpoint_computes(checkpoint, bundle, di
         expected = load_model(Checkpoint.open(checkpoint)).decode(torch.from_numpy(embeds))[0].numpy()
     backend = OnnxRuntimeBackend(bundle, threads=1, dialect=dialect)
     every = np.arange(12)[None]
-    found = backend.decode(new_cache(backend, 1, 12), embeds, every, np.zeros(1, np.int64), every)
+    found = backend.decode(backend.new_cache(1, 12), embeds, rotary(backend, [0], 12), np.zeros(1, np.int64), every)
     tolerance = 1e-4 if dialect == "standard" else 5e-2  # MatMulNBits rounds the activations to 8 bits
     assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
 

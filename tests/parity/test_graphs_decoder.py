@@ -10,7 +10,7 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
-from support.decoding import new_cache
+from support.decoding import rotary
 from support.dialects import DIALECTS
 from support.random_checkpoint import config_dict, write_checkpoint
 from support.reference import load_model
@@ -47,12 +47,15 @@ class Pair:
         """Decode embeds [B, T, H] whose rows begin at `start` [B]; logits of every position."""
         batch, tokens = embeds.shape[:2]
         start = np.broadcast_to(np.asarray(start, np.int64), (batch,)).copy()
-        positions = start[:, None] + np.arange(tokens)
+        turned = rotary(self.backend, start, tokens, self.prompt)
         wanted = np.broadcast_to(np.arange(tokens), (batch, tokens))
-        return self.backend.decode(cache, np.ascontiguousarray(embeds), positions, start, wanted)
+        return self.backend.decode(cache, np.ascontiguousarray(embeds), turned, start, wanted)
 
     def cache(self, batch, prompt, capacity=CAPACITY):
-        return new_cache(self.backend, batch, capacity, prompt)
+        self.prompt = prompt
+        cache = self.backend.new_cache(batch, capacity)
+        cache.reset(self.backend.family.positions(prompt))
+        return cache
 
 
 @pytest.fixture(scope="module", params=DIALECTS)
@@ -130,6 +133,7 @@ def test_a_cache_is_empty_after_reset(pair):
     cache = pair.cache(1, 60)
     pair.run(cache, pair.embeds(1, 60, seed=5), 0)
     embeds = pair.embeds(1, 12)
+    pair.prompt = 12
     cache.reset(pair.backend.family.positions(12))
     close(pair.run(cache, embeds, 0), pair.expected(embeds))
 

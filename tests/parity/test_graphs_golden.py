@@ -14,7 +14,7 @@ from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 from qwenvl_edge_export.families.qwen_vl.reference_vision import resize_positions
 from qwenvl_edge_export.verification.streamed_reference import streamed_network
-from support.decoding import new_cache
+from support.decoding import rotary
 from support.dialects import DIALECTS
 from support.random_checkpoint import write_weights
 from support.reference import load_model
@@ -115,10 +115,10 @@ def test_graph_text(backend, tiny_bundle, vision, text, name):
         features = backend.encode_pixels(vision["pixel_values"][PICTURES[name]])
         for start, rows in zip(np.flatnonzero(ids == IMAGE_START) + 1, features, strict=True):
             embeds[0, start : start + len(rows)] = rows
-    cache = new_cache(backend, 1, length + 16, prompt=length)
-    assert cache.key == text[f"{name}.ntk_alpha"]
+    cache = backend.new_cache(1, length + 16)
+    assert backend.family.positions(length).key == text[f"{name}.ntk_alpha"]
     start, every = np.zeros(1, np.int64), np.arange(length)[None]
-    logits = backend.decode(cache, embeds, every, start, every)
+    logits = backend.decode(cache, embeds, rotary(backend, start, length, prompt=length), start, every)
     close(logits[0, -4:], text[f"{name}.logits_last4"], LOGITS_TOLERANCE)
     np.testing.assert_array_equal(logits[0].argmax(-1), text[f"{name}.logits_argmax"])
 
@@ -126,6 +126,7 @@ def test_graph_text(backend, tiny_bundle, vision, text, name):
     for i in range(16):
         close(step, text[f"{name}.step_logits"][i], LOGITS_TOLERANCE)
         tokens.append(int(step.argmax()))
-        position = np.array([[length + i]])
-        step = backend.decode(cache, table[tokens[-1:]][None], position, position[0], np.zeros((1, 1), np.int64))[0, 0]
+        start = np.array([length + i])
+        rows = rotary(backend, start, 1, prompt=length)
+        step = backend.decode(cache, table[tokens[-1:]][None], rows, start, np.zeros((1, 1), np.int64))[0, 0]
     assert tokens == text[f"{name}.greedy"].tolist()

@@ -27,7 +27,7 @@ from qwenvl_edge_export.quantization.layer_calibration import LayerCalibration
 from qwenvl_edge_export.tensorrt.plugin_lowering import PluginLowering
 from qwenvl_edge_export.weight_formats import Blocks
 from support.dialects import DIALECTS, OF_BLOCKS
-from support.grouped_decoder import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, Grouped, rope_tables
+from support.grouped_decoder import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, Grouped, query_scale, rope_tables
 
 CAPACITY = 24
 INT8 = ExportPrecision.choose("int8", block=32).decoder
@@ -51,6 +51,7 @@ class Run:
         if dialect == NATIVE:
             options.register_custom_ops_library(_core.__file__)
         self.session = ort.InferenceSession(folder / "decoder.onnx", options, providers=["CPUExecutionProvider"])
+        self._scale = query_scale(CAPACITY, subject.scale_length)
         self._past = {}
         for value in self.session.get_inputs():
             if value.name.startswith("past"):
@@ -61,14 +62,15 @@ class Run:
     def __call__(self, embeds, start):
         """Logits [T, V] of embeddings [T, H] from position `start` on."""
         count = len(embeds)
-        cos, sin = rope_tables(CAPACITY)
+        cos, sin = (table[None, start : start + count] for table in rope_tables(CAPACITY))
         feed = {
             "inputs_embeds": embeds[None],
-            "position_ids": np.arange(start, start + count)[None],
             "write_indices": np.array([start]),
+            "last_indices": np.array([start + count - 1], np.int32),
             "logits_indices": np.arange(count)[None],
             "rope_cos": cos,
             "rope_sin": sin,
+            "query_scale": self._scale[None, start : start + count],
             "total_sequence_length": np.array([start + count], np.int32),
         }
         known = {value.name for value in self.session.get_inputs()}

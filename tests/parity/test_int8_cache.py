@@ -17,7 +17,7 @@ from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.verification.limits import INT8_CACHE_LIMITS, LIMITS
-from support.decoding import assert_close, decode, embeds, new_cache
+from support.decoding import assert_close, decode, embeds
 from support.dialects import RUNNABLE
 from support.random_checkpoint import write_checkpoint
 
@@ -40,7 +40,7 @@ def backends(bundles):
 
 
 def open_cache(backend, batch=1, capacity=48):
-    return new_cache(backend, batch, capacity, prompt=16)
+    return backend.new_cache(batch, capacity)
 
 
 @needs_standard

@@ -19,7 +19,7 @@ from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.verification.verify import verify
-from support.decoding import new_cache
+from support.decoding import rotary
 from support.dialects import OF_BLOCKS, run_by_default
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 from support.reference import load_model
@@ -54,9 +54,10 @@ def rounded_model(path, chosen):
 def decode(bundle, dialect, embeds):
     backend = OnnxRuntimeBackend(bundle, threads=1, dialect=dialect)
     length = embeds.shape[1]
-    cache = new_cache(backend, 1, length, prompt=length)
+    cache = backend.new_cache(1, length)
     every = np.arange(length)[None]
-    return backend.decode(cache, embeds, every, np.zeros(1, np.int64), every)
+    start = np.zeros(1, np.int64)
+    return backend.decode(cache, embeds, rotary(backend, start, length, prompt=length), start, every)
 
 
 @pytest.mark.parametrize("dialect", OF_BLOCKS)
@@ -231,9 +232,10 @@ def test_rows_of_a_batch_are_computed_natively_as_alone(exports, monkeypatch):
     backend = OnnxRuntimeBackend(exports("int8")[0], threads=1, dialect=NATIVE)
     embeds = np.random.default_rng(0).normal(size=(5, 1, backend.model.hidden_size)).astype(np.float32)
     zeros = np.zeros((5, 1), np.int64)
-    together = new_cache(backend, 5, 4)
-    logits = backend.decode(together, embeds, zeros, zeros[:, 0], zeros)
+    together = backend.new_cache(5, 4)
+    rows = rotary(backend, zeros[:, 0], 1)
+    logits = backend.decode(together, embeds, rows, zeros[:, 0], zeros)
     for row in range(5):
-        alone = new_cache(backend, 1, 4)
-        single = backend.decode(alone, embeds[row : row + 1], zeros[:1], zeros[:1, 0], zeros[:1])
+        alone = backend.new_cache(1, 4)
+        single = backend.decode(alone, embeds[row : row + 1], rows.first(1), zeros[:1, 0], zeros[:1])
         np.testing.assert_allclose(logits[row], single[0], rtol=0, atol=1e-5 * np.abs(single).max())

@@ -11,7 +11,7 @@ import torch
 
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
-from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
+from qwenvl_edge_export.graphs.builder import FLOAT, GraphBuilder
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout
 from support.kv_cache_attention import Call
 
@@ -20,7 +20,7 @@ def attend(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """out [B, T, NH D] in float16 and the caches after the call; without log-n, and with as many key heads as heads."""
     case = call.case
     decoder: Any = SimpleNamespace(
-        heads=case.heads, kv_heads=case.kv_heads, head_dim=case.head_dim, query_scale_length=None
+        heads=case.heads, kv_heads=case.kv_heads, head_dim=case.head_dim, scales_queries=False
     )
     layer: Any = SimpleNamespace(q_norm=None, k_norm=None)
     width = case.heads * case.head_dim
@@ -29,9 +29,7 @@ def attend(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     past = cache_tensors(decoder, g.dtype, int8=True)
     cached = [g.input(name, *described) for name, described in past.items()]
     step = StepInputs(
-        g.input("position_ids", INT64, ["B", "T"]),
-        g.input("write_indices", INT64, ["B"]),
-        *(g.input(name, FLOAT, ["C", case.head_dim // 2]) for name in ("rope_cos", "rope_sin")),
+        *(g.input(name, FLOAT, ["B", "T", case.head_dim // 2]) for name in ("rope_cos", "rope_sin")),
         tokens=g.op("Shape", qkv, start=1, end=2),
         capacity=g.op("Shape", cached[0], start=2, end=3),
     )
@@ -43,7 +41,7 @@ def attend(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
     model = ir.to_proto(g.build()).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    feed = {name: getattr(call, name) for name in ("qkv", "position_ids", "write_indices", "rope_cos", "rope_sin")}
+    feed = {name: getattr(call, name) for name in ("qkv", "write_indices", "rope_cos", "rope_sin")}
     feed |= {name: cache.nan_to_num(0.0) if cache.is_floating_point() else cache for name, cache in call.past.items()}
     found = session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
     result, *caches = map(torch.from_numpy, found)

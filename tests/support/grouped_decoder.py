@@ -43,7 +43,7 @@ class Grouped:
             layers=layers,
             final_norm=self._new("norm.weight", HIDDEN),
             head=LinearRole(stored("embed.weight", VOCAB, HIDDEN, called="head.weight")),
-            query_scale_length=self.scale_length,
+            scales_queries=self.scale_length is not None,
         )
 
     def read(self, name: str) -> torch.Tensor:
@@ -126,7 +126,7 @@ class Grouped:
         first, second = np.split(rows, 2, axis=-1)
         rows = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         if name.endswith(".q") and self.scale_length is not None:
-            scale = np.maximum(1, np.log(np.arange(len(y)) + 1.0) / np.log(self.scale_length))
+            scale = query_scale(len(y), self.scale_length)
             rows = rows * scale[:, None, None]
         return rows
 
@@ -139,3 +139,10 @@ def rope_tables(count: int) -> tuple[FloatArray, FloatArray]:
 
 def _norm(x: FloatArray, weight: FloatArray) -> FloatArray:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS) * weight
+
+
+def query_scale(count: int, length: int | None) -> npt.NDArray[np.float32]:
+    """Factors [count] of the queries of the first positions: 1 without a length."""
+    if length is None:
+        return np.ones(count, np.float32)
+    return np.maximum(1, np.log(np.arange(count) + 1.0) / np.log(length)).astype(np.float32)

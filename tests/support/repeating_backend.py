@@ -32,7 +32,7 @@ class RepeatingBackend(Backend):
     def encode(self, picture):
         raise NotImplementedError
 
-    def new_cache(self, batch, capacity):
+    def self.new_cache(batch, capacity):
         return KVCache(self.model, batch=batch, capacity=capacity)
 
     def copy_cache(self, source, target, tokens, *, row=0):

@@ -9,7 +9,7 @@ from qwenvl_edge.backends.base import Backend, check_placed, splice
 from qwenvl_edge.backends.checks import check_copy, check_tokens
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, POSITION_IDS, WRITE_INDICES
+from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
 from qwenvl_edge.bundle.files import FileInfo
 from qwenvl_edge.bundle.manifest import (
     FORMAT,
@@ -24,6 +24,7 @@ from qwenvl_edge.bundle.manifest import (
     Workspace,
 )
 from qwenvl_edge.engine import QwenVLEngine
+from qwenvl_edge.families.base import RotaryRows
 from qwenvl_edge.families.qwen_vl import QwenVLBundleConfig, QwenVLFamily
 from qwenvl_edge.inputs.pictures import pixel_values
 from qwenvl_edge.inputs.tokenizer import Tokenizer
@@ -102,7 +103,7 @@ class ScriptedCache(KVCache):
 
     def reset(self, positions, **options):
         super().reset(positions, **options)
-        self.prompt = positions.length
+        self.prompt, self.positions = positions.length, positions
 
 
 class ScriptedBackend(Backend):
@@ -128,7 +129,7 @@ class ScriptedBackend(Backend):
         mean = pixel_values(picture, FAMILY.preprocessing).mean()
         return np.full((CONFIG.image_tokens, self.model.hidden_size), mean, np.float32)
 
-    def new_cache(self, batch, capacity):
+    def self.new_cache(batch, capacity):
         self.caches.append(ScriptedCache(self.model, batch=batch, capacity=capacity))
         return self.caches[-1]
 
@@ -138,12 +139,15 @@ class ScriptedBackend(Backend):
         target.length = max(target.length, tokens)
 
     def _decode(self, cache, inputs, pictures, length):
-        check_tokens(self.model, cache, **inputs)
+        rotary = RotaryRows(inputs[ROPE_COS], inputs[ROPE_SIN], inputs.get(QUERY_SCALE))
+        arguments = {name: inputs[name] for name in (INPUTS_EMBEDS, WRITE_INDICES, LOGITS_INDICES)}
+        check_tokens(self.model, cache, rotary=rotary, **arguments)
         check_placed(pictures, inputs[INPUTS_EMBEDS].shape[1], np.ndarray)
         inputs_embeds, logits_indices = inputs[INPUTS_EMBEDS], inputs[LOGITS_INDICES]
         splice(inputs_embeds, pictures)
         start, count = int(inputs[WRITE_INDICES][0]), inputs_embeds.shape[1]
-        assert inputs[POSITION_IDS][0].tolist() == list(range(start, length))
+        for found, wanted in zip(rotary, cache.positions.rows(start, count), strict=True):
+            np.testing.assert_array_equal(found, wanted)
         assert (start, start + count) == (cache.length, length)
         cache.rows[start:length] = inputs_embeds[0]
         if length < cache.prompt:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD, TOTAL_LENGTH
-from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
+from qwenvl_edge.bundle.contract import (
+    LAST_INDICES,
+    NATIVE,
+    ONNXRUNTIME,
+    QUERY_SCALE,
+    STANDARD,
+    TOTAL_LENGTH,
+    WRITE_INDICES,
+)
+from qwenvl_edge_export.graphs.builder import FLOAT, INT64, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.roles import Decoder, DecoderLayer, Weight
 
 OPSETS = {STANDARD: 24, ONNXRUNTIME: 23, NATIVE: 23}
@@ -30,8 +37,6 @@ def cache_tensors(
 class StepInputs:
     """Inputs of a call that every layer's attention reads: shapes as in the graph contract."""
 
-    position_ids: ir.Value
-    write_indices: ir.Value
     rope_cos: ir.Value
     rope_sin: ir.Value
     tokens: ir.Value  # T, int64 [1]
@@ -46,7 +51,7 @@ class CachedAttention:
         v [B,T,kv*D] ------------------> write --'
                                past -------^ '--> present
 
-    Norms of queries and keys, and the scale that grows with a query's position, are there where the decoder has them.
+    Norms of queries and keys, and the scale of the queries, are there where the decoder has them.
     Each head of the cache serves heads / kv_heads queries.
 
     "standard": RotaryEmbedding, TensorScatter and Attention of opset 24. The causal rule is an explicit mask, key row c
@@ -63,13 +68,16 @@ class CachedAttention:
         self.dialect = dialect
         self.step = step
         self.int8_cache = int8_cache
-        length = decoder.query_scale_length
-        self._q_scale = None if length is None else self._query_scale(length)
+        scale = g.input(QUERY_SCALE, FLOAT, ["B", "T"]) if decoder.scales_queries else None
+        self._q_scale = None if scale is None else self._unsqueeze(scale, 2)
         if dialect == STANDARD:
-            self._valid = g.op("Add", step.write_indices, step.tokens)
+            self._first = g.input(WRITE_INDICES, INT64, ["B"])
+            self._valid = g.op("Add", self._first, step.tokens)
             self._mask = self._causal_mask()
         else:
-            self._seqlens, self._total = self._gqa_lengths()
+            # Both from the host: of a GPU's shapes they would be copied, which forbids to capture a CUDA graph.
+            self._last = g.input(LAST_INDICES, ir.DataType.INT32, ["B"])
+            self._total = g.input(TOTAL_LENGTH, ir.DataType.INT32, [1])
 
     def __call__(
         self, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value], layer: DecoderLayer
@@ -105,7 +113,7 @@ class CachedAttention:
             (k, k_scale), (v, v_scale) = self._quantize(k), self._quantize(v)
             new = [k, v, k_scale, v_scale]
         present = [
-            g.op("TensorScatter", old, rows, self.step.write_indices, axis=2, mode="linear")
+            g.op("TensorScatter", old, rows, self._first, axis=2, mode="linear")
             for old, rows in zip(past, new, strict=True)
         ]
         key, value = present[:2]
@@ -139,7 +147,7 @@ class CachedAttention:
             k,
             v,
             *past,
-            self._seqlens,
+            self._last,
             self._total,
             domain=MICROSOFT,
             num_heads=self.decoder.heads,
@@ -158,31 +166,13 @@ class CachedAttention:
 
     def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
         step = self.step
-        return self.g.op("RotaryEmbedding", x, step.rope_cos, step.rope_sin, step.position_ids, num_heads=heads)
-
-    def _query_scale(self, length: int) -> ir.Value:
-        """max(1, log(p + 1) / log(length)) for positions p, as [B, T, 1]."""
-        g = self.g
-        position = g.op("Add", g.op("Cast", self.step.position_ids, to=ir.DataType.FLOAT), g.const(1.0))
-        scale = g.op("Mul", g.op("Log", position), g.const(1.0 / math.log(length)))
-        return g.op("Unsqueeze", g.op("Max", scale, g.const(1.0)), g.const([2]))
+        return self.g.op("RotaryEmbedding", x, step.rope_cos, step.rope_sin, num_heads=heads)
 
     def _causal_mask(self) -> ir.Value:
         """Mask of the cache rows that each token sees: bool [B, 1, T, C]."""
         g, step = self.g, self.step
-        limit = g.op("Add", self._unsqueeze(step.write_indices, 1, 2, 3), self._unsqueeze(self._range(step.tokens), 1))
+        limit = g.op("Add", self._unsqueeze(self._first, 1, 2, 3), self._unsqueeze(self._range(step.tokens), 1))
         return g.op("LessOrEqual", self._range(step.capacity), limit)
-
-    def _gqa_lengths(self) -> tuple[ir.Value, ir.Value]:
-        """Tokens in each row after this call, less one, int32 [B]; the most tokens of any row, int32 [1].
-
-        On a GPU the first is read there and the second on the host. T is taken from the positions, not from a shape,
-        which lies on the host: a copy in between would forbid to capture a CUDA graph.
-        """
-        g, step = self.g, self.step
-        first, last = (g.op("Gather", step.position_ids, g.op("Constant", value_int=i), axis=1) for i in (0, -1))
-        seqlens = g.op("Add", step.write_indices, g.op("Sub", last, first))
-        return g.op("Cast", seqlens, to=ir.DataType.INT32), g.input(TOTAL_LENGTH, ir.DataType.INT32, [1])
 
     def _range(self, count: ir.Value) -> ir.Value:
         g = self.g

@@ -4,7 +4,7 @@
                           -> logits_indices' rows [B*K,H] -> final norm -> head -> logits [B,K,V]
 
 Everything but attention works on rows [M, H], so that a linear layer is one Gemm over the weight as it is stored.
-Inside, values have the precision's float type, as a float cache has; embeddings, rotary tables and logits are float32.
+Inside, values have the precision's float type, as a float cache has; embeddings, rotary rows and logits are float32.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from qwenvl_edge.bundle.contract import (
     INPUTS_EMBEDS,
     LOGITS,
     LOGITS_INDICES,
-    POSITION_IDS,
     ROPE_COS,
     ROPE_SIN,
     STANDARD,
-    WRITE_INDICES,
     past_name,
     present_of,
 )
@@ -43,10 +41,7 @@ class _DecoderGraph:
         self.g = g
         self.decoder = decoder
         self.embeds = g.input(INPUTS_EMBEDS, FLOAT, ["B", "T", decoder.hidden_size])
-        positions = g.input(POSITION_IDS, INT64, ["B", "T"])
-        write_indices = g.input(WRITE_INDICES, INT64, ["B"])
-        rope_cos = g.input(ROPE_COS, FLOAT, ["C", decoder.head_dim // 2])
-        rope_sin = g.input(ROPE_SIN, FLOAT, ["C", decoder.head_dim // 2])
+        rope_cos, rope_sin = (g.input(name, FLOAT, ["B", "T", decoder.head_dim // 2]) for name in (ROPE_COS, ROPE_SIN))
         self.wanted = g.input(LOGITS_INDICES, INT64, ["B", "K"])
         self.cache = cache_tensors(decoder, g.dtype, int8=int8_cache)
         self.past = [
@@ -54,8 +49,6 @@ class _DecoderGraph:
             for i in range(len(decoder.layers))
         ]
         step = StepInputs(
-            positions,
-            write_indices,
             rope_cos,
             rope_sin,
             tokens=g.op("Shape", self.embeds, start=1, end=2),

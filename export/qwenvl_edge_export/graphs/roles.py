@@ -119,8 +119,8 @@ class Decoder:
     """Dimensions, switches and weights of a decoder. Biases and norms of queries and keys are there or None.
 
     heads is a multiple of kv_heads; heads * head_dim need not be hidden_size. head: its weight reads the embedding's
-    tensor where the two are tied. query_scale_length: queries at position p are multiplied by
-    max(1, log(p + 1) / log(query_scale_length)); None leaves them.
+    tensor where the two are tied. scales_queries: True if queries are multiplied by factors that
+    the host gives, as log-n attention needs.
     """
 
     hidden_size: int
@@ -133,7 +133,7 @@ class Decoder:
     layers: tuple[DecoderLayer, ...]
     final_norm: Weight
     head: LinearRole
-    query_scale_length: int | None = None
+    scales_queries: bool = False
 
     @property
     def q_width(self) -> int:

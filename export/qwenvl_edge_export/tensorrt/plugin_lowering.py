@@ -23,7 +23,7 @@ from qwenvl_edge_export.tensorrt.lowering import Lowering, only_user
 from qwenvl_edge_export.tensorrt.targets import release
 
 DOMAIN = "qwenvl.edge"
-OP_VERSION = "1"
+OP_VERSION = "2"
 NATIVE_SINCE = (10, 15)  # TensorRT's KVCacheUpdate and RotaryEmbedding layers
 _OPSET = 20
 _OPSET_OF_BLOCKS = 21  # DequantizeLinear by blocks
@@ -106,7 +106,7 @@ class PluginLowering(Lowering):
         updates = self._updates(node)
         rotary = _upstream(_producer(node, 0), "RotaryEmbedding")
         split = _upstream(_producer(rotary, 0), "Split", never="RMSNormalization")
-        _, cos, sin, positions = rotary.inputs
+        _, cos, sin = rotary.inputs[:3]
         past = [update.inputs[0] for update in updates]
         new = ir.node(
             PLUGIN_OP,
@@ -115,9 +115,8 @@ class PluginLowering(Lowering):
                 *past[:2],
                 cos,
                 sin,
-                positions,
                 updates[0].inputs[2],
-                self._query_scale(node, rotary),
+                self._query_scale(node, rotary, split.inputs[0]),
                 *past[2:],
             ],
             {
@@ -145,12 +144,12 @@ class PluginLowering(Lowering):
             updates += [_upstream(_producer(product, 1), "TensorScatter") for product in products]
         return updates
 
-    def _query_scale(self, attention: ir.Node, rotary: ir.Node) -> ir.Value | None:
+    def _query_scale(self, attention: ir.Node, rotary: ir.Node, qkv: ir.Value | None) -> ir.Value | None:
         """[B, T] factors on the queries: those of the graph, or ones."""
         user = only_user(rotary)
         if user.op_type == "Mul":
             return _producer(user, 1).inputs[0]
-        shape = self._before(attention, "Shape", rotary.inputs[3])
+        shape = self._before(attention, "Shape", qkv, start=0, end=2)
         return self._before(attention, "ConstantOfShape", shape, value=ir.Tensor(np.ones(1, np.float32)))
 
     def _take_output(self, old: ir.Value, new: ir.Value) -> None:

@@ -220,11 +220,11 @@ class _Side:
         """Logits [rows, V]: prefill of the prompt, then the given answer through the cache."""
         embeds = self._embed(case, np.concatenate([case.prompt.ids, case.answer]), features)
         length, total = len(case.prompt.ids), embeds.shape[1]
-        cache = self._cache(case, total)
+        cache = self.backend.new_cache(1, total)
         bounds = [0, *range(length, min(length + SINGLE_STEPS, total - 1) + 1), total]
         return np.concatenate(
             [
-                self._run(cache, embeds[:, start:end], start, max(start, length - PROMPT_ROWS))
+                self._run(case, cache, embeds[:, start:end], start, max(start, length - PROMPT_ROWS))
                 for start, end in itertools.pairwise(bounds)
             ]
         )
@@ -232,13 +232,13 @@ class _Side:
     def answer(self, case: Case, features: FloatArray, begun: Sequence[int] = ()) -> list[int]:
         """The graph's own greedy answer, which begins with `begun`: always GREEDY_TOKENS ids."""
         length = len(case.prompt.ids) + len(begun)
-        cache = self._cache(case, len(case.prompt.ids) + GREEDY_TOKENS)
+        cache = self.backend.new_cache(1, len(case.prompt.ids) + GREEDY_TOKENS)
         ids = np.concatenate([case.prompt.ids, np.array(begun, np.int64)])
-        logits = self._run(cache, self._embed(case, ids, features), 0, length - 1)
+        logits = self._run(case, cache, self._embed(case, ids, features), 0, length - 1)
         tokens = [*begun, int(logits[-1, : self.answerable].argmax())]
         while len(tokens) < GREEDY_TOKENS:
             start = cache.length
-            logits = self._run(cache, self.bundle.embedding[[tokens[-1:]]], start, start)
+            logits = self._run(case, cache, self.bundle.embedding[[tokens[-1:]]], start, start)
             tokens.append(int(logits[-1, : self.answerable].argmax()))
         return tokens
 
@@ -249,15 +249,10 @@ class _Side:
             embeds[0, span.start : span.start + span.length] = features[span.picture]
         return embeds
 
-    def _cache(self, case: Case, capacity: int) -> KVCache:
-        cache = self.backend.new_cache(1, capacity)
-        cache.reset(case.prompt.positions)
-        return cache
-
-    def _run(self, cache: KVCache, embeds: FloatArray, start: int, first: int) -> FloatArray:
+    def _run(self, case: Case, cache: KVCache, embeds: FloatArray, start: int, first: int) -> FloatArray:
         """Decode embeds [1, T, H] at position `start`; logits [rows, V] of the positions from `first`."""
         end = start + embeds.shape[1]
-        positions = np.arange(start, end, dtype=np.int64)[None]
+        rotary = case.prompt.positions.rows(start, end - start)
         wanted = np.arange(first, end, dtype=np.int64)[None]
-        logits: FloatArray = self.backend.decode(cache, embeds, positions, np.array([start]), wanted - start)[0]
+        logits: FloatArray = self.backend.decode(cache, embeds, rotary, np.array([start]), wanted - start)[0]
         return logits

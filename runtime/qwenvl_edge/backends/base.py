@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from qwenvl_edge.backends.checks import check_finite, check_room, check_tokens
 from qwenvl_edge.backends.kv_cache import KVCache, cache_bytes
-from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, POSITION_IDS, WRITE_INDICES
+from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families.base import RotaryRows
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 
 FloatArray = npt.NDArray[np.float32]
@@ -101,7 +102,7 @@ class Backend(ABC):
 
     @abstractmethod
     def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
-        """Copy the first `tokens` tokens of a batch-1 cache into row `row` of another with the same rotary tables.
+        """Copy the first `tokens` tokens of a batch-1 cache into row `row` of another.
 
         `target.length` becomes at least `tokens`.
 
@@ -120,7 +121,7 @@ class Backend(ABC):
         self,
         cache: KVCache,
         inputs_embeds: FloatArray,
-        position_ids: IntArray,
+        rotary: RotaryRows,
         write_indices: IntArray,
         logits_indices: IntArray,
         pictures: Sequence[Placed] = (),
@@ -128,9 +129,9 @@ class Backend(ABC):
         """Run T new tokens per row through the decoder; their keys and values are written into `cache`.
 
         Args:
-            cache: from this backend's new_cache, reset for the prompt.
+            cache: from this backend's new_cache.
             inputs_embeds: [B, T, H] float32.
-            position_ids: [B, T] int64, 0-based.
+            rotary: cosines and sines [B, T, D / 2] of the tokens; query_scale [B, T] where the family has one.
             write_indices: [B] int64, the cache position of each row's first token: the number of tokens before it. A
                 smaller value than before drops the later tokens.
             logits_indices: [B, K] int64, the tokens of this call that need logits; K may be 0.
@@ -148,18 +149,18 @@ class Backend(ABC):
             self.model,
             cache,
             inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
+            rotary=rotary,
             write_indices=write_indices,
             logits_indices=logits_indices,
         )
         check_placed(pictures, inputs_embeds.shape[1], self.features_type)
-        return self.decode_unchecked(cache, inputs_embeds, position_ids, write_indices, logits_indices, pictures)
+        return self.decode_unchecked(cache, inputs_embeds, rotary, write_indices, logits_indices, pictures)
 
     def decode_unchecked(
         self,
         cache: KVCache,
         inputs_embeds: FloatArray,
-        position_ids: IntArray,
+        rotary: RotaryRows,
         write_indices: IntArray,
         logits_indices: IntArray,
         pictures: Sequence[Placed] = (),
@@ -172,12 +173,15 @@ class Backend(ABC):
         length = max(write_indices.tolist()) + inputs_embeds.shape[1]
         if length > cache.capacity:
             check_room(cache, length)
-        inputs: Inputs = {
+        inputs: dict[str, npt.NDArray[Any]] = {
             INPUTS_EMBEDS: inputs_embeds,
-            POSITION_IDS: position_ids,
+            ROPE_COS: rotary.cos,
+            ROPE_SIN: rotary.sin,
             WRITE_INDICES: write_indices,
             LOGITS_INDICES: logits_indices,
         }
+        if rotary.query_scale is not None:
+            inputs[QUERY_SCALE] = rotary.query_scale
         logits = self._decode(cache, inputs, pictures, length)
         expected = (*logits_indices.shape, self.model.vocab_size)
         if logits.shape != expected or logits.dtype != np.float32:

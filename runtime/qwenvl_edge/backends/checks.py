@@ -6,9 +6,18 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.backends.kv_cache import KVCache
-from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, PIXEL_VALUES, POSITION_IDS, WRITE_INDICES
+from qwenvl_edge.bundle.contract import (
+    INPUTS_EMBEDS,
+    LOGITS_INDICES,
+    PIXEL_VALUES,
+    QUERY_SCALE,
+    ROPE_COS,
+    ROPE_SIN,
+    WRITE_INDICES,
+)
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
+from qwenvl_edge.families.base import RotaryRows
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -36,7 +45,7 @@ def check_tokens(
     cache: KVCache,
     *,
     inputs_embeds: FloatArray,
-    position_ids: IntArray,
+    rotary: RotaryRows,
     write_indices: IntArray,
     logits_indices: IntArray,
 ) -> None:
@@ -46,19 +55,19 @@ def check_tokens(
         BackendError: an array has the wrong shape, dtype or range.
         ContextError: the tokens do not fit into the cache.
     """
-    if cache.key is None:
-        raise BackendError("the KV cache has no positions yet; call its reset with those of a prompt.")
     batch, int64 = cache.batch, np.dtype(np.int64)
     _check(INPUTS_EMBEDS, inputs_embeds, np.dtype(np.float32), (batch, None, model.hidden_size))
     tokens = inputs_embeds.shape[1]
     if not tokens:
         raise BackendError("inputs_embeds holds no token; pass at least one.")
-    _check(POSITION_IDS, position_ids, int64, (batch, tokens))
+    for name, rows in ((ROPE_COS, rotary.cos), (ROPE_SIN, rotary.sin)):
+        _check(name, rows, np.dtype(np.float32), (batch, tokens, model.head_dim // 2))
+    if rotary.query_scale is not None:
+        _check(QUERY_SCALE, rotary.query_scale, np.dtype(np.float32), (batch, tokens))
     _check(WRITE_INDICES, write_indices, int64, (batch,))
     _check(LOGITS_INDICES, logits_indices, int64, (batch, None))
     _check_range(WRITE_INDICES, write_indices, cache.length + 1, "the tokens in the cache")
     check_room(cache, int(write_indices.max()) + tokens)
-    _check_range(POSITION_IDS, position_ids, cache.capacity, "the cache's capacity")
     _check_range(LOGITS_INDICES, logits_indices, tokens, "the tokens of this call")
 
 
@@ -76,10 +85,9 @@ def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
     Raises:
         BackendError: the caches do not fit together, or `source` holds fewer tokens.
     """
-    if source.batch != 1 or not 0 <= row < target.batch or source.key != target.key:
+    if source.batch != 1 or not 0 <= row < target.batch:
         raise BackendError(
-            f"cannot copy a cache of batch {source.batch} and positions {source.key} into row {row} of one of batch "
-            f"{target.batch} and positions {target.key}; copy one row between caches reset alike."
+            f"cannot copy a cache of batch {source.batch} into row {row} of one of batch {target.batch}; copy one row."
         )
     if not 0 <= tokens <= min(source.length, target.capacity):
         raise BackendError(

@@ -1,7 +1,7 @@
-"""The KV cache's bookkeeping: capacity, tokens in use, and the rotary tables that its keys were made with.
+"""The KV cache's bookkeeping: capacity, tokens in use, and the positions that its keys were rotated for.
 
-Keys are cached after rotary embedding, so a cache is valid for one key of positions: it is set at `reset` and kept
-through decode.
+Keys are cached after rotary embedding, so a prompt may continue a cache only if its positions have an equal key: that
+of the last `reset`. A batch's rows may have different positions; its cache has no key.
 """
 
 from __future__ import annotations
@@ -9,14 +9,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import ContextError
 from qwenvl_edge.families.base import Positions
-
-FloatArray = npt.NDArray[np.float32]
 
 
 def cache_bytes(model: ModelInfo, capacity: int, *, item_bytes: int = 4, scale_bytes: int = 0) -> int:
@@ -30,13 +25,9 @@ def cache_bytes(model: ModelInfo, capacity: int, *, item_bytes: int = 4, scale_b
 class KVCache:
     """Keys and values of `batch` rows with room for `capacity` tokens each.
 
-    length: tokens in use (of the longest row); the backend sets it at every decode. key, rope_cos, rope_sin
-    [capacity, head_dim / 2]: those of the last reset's positions; without one, nothing can be decoded. buffers: the
-    backend's own memory, opaque to everyone else.
+    length: tokens in use (of the longest row); the backend sets it at every decode. key: that of the positions of the
+    last reset. buffers: the backend's own memory, opaque to everyone else.
     """
-
-    rope_cos: FloatArray
-    rope_sin: FloatArray
 
     def __init__(self, model: ModelInfo, *, batch: int, capacity: int, buffers: Any = None):
         self.model = model
@@ -51,7 +42,7 @@ class KVCache:
         self.length = min(self.length, length)
 
     def reset(self, positions: Positions, *, keep: int = 0) -> None:
-        """Keep the first `keep` tokens and take the rotary tables of a prompt's positions.
+        """Begin a prompt with some positions and keep the first `keep` tokens.
 
         Nothing is kept if their key differs from the last reset's.
 
@@ -67,4 +58,3 @@ class KVCache:
         if positions.key != self.key:
             self.length = 0
             self.key = positions.key
-            self.rope_cos, self.rope_sin = positions.table(self.capacity)

@@ -20,10 +20,14 @@ PIXEL_VALUES = "pixel_values"  # [N, 3, S, S] float32
 IMAGE_FEATURES = "image_features"  # [N, Q, H] float32
 
 INPUTS_EMBEDS = "inputs_embeds"  # [B, T, H] float32
-POSITION_IDS = "position_ids"  # [B, T] int64
-WRITE_INDICES = "write_indices"  # [B] int64
+WRITE_INDICES = "write_indices"
+"""[B] int64, the cache position of each row's first token; an input of the "standard" dialect."""
+LAST_INDICES = "last_indices"
+"""[B] int32, the cache position of each row's last token; an input of every dialect but "standard"."""
 LOGITS_INDICES = "logits_indices"  # [B, K] int64
-ROPE_COS, ROPE_SIN = "rope_cos", "rope_sin"  # [C, D / 2] float32
+ROPE_COS, ROPE_SIN = "rope_cos", "rope_sin"  # [B, T, D / 2] float32, of this call's tokens
+QUERY_SCALE = "query_scale"
+"""[B, T] float32, factors of the queries; an input where the family scales them."""
 TOTAL_LENGTH = "total_sequence_length"
 """[1] int32, the most tokens of any row after a call; an input of every dialect but "standard"."""
 LOGITS = "logits"  # [B, K, V] float32

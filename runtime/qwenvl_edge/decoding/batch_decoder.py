@@ -13,21 +13,21 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class BatchDecoder:
-    """Rows that a SequenceDecoder prefilled one after another; all of them have positions of one key.
+    """Rows that a SequenceDecoder prefilled one after another, each with its own positions.
 
     Args:
         decoder: prefills the prompts; its backend computes the batch.
         rows: how many there are.
-        positions: those of any of the prompts.
         capacity: tokens that fit into a row.
     """
 
-    def __init__(self, decoder: SequenceDecoder, *, rows: int, positions: Positions, capacity: int) -> None:
+    def __init__(self, decoder: SequenceDecoder, *, rows: int, capacity: int) -> None:
         self._decoder = decoder
         self._backend = decoder.backend
         self._cache = self._backend.new_cache(rows, capacity)
-        self._cache.reset(positions)
         self._sequences: list[TokenSequence | None] = [None] * rows
+        self._positions: list[Positions] = [decoder.positions] * rows
+        self._rotary = decoder.positions.rows(0, 1).repeated(rows)
         self._tokens = np.zeros(rows, np.int64)
         self._write = np.zeros(rows, np.int64)
         self._computed = [0] * rows
@@ -44,6 +44,7 @@ class BatchDecoder:
         cache = self._decoder.cache
         self._backend.copy_cache(cache, self._cache, cache.length, row=row)
         self._sequences[row] = self._decoder.sequence
+        self._positions[row] = self._decoder.positions
         self._computed[row] = cache.length
 
     def caught_up(self, row: int) -> bool:
@@ -78,11 +79,13 @@ class BatchDecoder:
             if sequence is not None:
                 self._write[row] = self._computed[row]
                 self._tokens[row] = sequence.tokens[self._computed[row]]
+                self._rotary.put(row, self._positions[row].rows(self._write[row].item(), 1))
                 self._computed[row] += 1
         cache = self._rows_in_use()
         tokens, write = self._tokens[: cache.batch, None], self._write[: cache.batch]
+        rotary = self._rotary.first(cache.batch)
         logits = self._backend.decode_unchecked(
-            cache, self._decoder.embedding[tokens], write[:, None].copy(), write, self._wanted[: cache.batch]
+            cache, self._decoder.embedding[tokens], rotary, write, self._wanted[: cache.batch]
         )
         self._cache.length = cache.length
         return logits[:, 0, : self._decoder.decodable]
@@ -94,6 +97,7 @@ class BatchDecoder:
         self._backend.copy_cache(source, self._cache, other._computed[row], row=target)
         self._computed[target] = other._computed[row]
         self._sequences[target] = other._sequences[row]
+        self._positions[target] = other._positions[row]
         return True
 
     def _rows_in_use(self) -> KVCache:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray, can_grow
 from qwenvl_edge.decoding.pipeline import Answerer, Work
-from qwenvl_edge.families.base import Positions
 from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 
@@ -49,7 +48,7 @@ class Job:
 
 
 class _Rows:
-    """The jobs of one running batch, all of one key of positions: row number -> job."""
+    """The jobs of the running batch: row number -> job."""
 
     def __init__(self, decoder: BatchDecoder, size: int) -> None:
         self.decoder = decoder
@@ -132,13 +131,14 @@ class Scheduler:
         self._answerer = answerer
         self._decoder = answerer.decoder
         self._capacity = capacity
-        self._batches: dict[Hashable, _Rows] = {}
+        self._batch: _Rows | None = None
         self._starting: tuple[Job, Iterator[None]] | None = None
 
     @property
     def running(self) -> int:
         """Number of answers begun and not ended."""
-        return sum(map(len, list(self._batches.values()))) + (self._starting is not None)
+        batch = self._batch
+        return (0 if batch is None else len(batch)) + (self._starting is not None)
 
     def put(self, job: Job) -> None:
         """Queue a job, from any thread."""
@@ -164,14 +164,27 @@ class Scheduler:
 
     def step(self) -> None:
         """Compute one token of every answer."""
-        for key, rows in list(self._batches.items()):
-            if not self.waiting:
-                rows.close_gaps()
-            self._step(key, rows)
+        rows = self._batch
+        if not rows:
+            return
+        if not self.waiting:
+            rows.close_gaps()
+        try:
+            ended = rows.step()
+        except Exception as error:
+            self._batch = None
+            for job in rows.fail():
+                job.reply.set_exception(error)
+            return
+        for job, failure in ended:
+            if failure is None:
+                self._end(job)
+            else:
+                job.reply.set_exception(failure)
 
     def fail(self, error: BaseException) -> None:
         """Give up on all jobs."""
-        jobs = [job for rows in self._batches.values() for job in rows.fail()]
+        jobs = self._batch.fail() if self._batch else []
         jobs += [self._starting[0]] if self._starting else []
         self._starting = None
         while self.waiting:
@@ -199,16 +212,14 @@ class Scheduler:
         self._starting = None
 
     def _join(self, job: Job) -> None:
-        positions = job.work.request.prompt.positions
         needed = _capacity_for(job.work.request, self._decoder.capacity)
-        rows = self._batches.get(positions.key)
-        if rows is None:
-            rows = self._batches[positions.key] = _Rows(self._reserve(positions, needed), self.rows)
-        elif rows.decoder.capacity < needed:
-            rows.grow(self._reserve(positions, needed))
-        rows.put(job)
+        if self._batch is None:
+            self._batch = _Rows(self._reserve(needed), self.rows)
+        elif self._batch.decoder.capacity < needed:
+            self._batch.grow(self._reserve(needed))
+        self._batch.put(job)
 
-    def _reserve(self, positions: Positions, needed: int) -> BatchDecoder:
+    def _reserve(self, needed: int) -> BatchDecoder:
         """Reserve a batch whose rows hold `needed` tokens.
 
         Capacities that may still grow are steps of a factor of two: a page is memory once it is touched.
@@ -217,25 +228,7 @@ class Scheduler:
         capacity = self._capacity or (_LEAST_CAPACITY if can_grow(self._decoder) else most)
         while capacity < needed:
             capacity *= 2
-        return BatchDecoder(self._decoder, rows=self.rows, positions=positions, capacity=min(capacity, most))
-
-    def _step(self, key: Hashable, rows: _Rows) -> None:
-        if not rows:
-            if len(self._batches) > 1:  # keep the memory of one
-                del self._batches[key]
-            return
-        try:
-            ended = rows.step()
-        except Exception as error:
-            del self._batches[key]
-            for job in rows.fail():
-                job.reply.set_exception(error)
-            return
-        for job, failure in ended:
-            if failure is None:
-                self._end(job)
-            else:
-                job.reply.set_exception(failure)
+        return BatchDecoder(self._decoder, rows=self.rows, capacity=min(capacity, most))
 
     def _end(self, job: Job) -> None:
         try:
@@ -250,24 +243,18 @@ class Scheduler:
 def answer_all(answerer: Answerer, requests: Sequence[tuple[Request, Control]], *, rows: int) -> list[Reply]:
     """Answer requests in this thread, up to `rows` of them together; replies come in the order of the requests.
 
-    All replies are returned together, so every row is filled before the first step. Requests of different
-    keys of positions are answered one key after another, so that no more than `rows` rows are reserved at a time.
+    All replies are returned together, so every row is filled before the first step.
 
     Raises:
         QwenVLError: the error of one of them; the others are dropped.
     """
     jobs = [Job(answerer.work(request, control)) for request, control in requests]
-    groups: dict[Hashable, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(job.work.request.prompt.positions.key, []).append(job)
     with answerer.turns.take(lambda: all(job.work.control.reason is not None for job in jobs)):
-        for group in groups.values():
-            _answer_group(answerer, group, rows)
+        _answer_jobs(answerer, jobs, rows)
     return [job.reply.result() for job in jobs]
 
 
-def _answer_group(answerer: Answerer, jobs: Sequence[Job], rows: int) -> None:
-    """Answer jobs of one key of positions."""
+def _answer_jobs(answerer: Answerer, jobs: Sequence[Job], rows: int) -> None:
     capacity = max(_capacity_for(job.work.request, answerer.decoder.capacity) for job in jobs)
     scheduler = Scheduler(answerer, rows=min(rows, len(jobs)), capacity=capacity)
     for job in jobs:

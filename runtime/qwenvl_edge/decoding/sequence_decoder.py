@@ -12,6 +12,7 @@ from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.embedding import EmbeddingTable
 from qwenvl_edge.decoding.prefix_cache import PrefixCache, Slot, content_keys
 from qwenvl_edge.decoding.prompt_lookup import MOST
+from qwenvl_edge.families.base import Positions
 from qwenvl_edge.inputs.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float32]
@@ -56,11 +57,13 @@ class TokenSequence:
 class SequenceDecoder:
     """Decodes token ids and features; it knows no text. Use: begin, load, prefill until it returns logits, then step.
 
-    capacity: tokens that fit. sequence: the ids so far. reused: tokens of the prompt that were computed before.
+    capacity: tokens that fit. sequence: the ids so far. positions: those of the prompt and after it. reused: tokens of the
+    prompt that were computed before.
     embedding: the rows of the ids. decodable: how many ids have logits.
     """
 
     sequence: TokenSequence
+    positions: Positions
 
     def __init__(
         self,
@@ -80,7 +83,6 @@ class SequenceDecoder:
         self._prefixes = PrefixCache(backend, capacity=capacity, memory_bytes=memory_bytes)
         rows = chunk + MOST
         self._embeds = np.empty((1, rows, embedding.shape[1]), np.float32)
-        self._positions = np.arange(capacity, dtype=np.int64)[None]
         self._write_index = np.zeros(1, np.int64)
         self._wanted = np.arange(rows, dtype=np.int64)[None]
         self._chunk = chunk
@@ -106,6 +108,7 @@ class SequenceDecoder:
         """Start a sequence after its longest computed prefix; return the pictures whose features are wanted."""
         self._slot = self._prefixes.take(content_keys(prompt), prompt.positions)
         self.reused = self._slot.cache.length
+        self.positions = prompt.positions
         self.sequence = TokenSequence(prompt.ids, self.capacity, reused=self.reused)
         self._spans = []
         return [span.picture for span in prompt.spans if span.start + span.length > self.reused]
@@ -166,11 +169,11 @@ class SequenceDecoder:
         cache, count = self._slot.cache, len(tokens)
         embeds = self._embeds[:, :count]
         embeds[0] = self.embedding[tokens]
-        start = self._write_index[0] = cache.length
-        positions = self._positions[:, start : start + count]
+        self._write_index[0] = cache.length
+        rotary = self.positions.rows(cache.length, count)
         try:
             logits = self._backend.decode_unchecked(
-                cache, embeds, positions, self._write_index, self._wanted[:, count - wanted : count], tuple(pictures)
+                cache, embeds, rotary, self._write_index, self._wanted[:, count - wanted : count], tuple(pictures)
             )
         except BaseException:
             cache.truncate(0)  # what it holds now is not known

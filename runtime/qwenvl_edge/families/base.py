@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -79,13 +79,30 @@ class PictureIds:
     after: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class RotaryRows:
-    """Cosines and sines [T, D / 2] float32 of T tokens; query_scale [T] float32 is None in a family without one."""
+class RotaryRows(NamedTuple):
+    """Cosines and sines [B, T, D / 2] float32 of tokens; query_scale [B, T] float32 is None in a family without one."""
 
     cos: FloatArray
     sin: FloatArray
     query_scale: FloatArray | None
+
+    def repeated(self, rows: int) -> RotaryRows:
+        """Return a copy with the first row `rows` times."""
+        scale = self.query_scale
+        scales = None if scale is None else np.repeat(scale[:1], rows, axis=0)
+        return RotaryRows(np.repeat(self.cos[:1], rows, axis=0), np.repeat(self.sin[:1], rows, axis=0), scales)
+
+    def put(self, row: int, other: RotaryRows) -> None:
+        """Write the first row of `other` over row `row`."""
+        self.cos[row], self.sin[row] = other.cos[0], other.sin[0]
+        if self.query_scale is not None and other.query_scale is not None:
+            self.query_scale[row] = other.query_scale[0]
+
+    def first(self, rows: int) -> RotaryRows:
+        """Return a view of the first `rows` rows."""
+        return RotaryRows(
+            self.cos[:rows], self.sin[:rows], None if self.query_scale is None else self.query_scale[:rows]
+        )
 
 
 class Positions(ABC):
@@ -100,12 +117,7 @@ class Positions(ABC):
 
     @abstractmethod
     def rows(self, start: int, count: int) -> RotaryRows:
-        """Return the rows of the sequence indices from `start` on."""
-
-    def table(self, capacity: int) -> tuple[FloatArray, FloatArray]:
-        """Return cosines and sines [C, D / 2] float32; row s is that of sequence index s."""
-        rows = self.rows(0, capacity)
-        return rows.cos, rows.sin
+        """Return the rows of `count` sequence indices from `start` on, with B = 1."""
 
 
 class PlaceReader(ABC):

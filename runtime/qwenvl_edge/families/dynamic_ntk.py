@@ -32,7 +32,8 @@ class DynamicNTK(Positions):
     def rows(self, start: int, count: int) -> RotaryRows:
         """See Positions.rows."""
         cos, sin = self.table_of_factor.rows(start, count)
-        return RotaryRows(cos, sin, None if self.logn is None else logn_scale(self.logn, start, count))
+        scale = None if self.logn is None else logn_scale(self.logn, start, count)[None]
+        return RotaryRows(cos[None], sin[None], scale)
 
 
 def ntk_factor(length: int, seq_length: int) -> float:

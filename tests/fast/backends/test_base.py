@@ -22,7 +22,7 @@ def call(tokens=3, **changes):
     """Arguments of a decode at batch 1, with changes."""
     return {
         "inputs_embeds": np.ones((1, tokens, MODEL.hidden_size), np.float32),
-        "position_ids": np.arange(tokens)[None],
+        "rotary": FAMILY.positions(1).rows(0, tokens),
         "write_indices": np.zeros(1, np.int64),
         "logits_indices": np.array([[tokens - 1]]),
     } | changes
@@ -43,12 +43,6 @@ class Own(ScriptedBackend):
         return self.logits
 
 
-def fresh_cache(backend):
-    cache = backend.new_cache(1, 8)
-    cache.reset(FAMILY.positions(1))
-    return cache
-
-
 def logits(value=0.0, tokens=1, dtype=np.float32):
     return np.full((1, tokens, MODEL.vocab_size), value, dtype)
 
@@ -57,8 +51,7 @@ def logits(value=0.0, tokens=1, dtype=np.float32):
     ("changes", "error", "match"),
     [
         ({"inputs_embeds": np.ones((1, 3, 7), np.float32)}, BackendError, "inputs_embeds must be float32"),
-        ({"position_ids": np.arange(3, dtype=np.int32)[None]}, BackendError, "position_ids must be int64"),
-        ({"position_ids": np.array([[0, 1, 8]])}, BackendError, r"position_ids must lie in 0\.\.7"),
+        ({"rotary": FAMILY.positions(1).rows(0, 4)}, BackendError, r"rope_cos must be float32 \[1, 3, 2\]"),
         ({"write_indices": np.array([1])}, BackendError, r"write_indices must lie in 0\.\.0 .*; found 1\.\.1"),
         ({"logits_indices": np.array([[3]])}, BackendError, r"logits_indices must lie in 0\.\.2"),
         ({"pictures": [Placed([[1.0]], 0, 0, 1)]}, BackendError, "features of another backend"),
@@ -68,7 +61,7 @@ def logits(value=0.0, tokens=1, dtype=np.float32):
 )
 def test_decode_checks_its_arguments(changes, error, match):
     backend = Own(logits())
-    cache = fresh_cache(backend)
+    cache = backend.new_cache(1, 8)
     with pytest.raises(error, match=match):
         backend.decode(cache, **call(**changes))
     assert cache.length == 0 and not cache.rows.any()
@@ -76,7 +69,7 @@ def test_decode_checks_its_arguments(changes, error, match):
 
 def test_the_engine_s_calls_still_end_at_the_cache_s_end():
     backend = Own(logits())
-    cache = fresh_cache(backend)
+    cache = backend.new_cache(1, 8)
     with pytest.raises(ContextError, match="9 tokens do not fit into a KV cache of 8: 1 too many"):
         backend.decode_unchecked(cache, **call(9))
     assert cache.length == 0 and not cache.rows.any()
@@ -87,7 +80,7 @@ def test_the_engine_s_calls_still_end_at_the_cache_s_end():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_empties_the_cache(value):
     backend = Own(logits(value))
-    cache = fresh_cache(backend)
+    cache = backend.new_cache(1, 8)
     with pytest.raises(BackendError, match="the logits hold NaN or infinity"):
         backend.decode_unchecked(cache, **call())
     assert cache.length == 0 and not cache.rows.any()
@@ -96,7 +89,7 @@ def test_nan_empties_the_cache(value):
 @pytest.mark.parametrize("found", [logits(tokens=2), logits(dtype=np.float64), logits()[0]])
 def test_logits_of_another_shape_are_refused(found):
     backend = Own(found)
-    cache = fresh_cache(backend)
+    cache = backend.new_cache(1, 8)
     with pytest.raises(BackendError, match=r"a backend of the caller's returned logits of .* \[1, 1, 2304\]"):
         backend.decode_unchecked(cache, **call())
     assert cache.length == 0

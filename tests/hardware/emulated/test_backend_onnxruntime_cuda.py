@@ -13,7 +13,7 @@ from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.inputs.pictures import load_picture
 from qwenvl_edge.machine.cuda import Stream
-from support.decoding import assert_close, decode, new_cache, pictured
+from support.decoding import assert_close, decode, pictured
 from support.device_frames import frame, put
 from support.standin import nvrtc, onnxruntime_cuda, plans
 from support.standin.machine import Machine
@@ -49,7 +49,7 @@ def test_calls_of_every_kind(open_backend, reference, refuses_capture):
     assert ("CUDA graph a token" in backend.description) != refuses_capture
     logits = []
     for side in (backend, reference):
-        one, batch = new_cache(side, 1, 48), new_cache(side, 3, 40)
+        one, batch = side.new_cache(1, 48), side.new_cache(3, 40)
         found = [decode(side, one, 9), decode(side, one, 1), decode(side, one, 1, seed=1)]
         assert decode(side, one, 4, wanted=[]).shape[1] == 0
         found += [decode(side, one, 5, wanted=range(5)), decode(side, one, 1, write=12, seed=2)]
@@ -96,7 +96,7 @@ def test_a_frame_in_the_gpu_s_memory_stays_there(open_backend, bundle):
 
 def test_a_token_reserves_nothing_and_waits_once(open_backend):
     backend, machine = open_backend()
-    cache = new_cache(backend, 1, 32)
+    cache = backend.new_cache(1, 32)
     for _ in range(2):
         decode(backend, cache, 1)
     machine.counts.clear()
@@ -113,17 +113,17 @@ def test_the_memory_of_a_cache_is_that_of_its_type(open_backend):
 
 def test_after_nan(open_backend, reference):
     backend, _ = open_backend()
-    cache = new_cache(backend, 1, 32)
+    cache = backend.new_cache(1, 32)
     broken, zeros = np.full((1, 1, HIDDEN), np.nan, np.float32), np.zeros((1, 1), np.int64)
     with pytest.raises(BackendError, match="the logits hold NaN"):
         backend.decode(cache, broken, zeros, zeros[0], zeros)
-    expected = decode(reference, new_cache(reference, 1, 32), 3)
+    expected = decode(reference, reference.new_cache(1, 32), 3)
     assert_close(decode(backend, cache, 3), expected)
 
 
 def test_several_tokens_of_a_batch_behind_a_prefix(open_backend):
     backend, _ = open_backend()
-    cache = new_cache(backend, 2, 16)
+    cache = backend.new_cache(2, 16)
     decode(backend, cache, 3)
     with pytest.raises(BackendError, match="takes 2 tokens behind a non-empty cache at batch 1 only, not 2"):
         decode(backend, cache, 2)

@@ -9,7 +9,7 @@ from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend, check_cuda
 from qwenvl_edge.errors import BackendError
-from support.decoding import assert_close, decode, new_cache, pictured, rows_of_different_length
+from support.decoding import assert_close, decode, pictured, rows_of_different_length
 from support.paths import ROOT
 
 NANO = ROOT / "models" / "nano"
@@ -44,7 +44,7 @@ def test_features(backends):
 def test_logits_of_prefill_steps_and_verification(backends):
     logits = []
     for backend in backends:
-        cache = new_cache(backend, 1, 512)
+        cache = backend.new_cache(1, 512)
         found = [decode(backend, cache, 300)]
         found += [decode(backend, cache, 1, seed=seed) for seed in range(8)]  # plain, captured, replayed
         found.append(decode(backend, cache, 9, wanted=range(9), seed=9))
@@ -64,7 +64,7 @@ def test_rows_of_different_length(backends):
 def test_two_caches_in_turns(backends):
     logits = []
     for backend in backends:
-        caches = [new_cache(backend, 1, 64) for _ in range(2)]
+        caches = [backend.new_cache(1, 64) for _ in range(2)]
         for seed, cache in enumerate(caches):
             decode(backend, cache, 5, seed=seed)
         logits.append(np.concatenate([decode(backend, caches[i % 2], 1, seed=i) for i in range(12)], axis=1))

@@ -20,7 +20,7 @@ from qwenvl_edge_export.tensorrt.build import build, choose_limits
 from qwenvl_edge_export.tensorrt.plugin_lowering import needs_plugin
 from qwenvl_edge_export.verification.verify import verify
 from support.bundles import copy_of
-from support.decoding import assert_close, decode, new_cache, pictured, rows_of_different_length
+from support.decoding import assert_close, decode, pictured, rows_of_different_length
 from support.paths import ROOT
 
 NANO = ROOT / "models" / "nano"
@@ -69,7 +69,7 @@ def test_features(backends):
 def test_logits_of_every_kind_of_call(backends):
     logits = []
     for backend in backends:
-        caches = [new_cache(backend, 1, 512) for _ in range(2)]
+        caches = [backend.new_cache(1, 512) for _ in range(2)]
         found = [decode(backend, cache, 300, seed=seed) for seed, cache in enumerate(caches)]
         found += [decode(backend, caches[i % 2], 1, seed=i) for i in range(12)]  # plain, captured, replayed
         found += [decode(backend, cache, 9, wanted=range(9), seed=9) for cache in caches]
@@ -95,7 +95,7 @@ def test_a_plan_without_weights(bundle, backends, request):
     sizes.append(plan.decoder.stat().st_size)
     assert sizes[1] < sizes[0] / 2
     stripped = TensorRTBackend(bundle, plan, installed_libraries()[0], Cuda.open())
-    assert_close(*(decode(backend, new_cache(backend, 1, 512), 100) for backend in (stripped, backends[1])))
+    assert_close(*(decode(backend, backend.new_cache(1, 512), 100) for backend in (stripped, backends[1])))
     shutil.rmtree(plan.path)
 
 
@@ -117,7 +117,7 @@ def test_memory_goes_back(backends):
 
     def use() -> int:
         for _ in range(4):
-            decode(backend, new_cache(backend, 4, 64), 1)
+            decode(backend, backend.new_cache(4, 64), 1)
         return int(cuda.cudaMemGetInfo()[1])
 
     use()

@@ -20,7 +20,7 @@ def decoder_of(config: QwenVLConfig) -> Decoder:
         layers=tuple(_layer(config, f"transformer.h.{i}") for i in range(config.num_layers)),
         final_norm=stored("transformer.ln_f.weight", hidden),
         head=LinearRole(stored("lm_head.weight", vocab, hidden)),
-        query_scale_length=config.seq_length if config.use_logn_attn else None,
+        scales_queries=config.use_logn_attn,
     )
 
 

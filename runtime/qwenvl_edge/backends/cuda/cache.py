@@ -1,4 +1,4 @@
-"""KV caches in the GPU's memory, written in place, with the rotary tables with which their keys were made."""
+"""KV caches in the GPU's memory, written in place."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from qwenvl_edge.backends.base import FloatArray
 from qwenvl_edge.backends.checks import check_cache_size, check_copy
 from qwenvl_edge.backends.kv_cache import KVCache
-from qwenvl_edge.bundle.contract import ROPE_COS, ROPE_SIN, present_of
+from qwenvl_edge.bundle.contract import present_of
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Stream
-
-ROPE_TABLES = (ROPE_COS, ROPE_SIN)
 
 
 @dataclass(frozen=True)
@@ -51,9 +46,7 @@ class CacheMemory:
         BackendError: there is not enough memory.
     """
 
-    def __init__(
-        self, cuda: Cuda, stream: Stream, tensors: Sequence[CacheTensor], *, batch: int, capacity: int, head_dim: int
-    ):
+    def __init__(self, cuda: Cuda, stream: Stream, tensors: Sequence[CacheTensor], *, batch: int, capacity: int):
         self._stream = stream
         self._tensors = tensors
         self._capacity = capacity
@@ -65,7 +58,6 @@ class CacheMemory:
             raise BackendError(
                 f"no memory for a KV cache of {capacity:,} tokens and batch {batch} ({size}): {error}"
             ) from None
-        self._tables = RopeTables(cuda, stream, (capacity, head_dim // 2))
         self._place(0, batch)
         self.clear()
         stream.synchronize()  # else a cache that is dropped unused would be freed while it is cleared
@@ -77,10 +69,6 @@ class CacheMemory:
         view = copy.copy(self)
         view._place(start, count)
         return view
-
-    def use_tables(self, cache: KVCache) -> None:
-        """Upload the rotary tables of the cache's last reset, unless the GPU has them."""
-        self._tables.use(cache)
 
     def clear(self) -> None:
         """Queue filling with zeros: attention may multiply masked tokens by zero, so they must be finite."""
@@ -99,35 +87,13 @@ class CacheMemory:
 
     def _place(self, start: int, count: int) -> None:
         pairs = list(zip(self._tensors, self._caches, strict=True))
-        caches = {tensor.name: (count, tensor.heads, self._capacity, *tensor.rest) for tensor in self._tensors}
         past = {tensor.name: memory.address + start * self._row_bytes(tensor) for tensor, memory in pairs}
         present = {present_of(name): address for name, address in past.items()}
-        self.shapes = caches | dict.fromkeys(ROPE_TABLES, self._tables.shape)
-        self.addresses = past | present | self._tables.addresses
+        self.shapes = {tensor.name: (count, tensor.heads, self._capacity, *tensor.rest) for tensor in self._tensors}
+        self.addresses = past | present
 
     def _row_bytes(self, tensor: CacheTensor) -> int:
         return tensor.heads * self._capacity * tensor.token_bytes
-
-
-class RopeTables:
-    """The rotary tables [C, D / 2] of one cache on the GPU, uploaded when a call first needs them after a reset."""
-
-    def __init__(self, cuda: Cuda, stream: Stream, shape: tuple[int, int]):
-        self._stream = stream
-        self.shape = shape
-        self._memory = {name: DeviceMemory(cuda, 4 * math.prod(shape)) for name in ROPE_TABLES}
-        self.addresses = {name: memory.address for name, memory in self._memory.items()}
-        self._uploaded: FloatArray | None = None
-        for memory in self._memory.values():
-            # The tables of a KVCache that is smaller than this memory fill only a part of it.
-            stream.clear(memory.address, memory.nbytes)
-
-    def use(self, cache: KVCache) -> None:
-        """Upload the cache's tables, unless the GPU has them."""
-        if self._uploaded is not cache.rope_cos:
-            for name, table in zip(ROPE_TABLES, (cache.rope_cos, cache.rope_sin), strict=True):
-                self._stream.upload(self.addresses[name], np.ascontiguousarray(table))
-            self._uploaded = cache.rope_cos
 
 
 class Buffers(Protocol):

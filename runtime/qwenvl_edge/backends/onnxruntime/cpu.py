@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, Placed, splice
+from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, IntArray, Placed, splice
 from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_finite, check_pixels
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.session import (
@@ -36,13 +36,14 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import (
     IMAGE_FEATURES,
     INPUTS_EMBEDS,
+    LAST_INDICES,
     LOGITS,
     LOGITS_INDICES,
     NATIVE,
     ONNXRUNTIME,
     PAST,
     PIXEL_VALUES,
-    POSITION_IDS,
+    QUERY_SCALE,
     ROPE_COS,
     ROPE_SIN,
     STANDARD,
@@ -56,7 +57,7 @@ from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.pictures import Picture, pixel_values
 
 _DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
-_INPUTS = (INPUTS_EMBEDS, POSITION_IDS, WRITE_INDICES, LOGITS_INDICES, ROPE_COS, ROPE_SIN)
+_INPUTS = (INPUTS_EMBEDS, LOGITS_INDICES, ROPE_COS, ROPE_SIN)
 CacheArrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -184,8 +185,8 @@ class OnnxRuntimeBackend(Backend):
                 f"{cache.batch}; prefill the whole batch at once, or one row at a time."
             )
         given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        given |= {ROPE_COS: cache.rope_cos, ROPE_SIN: cache.rope_sin}
         if self.dialect != STANDARD:
+            given[LAST_INDICES] = last_indices(given.pop(WRITE_INDICES), tokens)
             given[TOTAL_LENGTH] = np.array([length], np.int32)
         binding = cache.buffers.binding
         for name, array in given.items():
@@ -205,6 +206,12 @@ class OnnxRuntimeBackend(Backend):
             array.fill(0)
 
 
+def last_indices(write_indices: IntArray, tokens: int) -> npt.NDArray[np.int32]:
+    """Return the cache position of each row's last token [B], from that of its first."""
+    last: npt.NDArray[np.int32] = (write_indices + (tokens - 1)).astype(np.int32)
+    return last
+
+
 def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> None:
     """Check that a decoder from `path` has the inputs of its dialect, beside the cache's.
 
@@ -212,7 +219,8 @@ def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> Non
         BackendError: it has other inputs, because another version exported it.
     """
     found = {node.name for node in decoder.get_inputs() if not node.name.startswith(PAST)}
-    wanted = {*_INPUTS, TOTAL_LENGTH} if dialect != STANDARD else {*_INPUTS}
+    wanted = {*_INPUTS, *((WRITE_INDICES,) if dialect == STANDARD else (LAST_INDICES, TOTAL_LENGTH))}
+    wanted |= found & {QUERY_SCALE}  # there where the family scales queries
     differences = [f"lacks the input {name}" for name in sorted(wanted - found)]
     differences += [f"has the unknown input {name}" for name in sorted(found - wanted)]
     if differences:

@@ -21,16 +21,17 @@ from qwenvl_edge.backends.base import FloatArray, Inputs, Placed
 from qwenvl_edge.backends.cuda.cache import CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda.encoder import splice
 from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.onnxruntime.cpu import last_indices
 from qwenvl_edge.backends.onnxruntime.session import failed
 from qwenvl_edge.bundle.contract import (
     IMAGE_FEATURES,
     INPUTS_EMBEDS,
+    LAST_INDICES,
     LOGITS,
     LOGITS_INDICES,
-    PAST,
     PIXEL_VALUES,
-    POSITION_IDS,
     TOTAL_LENGTH,
+    WRITE_INDICES,
     past_name,
     present_of,
 )
@@ -166,23 +167,20 @@ class OrtDecoder:
         Raises:
             BackendError: there is not enough.
         """
-        head_dim = self._model.head_dim
-        return CacheMemory(self._cuda, self._stream, self._tensors, batch=batch, capacity=capacity, head_dim=head_dim)
+        return CacheMemory(self._cuda, self._stream, self._tensors, batch=batch, capacity=capacity)
 
     def new_buffers(self, memory: CacheMemory) -> CacheBuffers:
         """Bind a cache's memory."""
         binding = self._session.io_binding()
         for name, shape in memory.shapes.items():
-            dtype = self._float_type if name.startswith(PAST) else np.float32
-            binding.bind_input(name, "cuda", 0, dtype, shape, memory.addresses[name])
-            if name.startswith(PAST):
-                present = present_of(name)
-                binding.bind_output(present, "cuda", 0, dtype, shape, memory.addresses[present])
+            present = present_of(name)
+            binding.bind_input(name, "cuda", 0, self._float_type, shape, memory.addresses[name])
+            binding.bind_output(present, "cuda", 0, self._float_type, shape, memory.addresses[present])
         return CacheBuffers(memory, binding, Exchange(self._cuda, self._stream), next(self._graphs))
 
     def run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
         """See Backend._decode."""
-        (batch, tokens), rows = inputs[POSITION_IDS].shape, inputs[LOGITS_INDICES].shape[1]
+        (batch, tokens, _), rows = inputs[INPUTS_EMBEDS].shape, inputs[LOGITS_INDICES].shape[1]
         if tokens > 1 and batch > 1 and length > tokens:
             raise BackendError(
                 f"ONNX Runtime's attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
@@ -191,12 +189,13 @@ class OrtDecoder:
         buffers: CacheBuffers = cache.buffers
         is_step = tokens == rows == 1
         exchange = buffers.step if is_step else self._large
+        inputs = {**inputs, LAST_INDICES: last_indices(inputs[WRITE_INDICES], tokens)}
+        del inputs[WRITE_INDICES]
         if not rows:  # an output without memory cannot be bound, so one row is computed for nothing
-            inputs = {**inputs, LOGITS_INDICES: np.zeros((batch, 1), np.int64)}
+            inputs[LOGITS_INDICES] = np.zeros((batch, 1), np.int64)
         shape = (batch, max(rows, 1), self._model.vocab_size)
         captured = is_step and self._captures
         total = np.array([cache.capacity if captured else length], np.int32)
-        buffers.memory.use_tables(cache)
         buffers.binding.bind_cpu_input(TOTAL_LENGTH, total)
         graph = (str(buffers.graph) if captured else _NOT_CAPTURED) if self._captures else None
         output = exchange.run(self._session, buffers.binding, inputs, LOGITS, shape, graph, pictures)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qwenvl_edge.backends.base import FloatArray, Inputs, Placed
-from qwenvl_edge.backends.cuda.cache import ROPE_TABLES, CacheMemory, CacheTensor, row_bytes
+from qwenvl_edge.backends.cuda.cache import CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda.encoder import splice
 from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.tensorrt.engine import Context, TensorRTEngine
@@ -25,7 +25,9 @@ from qwenvl_edge.bundle.contract import (
     LOGITS,
     LOGITS_INDICES,
     PAST,
-    POSITION_IDS,
+    QUERY_SCALE,
+    ROPE_COS,
+    ROPE_SIN,
     STANDARD,
     WRITE_INDICES,
     present_of,
@@ -34,6 +36,8 @@ from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
+
+_PER_TOKEN = (INPUTS_EMBEDS, ROPE_COS, ROPE_SIN, QUERY_SCALE)
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,9 @@ class PlanDecoder:
         self._profiles = sorted(plan.manifest.profiles.items(), key=lambda item: item[1].tokens[2])
         most_tokens = max(profile.tokens[2] for _, profile in self._profiles)
         most_rows = max(profile.rows[2] for _, profile in self._profiles)
-        token_bytes = 4 * model.hidden_size + 8
+        token_bytes = 4 * (model.hidden_size + model.head_dim + 1)  # embeddings, rotary rows, query scale
         space = limits.max_batch * (most_tokens * token_bytes + 8 * most_rows + 8)
-        self._inputs = Staging(cuda, space + 4 * ALIGNMENT)
+        self._inputs = Staging(cuda, space + 6 * ALIGNMENT)
         self._logits = Staging(cuda, 4 * limits.max_batch * most_rows * model.vocab_size)
         self._shared: dict[str, Context] = {}
 
@@ -143,14 +147,7 @@ class PlanDecoder:
                     f"the plan was built for a {name} of {most:,}, not {wanted:,}; "
                     f"build it again with `{self._plan.rebuild} --{name} {wanted}`."
                 )
-        return CacheMemory(
-            self._cuda,
-            self._stream,
-            self._past,
-            batch=batch,
-            capacity=limits.max_context,
-            head_dim=self._model.head_dim,
-        )
+        return CacheMemory(self._cuda, self._stream, self._past, batch=batch, capacity=limits.max_context)
 
     def run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed] = ()) -> FloatArray:
         """See Backend._decode. A call of one row that no profile takes is split into several.
@@ -158,7 +155,7 @@ class PlanDecoder:
         Raises:
             BackendError: several rows fit no profile, or TensorRT or CUDA failed.
         """
-        (batch, tokens), rows = inputs[POSITION_IDS].shape, inputs[LOGITS_INDICES].shape[1]
+        (batch, tokens, _), rows = inputs[INPUTS_EMBEDS].shape, inputs[LOGITS_INDICES].shape[1]
         profile = self._profile(tokens, max(rows, 1))
         if profile is not None:
             return self._run(cache, inputs, pictures, profile)
@@ -174,27 +171,23 @@ class PlanDecoder:
         """Run one row's call in pieces that fit the profile with the most tokens."""
         largest = self._profiles[-1][1]
         wanted, order = np.unique(inputs[LOGITS_INDICES][0], return_inverse=True)
-        logits, start, tokens = [], 0, inputs[POSITION_IDS].shape[1]
+        logits, start, tokens = [], 0, inputs[INPUTS_EMBEDS].shape[1]
         while start < tokens:
             inside = wanted[(wanted >= start) & (wanted < start + largest.tokens[2])]
             end = min(start + largest.tokens[2], tokens, *inside[largest.rows[2] :].tolist())
-            piece = {
-                INPUTS_EMBEDS: inputs[INPUTS_EMBEDS][:, start:end],
-                POSITION_IDS: inputs[POSITION_IDS][:, start:end],
-                WRITE_INDICES: inputs[WRITE_INDICES] + start,
-                LOGITS_INDICES: inside[None, inside < end] - start,
-            }
+            piece = {name: inputs[name][:, start:end] for name in _PER_TOKEN if name in inputs}
+            piece[WRITE_INDICES] = inputs[WRITE_INDICES] + start
+            piece[LOGITS_INDICES] = inside[None, inside < end] - start
             logits.append(self.run(cache, piece, list(_within(pictures, start, end))))
             start = end
         whole: FloatArray = np.concatenate(logits, axis=1)[:, order]
         return whole
 
     def _run(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], profile: str) -> FloatArray:
-        (batch, tokens), rows = inputs[POSITION_IDS].shape, inputs[LOGITS_INDICES].shape[1]
+        (batch, tokens, _), rows = inputs[INPUTS_EMBEDS].shape, inputs[LOGITS_INDICES].shape[1]
         if not rows:  # the plan has no profile without logits
             inputs = {**inputs, LOGITS_INDICES: np.zeros((batch, 1), np.int64)}
         buffers: CacheBuffers = cache.buffers
-        buffers.memory.use_tables(cache)
         addresses, used = self._inputs.write(inputs)
         if tokens > 1 or rows > 1 or pictures:
             if profile not in self._shared:
@@ -233,8 +226,9 @@ class PlanDecoder:
     def _check_engine(self, past: Mapping[str, str]) -> None:
         """Check the tensors' names and types; `past` maps the cache's inputs to their types."""
         presents = {present_of(name): dtype for name, dtype in past.items()}
-        floats = dict.fromkeys([INPUTS_EMBEDS, *ROPE_TABLES, LOGITS], "FLOAT")
-        indices = dict.fromkeys([POSITION_IDS, WRITE_INDICES, LOGITS_INDICES], "INT64")
+        per_token = [name for name in _PER_TOKEN if name != QUERY_SCALE or name in self._engine.tensors]
+        floats = dict.fromkeys([*per_token, LOGITS], "FLOAT")
+        indices = dict.fromkeys([WRITE_INDICES, LOGITS_INDICES], "INT64")
         self._engine.check_tensors(floats | indices | presents)
         if self._plan.manifest.dialect == STANDARD:  # TensorRT does not know which outputs a plugin writes in place
             self._engine.check_in_place(zip(past, presents, strict=True))

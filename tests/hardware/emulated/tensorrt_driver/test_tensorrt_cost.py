@@ -8,7 +8,7 @@ import pytest
 from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BackendError
-from support.decoding import assert_same, both, decode, embeds, new_cache, noise
+from support.decoding import assert_same, both, decode, embeds, noise, rotary
 from support.dialects import RUNNABLE
 from support.standin import plans
 
@@ -18,7 +18,7 @@ HIDDEN, SIZE = 256, 56
 
 def test_a_token_is_one_launch_and_one_wait(bundle, open_backend):
     backend, machine = open_backend(bundle)
-    cache = new_cache(backend, 1, 64)
+    cache = backend.new_cache(1, 64)
     decode(backend, cache, 5)
     for _ in range(2):
         decode(backend, cache, 1)
@@ -30,7 +30,7 @@ def test_a_token_is_one_launch_and_one_wait(bundle, open_backend):
 
 def test_nothing_is_reserved_after_the_first_conversation(bundle, open_backend):
     backend, machine = open_backend(bundle)
-    cache = new_cache(backend, 1, 64)
+    cache = backend.new_cache(1, 64)
 
     def converse():
         backend.encode_pixels(np.zeros((1, 3, SIZE, SIZE), np.float32))
@@ -49,7 +49,7 @@ def test_memory_goes_back_with_its_cache(bundle, open_backend):
     backend, machine = open_backend(bundle)
     used = machine.used_bytes
     for _ in range(3):
-        cache = new_cache(backend, 2, 64)
+        cache = backend.new_cache(2, 64)
         for _ in range(3):
             decode(backend, cache, 1)
         del cache
@@ -59,7 +59,7 @@ def test_memory_goes_back_with_its_cache(bundle, open_backend):
 def test_the_memory_of_a_cache_is_the_plans_whole_context(bundle, open_backend):
     backend, machine = open_backend(bundle)
     model, used = backend.model, machine.used_bytes
-    cache = new_cache(backend, 1, 8)
+    cache = backend.new_cache(1, 8)
     tables = 2 * 4 * plans.LIMITS.max_context * model.head_dim // 2
     assert machine.used_bytes - used == backend.cache_bytes(8) + tables
     assert cache.capacity == 8
@@ -79,11 +79,12 @@ def test_a_shared_memory_is_not_copied(bundle, open_backend, reference):
 def test_kept_features_are_copied_within_the_gpu_only(bundle, open_backend):
     backend, machine = open_backend(bundle)
     features = backend.encode(noise(0))
-    cache, used = new_cache(backend, 1, 128), machine.used_bytes
+    cache, used = backend.new_cache(1, 128), machine.used_bytes
     decode(backend, cache, 20)
     machine.counts.clear()
     pictures = [Placed(features, 0, 5, 40)]
-    call = (cache, embeds(backend, 40), 20 + np.arange(40)[None], np.array([20]), np.array([[0]]))
+    start = np.array([20])
+    call = (cache, embeds(backend, 40), rotary(backend, start, 40), start, np.array([[0]]))
     backend.decode(*call, pictures)
     assert machine.counts == {"enqueues": 1, "copies": 3, "synchronizations": 1}  # inputs, features, logits
     for at, first, count in ((1, 0, 40), (0, 250, 7), (-1, 0, 2), (0, 0, 0)):

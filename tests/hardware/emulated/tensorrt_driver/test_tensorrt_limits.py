@@ -8,7 +8,7 @@ import pytest
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge.errors import BackendError
-from support.decoding import decode, new_cache
+from support.decoding import decode
 from support.dialects import RUNNABLE
 from support.standin import plans, tensorrt_api
 
@@ -35,7 +35,7 @@ def test_caches_beyond_the_plan(backend, batch, capacity, match):
 
 def test_several_rows_are_not_made_in_pieces(backend):
     with pytest.raises(BackendError, match="70 tokens of 2 rows with 1 logits each fit no profile"):
-        decode(backend, new_cache(backend, 2, 128), 70)
+        decode(backend, backend.new_cache(2, 128), 70)
 
 
 def test_no_memory_for_a_cache(bundle, open_backend):
@@ -54,13 +54,13 @@ def test_a_profile_that_the_engine_does_not_have(own_bundle, open_backend):
     plans.change_manifest(folder, profiles=wider)
     backend, _ = open_backend(own_bundle)
     with pytest.raises(BackendError, match=r"could not take inputs_embeds of shape \[1, 100, 256\]: .*satisfyProfile"):
-        decode(backend, new_cache(backend, 1, 128), 100)
-    assert decode(backend, new_cache(backend, 1, 128), 64).shape[1] == 1
+        decode(backend, backend.new_cache(1, 128), 100)
+    assert decode(backend, backend.new_cache(1, 128), 64).shape[1] == 1
 
 
 def test_a_run_that_tensorrt_refuses(backend, monkeypatch):
     """It leaves nothing under way that the next call's inputs would disturb."""
-    cache = new_cache(backend, 1, 64)
+    cache = backend.new_cache(1, 64)
     decode(backend, cache, 5)
     complete = tensorrt_api.IExecutionContext._incomplete
     monkeypatch.setattr(tensorrt_api.IExecutionContext, "_incomplete", lambda self: "the sun shines")

@@ -12,7 +12,8 @@ from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError
-from support.decoding import assert_same, both, decode, embeds, new_cache, noise, pictured
+from qwenvl_edge.families.base import RotaryRows
+from support.decoding import assert_same, both, decode, embeds, noise, pictured, rotary
 from support.dialects import RUNNABLE
 from support.standin import plans
 from support.standin.machine import Machine
@@ -51,26 +52,31 @@ def test_rows_of_different_length(backend, reference):
 def test_caches_in_turns_do_not_disturb_each_other(backend, reference):
     logits = []
     for side in (backend, reference):
-        caches = [new_cache(side, 1, 32) for _ in range(2)]
+        caches = [side.new_cache(1, 32) for _ in range(2)]
         for seed, cache in enumerate(caches):
             decode(side, cache, 5, seed=seed)
         logits.append(np.concatenate([decode(side, caches[i % 2], 1, seed=i) for i in range(8)], axis=1))
     assert_same(*logits)
 
 
-def test_the_tables_follow_the_cache(backend, reference):
+def test_rotary_rows_and_query_scales_are_those_of_the_call(backend, reference):
+    """Also in a step that is replayed: a longer prompt's rows, then others with the same addresses."""
     logits = []
-    for side, cache in both(backend, reference, capacity=512):
-        cache.key = 7.0  # what a longer prompt would have chosen
-        cache.rope_cos, cache.rope_sin = cache.rope_cos * 0.5, cache.rope_sin * 0.5
-        logits.append(decode(side, cache, 6))
+    for side, cache in both(backend, reference, capacity=64):
+        found = [decode(side, cache, 6, prompt=2000)]
+        for i in range(4):
+            rows = rotary(side, np.array([cache.length]), 1, prompt=1 + 1000 * i)
+            rows = RotaryRows(rows.cos, rows.sin, rows.query_scale + i)
+            step = (embeds(side, 1, seed=i), rows, np.array([cache.length]), np.zeros((1, 1), np.int64))
+            found.append(side.decode(cache, *step))
+        logits.append(np.concatenate(found, axis=1))
     assert_same(*logits)
 
 
 def test_a_copied_prefix_and_rows_of_a_batch(backend, reference):
     logits = []
     for side in (backend, reference):
-        source, batch = new_cache(side, 1, 32), new_cache(side, 3, 32)
+        source, batch = side.new_cache(1, 32), side.new_cache(3, 32)
         decode(side, source, 6)
         for row, tokens in ((0, 6), (2, 4)):
             side.copy_cache(source, batch, tokens, row=row)
@@ -97,14 +103,14 @@ def test_features_stay_on_the_gpu(bundle, open_backend, reference, integrated):
         features = [side.encode(noise(seed)) for seed in (3, 4)]
         assert [len(each) for each in features] == [IMAGE_TOKENS] * 2
         side.encode(noise(5))  # does not overwrite the features before
-        cache = new_cache(side, 1, 200)
+        cache = side.new_cache(1, 200)
         calls = [(9, [Placed(features[0], 2, 0, 7)]), (1, [Placed(features[0], 0, 7, 1)])]
         calls += [(150, [Placed(features[0], 0, 8, 8), Placed(features[1], 50, 0, 90)]), (1, [])]
         for tokens, pictures in calls:
             rows, start = embeds(side, tokens), cache.length
             wanted = np.array([[tokens - 1]])
-            places = start + np.arange(tokens)[None]
-            logits.append(side.decode(cache, rows, places, np.array([start]), wanted, pictures))
+            turned = rotary(side, np.array([start]), tokens)
+            logits.append(side.decode(cache, rows, turned, np.array([start]), wanted, pictures))
     assert_same(np.concatenate(logits[:4]), np.concatenate(logits[4:]))
 
 
@@ -113,7 +119,7 @@ def test_a_picture_in_two_calls(backend, reference):
 
 
 def test_results_are_not_overwritten_by_the_next_call(backend):
-    cache = new_cache(backend, 1, 32)
+    cache = backend.new_cache(1, 32)
     first = decode(backend, cache, 3)
     kept = first.copy()
     decode(backend, cache, 3, seed=1)
