@@ -89,6 +89,8 @@ def test_decoder_inputs_and_outputs_are_the_contract(tiny_bundle, name):
     def shapes(values):
         return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
 
+    gqa = {"last_indices": ["B"], "total_sequence_length": [1]}
+    of_ort = {"last_indices": ["B"], "total_sequence_length": [1]}
     cache = {f"{i}.{part}": ["B", 4, "C", 64] for i in range(2) for part in ("key", "value")}
     assert shapes(graph.input) == {
         "inputs_embeds": ["B", "T", 256],
@@ -96,11 +98,8 @@ def test_decoder_inputs_and_outputs_are_the_contract(tiny_bundle, name):
         "rope_sin": ["B", "T", 32],
         "query_scale": ["B", "T"],
         "logits_indices": ["B", "K"],
-    } | {f"past_key_values.{key}": shape for key, shape in cache.items()} | (
-        {"last_indices": ["B"], "total_sequence_length": [1]}
-        if name == "decoder.ort.onnx"
-        else {"write_indices": ["B"]}
-    )
+        **({"write_indices": ["B"]} if name == "decoder.onnx" else of_ort),
+    } | {f"past_key_values.{key}": shape for key, shape in cache.items()}
     assert shapes(graph.output) == {"logits": ["B", "K", 2304]} | {f"present.{k}": shape for k, shape in cache.items()}
 
 

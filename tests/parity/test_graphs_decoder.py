@@ -170,12 +170,12 @@ def test_several_tokens_behind_a_cache_at_batch_2(pair):
 def test_logits_of_the_wanted_positions_only(pair):
     embeds = pair.embeds(2, 10)
     expected = pair.expected(embeds)
-    positions = np.broadcast_to(np.arange(10), (2, 10))
     start = np.zeros(2, np.int64)
+    turned = rotary(pair.backend, start, 10, prompt=10)
     wanted = np.array([[9, 0, 3], [2, 2, 9]])
-    found = pair.backend.decode(pair.cache(2, 10), embeds, positions, start, wanted)
+    found = pair.backend.decode(pair.cache(2, 10), embeds, turned, start, wanted)
     close(found, expected[np.arange(2)[:, None], wanted])
-    nothing = pair.backend.decode(pair.cache(2, 10), embeds, positions, start, np.zeros((2, 0), np.int64))
+    nothing = pair.backend.decode(pair.cache(2, 10), embeds, turned, start, np.zeros((2, 0), np.int64))
     assert nothing.shape == (2, 0, 480)
 
 

@@ -32,7 +32,7 @@ class RepeatingBackend(Backend):
     def encode(self, picture):
         raise NotImplementedError
 
-    def self.new_cache(batch, capacity):
+    def new_cache(self, batch, capacity):
         return KVCache(self.model, batch=batch, capacity=capacity)
 
     def copy_cache(self, source, target, tokens, *, row=0):

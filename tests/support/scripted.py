@@ -129,7 +129,7 @@ class ScriptedBackend(Backend):
         mean = pixel_values(picture, FAMILY.preprocessing).mean()
         return np.full((CONFIG.image_tokens, self.model.hidden_size), mean, np.float32)
 
-    def self.new_cache(batch, capacity):
+    def new_cache(self, batch, capacity):
         self.caches.append(ScriptedCache(self.model, batch=batch, capacity=capacity))
         return self.caches[-1]
 

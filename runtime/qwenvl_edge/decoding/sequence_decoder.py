@@ -57,9 +57,8 @@ class TokenSequence:
 class SequenceDecoder:
     """Decodes token ids and features; it knows no text. Use: begin, load, prefill until it returns logits, then step.
 
-    capacity: tokens that fit. sequence: the ids so far. positions: those of the prompt and after it. reused: tokens of the
-    prompt that were computed before.
-    embedding: the rows of the ids. decodable: how many ids have logits.
+    capacity: tokens that fit. sequence: the ids so far. positions: those of the prompt and after it. reused: tokens of
+    the prompt that were computed before. embedding: the rows of the ids. decodable: how many ids have logits.
     """
 
     sequence: TokenSequence
