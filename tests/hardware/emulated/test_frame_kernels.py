@@ -220,4 +220,4 @@ def test_the_axis_is_what_resizing_is_made_of():
 
 
 def test_the_kernels_lie_in_the_package():
-    assert SOURCE.exists() and os.fspath(SOURCE).endswith("backends/kernels/frames.cu")
+    assert SOURCE.exists() and os.fspath(SOURCE).endswith("backends/cuda/frames.cu")
