@@ -89,7 +89,6 @@ def test_decoder_inputs_and_outputs_are_the_contract(tiny_bundle, name):
     def shapes(values):
         return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
 
-    gqa = {"last_indices": ["B"], "total_sequence_length": [1]}
     of_ort = {"last_indices": ["B"], "total_sequence_length": [1]}
     cache = {f"{i}.{part}": ["B", 4, "C", 64] for i in range(2) for part in ("key", "value")}
     assert shapes(graph.input) == {

@@ -13,7 +13,7 @@ from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.inputs.pictures import load_picture
 from qwenvl_edge.machine.cuda import Stream
-from support.decoding import assert_close, decode, pictured
+from support.decoding import assert_close, decode, pictured, rotary
 from support.device_frames import frame, put
 from support.standin import nvrtc, onnxruntime_cuda, plans
 from support.standin.machine import Machine
@@ -116,7 +116,7 @@ def test_after_nan(open_backend, reference):
     cache = backend.new_cache(1, 32)
     broken, zeros = np.full((1, 1, HIDDEN), np.nan, np.float32), np.zeros((1, 1), np.int64)
     with pytest.raises(BackendError, match="the logits hold NaN"):
-        backend.decode(cache, broken, zeros, zeros[0], zeros)
+        backend.decode(cache, broken, rotary(backend, zeros[0], 1), zeros[0], zeros)
     expected = decode(reference, reference.new_cache(1, 32), 3)
     assert_close(decode(backend, cache, 3), expected)
 
