@@ -28,7 +28,7 @@ plan.json:
 the folder and is listed under "files".
 
 The engines have the tensors of the graph contract, with these narrower shapes (N pictures, B rows, T tokens, K logits):
-  - C is `limits.max_context` in the rotary tables and in every cache: TensorRT's cache update wants a fixed capacity.
+  - C is `limits.max_context` in every cache: TensorRT's cache update wants a fixed capacity.
   - past_key_values.{i}.* and present.{i}.* are bound to the same address: the update is made in place.
   - 1 <= N <= max_images, 1 <= B <= max_batch; T lies within the profile's `tokens` and K within its `rows`
     (minimum, what it is tuned for, maximum). K is at least 1: a caller that wants no logits asks for one row and
