@@ -25,7 +25,7 @@ from gpu_device import copy_timer, paired, timer
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from kv_cache_attention import Arguments, Call, Case, Library, random_call  # noqa: E402
+from support.kv_cache_attention import Arguments, Call, Case, Library, random_call  # noqa: E402
 
 
 @dataclass(frozen=True)
