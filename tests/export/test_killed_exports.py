@@ -20,7 +20,7 @@ from support.random_checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
-PROGRAM = Path(__file__).parents[1] / "signalled_exports.py"
+PROGRAM = Path(__file__).parents[1] / "support" / "signalled_exports.py"
 CALIBRATED = ["--precision", "int4", "--vision-precision", "fp32", "--calibrate", "--allow-loss"]
 # Each with the signal, the audit event, what is among its arguments, and which occurrence it is.
 REPLACING = [

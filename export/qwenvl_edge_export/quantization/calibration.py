@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
@@ -27,10 +26,9 @@ from qwenvl_edge_export.options import STATIC, ExportPrecision
 from qwenvl_edge_export.provenance import exporter_name
 from qwenvl_edge_export.quantization.activations import Spool
 from qwenvl_edge_export.quantization.input_groups import quantized_groups
-from qwenvl_edge_export.quantization.layer_calibration import LayerCalibration
+from qwenvl_edge_export.quantization.layer_calibration import LayerCalibration, head_scales
 from qwenvl_edge_export.quantization.results import HEAD_STAGE, VISION_STAGE, Kept, Losses, kept_bytes
 from qwenvl_edge_export.quantization.sample_embeddings import SampleEmbeddings
-from qwenvl_edge_export.quantization.smoothquant import InputSample, smooth
 from qwenvl_edge_export.verification.cases import Case
 from qwenvl_edge_export.weight_formats import InputScales, StaticRows
 
@@ -184,18 +182,11 @@ class Calibration:
 
     def _head(self, decoder: Decoder) -> None:
         """Choose the scales of the output layer's inputs, where it is W8A8."""
-        weight, tensors = decoder.head.weight, self.checkpoint.tensor
-        if self.precision.decoder.format(weight.name, head=True) != StaticRows():
+        if self.precision.decoder.format(decoder.head.weight.name, head=True) != StaticRows():
             return
         self._on_layer(self._layers, self._layers, "calibrating the output layer")
-        norm, seen = decoder.final_norm.read(tensors).float(), InputSample(len(self._cases))
-        for rows in self._spool.read(self._layers):
-            seen.add(_rms_norm(rows, norm, decoder.norm_eps))
-        self.kept.keep(HEAD_STAGE, *_collect([(weight.name, *smooth([weight.read(tensors)], seen))]))
-
-
-def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
+        scales = head_scales(decoder, self.checkpoint.tensor, self._spool.read(self._layers), len(self._cases))
+        self.kept.keep(HEAD_STAGE, *_collect(scales))
 
 
 def _collect(

@@ -1,9 +1,9 @@
-"""Calibration of one decoder layer on the rows that reach it: integers by GPTQ, or input scales by SmoothQuant."""
+"""Calibration of a decoder layer, or the output layer, on the rows that reach it: GPTQ or SmoothQuant."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ReferenceLayer
-from qwenvl_edge_export.graphs.roles import InputGroup, Weight
+from qwenvl_edge_export.graphs.roles import Decoder, InputGroup, Tensors, Weight
 from qwenvl_edge_export.graphs.stored import TORCH_DTYPES
 from qwenvl_edge_export.options import GraphPrecision
 from qwenvl_edge_export.quantization.activations import Spool
@@ -128,6 +128,15 @@ class LayerCalibration:
         values = weight.read(self._checkpoint.tensor).to(torch.float32)
         check_finite(weight.name, values)
         return values
+
+
+def head_scales(decoder: Decoder, tensors: Tensors, samples: Iterable[Tensor], count: int) -> Scales:
+    """Scales for the inputs of the output layer, from the last layer's rows [T, H] of `count` samples."""
+    weight, norm = decoder.head.weight, decoder.final_norm.read(tensors).float()
+    seen = InputSample(count)
+    for rows in samples:
+        seen.add(rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + decoder.norm_eps) * norm)
+    return [(weight.name, *smooth([weight.read(tensors)], seen))]
 
 
 class _Enough(Exception):  # noqa: N818 - a signal, not an error
