@@ -21,9 +21,8 @@ from qwenvl_edge.families.base import (
     Span,
 )
 from qwenvl_edge.families.boxes import Points
-from qwenvl_edge.families.dynamic_ntk import DynamicNTK, ntk_factor, stretched_base
 from qwenvl_edge.families.markup import Markup, MarkupReader, box_grammar, format_points
-from qwenvl_edge.families.positions import RotaryTable
+from qwenvl_edge.families.positions import DynamicNTK, RotaryTable, ntk_factor, stretched_base
 
 # Special tokens in the order of their ids, which follow the BPE ranks directly.
 _EXTRAS = tuple(f"<|extra_{i}|>" for i in range(205))
