@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from qwenvl_edge.families.base import PlaceReader
-from qwenvl_edge.families.boxes import GridShape
+from qwenvl_edge.families.base import GridShape, PlaceReader
 from qwenvl_edge.inputs.messages import Region, Text
 
 if TYPE_CHECKING:
