@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.boxes import Box, Quad, Ref, boxes_of, place, quads_of, refs_of
-from qwenvl_edge.inputs.messages import Part, Text, Turn
 from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.inputs.prompt import Part, Text, Turn
 from qwenvl_edge.inputs.request import Request
 from qwenvl_edge.replies.drawing import draw_shapes
 from qwenvl_edge.replies.text_writer import AnswerWriter

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from qwenvl_edge.families.base import GridShape, PlaceReader
-from qwenvl_edge.inputs.messages import Region, Text
+from qwenvl_edge.inputs.prompt import Region, Text
 
 if TYPE_CHECKING:
     from qwenvl_edge.inputs.tokenizer import Tokenizer
