@@ -1,11 +1,13 @@
-"""Checks of what backends are given and of what graphs return. Each raises an error of one sentence."""
+"""Checks of what backends are given. Each raises an error of one sentence."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.base import Features, KVCache, Placed, check_room
 from qwenvl_edge.bundle.contract import (
     INPUTS_EMBEDS,
     LOGITS_INDICES,
@@ -16,7 +18,7 @@ from qwenvl_edge.bundle.contract import (
     WRITE_INDICES,
 )
 from qwenvl_edge.bundle.manifest import ModelInfo
-from qwenvl_edge.errors import BackendError, ContextError
+from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families.base import RotaryRows
 
 FloatArray = npt.NDArray[np.float32]
@@ -71,12 +73,21 @@ def check_tokens(
     _check_range(LOGITS_INDICES, logits_indices, tokens, "the tokens of this call")
 
 
-def check_room(cache: KVCache, needed: int) -> None:
-    """Check that `needed` tokens fit into a row of the cache. Raises ContextError that says by how many they do not."""
-    if needed > cache.capacity:
-        raise ContextError(
-            f"{needed:,} tokens do not fit into a KV cache of {cache.capacity:,}: {needed - cache.capacity:,} too many."
-        )
+def check_placed(pictures: Sequence[Placed], tokens: int, features_type: type[Features]) -> None:
+    """Check the pictures of a call of `tokens` tokens.
+
+    Raises:
+        BackendError: features are not of `features_type`, or lie outside the call or their picture.
+    """
+    for picture in pictures:
+        if not isinstance(picture.features, features_type):
+            raise BackendError("the pictures have features of another backend; encode them with this one.")
+        at, first, count = picture.at, picture.first, picture.count
+        if min(at, first, count - 1) < 0 or at + count > tokens or first + count > len(picture.features):
+            raise BackendError(
+                f"features {first}..{first + count - 1} at token {at} do not fit {tokens} tokens and "
+                f"{len(picture.features)} rows of features."
+            )
 
 
 def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
@@ -92,19 +103,6 @@ def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
     if not 0 <= tokens <= min(source.length, target.capacity):
         raise BackendError(
             f"cannot copy {tokens:,} tokens of a cache that holds {source.length:,} into one of {target.capacity:,}."
-        )
-
-
-def check_finite(values: FloatArray, stage: str) -> None:
-    """Check a graph's output, which `stage` names in the message ("logits").
-
-    Raises:
-        BackendError: `values` holds NaN or infinity.
-    """
-    if not np.isfinite(values).all():
-        raise BackendError(
-            f"the {stage} hold NaN or infinity: the weights or the input are broken, or the precision overflows; "
-            "check the bundle with `qwenvl verify`."
         )
 
 

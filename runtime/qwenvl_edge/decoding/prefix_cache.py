@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.base import Backend, KVCache
 from qwenvl_edge.backends.kept import conversations_kept
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.families.base import Positions
 from qwenvl_edge.inputs.prompt import Prompt
 

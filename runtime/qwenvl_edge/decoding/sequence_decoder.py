@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.base import Backend, Features, Placed
-from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.base import Backend, Features, KVCache, Placed
 from qwenvl_edge.bundle.embedding import EmbeddingTable
 from qwenvl_edge.decoding.prefix_cache import PrefixCache, Slot, content_keys
 from qwenvl_edge.decoding.prompt_lookup import MOST
