@@ -22,8 +22,8 @@ from qwenvl_edge.families.base import Family
 from qwenvl_edge.inputs.pictures import Picture
 from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.inputs.tokenizer import Tokenizer
-from qwenvl_edge.replies.reply import Reply, Stats, make_reply
-from qwenvl_edge.replies.text_writer import AnswerWriter
+from qwenvl_edge.replies.answer_writer import AnswerWriter, make_reply
+from qwenvl_edge.replies.reply import Reply, Stats
 
 FloatArray = npt.NDArray[np.float32]
 _POLL_S = 0.02  # how often a waiting caller looks whether it was cancelled, which may come from a signal
