@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, KVCache, splice
-from qwenvl_edge.backends.checks import check_copy, check_placed, check_tokens
+from qwenvl_edge.backends.base import Backend, KVCache, check_placed, splice
+from qwenvl_edge.backends.checks import check_copy, check_tokens
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
 from qwenvl_edge.bundle.files import FileInfo

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qwenvl_edge.backends.checks import check_room, check_tokens
 from qwenvl_edge.backends.kept import cache_bytes
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
 from qwenvl_edge.bundle.manifest import ModelInfo
@@ -185,8 +186,6 @@ class Backend(ABC):
             BackendError: wrong shapes or dtypes, the library failed, or the logits hold NaN or infinity.
             ContextError: the tokens do not fit into the cache.
         """
-        from qwenvl_edge.backends.checks import check_placed, check_tokens  # it imports this module
-
         check_tokens(
             self.model,
             cache,
@@ -256,14 +255,6 @@ class Backend(ABC):
         """Fill a cache's memory with zeros."""
 
 
-def check_room(cache: KVCache, needed: int) -> None:
-    """Check that `needed` tokens fit into a row of the cache. Raises ContextError that says by how many they do not."""
-    if needed > cache.capacity:
-        raise ContextError(
-            f"{needed:,} tokens do not fit into a KV cache of {cache.capacity:,}: {needed - cache.capacity:,} too many."
-        )
-
-
 def check_finite(values: FloatArray, stage: str) -> None:
     """Check a graph's output, which `stage` names in the message ("logits").
 
@@ -275,6 +266,23 @@ def check_finite(values: FloatArray, stage: str) -> None:
             f"the {stage} hold NaN or infinity: the weights or the input are broken, or the precision overflows; "
             "check the bundle with `qwenvl verify`."
         )
+
+
+def check_placed(pictures: Sequence[Placed], tokens: int, features_type: type[Features]) -> None:
+    """Check the pictures of a call of `tokens` tokens.
+
+    Raises:
+        BackendError: features are not of `features_type`, or lie outside the call or their picture.
+    """
+    for picture in pictures:
+        if not isinstance(picture.features, features_type):
+            raise BackendError("the pictures have features of another backend; encode them with this one.")
+        at, first, count = picture.at, picture.first, picture.count
+        if min(at, first, count - 1) < 0 or at + count > tokens or first + count > len(picture.features):
+            raise BackendError(
+                f"features {first}..{first + count - 1} at token {at} do not fit {tokens} tokens and "
+                f"{len(picture.features)} rows of features."
+            )
 
 
 def check_features(features: Features, rows: int, features_type: type[Features]) -> None:

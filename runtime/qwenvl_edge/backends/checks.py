@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.base import Features, KVCache, Placed, check_room
 from qwenvl_edge.bundle.contract import (
     INPUTS_EMBEDS,
     LOGITS_INDICES,
@@ -18,11 +17,19 @@ from qwenvl_edge.bundle.contract import (
     WRITE_INDICES,
 )
 from qwenvl_edge.bundle.manifest import ModelInfo
-from qwenvl_edge.errors import BackendError
+from qwenvl_edge.errors import BackendError, ContextError
 from qwenvl_edge.families.base import RotaryRows
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+
+class CacheSize(Protocol):
+    """The size of a KV cache, as KVCache has it: rows, tokens that fit into each, and tokens in the longest."""
+
+    batch: int
+    capacity: int
+    length: int
 
 
 def check_cache_size(batch: int, capacity: int) -> None:
@@ -44,7 +51,7 @@ def check_pixels(pixel_values: FloatArray, side: int) -> None:
 
 def check_tokens(
     model: ModelInfo,
-    cache: KVCache,
+    cache: CacheSize,
     *,
     inputs_embeds: FloatArray,
     rotary: RotaryRows,
@@ -73,24 +80,15 @@ def check_tokens(
     _check_range(LOGITS_INDICES, logits_indices, tokens, "the tokens of this call")
 
 
-def check_placed(pictures: Sequence[Placed], tokens: int, features_type: type[Features]) -> None:
-    """Check the pictures of a call of `tokens` tokens.
-
-    Raises:
-        BackendError: features are not of `features_type`, or lie outside the call or their picture.
-    """
-    for picture in pictures:
-        if not isinstance(picture.features, features_type):
-            raise BackendError("the pictures have features of another backend; encode them with this one.")
-        at, first, count = picture.at, picture.first, picture.count
-        if min(at, first, count - 1) < 0 or at + count > tokens or first + count > len(picture.features):
-            raise BackendError(
-                f"features {first}..{first + count - 1} at token {at} do not fit {tokens} tokens and "
-                f"{len(picture.features)} rows of features."
-            )
+def check_room(cache: CacheSize, needed: int) -> None:
+    """Check that `needed` tokens fit into a row of the cache. Raises ContextError that says by how many they do not."""
+    if needed > cache.capacity:
+        raise ContextError(
+            f"{needed:,} tokens do not fit into a KV cache of {cache.capacity:,}: {needed - cache.capacity:,} too many."
+        )
 
 
-def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
+def check_copy(source: CacheSize, target: CacheSize, tokens: int, row: int) -> None:
     """Check the arguments of copy_cache.
 
     Raises:
