@@ -21,7 +21,7 @@ import torch
 from common import arguments, conditions, finish, ratio, spread
 
 from qwenvl_edge.decoding.sampler import Sampler
-from qwenvl_edge.inputs.sampling_params import SamplingParams
+from qwenvl_edge.inputs.options import SamplingParams
 
 VOCABULARY = 151_936
 OTHERS: dict[str, dict[str, Any]] = {

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from qwenvl_edge.families.boxes import Box, Quad, Ref, to_grid, to_pixels
     from qwenvl_edge.inputs.camera import Frame, FrameSource
     from qwenvl_edge.inputs.cancel import CancelToken
-    from qwenvl_edge.inputs.messages import Turn
     from qwenvl_edge.inputs.pictures import Picture, load_picture
+    from qwenvl_edge.inputs.prompt import Turn
     from qwenvl_edge.replies.reply import Reply, Stats, TokenLogprob
     from qwenvl_edge.replies.stream import Stream
 
@@ -36,7 +36,7 @@ _HOMES = {
     "Bundle": "bundle.bundle",
     "CancelToken": "inputs.cancel",
     "Constraint": "constraints.constraint",
-    "Turn": "inputs.messages",
+    "Turn": "inputs.prompt",
     "QwenVLEngine": "engine",
     "BackendError": "errors",
     "BundleError": "errors",

@@ -16,8 +16,8 @@ from qwenvl_edge.decoding.scheduler import answer_all
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import open_family
-from qwenvl_edge.inputs.messages import Message
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, PictureLoader
+from qwenvl_edge.inputs.prompt import Message
 from qwenvl_edge.inputs.request import Request, RequestBuilder
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 from qwenvl_edge.replies.reply import Reply
@@ -129,7 +129,7 @@ class QwenVLEngine:
         """Answer a message of a conversation.
 
         Args:
-            message: words, or items as `inputs.messages.parse_message` describes; words are never control markup.
+            message: words, or items as `inputs.prompt.parse_message` describes; words are never control markup.
             images: pictures (array, Pillow image, bytes or path) put before the words as "Picture 1:" and so on.
             history: an earlier reply's history, or (message, answer) pairs. Whole turns, oldest first, are left out
                 of the prompt beyond the bundle's window or where they would leave no room for the answer.

@@ -4,6 +4,7 @@ import pytest
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge_export.verification.verify import verify
+from support.crossed import crossed
 from support.paths import ROOT
 from tools.nano.answerers import EngineAnswerer
 from tools.nano.evaluation import ATTRIBUTES, MULTI_PICTURE, evaluate, headline, iou
@@ -38,6 +39,16 @@ def test_the_demo_picture(engine):
     follow_up = engine.chat("What colour is the car?", history=reply.history)
     assert follow_up.text == "Blue."
     assert engine.chat("汽车是什么颜色的?", images=[picture]).text == "蓝色。"
+
+
+def test_an_answer_crosses_few_files(engine):
+    """Counts the runtime's files with functions that run, the backend's own included; nothing is known beforehand."""
+    engine.forget()
+    with crossed() as files:
+        reply = engine.chat("Where is the red mug?", images=[NANO / "demo.png"])
+    assert len(reply.boxes) == 1 and reply.stats.images_encoded == 1
+    assert {"engine.py", "backends/onnxruntime/cpu.py", "decoding/sampler.py", "families/boxes.py"} <= files
+    assert len(files) <= 18, sorted(files)
 
 
 def test_a_raw_prompt_is_continued(engine):

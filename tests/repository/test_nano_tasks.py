@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qwenvl_edge.inputs.messages import parse_message
 from qwenvl_edge.inputs.pictures import load_picture
-from qwenvl_edge.inputs.prompt import PromptBuilder
+from qwenvl_edge.inputs.prompt import PromptBuilder, parse_message
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.paths import ROOT
 from support.scripted import family_of

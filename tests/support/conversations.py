@@ -11,7 +11,7 @@ import numpy as np
 import qwenvl_edge.decoding.decode_loop
 from qwenvl_edge import ContextError
 from qwenvl_edge.decoding.sampler import Sampler
-from qwenvl_edge.inputs.sampling_params import SamplingParams
+from qwenvl_edge.inputs.options import SamplingParams
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (9 + seed, 7, 3), np.uint8) for seed in range(4)]
 WORDS = ["What is it?", "Where?", "And now?", "红色的杯子在哪里?", "Compare them. " * 3, "a"]

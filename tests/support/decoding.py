@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, Placed
-from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.base import Backend, KVCache, Placed
 from qwenvl_edge.families.base import RotaryRows
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.inputs.sampling_params import SamplingParams
+from qwenvl_edge.inputs.options import SamplingParams
 
 # The native core computes in float32 and drops what vanishes beside the likeliest token.
 UNDERFLOW = -87.0

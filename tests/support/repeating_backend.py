@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend
+from qwenvl_edge.backends.base import Backend, KVCache
 from qwenvl_edge.backends.checks import check_copy
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES
 from support.scripted import FAMILY, MODEL, ids
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, check_placed, splice
+from qwenvl_edge.backends.base import Backend, KVCache, check_placed, splice
 from qwenvl_edge.backends.checks import check_copy, check_tokens
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
 from qwenvl_edge.bundle.files import FileInfo

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qwenvl_edge.families.markup import Markup, MarkupReader
+from qwenvl_edge.families.boxes import Markup, MarkupReader
 from tools.nano.drawing import render
 from tools.nano.pools import EVALUATION_SEED
 from tools.nano.scenes import Box, Scene, change_scene, sample_scene

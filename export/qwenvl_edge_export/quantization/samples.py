@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from qwenvl_edge.errors import ImageError, QwenVLError
-from qwenvl_edge.inputs.messages import Text
 from qwenvl_edge.inputs.pictures import Picture, load_picture
+from qwenvl_edge.inputs.prompt import Text
 from qwenvl_edge_export.verification.cases import Case, CaseBuilder
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -18,9 +18,8 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.families import open_family
 from qwenvl_edge.families.base import Family
-from qwenvl_edge.inputs.messages import Part, Text, Turn, parse_message
 from qwenvl_edge.inputs.pictures import Picture, load_picture, pixel_values
-from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder
+from qwenvl_edge.inputs.prompt import Part, Prompt, PromptBuilder, Text, Turn, parse_message
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import DefaultPrompts

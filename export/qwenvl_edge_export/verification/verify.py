@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.base import KVCache
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.session import can_run, missing, vision_graph
 from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, BackendOptions, select_backend

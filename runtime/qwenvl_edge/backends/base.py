@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.checks import check_finite, check_room, check_tokens
-from qwenvl_edge.backends.kv_cache import KVCache, cache_bytes
+from qwenvl_edge.backends.checks import check_room, check_tokens
+from qwenvl_edge.backends.kept import cache_bytes
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
 from qwenvl_edge.bundle.manifest import ModelInfo
-from qwenvl_edge.errors import BackendError
-from qwenvl_edge.families.base import RotaryRows
+from qwenvl_edge.errors import BackendError, ContextError
+from qwenvl_edge.families.base import Positions, RotaryRows
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 
 FloatArray = npt.NDArray[np.float32]
@@ -32,6 +32,47 @@ class BackendLimits:
 
     max_context: int | None = None
     max_batch: int | None = None
+
+
+class KVCache:
+    """Keys and values of `batch` rows with room for `capacity` tokens each.
+
+    Keys are cached after rotary embedding, so a prompt may continue a cache only if its positions have an equal key:
+    that of the last `reset`. A batch's rows may have different positions; its cache has no key.
+
+    length: tokens in use (of the longest row); the backend sets it at every decode. key: that of the positions of the
+    last reset. buffers: the backend's own memory, opaque to everyone else.
+    """
+
+    def __init__(self, model: ModelInfo, *, batch: int, capacity: int, buffers: Any = None):
+        self.model = model
+        self.batch = batch
+        self.capacity = capacity
+        self.buffers = buffers
+        self.length = 0
+        self.key: Hashable = None
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens at most."""
+        self.length = min(self.length, length)
+
+    def reset(self, positions: Positions, *, keep: int = 0) -> None:
+        """Begin a prompt with some positions and keep the first `keep` tokens.
+
+        Nothing is kept if their key differs from the last reset's.
+
+        Raises:
+            ContextError: the prompt is longer than the capacity.
+        """
+        if positions.length > self.capacity:
+            raise ContextError(
+                f"the prompt has {positions.length:,} tokens, {positions.length - self.capacity:,} more than the KV "
+                f"cache holds ({self.capacity:,}); shorten it or open a larger cache."
+            )
+        self.truncate(keep)
+        if positions.key != self.key:
+            self.length = 0
+            self.key = positions.key
 
 
 class Features(Protocol):
@@ -212,6 +253,19 @@ class Backend(ABC):
     @abstractmethod
     def _clear(self, cache: KVCache) -> None:
         """Fill a cache's memory with zeros."""
+
+
+def check_finite(values: FloatArray, stage: str) -> None:
+    """Check a graph's output, which `stage` names in the message ("logits").
+
+    Raises:
+        BackendError: `values` holds NaN or infinity.
+    """
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"the {stage} hold NaN or infinity: the weights or the input are broken, or the precision overflows; "
+            "check the bundle with `qwenvl verify`."
+        )
 
 
 def check_placed(pictures: Sequence[Placed], tokens: int, features_type: type[Features]) -> None:

@@ -1,11 +1,12 @@
-"""Checks of what backends are given and of what graphs return. Each raises an error of one sentence."""
+"""Checks of what backends are given. Each raises an error of one sentence."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.contract import (
     INPUTS_EMBEDS,
     LOGITS_INDICES,
@@ -21,6 +22,14 @@ from qwenvl_edge.families.base import RotaryRows
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+
+class CacheSize(Protocol):
+    """The size of a KV cache, as KVCache has it: rows, tokens that fit into each, and tokens in the longest."""
+
+    batch: int
+    capacity: int
+    length: int
 
 
 def check_cache_size(batch: int, capacity: int) -> None:
@@ -42,7 +51,7 @@ def check_pixels(pixel_values: FloatArray, side: int) -> None:
 
 def check_tokens(
     model: ModelInfo,
-    cache: KVCache,
+    cache: CacheSize,
     *,
     inputs_embeds: FloatArray,
     rotary: RotaryRows,
@@ -71,7 +80,7 @@ def check_tokens(
     _check_range(LOGITS_INDICES, logits_indices, tokens, "the tokens of this call")
 
 
-def check_room(cache: KVCache, needed: int) -> None:
+def check_room(cache: CacheSize, needed: int) -> None:
     """Check that `needed` tokens fit into a row of the cache. Raises ContextError that says by how many they do not."""
     if needed > cache.capacity:
         raise ContextError(
@@ -79,7 +88,7 @@ def check_room(cache: KVCache, needed: int) -> None:
         )
 
 
-def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
+def check_copy(source: CacheSize, target: CacheSize, tokens: int, row: int) -> None:
     """Check the arguments of copy_cache.
 
     Raises:
@@ -92,19 +101,6 @@ def check_copy(source: KVCache, target: KVCache, tokens: int, row: int) -> None:
     if not 0 <= tokens <= min(source.length, target.capacity):
         raise BackendError(
             f"cannot copy {tokens:,} tokens of a cache that holds {source.length:,} into one of {target.capacity:,}."
-        )
-
-
-def check_finite(values: FloatArray, stage: str) -> None:
-    """Check a graph's output, which `stage` names in the message ("logits").
-
-    Raises:
-        BackendError: `values` holds NaN or infinity.
-    """
-    if not np.isfinite(values).all():
-        raise BackendError(
-            f"the {stage} hold NaN or infinity: the weights or the input are broken, or the precision overflows; "
-            "check the bundle with `qwenvl verify`."
         )
 
 

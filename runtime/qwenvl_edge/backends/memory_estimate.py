@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwenvl_edge.backends.kept import FEATURES_KEPT, MEMORY_MB, conversations_kept
-from qwenvl_edge.backends.kv_cache import cache_bytes
+from qwenvl_edge.backends.kept import FEATURES_KEPT, MEMORY_MB, cache_bytes, conversations_kept
 from qwenvl_edge.backends.onnxruntime.session import cache_item_bytes, fastest_dialect, weight_bytes
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA

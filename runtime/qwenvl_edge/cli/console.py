@@ -14,8 +14,8 @@ from typing import Any
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import ImageError, QwenVLError
-from qwenvl_edge.inputs.messages import Turn
 from qwenvl_edge.inputs.pictures import Picture, load_picture
+from qwenvl_edge.inputs.prompt import Turn
 from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.replies.stream import Stream

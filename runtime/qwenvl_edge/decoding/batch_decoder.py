@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.base import KVCache
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder, TokenSequence
 from qwenvl_edge.families.base import Positions
 

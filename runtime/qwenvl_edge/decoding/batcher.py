@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_edge.decoding.pipeline import Answerer
 from qwenvl_edge.decoding.scheduler import Job, Scheduler
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge.inputs.messages import Message
+from qwenvl_edge.inputs.prompt import Message
 from qwenvl_edge.inputs.request import RequestBuilder
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 

@@ -13,8 +13,8 @@ from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sampler import Sampler
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder, TokenSequence
 from qwenvl_edge.inputs.options import GenerationOptions
+from qwenvl_edge.replies.answer_writer import AnswerWriter
 from qwenvl_edge.replies.reply import FinishReason, TokenLogprob
-from qwenvl_edge.replies.text_writer import AnswerWriter
 
 FloatArray = npt.NDArray[np.float32]
 _NOTHING = np.empty(0, np.int64)

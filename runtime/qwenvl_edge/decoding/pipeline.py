@@ -1,10 +1,12 @@
-"""A request becomes a reply: pictures encoded, prompt prefilled, tokens generated."""
+"""A request becomes a reply: callers take turns, pictures are encoded, the prompt prefilled, tokens generated."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,17 +15,85 @@ import numpy.typing as npt
 from qwenvl_edge.backends.base import Backend, Features, check_features
 from qwenvl_edge.backends.kept import FEATURES_KEPT
 from qwenvl_edge.decoding.decode_loop import Generation
-from qwenvl_edge.decoding.fair_lock import Turns
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
+from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.inputs.pictures import Picture
 from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.inputs.tokenizer import Tokenizer
-from qwenvl_edge.replies.reply import Reply, Stats, make_reply
-from qwenvl_edge.replies.text_writer import AnswerWriter
+from qwenvl_edge.replies.answer_writer import AnswerWriter, make_reply
+from qwenvl_edge.replies.reply import Reply, Stats
 
 FloatArray = npt.NDArray[np.float32]
+_POLL_S = 0.02  # how often a waiting caller looks whether it was cancelled, which may come from a signal
+
+
+class Turns:
+    """A fair lock: first come, first served; waiting can be given up.
+
+    Another thread than the one that took it may release it, also the garbage collector in the middle of `take`: it ends
+    a forgotten stream in whichever thread it runs.
+    """
+
+    def __init__(self) -> None:
+        self._state = threading.RLock()
+        self._waiting: deque[threading.Event] = deque()
+        self._busy = False
+        self._owner: int | None = None
+
+    @contextlib.contextmanager
+    def take(self, give_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+        """Wait for the turn, hold it for the `with` block and yield True; yield False if `give_up` came true before.
+
+        Raises:
+            QwenVLError: this thread holds the turn already.
+        """
+        if self._owner == threading.get_ident():
+            raise QwenVLError("a stream of this engine is still open in this thread; read it to its end or close it.")
+        if not self._acquire(give_up):
+            yield False
+            return
+        self._owner = threading.get_ident()
+        try:
+            yield True
+        finally:
+            self._owner = None
+            self._release()
+
+    def _acquire(self, give_up: Callable[[], bool]) -> bool:
+        mine = threading.Event()
+        with self._state:
+            self._waiting.append(mine)
+            self._pass_on()
+        try:
+            while not mine.wait(_POLL_S):
+                if give_up():
+                    return self._leave(mine)
+                with self._state:
+                    self._pass_on()
+        except BaseException:  # KeyboardInterrupt
+            if self._leave(mine):
+                self._release()
+            raise
+        return True
+
+    def _leave(self, mine: threading.Event) -> bool:
+        """Stop waiting; return whether the turn came nevertheless."""
+        with self._state:
+            if not mine.is_set():
+                self._waiting.remove(mine)
+            return mine.is_set()
+
+    def _release(self) -> None:
+        with self._state:
+            self._busy = False
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if not self._busy and self._waiting:
+            self._busy = True
+            self._waiting.popleft().set()
 
 
 class FeatureCache:

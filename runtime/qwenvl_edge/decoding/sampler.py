@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.inputs.sampling_params import SamplingParams
+from qwenvl_edge.inputs.options import SamplingParams
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 Logits = npt.NDArray[Any]

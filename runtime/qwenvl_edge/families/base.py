@@ -14,10 +14,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.families import boxes
-from qwenvl_edge.families.boxes import GridShape, Points
-
 FloatArray = npt.NDArray[np.float32]
+Points: TypeAlias = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,20 @@ class Positions(ABC):
     @abstractmethod
     def rows(self, start: int, count: int) -> RotaryRows:
         """Return the rows of `count` sequence indices from `start` on, with B = 1."""
+
+
+@dataclass(frozen=True)
+class GridShape:
+    """A box (2 points) or quad (4) as a model writes it; `offset` is its place in the clean text, `source` its markup.
+
+    ref: number of the label that it follows, in the reader's `labels`; None if it has none.
+    """
+
+    label: str
+    points: tuple[tuple[int, int], ...]
+    offset: int
+    source: str
+    ref: int | None = None
 
 
 class PlaceReader(ABC):
@@ -278,6 +290,6 @@ class Family(ABC):
     def box_grammar(self) -> str:
         """Return a Lark grammar of one or more boxes, with or without labels; <[id]> is a control token."""
 
+    @abstractmethod
     def to_pixels(self, points: Points, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
         """Scale points as the model writes them to pixels of a picture of `size` (width, height)."""
-        return boxes.to_pixels(points, size)

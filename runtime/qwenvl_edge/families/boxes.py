@@ -1,31 +1,22 @@
-"""Boxes and quads: from the grid that a model writes to pixels of the original picture, and back.
+"""Boxes and quads: read from an answer's text, and scaled to pixels of the original picture and back.
 
-A grid value g lies at g / 1000 * side pixels.
+An answer says `<ref>label</ref><box>(x1,y1),(x2,y2)</box>`; several boxes may follow one label. Numbers are integers on
+a grid of 0..999 over each side of the picture (arXiv 2308.12966, section 3): a grid value g lies at g / 1000 * side
+pixels.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+
+from qwenvl_edge.families.base import GridShape, PlaceReader, Points
 
 GRID = 1000
-
-Points: TypeAlias = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class GridShape:
-    """A box (2 points) or quad (4) as a model writes it; `offset` is its place in the clean text, `source` its markup.
-
-    ref: number of the label that it follows, in the reader's `labels`; None if it has none.
-    """
-
-    label: str
-    points: tuple[tuple[int, int], ...]
-    offset: int
-    source: str
-    ref: int | None = None
+_POINT = r"\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)\s*"
+_BOX = re.compile(",".join([_POINT] * 2))
+_QUAD = re.compile(",".join([_POINT] * 4))
 
 
 @dataclass(frozen=True)
@@ -121,3 +112,148 @@ def refs_of(labels: Mapping[int, str], shapes: Sequence[GridShape], places: Sequ
         own = [place for shape, place in zip(shapes, places, strict=True) if shape.ref == number]
         found.append(Ref(label, boxes_of(own), quads_of(own)))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Markup:
+    """The tag names of a model's grounding markup, without brackets: <ref>, <box>, <quad>."""
+
+    ref: str = "ref"
+    box: str = "box"
+    quad: str = "quad"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All opening and closing tags."""
+        return tuple(tag for name in (self.ref, self.box, self.quad) for tag in (f"<{name}>", f"</{name}>"))
+
+
+class MarkupReader(PlaceReader):
+    """Reads an answer with grounding markup; a torn tag is held back until whole.
+
+    `malformed` are bad numbers and tags left open or closed twice.
+    """
+
+    def __init__(self, markup: Markup) -> None:
+        self._markup = markup
+        self._tag = re.compile("|".join(map(re.escape, markup.tags)))
+        self._pending = ""
+        self._open: str | None = None
+        self._body = ""
+        self._label: int | None = None
+        self._length = 0
+        self.shapes: list[GridShape] = []
+        self.labels: list[str] = []
+        self.malformed: list[str] = []
+
+    def feed(self, text: str) -> str:
+        """See PlaceReader.feed."""
+        self._pending += text
+        clean = []
+        start = 0
+        for match in self._tag.finditer(self._pending):
+            clean.append(self._text(self._pending[start : match.start()]))
+            clean.append(self._take_tag(match.group()))
+            start = match.end()
+        held = self._torn_tag_length(start)
+        end = len(self._pending) - held
+        clean.append(self._text(self._pending[start:end]))
+        self._pending = self._pending[end:]
+        return "".join(clean)
+
+    def mark(self, label: str) -> int:
+        """See PlaceReader.mark."""
+        self._reject_open()
+        self._label = len(self.labels)
+        self.labels.append(label.strip())
+        self._length += len(label)
+        return len(label)
+
+    def finish(self) -> str:
+        """See PlaceReader.finish."""
+        rest = self._text(self._pending)
+        self._pending = ""
+        self._reject_open()
+        return rest
+
+    def _torn_tag_length(self, start: int) -> int:
+        at = self._pending.rfind("<", start)
+        if at < 0:
+            return 0
+        tail = self._pending[at:]
+        return len(tail) if any(tag.startswith(tail) for tag in self._markup.tags) else 0
+
+    def _text(self, text: str) -> str:
+        if self._open is not None:
+            self._body += text
+        elif text.strip():
+            self._label = None  # only a box directly after a label carries it
+        if self._open in (self._markup.box, self._markup.quad):
+            return ""
+        self._length += len(text)
+        return text
+
+    def _take_tag(self, tag: str) -> str:
+        name = tag.strip("</>")
+        if not tag.startswith("</"):
+            self._reject_open()
+            self._open, self._body = name, ""
+            if name == self._markup.ref:
+                self._label = None
+        elif self._open != name:
+            self._reject_open()
+            self.malformed.append(tag)
+        else:
+            self._close(name)
+        return ""
+
+    def _close(self, name: str) -> None:
+        if name == self._markup.ref:
+            self._label = len(self.labels)
+            self.labels.append(self._body.strip())
+        else:
+            points = parse_points(self._body, corners=2 if name == self._markup.box else 4)
+            source = f"<{name}>{self._body}</{name}>"
+            if points is None:
+                self.malformed.append(source)
+            else:
+                label = "" if self._label is None else self.labels[self._label]
+                self.shapes.append(GridShape(label, points, self._length, source, self._label))
+        self._open = None
+
+    def _reject_open(self) -> None:
+        if self._open is not None:
+            self.malformed.append(f"<{self._open}>{self._body}")
+            self._open = None
+
+
+def parse_points(text: str, *, corners: int) -> tuple[tuple[int, int], ...] | None:
+    """Return the `corners` (2 or 4) points of "(x1,y1),(x2,y2)...", or None if the text is not of that form."""
+    match = (_BOX if corners == 2 else _QUAD).fullmatch(text)
+    if match is None:
+        return None
+    numbers = [int(group) for group in match.groups()]
+    if max(numbers) > GRID:
+        return None
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def format_points(points: Points) -> str:
+    """Return grid points in the model's notation: "(x1,y1),(x2,y2)"."""
+    return ",".join(f"({x},{y})" for x, y in points)
+
+
+def box_grammar(markup: Markup, special_tokens: Mapping[str, int]) -> str:
+    """Return the Lark grammar of one or more boxes on the grid 0..999; control tokens are written as <[id]>."""
+
+    def tag(name: str) -> str:
+        return f"<[{special_tokens[name]}]>"
+
+    ref, box = markup.ref, markup.box
+    return rf"""
+        start: item+
+        item: ({tag(f"<{ref}>")} LABEL {tag(f"</{ref}>")})? box+
+        box: {tag(f"<{box}>")} "(" NUMBER "," NUMBER "),(" NUMBER "," NUMBER ")" {tag(f"</{box}>")}
+        NUMBER: /0|[1-9][0-9]{{0,2}}/
+        LABEL: /[^<>\n]{{1,80}}/
+    """

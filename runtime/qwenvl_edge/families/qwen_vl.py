@@ -17,13 +17,12 @@ from qwenvl_edge.families.base import (
     PictureIds,
     PictureLayout,
     Piece,
+    Points,
     Preprocessing,
     Span,
 )
-from qwenvl_edge.families.boxes import Points
-from qwenvl_edge.families.dynamic_ntk import DynamicNTK, ntk_factor, stretched_base
-from qwenvl_edge.families.markup import Markup, MarkupReader, box_grammar, format_points
-from qwenvl_edge.families.positions import RotaryTable
+from qwenvl_edge.families.boxes import Markup, MarkupReader, box_grammar, format_points, to_pixels
+from qwenvl_edge.families.positions import DynamicNTK, RotaryTable, ntk_factor, stretched_base
 
 # Special tokens in the order of their ids, which follow the BPE ranks directly.
 _EXTRAS = tuple(f"<|extra_{i}|>" for i in range(205))
@@ -255,6 +254,10 @@ class QwenVLFamily(Family):
     def box_grammar(self) -> str:
         """See Family.box_grammar."""
         return box_grammar(self.markup, self.special_tokens)
+
+    def to_pixels(self, points: Points, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+        """See Family.to_pixels; the points lie on the grid."""
+        return to_pixels(points, size)
 
 
 def _wording(wordings: Mapping[str, str], language: str) -> str:

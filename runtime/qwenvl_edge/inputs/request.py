@@ -12,9 +12,20 @@ from qwenvl_edge.constraints.matcher import Matcher, MatcherFactory
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.inputs.cancel import CancelToken
-from qwenvl_edge.inputs.messages import Loader, Message, Part, Region, Text, Turn, parse_history, parse_message
 from qwenvl_edge.inputs.options import GenerationOptions
-from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder, parts_after_pictures
+from qwenvl_edge.inputs.prompt import (
+    Loader,
+    Message,
+    Part,
+    Prompt,
+    PromptBuilder,
+    Region,
+    Text,
+    Turn,
+    parse_history,
+    parse_message,
+    parts_after_pictures,
+)
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

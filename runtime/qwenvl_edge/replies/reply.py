@@ -1,4 +1,4 @@
-"""An answer as the caller gets it (Reply), what it cost (Stats), and how both are made of what was written.
+"""An answer as the caller gets it (Reply), and what it cost (Stats).
 
 A reply holds clean text, places in the pictures, and the history to go on from.
 """
@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.families.base import Family
-from qwenvl_edge.families.boxes import Box, Quad, Ref, boxes_of, place, quads_of, refs_of
-from qwenvl_edge.inputs.messages import Part, Text, Turn
+from qwenvl_edge.families.boxes import Box, Quad, Ref
 from qwenvl_edge.inputs.pictures import Picture
-from qwenvl_edge.inputs.request import Request
+from qwenvl_edge.inputs.prompt import Turn
 from qwenvl_edge.replies.drawing import draw_shapes
-from qwenvl_edge.replies.text_writer import AnswerWriter
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -153,54 +149,3 @@ class Reply:
             "ttft_ms": round(stats.ttft_ms, 3),
             "tokens_per_s": round(stats.tokens_per_s, 3),
         }
-
-
-def make_reply(
-    family: Family,
-    request: Request,
-    writer: AnswerWriter,
-    *,
-    reason: FinishReason,
-    complete: bool | None,
-    stats: Stats,
-    logprobs: tuple[TokenLogprob, ...] | None,
-) -> Reply:
-    """Build the reply to a request from its finished writer: places put into their pictures, history continued."""
-    turn = Turn(request.message, writer.raw_text)
-    kept = request.history[len(request.history) - request.prompt.turns :]
-    pictures = next((each.pictures for each in (turn, *reversed(kept)) if each.pictures), ())
-    malformed = list(writer.malformed)
-    shapes = list(writer.shapes)
-    if not pictures:
-        malformed += [shape.source for shape in shapes]
-        shapes = []
-    asked = _asked_picture(family, request.message, len(pictures))
-    images = [_named_picture(family, writer.text_before(shape), len(pictures), asked) for shape in shapes]
-    places = place(shapes, images, [picture.size for picture in pictures], family.to_pixels)
-    return Reply(
-        text=writer.text,
-        raw_text=writer.raw_text,
-        boxes=boxes_of(places),
-        quads=quads_of(places),
-        refs=refs_of(writer.labels, shapes, places),
-        malformed=tuple(malformed),
-        pictures=pictures,
-        history=(*request.history, turn) if request.is_chat else (),
-        finish_reason=reason,
-        stats=stats,
-        complete=complete,
-        logprobs=logprobs,
-    )
-
-
-def _asked_picture(family: Family, message: Sequence[Part], count: int) -> int:
-    """Return the index of the one picture that the question names, else of the last one."""
-    named = set(family.named_pictures("\n".join(part.text for part in message if isinstance(part, Text))))
-    number = named.pop() if len(named) == 1 else count
-    return number - 1 if 1 <= number <= count else count - 1
-
-
-def _named_picture(family: Family, text_before: str, count: int, otherwise: int) -> int:
-    """Return the index of the picture that the answer named last before a shape, or `otherwise`."""
-    named = family.named_pictures(text_before)
-    return named[-1] - 1 if named and 1 <= named[-1] <= count else otherwise

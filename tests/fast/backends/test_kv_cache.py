@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from qwenvl_edge.backends.kv_cache import KVCache, cache_bytes
+from qwenvl_edge.backends.base import KVCache
+from qwenvl_edge.backends.kept import cache_bytes
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import ContextError
 from support.scripted import family_of

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qwenvl_edge.backends.kv_cache import cache_bytes
+from qwenvl_edge.backends.kept import cache_bytes
 from qwenvl_edge.decoding.sampler import Sampler
 from qwenvl_edge.errors import BackendError, QwenVLError
 from support.scripted import MODEL, ScriptedBackend, engine, ids

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qwenvl_edge import _core
 from qwenvl_edge.decoding.sampler import Sampler
 from qwenvl_edge.errors import BackendError, PromptError
-from qwenvl_edge.inputs.sampling_params import SamplingParams
+from qwenvl_edge.inputs.options import SamplingParams
 from support.numpy_sampling import chi_square_score, reference, softmax
 
 SETTINGS = [

@@ -6,7 +6,7 @@ import pytest
 from qwenvl_edge import _core
 from qwenvl_edge.decoding.sampler import BFLOAT16, Sampler
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.inputs.sampling_params import SamplingParams
+from qwenvl_edge.inputs.options import SamplingParams
 
 
 @pytest.fixture(params=_core.kernel_variants())

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenvl_edge.families.dynamic_ntk import logn_scale, ntk_factor, stretched_base
-from qwenvl_edge.families.positions import RotaryTable
+from qwenvl_edge.families.positions import RotaryTable, logn_scale, ntk_factor, stretched_base
 from support.scripted import family_of
 
 

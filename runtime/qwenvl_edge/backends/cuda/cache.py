@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwenvl_edge.backends.base import KVCache
 from qwenvl_edge.backends.checks import check_cache_size, check_copy
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.bundle.contract import present_of
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from qwenvl_edge.backends.base import FloatArray, Placed
-from qwenvl_edge.backends.checks import check_finite, check_pixels
+from qwenvl_edge.backends.base import FloatArray, Placed, check_finite
+from qwenvl_edge.backends.checks import check_pixels
 from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues

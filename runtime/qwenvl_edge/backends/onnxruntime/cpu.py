@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, IntArray, Placed, splice
-from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_finite, check_pixels
-from qwenvl_edge.backends.kv_cache import KVCache
+from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, IntArray, KVCache, Placed, check_finite, splice
+from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_pixels
 from qwenvl_edge.backends.onnxruntime.session import (
     cache_note,
     can_run,
@@ -115,7 +114,7 @@ class OnnxRuntimeBackend(Backend):
 
     def encode(self, picture: Picture) -> FloatArray:
         """See Backend.encode."""
-        features: FloatArray = self.encode_pixels(pixel_values(picture, self.family.preprocessing)[None])[0]
+        features: FloatArray = self._encode(pixel_values(picture, self.family.preprocessing)[None])[0]
         return features
 
     def encode_pixels(self, pixels: FloatArray) -> FloatArray:
@@ -125,6 +124,9 @@ class OnnxRuntimeBackend(Backend):
             BackendError: wrong shape or dtype, the library failed, or the features hold NaN or infinity.
         """
         check_pixels(pixels, self.family.preprocessing.image_size)
+        return self._encode(pixels)
+
+    def _encode(self, pixels: FloatArray) -> FloatArray:
         try:
             features: FloatArray = self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixels})[0]
         except Exception as error:

@@ -10,11 +10,10 @@ from typing import Any
 
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, Placed
+from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, KVCache, Placed
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
 from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.cpu import check_inputs
 from qwenvl_edge.backends.onnxruntime.gpu_graphs import Exchange, OrtDecoder, OrtVision
 from qwenvl_edge.backends.onnxruntime.session import cache_note, failed

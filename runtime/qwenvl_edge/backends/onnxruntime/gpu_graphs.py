@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import FloatArray, Inputs, Placed
+from qwenvl_edge.backends.base import FloatArray, Inputs, KVCache, Placed
 from qwenvl_edge.backends.cuda.cache import CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda.encoder import splice
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.onnxruntime.cpu import last_indices
 from qwenvl_edge.backends.onnxruntime.session import failed
 from qwenvl_edge.bundle.contract import (

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.backends.base import Backend, BackendLimits, FloatArray, Inputs, Placed
+from qwenvl_edge.backends.base import Backend, BackendLimits, FloatArray, Inputs, KVCache, Placed
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
 from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.tensorrt.decoder import CacheBuffers, PlanDecoder
 from qwenvl_edge.backends.tensorrt.engine import Refit, TensorRTEngine
 from qwenvl_edge.backends.tensorrt.library import Library

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qwenvl_edge.backends.base import FloatArray, Inputs, Placed
+from qwenvl_edge.backends.base import FloatArray, Inputs, KVCache, Placed
 from qwenvl_edge.backends.cuda.cache import CacheMemory, CacheTensor, row_bytes
 from qwenvl_edge.backends.cuda.encoder import splice
-from qwenvl_edge.backends.kv_cache import KVCache
 from qwenvl_edge.backends.tensorrt.engine import Context, TensorRTEngine
 from qwenvl_edge.bundle.contract import (
     INPUTS_EMBEDS,

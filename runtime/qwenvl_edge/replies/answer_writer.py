@@ -1,13 +1,18 @@
-"""Token ids as they are sampled -> text that can be shown: whole characters, whole tags, no stop words."""
+"""Token ids as they are sampled -> text that can be shown -> the reply.
+
+The text has whole characters, whole tags and no stop words; the reply has its places in the pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from qwenvl_edge.families.base import PlaceReader
-from qwenvl_edge.families.boxes import GridShape
-from qwenvl_edge.inputs.messages import Region, Text
+from qwenvl_edge.families.base import Family, GridShape, PlaceReader
+from qwenvl_edge.families.boxes import boxes_of, place, quads_of, refs_of
+from qwenvl_edge.inputs.prompt import Part, Region, Text, Turn
+from qwenvl_edge.inputs.request import Request
+from qwenvl_edge.replies.reply import FinishReason, Reply, Stats, TokenLogprob
 
 if TYPE_CHECKING:
     from qwenvl_edge.inputs.tokenizer import Tokenizer
@@ -136,3 +141,54 @@ class AnswerWriter:
             return ""
         self._shown = end
         return self._clean[start:end]
+
+
+def make_reply(
+    family: Family,
+    request: Request,
+    writer: AnswerWriter,
+    *,
+    reason: FinishReason,
+    complete: bool | None,
+    stats: Stats,
+    logprobs: tuple[TokenLogprob, ...] | None,
+) -> Reply:
+    """Build the reply to a request from its finished writer: places put into their pictures, history continued."""
+    turn = Turn(request.message, writer.raw_text)
+    kept = request.history[len(request.history) - request.prompt.turns :]
+    pictures = next((each.pictures for each in (turn, *reversed(kept)) if each.pictures), ())
+    malformed = list(writer.malformed)
+    shapes = list(writer.shapes)
+    if not pictures:
+        malformed += [shape.source for shape in shapes]
+        shapes = []
+    asked = _asked_picture(family, request.message, len(pictures))
+    images = [_named_picture(family, writer.text_before(shape), len(pictures), asked) for shape in shapes]
+    places = place(shapes, images, [picture.size for picture in pictures], family.to_pixels)
+    return Reply(
+        text=writer.text,
+        raw_text=writer.raw_text,
+        boxes=boxes_of(places),
+        quads=quads_of(places),
+        refs=refs_of(writer.labels, shapes, places),
+        malformed=tuple(malformed),
+        pictures=pictures,
+        history=(*request.history, turn) if request.is_chat else (),
+        finish_reason=reason,
+        stats=stats,
+        complete=complete,
+        logprobs=logprobs,
+    )
+
+
+def _asked_picture(family: Family, message: Sequence[Part], count: int) -> int:
+    """Return the index of the one picture that the question names, else of the last one."""
+    named = set(family.named_pictures("\n".join(part.text for part in message if isinstance(part, Text))))
+    number = named.pop() if len(named) == 1 else count
+    return number - 1 if 1 <= number <= count else count - 1
+
+
+def _named_picture(family: Family, text_before: str, count: int, otherwise: int) -> int:
+    """Return the index of the picture that the answer named last before a shape, or `otherwise`."""
+    named = family.named_pictures(text_before)
+    return named[-1] - 1 if named and 1 <= named[-1] <= count else otherwise

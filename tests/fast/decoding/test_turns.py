@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from qwenvl_edge import CancelToken
-from qwenvl_edge.decoding.fair_lock import Turns
+from qwenvl_edge.decoding.pipeline import Turns
 from qwenvl_edge.errors import QwenVLError
 from support.scripted import engine
 
