@@ -110,7 +110,7 @@ def measure_bundle(precision: str) -> Callable[[argparse.Namespace], dict[str, A
                 "export_s": exported - began,
                 "load_s": time.perf_counter() - exported,
             }
-            subject = Runtime(backend, prompt + steps)
+            subject = Runtime(backend, bundle, prompt + steps)
             return details | measure_subject(subject, options, checkpoint.family.config, name=precision)
 
     return measure

@@ -180,7 +180,7 @@ class Recorder:
     def get_plugin_registry(self):
         return SimpleNamespace(
             load_library=lambda path: self.loaded.append(path) or "handle",
-            get_creator=lambda name, version, space: (name, version, space) == ("KVCacheAttention", "1", "") or None,
+            get_creator=lambda name, version, space: (name, version, space) == ("KVCacheAttention", "2", "") or None,
         )
 
     def create_builder_config(self):
@@ -220,7 +220,7 @@ def test_a_plan_with_the_plugin(fp16, tmp_path, monkeypatch):
     # This TensorRT says that the timings of the picture side are of another GPU; the decoder goes on with new ones.
     assert recorder.timings == [b"", b"timings", b""]
     assert plan == Plan.open(fp16, "orin")
-    assert (plan.manifest.dialect, plan.manifest.plugin) == ("plugin", "libqwenvl_tensorrt_plugin.so 1")
+    assert (plan.manifest.dialect, plan.manifest.plugin) == ("plugin", "libqwenvl_tensorrt_plugin.so 2")
     assert set(plan.manifest.files) == {VISION_PLAN, DECODER_PLAN, plugin.name}
     assert recorder.previews == [("aliased", True)] * 2
     assert Path(recorder.loaded[0]).name == plugin.name

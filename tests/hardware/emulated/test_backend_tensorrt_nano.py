@@ -101,7 +101,7 @@ def test_answers_that_come_and_go_together(engines):
 def test_an_int8_cache_is_carried_with_its_scales(nano_exports, tmp_path, monkeypatch):
     """Conversations go on in it, batches are copied together, grow and shrink in it."""
     bundle = copy_of(nano_exports(kv_cache="int8"), tmp_path / "bundle")
-    plans.write_plan(bundle, limits=LIMITS, plugin="libkvcache.so 1")
+    plans.write_plan(bundle, limits=LIMITS, plugin="libkvcache.so 2")
     plans.install(monkeypatch, Machine())
     standard = OnnxRuntimeBackend(bundle, threads=1, dialect=STANDARD)
     engines = [QwenVLEngine(bundle, backend=b, max_context=LIMITS.max_context) for b in ("tensorrt", standard)]
@@ -117,7 +117,7 @@ def test_an_int8_cache_is_carried_with_its_scales(nano_exports, tmp_path, monkey
 
 
 def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monkeypatch):
-    """Dynamic NTK changes the rotary tables at 2,048 tokens; the driver has to bring the new ones, then the old."""
+    """Dynamic NTK changes the rotary tables at 2,048 tokens; the rows of both are sent."""
     folder = bundle.path / "plans" / "long"
     if not folder.exists():
         plans.write_plan(bundle, "long", limits=PlanLimits(2304, 1, 1, 256))

@@ -99,7 +99,7 @@ import sys
 import tensorrt_rtx_bindings as trt
 registry = trt.get_plugin_registry()
 registry.load_library(sys.argv[1])
-creator = registry.get_creator("KVCacheAttention", "1", "")
+creator = registry.get_creator("KVCacheAttention", "2", "")
 fields = [trt.PluginField(name, __import__("numpy").array([value], dtype="int32"), trt.PluginFieldType.INT32)
           for name, value in (("num_heads", 4), ("num_kv_heads", 2), ("head_dim", 64), ("int8_cache", 1))]
 plugin = creator.create_plugin("attention", trt.PluginFieldCollection(fields), trt.TensorRTPhase.BUILD)

@@ -174,7 +174,8 @@ class PlanDecoder:
         while start < tokens:
             inside = wanted[(wanted >= start) & (wanted < start + largest.tokens[2])]
             end = min(start + largest.tokens[2], tokens, *inside[largest.rows[2] :].tolist())
-            piece = {name: inputs[name][:, start:end] for name in _PER_TOKEN if name in inputs}
+            # A captured step holds the inputs' addresses, so every call has them in the same order.
+            piece = {name: array[:, start:end] if name in _PER_TOKEN else array for name, array in inputs.items()}
             piece[WRITE_INDICES] = inputs[WRITE_INDICES] + start
             piece[LOGITS_INDICES] = inside[None, inside < end] - start
             logits.append(self.run(cache, piece, list(_within(pictures, start, end))))

@@ -73,7 +73,7 @@ def test_the_engine_of_something_else(own_bundle, open_backend):
 def test_the_plugin_is_registered_once_before_the_engines_are_loaded(tiny_bundle, tmp_path, open_backend):
     shutil.copytree(tiny_bundle.path, tmp_path / "own")
     bundle = Bundle.open(tmp_path / "own")
-    folder = plans.write_plan(bundle, plugin="libkvcache.so 1")
+    folder = plans.write_plan(bundle, plugin="libkvcache.so 2")
     plans.edit_engine(bundle, "decoder.plan", aliases={})  # a plugin's aliases are not TensorRT's
     backend, _ = open_backend(bundle)
     library = installed_libraries()[0]
