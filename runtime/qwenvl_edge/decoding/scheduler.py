@@ -248,6 +248,8 @@ def answer_all(answerer: Answerer, requests: Sequence[tuple[Request, Control]], 
     Raises:
         QwenVLError: the error of one of them; the others are dropped.
     """
+    if not requests:
+        return []
     jobs = [Job(answerer.work(request, control)) for request, control in requests]
     with answerer.turns.take(lambda: all(job.work.control.reason is not None for job in jobs)):
         _answer_jobs(answerer, jobs, rows)
