@@ -82,6 +82,8 @@ def test_the_decoder_is_the_same(bundle, tmp_path):
         "logits_indices": np.array([[0, 4], [1, 2]]),
     }
     expected = ort.InferenceSession(bundle.file("decoder.onnx"), providers=["CPUExecutionProvider"])
+    if "query_scale" not in {node.name for node in expected.get_inputs()}:
+        del inputs["query_scale"]  # a family without log-n
     for node in expected.get_inputs():
         if node.name.startswith("past_key_values."):
             shape = (2, dims.num_heads, CAPACITY, *node.shape[3:])

@@ -13,7 +13,7 @@ from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
 from qwenvl_edge.machine.memory import available_bytes
 
-_PROCESS_BYTES = 44 << 20  # Python with NumPy, Pillow and ONNX Runtime
+_PROCESS_BYTES = 32 << 20  # Python with NumPy, Pillow, ONNX Runtime and the vocabulary
 _LOGITS_ITEM = 4
 
 

@@ -67,7 +67,7 @@ class IPluginRegistry:
             return None
         self.loaded.append(plugin_path)
         if Path(plugin_path).read_bytes() == PLUGIN:
-            self.creators.add(("KVCacheAttention", "1", ""))
+            self.creators.add(("KVCacheAttention", "2", ""))
         return object()
 
     def get_creator(self, type, version, plugin_namespace=""):
