@@ -10,7 +10,6 @@ from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BackendError
 from support.decoding import assert_same, both, decode, embeds, noise, rotary
 from support.dialects import RUNNABLE
-from support.standin import plans
 
 pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")
 HIDDEN, SIZE = 256, 56
