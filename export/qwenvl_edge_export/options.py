@@ -27,7 +27,7 @@ VISION_PRECISIONS = (*FLOATS, "int8", STATIC)
 TARGETS = ("cpu", "gpu")
 _VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
 _BITS = {"int8": 8, "int4": 4}
-# On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token and 0.7 at a prompt (docs/decisions/block-size.md).
+# On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token (docs/decisions/block-size.md).
 _BLOCKS = {"cpu": 128, "gpu": 32}
 
 
