@@ -2,10 +2,10 @@
 
     python benchmarks/before_after.py OTHER [--turns 5] [--json FILE] -- latency.py out/nano --cases none --requests 0
 
-OTHER is a checkout with a virtual environment of its own in .venv. Both run their own copy of the benchmark in their own
-folder, so a relative path after it is looked up in each. The figures are those of the benchmark's last line; a ratio is
-this checkout's over the other's in the same turn, as the median over turns with the least and the greatest. Which of the
-two begins changes from turn to turn. Every other program on the machine should rest.
+OTHER is a checkout with a virtual environment of its own in .venv. Both run their own copy of the benchmark in their
+own folder, so a relative path in its arguments is looked up in each. The figures are those of the benchmark's last
+line; a ratio is this checkout's over the other's in the same turn, as the median over turns with the least and the
+greatest. Which of the two begins changes from turn to turn. Every other program on the machine should rest.
 """
 
 from __future__ import annotations
