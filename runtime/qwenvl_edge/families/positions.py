@@ -82,6 +82,8 @@ def stretched_base(base: float, factor: float, head_dim: int) -> float:
 
 def logn_scale(seq_length: int, start: int, count: int) -> FloatArray:
     """max(1, log(p + 1) / log(seq_length)) of the positions p from `start` on, [count] float32."""
+    if start + count < seq_length:
+        return np.ones(count, np.float32)  # what the formula gives, without its operations at every token
     logarithms: FloatArray = np.log(np.arange(start + 1, start + count + 1, dtype=np.float32))
     scale: FloatArray = np.maximum(logarithms * np.float32(1.0 / math.log(seq_length)), np.float32(1.0))
     return scale
