@@ -17,7 +17,8 @@ struct Sizes {
     std::int32_t capacity;  // C
 };
 
-// Pointers are device memory. A plain struct of fixed layout, because ctypes fills it too (tests/hardware/gpu/kernels.py).
+// Pointers are device memory. A plain struct of fixed layout, because ctypes fills it too
+// (tests/support/kv_cache_attention.py).
 struct Arguments {
     Sizes sizes;
     FloatType float_type;
