@@ -82,8 +82,11 @@ def stretched_base(base: float, factor: float, head_dim: int) -> float:
 
 def logn_scale(seq_length: int, start: int, count: int) -> FloatArray:
     """max(1, log(p + 1) / log(seq_length)) of the positions p from `start` on, [count] float32."""
+    scale: FloatArray
     if start + count < seq_length:
-        return np.ones(count, np.float32)  # what the formula gives, without its operations at every token
+        scale = np.empty(count, np.float32)
+        scale.fill(1.0)  # what the formula gives, without its operations at every token
+        return scale
     logarithms: FloatArray = np.log(np.arange(start + 1, start + count + 1, dtype=np.float32))
-    scale: FloatArray = np.maximum(logarithms * np.float32(1.0 / math.log(seq_length)), np.float32(1.0))
+    scale = np.maximum(logarithms * np.float32(1.0 / math.log(seq_length)), np.float32(1.0))
     return scale
