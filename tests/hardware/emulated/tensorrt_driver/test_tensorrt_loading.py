@@ -87,8 +87,8 @@ def test_the_plugin_is_registered_once_before_the_engines_are_loaded(tiny_bundle
 def test_another_version_of_the_plugins_op(tiny_bundle, tmp_path, open_backend):
     shutil.copytree(tiny_bundle.path, tmp_path / "own")
     bundle = Bundle.open(tmp_path / "own")
-    plans.write_plan(bundle, plugin="libnewer.so 2")
-    with pytest.raises(BackendError, match=r'libnewer\.so" has no KVCacheAttention of version 2; compile this version'):
+    plans.write_plan(bundle, plugin="libnewer.so 3")
+    with pytest.raises(BackendError, match=r'libnewer\.so" has no KVCacheAttention of version 3; compile this version'):
         open_backend(bundle)
 
 
