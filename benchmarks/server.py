@@ -237,6 +237,7 @@ def main() -> None:
         most = CLIENTS[-1]
         headline[f"clients{most}_speedup"] = speedup(samples, most, streamed=False)["median"]
         headline[f"clients{most}_speedup_streamed"] = speedup(samples, most, streamed=True)["median"]
+        headline |= {f"{case}, tokens/s": spread(rates)["median"] for case, rates in samples.items()}
     if counts:
         print(f"{counts['answers']} answers compared, {counts['left']} of them left early: {counts['wrong']} wrong")
     if samples and options.plot:
