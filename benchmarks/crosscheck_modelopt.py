@@ -28,6 +28,7 @@ import torch
 from common import arguments, conditions, finish
 from torch import Tensor, nn
 
+from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork, prompt_alpha
 from qwenvl_edge_export.options import ExportPrecision
@@ -76,7 +77,8 @@ class Subject:
 
     def _sample(self, case: Case, rows: int) -> Sample:
         ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
-        features = self.model.encode_images(torch.from_numpy(case.pixels)) if len(case.pixels) else None
+        pixels = [torch.from_numpy(picture.arrays[PIXEL_VALUES]) for picture in case.pictures]
+        features = self.model.encode_images(torch.cat(pixels)) if pixels else None
         alpha = prompt_alpha(self.checkpoint.family.config, len(case.prompt.ids))
         return Sample(self.model.embed(ids, features)[0], alpha, max(len(case.prompt.ids) - rows, 0))
 

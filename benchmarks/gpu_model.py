@@ -125,7 +125,7 @@ class Compiled(Eager):
             self._caches = torch.zeros(shape, dtype=self.dtype)
             self._places = torch.arange(capacity)
             self._tables = rotary_tables(self._places, config, 1.0)
-            self._q_scale = call_context(config, 0, capacity, 1.0)[1].to(self.dtype)
+            self._q_scale = call_context(config, self._places, 1.0)[1].to(self.dtype)
             self._at = torch.full((1,), prompt)
         self._weights = [_layer_weights(block) for block in model.transformer.h]
         side, hidden = config.vision.image_size, config.hidden_size

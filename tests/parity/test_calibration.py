@@ -28,7 +28,7 @@ from qwenvl_edge_export.quantization import results as kept
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.cases import source_case_builder
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
-from support.reference import load_model
+from support.reference import load_model, pixels_of
 
 INT4 = ExportPrecision.choose("int4", vision="fp32", block=32)
 LAYER_BYTES = (128 * 384 + 128 * 128 + 3 * 128 * 96) * (4 + 1) // 8  # integers, and 32 bits of scale every 32
@@ -393,7 +393,7 @@ def test_a_folder_of_pictures(checkpoint, tmp_path):
     cases = read_samples(tmp_path, builder_of(checkpoint), notes.append)
     assert notes == ["1 of 3 pictures unreadable"]
     assert len(cases) == 8
-    assert all(len(case.pixels) == 1 and len(case.answer) > 5 for case in cases)
+    assert all(len(case.pictures) == 1 and len(case.answer) > 5 for case in cases)
 
 
 def test_pictures_that_are_left_out_are_said(checkpoint, tmp_path):
@@ -448,7 +448,7 @@ def test_lines_with_pictures(checkpoint, tmp_path):
     ]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
     cases = read_samples(tmp_path / "own.jsonl", builder_of(checkpoint))
-    assert [len(case.pixels) for case in cases] == [1, 2, 0]
+    assert [len(case.pictures) for case in cases] == [1, 2, 0]
     assert [len(case.answer) for case in cases] == [7, 1, 1]
 
 
@@ -500,7 +500,8 @@ def test_layers_compute_as_the_model_does(checkpoint, tmp_path):
     for case in cases:
         ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
         with torch.no_grad():
-            embeds = model.embed(ids, model.encode_images(torch.from_numpy(case.pixels)))
+            features = model.encode_images(torch.from_numpy(pixels_of(case))) if case.pictures else None
+            embeds = model.embed(ids, features)
             alpha = ntk_alpha(len(case.prompt.ids), path.family.config.seq_length)
             expected = model.decode(embeds, alpha=alpha)[0][0]
             rows = torch.from_numpy(found[start : start + ids.shape[1]])

@@ -13,7 +13,6 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 from qwenvl_edge_export.families.qwen_vl.reference_vision import resize_positions
-from qwenvl_edge_export.verification.streamed_reference import streamed_network
 from support.decoding import rotary
 from support.dialects import DIALECTS
 from support.random_checkpoint import write_weights
@@ -46,10 +45,10 @@ def pickled_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.fixture(scope="module", params=["safetensors", "pickled", "streamed"])
+@pytest.fixture(scope="module", params=["safetensors", "pickled"])
 def model(request, tiny_checkpoint: Path, pickled_checkpoint: Path) -> QwenVLNetwork:
     checkpoint = Checkpoint.open(pickled_checkpoint if request.param == "pickled" else tiny_checkpoint)
-    return streamed_network(checkpoint) if request.param == "streamed" else load_model(checkpoint)
+    return load_model(checkpoint)
 
 
 @pytest.fixture(scope="module", params=DIALECTS)

@@ -10,16 +10,18 @@ import torch
 
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.verification.cases import builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.verification.limits import overlap
+from qwenvl_edge_export.verification.streamed_reference import StreamedReference
 from qwenvl_edge_export.verification.verify import GREEDY_TOKENS, _Reference, _Side, compare, verify
 from support.dialects import RUNNABLE
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
-from support.reference import load_model
+from support.reference import load_model, pixels_of
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,8 @@ def test_the_builtin_prompts_cover_the_formats(tiny_bundle):
     assert two.prompt.turns == 1
     start = tiny_bundle.manifest.family.config["image_start_id"]
     for case in (text, one, two):
-        assert case.pixels.shape == (len(case.prompt.pictures), 3, 56, 56)
+        assert len(case.pictures) == len(case.prompt.pictures)
+        assert all(picture.arrays[PIXEL_VALUES].shape == (1, 3, 56, 56) for picture in case.pictures)
         assert np.flatnonzero(case.prompt.ids == start).tolist() == [span.start - 1 for span in case.prompt.spans]
         assert len(case.answer) > 10
 
@@ -151,7 +154,7 @@ def test_prompts_above_seq_length_are_part_of_it(exported):
 def test_boxes_are_read_from_answers(tiny_bundle):
     builder = case_builder(tiny_bundle)
     case = builtin_box_case(builder)
-    assert len(case.pixels) == 1 and not len(case.answer)
+    assert len(case.pictures) == 1 and not len(case.answer)
 
     def box(answer):
         return builder.box(builder.case("", (), (), answer).answer.tolist())
@@ -187,9 +190,10 @@ def test_the_drafted_reference_is_pytorchs_own_answer(exported, tmp_path):
     model = load_model(Checkpoint.open(other))
     side = _Side(exported[1], OnnxRuntimeBackend(exported[1], threads=1))
     case = builtin_box_case(case_builder(exported[1]))
-    features = side.backend.encode_pixels(case.pixels)
-    reference = _Reference(model, case, side.answerable)
-    embeds = model.embed(torch.from_numpy(case.prompt.ids)[None], reference.features)
+    features = side.encode(case)
+    reference = _Reference(StreamedReference(Checkpoint.open(other)), case, side.answerable)
+    pixels = torch.from_numpy(pixels_of(case))
+    embeds = model.embed(torch.from_numpy(case.prompt.ids)[None], model.encode_images(pixels))
     expected = model.generate(embeds, GREEDY_TOKENS)
     assert side.answer(case, features) != expected
     assert reference.answer(side, features) == expected

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
 from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults, ModelInfo, Workspace
-from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.base import Family, PictureLayout
 from qwenvl_edge.inputs.prompt import Prompt
 from qwenvl_edge_export.graphs.roles import Decoder, InputGroup, Role, Tensors
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout
@@ -31,28 +35,78 @@ class DefaultPrompts:
     found: str
 
 
-class ReferenceNetwork(nn.Module, ABC):
-    """The family's network in PyTorch; modules are called as the checkpoint's tensors."""
+@dataclass(frozen=True)
+class PictureInputs:
+    """One picture, or clip, as the vision graph takes it.
+
+    arrays: by the names of the graph's inputs. layout: of its features in a prompt.
+    """
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    layout: PictureLayout
+
+    def digest(self) -> str:
+        """SHA-256 over the names, shapes and bytes of the arrays."""
+        total = hashlib.sha256()
+        for name, array in sorted(self.arrays.items()):
+            total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            total.update(np.ascontiguousarray(array).data)
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features [Q, H] of one picture, or clip, in the order of its places in a prompt.
+
+    deepstack: [L, Q, H], added to the picture's rows after each of the first L decoder layers; None in most families.
+    """
+
+    rows: Tensor
+    deepstack: Tensor | None = None
+
+
+class ReferenceVision(nn.Module, ABC):
+    """The picture side of the reference; `InputGroup.module` names modules within it.
+
+    It must compute a picture with little more memory than the picture's activations take: families/streaming.py has
+    each module read its weights when it is called.
+    """
 
     @abstractmethod
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Pictures [N, 3, S, S] -> image features [N, Q, H]."""
-
-    @abstractmethod
-    def embed(self, input_ids: Tensor, features: Tensor | None = None) -> Tensor:
-        """Token ids [B, T] -> [B, T, H], with the features in the pictures' places, in order."""
-
-    @abstractmethod
-    def logits(self, inputs_embeds: Tensor, prompt: Prompt, last: int) -> Tensor:
-        """Logits [B, last, V] of the last positions of embeddings [B, T, H], which begin with those of `prompt`."""
+    def forward(self, picture: PictureInputs) -> ImageFeatures:
+        """Features of one picture; of its arrays, what the host computed of the grid alone is not to be trusted."""
 
 
 class ReferenceLayer(nn.Module, ABC):
     """One decoder layer of the reference with its weights; `DecoderLayer.groups` name modules within it."""
 
     @abstractmethod
-    def forward(self, rows: Tensor, prompt: Prompt) -> Tensor:
-        """Rows [T, H] of a text that begins with `prompt` -> [T, H]."""
+    def forward(self, rows: Tensor, prompt: Prompt, answers: Sequence[int] = ()) -> Tensor:
+        """Rows [T, H] -> [T, H], before deepstack features are added.
+
+        Args:
+            rows: of one text of any length that begins with `prompt`; or where `answers` are given, of the prompt and
+                then of each answer, one after another.
+            prompt: decides the positions.
+            answers: tokens of each answer. An answer sees the prompt and itself: `text_places` and `text_mask`.
+        """
+
+
+def text_places(rows: int, prompt: Prompt, answers: Sequence[int] = ()) -> Tensor:
+    """The place of each row in its text, int64 [T]: answers all begin after the prompt. See ReferenceLayer."""
+    length = len(prompt.ids)
+    if not answers:
+        return torch.arange(rows)
+    return torch.cat([torch.arange(length), *(torch.arange(length, length + count) for count in answers)])
+
+
+def text_mask(rows: int, prompt: Prompt, answers: Sequence[int] = ()) -> Tensor:
+    """The rows that each row sees, bool [T, T], true where row i sees row j. See ReferenceLayer."""
+    places = text_places(rows, prompt, answers)
+    counts = torch.tensor([len(prompt.ids), *answers] if answers else [rows])
+    texts = torch.arange(len(counts)).repeat_interleave(counts)
+    same = (texts[:, None] == texts) | (texts == 0)
+    return same & (places[:, None] >= places)
 
 
 class ExportFamily(ABC):
@@ -88,8 +142,8 @@ class ExportFamily(ABC):
         """The vision graph over the weights of `layout`, in a dialect of bundle/contract.py."""
 
     @abstractmethod
-    def new_network(self) -> ReferenceNetwork:
-        """The reference network without values; to be made under `torch.device("meta")`."""
+    def reference_vision(self, tensors: Tensors) -> ReferenceVision:
+        """The picture side of the reference; it keeps `tensors` and reads its weights when they are needed."""
 
     @abstractmethod
     def reference_layer(self, index: int, tensors: Tensors) -> ReferenceLayer:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from qwenvl_edge.errors import CheckpointError, QwenVLError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.base import ReferenceNetwork
+from qwenvl_edge_export.families.base import ImageFeatures, PictureInputs
 from qwenvl_edge_export.graphs.roles import InputGroup
 from qwenvl_edge_export.options import STATIC, GraphPrecision
 from qwenvl_edge_export.quantization.input_groups import quantized_groups, watch
 from qwenvl_edge_export.quantization.layer_calibration import Scales
 from qwenvl_edge_export.quantization.smoothquant import InputSample, smooth
 from qwenvl_edge_export.verification.cases import Case
-from qwenvl_edge_export.verification.streamed_reference import streamed_network
+from qwenvl_edge_export.verification.streamed_reference import Asked, StreamedReference
 from qwenvl_edge_export.weight_formats import check_finite
 
 _ROWS = 128  # kept of each layer's inputs: the picture side's layers are all watched at once
@@ -37,7 +34,7 @@ class SampleEmbeddings:
         self._cases = cases
         self._seen: dict[InputGroup, InputSample] = {}
         if vision.weights == STATIC:
-            pictures = {_digest(pixels) for case in cases for pixels in case.pixels}
+            pictures = {picture.digest() for case in cases for picture in case.pictures}
             if not pictures:
                 raise QwenVLError(
                     f"none of the calibration samples has a picture, but --vision-precision {STATIC} needs some."
@@ -51,13 +48,12 @@ class SampleEmbeddings:
         Raises:
             CheckpointError: a tensor holds NaN or infinity.
         """
-        network = streamed_network(self._checkpoint)
-        features: dict[bytes, Tensor] = {}
-        with watch(network, {group: sample.add for group, sample in self._seen.items()}):
+        reference = StreamedReference(self._checkpoint)
+        features: dict[str, ImageFeatures] = {}
+        with watch(reference.vision, {group: sample.add for group, sample in self._seen.items()}):
             for case, rows in zip(self._cases, written, strict=True):
-                pictures = [_features(network, pixels, features) for pixels in case.pixels]
-                ids = torch.from_numpy(np.concatenate([case.prompt.ids, case.answer]))[None]
-                embeds = network.embed(ids, torch.stack(pictures) if pictures else None)[0]
+                pictures = [_features(reference, picture, features) for picture in case.pictures]
+                embeds = reference.embed(Asked(case.prompt, pictures, [case.answer]))
                 if not torch.isfinite(embeds).all():
                     self._blame()
                 rows.copy_(embeds)
@@ -82,13 +78,9 @@ class SampleEmbeddings:
         )
 
 
-def _digest(pixels: npt.NDArray[np.float32]) -> bytes:
-    return hashlib.sha256(pixels.data).digest()
-
-
-def _features(network: ReferenceNetwork, pixels: npt.NDArray[np.float32], known: dict[bytes, Tensor]) -> Tensor:
-    """Image features [Q, H] of one picture; the built-in ones are asked about several times."""
-    digest = _digest(pixels)
+def _features(reference: StreamedReference, picture: PictureInputs, known: dict[str, ImageFeatures]) -> ImageFeatures:
+    """The features of one picture; the built-in ones are asked about several times."""
+    digest = picture.digest()
     if digest not in known:
-        known[digest] = network.encode_images(torch.from_numpy(pixels)[None])[0]
+        known[digest] = reference.encode(picture)
     return known[digest]

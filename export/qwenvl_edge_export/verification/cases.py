@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.families import open_family
-from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.base import Family, PictureLayout
 from qwenvl_edge.inputs.pictures import Picture, load_picture, pixel_values
 from qwenvl_edge.inputs.prompt import Part, Prompt, PromptBuilder, Text, Turn, parse_message
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.base import DefaultPrompts
+from qwenvl_edge_export.families.base import DefaultPrompts, PictureInputs
 from qwenvl_edge_export.families.detect import default_prompts
 
 GridBox: TypeAlias = tuple[int, int, int, int]
@@ -34,19 +35,21 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt with its pictures' pixel_values [N, 3, S, S] and the ids of an answer, int64 [M]."""
+    """A prompt with its pictures as the vision graph takes them, in order, and the ids of an answer, int64 [M]."""
 
     name: str
     prompt: Prompt
-    pixels: npt.NDArray[np.float32]
+    pictures: tuple[PictureInputs, ...]
     answer: npt.NDArray[np.int64]
 
     def digest(self) -> str:
         """SHA-256 over the shapes and bytes of all that the model is given; the name does not count."""
         total = hashlib.sha256()
-        for part in (self.prompt.ids, self.answer, self.pixels):
+        for part in (self.prompt.ids, self.answer):
             total.update(f"{part.dtype.str} {part.shape}\n".encode())
             total.update(np.ascontiguousarray(part).data)
+        for picture in self.pictures:
+            total.update(picture.digest().encode())
         return total.hexdigest()
 
 
@@ -69,13 +72,13 @@ class CaseBuilder:
         else:
             prompt = self._prompts.raw([part for turn in history for part in turn.user] + list(parts))
         ids = self._tokenizer.encode(answer, allowed_special=family.markup_tags)
-        return Case(name, prompt, self._pixels(prompt), np.array([*ids, family.end_of_text], np.int64))
+        return Case(name, prompt, self._pictures(prompt), np.array([*ids, family.end_of_text], np.int64))
 
     def box_case(self, name: str, picture: Picture, phrase: str) -> Case:
         """The question where `phrase` is, in the form that boxes were trained in; its answer is left empty."""
         items: list[Mapping[str, object]] = [{"image": picture}, *self._family.grounding_items(phrase)]
         prompt = self._prompts.raw(parse_message(items, (), lambda source, name: load_picture(source, name=name)))
-        return Case(name, prompt, self._pixels(prompt), np.empty(0, np.int64))
+        return Case(name, prompt, self._pictures(prompt), np.empty(0, np.int64))
 
     def box(self, answer: Sequence[int]) -> GridBox | None:
         """The box that an answer to a `box_case` begins with; None if it is none."""
@@ -85,13 +88,16 @@ class CaseBuilder:
         points = reader.shapes[0].points if reader.shapes else ()
         return (*points[0], *points[1]) if len(points) == 2 else None
 
-    def _pixels(self, prompt: Prompt) -> npt.NDArray[np.float32]:
-        preprocessing = self._family.preprocessing
-        size = preprocessing.image_size
-        pixels = np.empty((len(prompt.pictures), 3, size, size), np.float32)
-        for i, picture in enumerate(prompt.pictures):
-            pixels[i] = pixel_values(picture, preprocessing)
-        return pixels
+    def _pictures(self, prompt: Prompt) -> tuple[PictureInputs, ...]:
+        layouts = {span.picture: span.layout for span in prompt.spans}
+        return tuple(
+            picture_inputs(self._family, picture, layouts[number]) for number, picture in enumerate(prompt.pictures)
+        )
+
+
+def picture_inputs(family: Family, picture: Picture, layout: PictureLayout) -> PictureInputs:
+    """A picture as the vision graph of `family` takes it."""
+    return PictureInputs({PIXEL_VALUES: pixel_values(picture, family.preprocessing)[None]}, layout)
 
 
 def case_builder(bundle: Bundle) -> CaseBuilder:

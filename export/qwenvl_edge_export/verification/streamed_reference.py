@@ -1,86 +1,124 @@
-"""The reference network without its weights: each module reads them when it runs and drops them afterwards.
+"""The reference network from a mapped checkpoint: one decoder layer's weights in memory at a time, for all texts.
 
-So a checkpoint can be compared with its bundle on a machine that could not hold it in float32.
+The picture side reads each module's weights when it runs (families/streaming.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from qwenvl_edge.families.base import Span
+from qwenvl_edge.inputs.prompt import Prompt
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.base import ReferenceNetwork
+from qwenvl_edge_export.families.base import ImageFeatures, PictureInputs
+from qwenvl_edge_export.verification.limits import FloatArray
 
 _HEAD_ROWS = 8192
 
 
-class _StoredEmbedding(nn.Module):
-    """Rows of a memory-mapped table, converted to float32 after they are picked."""
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, the features of its pictures, and answers, each of which follows the prompt by itself."""
 
-    def __init__(self, table: Tensor):
-        super().__init__()
-        self.table = table
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """[...] -> [..., H]."""
-        return F.embedding(ids, self.table).float()
+    prompt: Prompt
+    features: Sequence[ImageFeatures]
+    answers: Sequence[Sequence[int] | npt.NDArray[np.int64]] = ()
 
 
-class _StoredHead(nn.Module):
-    """A linear layer over a memory-mapped weight, converted to float32 some rows at a time."""
+class StreamedReference:
+    """The reference network of a checkpoint, for inference in float32."""
 
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.weight_rows = weight
+    def __init__(self, checkpoint: Checkpoint):
+        self._family = checkpoint.family
+        self._decoder = checkpoint.family.decoder
+        self._stored = checkpoint.tensor
+        self.vision = self._family.reference_vision(self._floats)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., H] -> [..., V]."""
-        starts = range(0, len(self.weight_rows), _HEAD_ROWS)
-        return torch.cat([F.linear(x, self.weight_rows[i : i + _HEAD_ROWS].float()) for i in starts], dim=-1)
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self._decoder.layers)
+
+    @torch.no_grad()
+    def encode(self, picture: PictureInputs) -> ImageFeatures:
+        """The features of one picture."""
+        features: ImageFeatures = self.vision(picture)
+        return features
+
+    def embed(self, asked: Asked) -> Tensor:
+        """Embeddings [T, H] of the prompt and then of each answer, with the features in the pictures' places."""
+        ids = np.concatenate([asked.prompt.ids, *(np.array(answer, np.int64) for answer in asked.answers)])
+        rows = F.embedding(torch.from_numpy(ids), self._decoder.embedding.read(self._stored)).float()
+        for place, picture, part in picture_rows(asked.prompt.spans):
+            rows[place] = asked.features[picture].rows[part]
+        return rows
+
+    @torch.no_grad()
+    def logits(
+        self, texts: Sequence[Asked], last: int, on_layer: Callable[[int], object] = lambda done: None
+    ) -> list[list[FloatArray]]:
+        """For each text and each of its answers, logits [rows, V] of the prompt's `last` last positions and the answer.
+
+        The layers are read once, and each computes all texts before the next is read; `on_layer` is told how many are
+        done.
+        """
+        rows = [self.embed(asked) for asked in texts]
+        for i in range(self.layers):
+            layer = self._family.reference_layer(i, self._floats)
+            for asked, values in zip(texts, rows, strict=True):
+                values.copy_(layer(values, asked.prompt, [len(answer) for answer in asked.answers]))
+                add_deepstack(values, asked.prompt, asked.features, i)
+            del layer
+            on_layer(i + 1)
+        wanted = [max(len(asked.prompt.ids) - last, 0) for asked in texts]
+        logits = self._head(torch.cat([values[first:] for first, values in zip(wanted, rows, strict=True)]))
+        pieces = torch.split(logits, [len(values) - first for first, values in zip(wanted, rows, strict=True)])
+        return [list(_answers(piece.numpy(), asked, last)) for piece, asked in zip(pieces, texts, strict=True)]
+
+    def _head(self, rows: Tensor) -> Tensor:
+        """Rows [M, H] -> logits [M, V]; the weight is converted some of its rows at a time."""
+        decoder = self._decoder
+        norm, head = decoder.final_norm.read(self._stored).float(), decoder.head.weight.read(self._stored)
+        rows = rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + decoder.norm_eps) * norm
+        logits = torch.empty(len(rows), len(head))
+        for start in range(0, len(head), _HEAD_ROWS):
+            logits[:, start : start + _HEAD_ROWS] = F.linear(rows, head[start : start + _HEAD_ROWS].float())
+        return logits
+
+    def _floats(self, name: str) -> Tensor:
+        return self._stored(name).float()
 
 
-def streamed_network(checkpoint: Checkpoint) -> ReferenceNetwork:
-    """The network for inference in float32, holding one module's weights at a time."""
-    with torch.device("meta"):
-        network = checkpoint.family.new_network().requires_grad_(False).eval()
-    decoder = checkpoint.family.decoder
-    for weight, kind in ((decoder.embedding, _StoredEmbedding), (decoder.head.weight, _StoredHead)):
-        network.set_submodule(weight.name.removesuffix(".weight"), kind(weight.read(checkpoint.tensor)))
-    for prefix, module in _units(network, ""):
-        _attach(module, prefix, checkpoint)
-    return network
+def picture_rows(spans: Sequence[Span]) -> Iterator[tuple[slice, int, slice]]:
+    """For each span its place in the prompt, its picture's number, and which of the picture's rows it shows."""
+    shown: dict[int, int] = {}
+    for span in spans:
+        first = shown.get(span.picture, 0)
+        shown[span.picture] = first + span.length
+        yield slice(span.start, span.start + span.length), span.picture, slice(first, first + span.length)
 
 
-def _units(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that own parameters; MultiheadAttention counts as one, since it reads its child's weights itself."""
-    if isinstance(module, nn.MultiheadAttention):
-        yield prefix, module
-        return
-    if any(True for _ in module.parameters(recurse=False)):
-        yield prefix, module
-    for name, child in module.named_children():
-        yield from _units(child, f"{prefix}.{name}" if prefix else name)
+def add_deepstack(rows: Tensor, prompt: Prompt, features: Sequence[ImageFeatures], layer: int) -> None:
+    """Add the deepstack features that come after decoder layer `layer`, if there are some, to rows [T, H] in place."""
+    for place, picture, part in picture_rows(prompt.spans):
+        deepstack = features[picture].deepstack
+        if deepstack is not None and layer < len(deepstack):
+            rows[place] += deepstack[layer, part]
 
 
-def _attach(module: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
-    recurse = isinstance(module, nn.MultiheadAttention)
-    empty = dict(module.named_parameters(recurse=recurse))
-
-    def put(parameters: dict[str, nn.Parameter]) -> None:
-        for name, parameter in parameters.items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, parameter)
-
-    def load(*_: Any) -> None:
-        tensors = {name: checkpoint.tensor(f"{prefix}.{name}").float() for name in empty}
-        put({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()})
-
-    def drop(*_: Any) -> None:
-        put(empty)
-
-    module.register_forward_pre_hook(load)
-    module.register_forward_hook(drop)
+def _answers(logits: FloatArray, asked: Asked, last: int) -> Iterator[FloatArray]:
+    """For each answer the logits of the prompt's last positions and of its own; of the prompt alone without answers."""
+    start = min(last, len(asked.prompt.ids))
+    head = logits[:start]
+    for answer in asked.answers:
+        yield np.concatenate([head, logits[start : start + len(answer)]])
+        start += len(answer)
+    if not asked.answers:
+        yield head

@@ -25,12 +25,11 @@ from qwenvl_edge.backends.onnxruntime.session import can_run, missing, vision_gr
 from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, BackendOptions, select_backend
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.bundle.contract import STANDARD
+from qwenvl_edge.bundle.contract import PIXEL_VALUES, STANDARD
 from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
 from qwenvl_edge.families import open_family
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
-from qwenvl_edge_export.families.base import ReferenceNetwork
 from qwenvl_edge_export.verification.cases import Case, builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.verification.limits import (
     INT8_CACHE_LIMITS,
@@ -44,7 +43,7 @@ from qwenvl_edge_export.verification.limits import (
     logits_row,
     overlap,
 )
-from qwenvl_edge_export.verification.streamed_reference import streamed_network
+from qwenvl_edge_export.verification.streamed_reference import Asked, StreamedReference
 from qwenvl_edge_export.verification.widened import HOW_IT_RAN, NO_BFLOAT16, WIDEN_UP_TO_BYTES, weight_bytes, widened
 
 PROMPT_ROWS = 16
@@ -98,7 +97,7 @@ def _open(bundle: Bundle, backend: str) -> Mapping[str, OnnxRuntimeBackend | Ten
 
 def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
     precision = bundle.manifest.precision
-    network = streamed_network(checkpoint)
+    network = StreamedReference(checkpoint)
     sides = {name: _Side(bundle, opened) for name, opened in _open(bundle, backend).items()}
     builder = case_builder(bundle)
     rows: list[Row] = []
@@ -112,9 +111,9 @@ def _compare(bundle: Bundle, checkpoint: Checkpoint, backend: str) -> Report:
             answer = reference.answer(first, features[next(iter(sides))])
             asked = dataclasses.replace(case, answer=np.array(answer, np.int64))
         wanted = reference.logits([asked.answer.tolist(), *own.values()])
-        if len(case.pixels):
+        if case.pictures:
             found = np.concatenate(list(features.values()))  # of every dialect, one after another
-            expected = np.tile(reference.features.numpy(), (len(features), 1, 1))
+            expected = np.tile(torch.stack([each.rows for each in reference.features]).numpy(), (len(features), 1, 1))
             rows.append(features_row("vision", case.name, found, expected, LIMITS[precision.vision]))
         for (name, side), chosen in zip(sides.items(), wanted[1:], strict=True):
             greedy = agreement(own[name], chosen[-len(own[name]) - 1 : -1, : first.answerable])
@@ -136,7 +135,7 @@ def _features(sides: Mapping[str, _Side], case: Case) -> dict[str, FloatArray]:
     for name, side in sides.items():
         graph = vision_graph(side.bundle, name)
         if graph not in by_graph:
-            by_graph[graph] = side.backend.encode_pixels(case.pixels) if len(case.pixels) else side.no_features
+            by_graph[graph] = side.encode(case)
         found[name] = by_graph[graph]
     return found
 
@@ -161,30 +160,17 @@ def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
 
 
 class _Reference:
-    """PyTorch's side of one case, in passes without a cache; image features [N, Q, H] float32."""
+    """PyTorch's side of one case, in passes without a cache."""
 
-    @torch.no_grad()
-    def __init__(self, network: ReferenceNetwork, case: Case, answerable: int):
+    def __init__(self, network: StreamedReference, case: Case, answerable: int):
         self._network = network
         self._case = case
         self._answerable = answerable
-        self.features = torch.empty(0, 0, 0)
-        if len(case.pixels):
-            self.features = network.encode_images(torch.from_numpy(case.pixels))
+        self.features = [network.encode(picture) for picture in case.pictures]
 
-    @torch.no_grad()
     def logits(self, answers: Sequence[list[int]]) -> list[FloatArray]:
-        """For each answer the logits [rows, V] of the prompt's last PROMPT_ROWS positions and the answer's.
-
-        All in one pass; shorter answers are padded at their end, which no other position sees.
-        """
-        prompt = self._case.prompt
-        longest = max(map(len, answers))
-        ids = torch.tensor([[*prompt.ids.tolist(), *answer, *[0] * (longest - len(answer))] for answer in answers])
-        last = min(PROMPT_ROWS, len(prompt.ids))
-        embeds = self._network.embed(ids, self.features.repeat(len(answers), 1, 1))
-        logits = self._network.logits(embeds, prompt, last + longest)
-        return [rows[: last + len(answer)].numpy() for rows, answer in zip(logits, answers, strict=True)]
+        """For each answer the logits [rows, V] of the prompt's last PROMPT_ROWS positions and the answer's."""
+        return self._network.logits([Asked(self._case.prompt, self.features, answers)], PROMPT_ROWS)[0]
 
     def answer(self, side: _Side, features: FloatArray) -> list[int]:
         """PyTorch's own greedy answer, GREEDY_TOKENS ids.
@@ -215,6 +201,13 @@ class _Side:
         self.backend = backend
         self.answerable = min(ids.before + ids.rows + ids.after)  # ids below may stand in an answer
         self.no_features = np.empty((0, layout.tokens, model.hidden_size), np.float32)
+
+    def encode(self, case: Case) -> FloatArray:
+        """Features [N, Q, H] of a case's pictures."""
+        if not case.pictures:
+            return self.no_features
+        pixels = np.concatenate([picture.arrays[PIXEL_VALUES] for picture in case.pictures])
+        return self.backend.encode_pixels(pixels)
 
     def decode(self, case: Case, features: FloatArray) -> FloatArray:
         """Logits [rows, V]: prefill of the prompt, then the given answer through the cache."""

@@ -24,7 +24,7 @@ from qwenvl_edge_export.families.qwen_vl.metadata import (
     workspace,
 )
 from qwenvl_edge_export.families.qwen_vl.prompts import PROMPTS
-from qwenvl_edge_export.families.qwen_vl.reference import QwenVLLayer, QwenVLNetwork, expected_shapes
+from qwenvl_edge_export.families.qwen_vl.reference import QwenVLLayer, QwenVLVision, expected_shapes
 from qwenvl_edge_export.families.qwen_vl.vision import build_vision
 from qwenvl_edge_export.families.qwen_vl.vision_roles import vision_of
 from qwenvl_edge_export.graphs.roles import InputGroup, Role, Tensors
@@ -72,9 +72,9 @@ class QwenVLExport(ExportFamily):
         """See ExportFamily."""
         return build_vision(self.config.vision, self._vision, layout, dialect)
 
-    def new_network(self) -> QwenVLNetwork:
+    def reference_vision(self, tensors: Tensors) -> QwenVLVision:
         """See ExportFamily."""
-        return QwenVLNetwork(self.config)
+        return QwenVLVision(self.config, tensors)
 
     def reference_layer(self, index: int, tensors: Tensors) -> QwenVLLayer:
         """See ExportFamily."""

@@ -8,16 +8,26 @@ logits out. Shapes: B batch, T tokens, C = tokens in cache, N pictures, Q querie
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.inputs.prompt import Prompt
-from qwenvl_edge_export.families.base import ReferenceLayer, ReferenceNetwork
+from qwenvl_edge_export.families.base import (
+    ImageFeatures,
+    PictureInputs,
+    ReferenceLayer,
+    ReferenceVision,
+    text_mask,
+    text_places,
+)
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.families.qwen_vl.reference_vision import VisionTransformer
+from qwenvl_edge_export.families.streaming import streamed
 from qwenvl_edge_export.graphs.roles import Tensors
 
 Cache: TypeAlias = list[tuple[Tensor, Tensor]]  # for each layer: keys after rotary embedding, values, [B, heads, C, D]
@@ -43,16 +53,12 @@ def rotary_tables(positions: Tensor, config: QwenVLConfig, alpha: float) -> tupl
     return angles.cos(), angles.sin()
 
 
-def call_context(
-    config: QwenVLConfig, past: int, new: int, alpha: float
-) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Inputs of all layers for `new` tokens after `past`: rotary tables, log-n scale [T, 1], causal mask [T, C + T]."""
-    positions = torch.arange(past, past + new)
-    q_scale = torch.ones(new)
+def call_context(config: QwenVLConfig, places: Tensor, alpha: float) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Inputs of all layers for tokens at `places` [T] of their text: rotary tables, and log-n scale [T, 1]."""
+    q_scale = torch.ones(len(places))
     if config.use_logn_attn:
-        q_scale = ((positions + 1).float().log() / math.log(config.seq_length)).clamp(min=1.0)
-    mask = positions[:, None] >= torch.arange(past + new)
-    return rotary_tables(positions, config, alpha), q_scale[:, None], mask
+        q_scale = ((places + 1).float().log() / math.log(config.seq_length)).clamp(min=1.0)
+    return rotary_tables(places, config, alpha), q_scale[:, None]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -140,7 +146,7 @@ class Transformer(nn.Module):
         self.visual = VisionTransformer(config.vision)
 
 
-class QwenVLNetwork(ReferenceNetwork):
+class QwenVLNetwork(nn.Module):
     """The whole model. `encode_images` + `embed` + `decode` are the three stages that the bundle has too."""
 
     def __init__(self, config: QwenVLConfig):
@@ -194,7 +200,9 @@ class QwenVLNetwork(ReferenceNetwork):
         new = inputs_embeds.shape[1]
         if alpha is None:
             alpha = prompt_alpha(config, new)
-        rope, q_scale, mask = call_context(config, past, new, alpha)
+        places = torch.arange(past, past + new)
+        rope, q_scale = call_context(config, places, alpha)
+        mask = places[:, None] >= torch.arange(past + new)
         mask = mask if padding is None else mask & padding[:, None, None, :]
         x, present = inputs_embeds, []
         for i, block in enumerate(self.transformer.h):
@@ -202,10 +210,6 @@ class QwenVLNetwork(ReferenceNetwork):
             present.append(kv)
         x = self.transformer.ln_f(x if last is None else x[:, -last:])
         return self.lm_head(x), present
-
-    def logits(self, inputs_embeds: Tensor, prompt: Prompt, last: int) -> Tensor:
-        """See ReferenceNetwork."""
-        return self.decode(inputs_embeds, alpha=prompt_alpha(self.config, len(prompt.ids)), last=last)[0]
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
         """Token ids [B, T] and pictures [N, 3, S, S] -> logits [B, T, V]."""
@@ -240,11 +244,25 @@ class QwenVLLayer(ReferenceLayer):
         self.block.load_state_dict(state, assign=True)
         self.requires_grad_(False).eval()
 
-    def forward(self, rows: Tensor, prompt: Prompt) -> Tensor:
+    def forward(self, rows: Tensor, prompt: Prompt, answers: Sequence[int] = ()) -> Tensor:
         """See ReferenceLayer."""
         alpha = prompt_alpha(self._config, len(prompt.ids))
-        rope, q_scale, mask = call_context(self._config, 0, len(rows), alpha)
-        return self.block(rows[None], rope, q_scale, mask, None)[0][0]
+        rope, q_scale = call_context(self._config, text_places(len(rows), prompt, answers), alpha)
+        return self.block(rows[None], rope, q_scale, text_mask(len(rows), prompt, answers), None)[0][0]
+
+
+class QwenVLVision(ReferenceVision):
+    """The picture side with weights that `tensors` reads; its modules are called as in the checkpoint."""
+
+    def __init__(self, config: QwenVLConfig, tensors: Tensors):
+        super().__init__()
+        with torch.device("meta"):
+            self.transformer = nn.ModuleDict({"visual": VisionTransformer(config.vision)})
+        streamed(self, tensors)
+
+    def forward(self, picture: PictureInputs) -> ImageFeatures:
+        """See ReferenceVision."""
+        return ImageFeatures(self.transformer["visual"](torch.from_numpy(picture.arrays[PIXEL_VALUES]))[0])
 
 
 def expected_shapes(config: QwenVLConfig) -> dict[str, tuple[int, ...]]:
