@@ -73,18 +73,17 @@ def test_load_model_takes_every_tensor(small_checkpoint):
 def test_all_problems_are_in_one_error(small_checkpoint):
     tensors = random_tensors(config_dict())
     del tensors["lm_head.weight"], tensors["transformer.h.1.ln_2.weight"]
-    tensors["transformer.h.0.attn.rotary.inv_freq"] = torch.zeros(3)
+    tensors["transformer.h.0.attn.gate.weight"] = torch.zeros(3)
     tensors["transformer.ln_f.weight"] = torch.zeros(7)
     tensors["transformer.h.0.ln_1.weight"] = torch.zeros(128, dtype=torch.int32)
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(small_checkpoint(tensors=tensors))
     message = str(caught.value)
     assert "5 problems" in message
-    assert "missing lm_head.weight [480, 128]" in message
-    assert "missing transformer.h.1.ln_2.weight [128]" in message
-    assert "extra transformer.h.0.attn.rotary.inv_freq" in message
-    assert "transformer.ln_f.weight has shape [7] instead of [128]" in message
-    assert "transformer.h.0.ln_1.weight is not float32, float16 or bfloat16" in message
+    assert "2 missing (transformer.h.1.ln_2.weight [128] and 1 more)" in message
+    assert "1 extra (transformer.h.0.attn.gate.weight)" in message
+    assert "1 of another shape (transformer.ln_f.weight [7] instead of [128])" in message
+    assert "1 not float32, float16 or bfloat16 (transformer.h.0.ln_1.weight int32)" in message
 
 
 def test_missing_shards_are_named(small_checkpoint):
@@ -117,7 +116,7 @@ def test_truncated_weights(small_checkpoint, pickled, keep):
     path = folder / ("pytorch_model.bin" if pickled else "model.safetensors")
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(CheckpointError, match="cannot read the weights"):
+    with pytest.raises(CheckpointError, match="cannot read the weights" if keep else "is empty; download it again"):
         Checkpoint.open(folder)
 
 

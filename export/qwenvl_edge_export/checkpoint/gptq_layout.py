@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from qwenvl_edge.errors import CheckpointError
-from qwenvl_edge_export.checkpoint.shards import Shard
+from qwenvl_edge_export.checkpoint.shards import Source
 from qwenvl_edge_export.weight_formats import BLOCK_SIZES, Blocks, Integers, check_finite
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -22,25 +22,21 @@ _BITS = 4
 
 
 class GptqLayer:
-    """One layer; as a shard it holds one float32 tensor, `<layer>.weight`."""
+    """One layer, as the source of the float32 tensor `<layer>.weight`."""
 
-    def __init__(self, layer: str, where: Mapping[str, Shard]):
+    def __init__(self, layer: str, where: Mapping[str, Source]):
         self._name = f"{layer}.weight"
-        self._parts = {part: (where[f"{layer}.{part}"], f"{layer}.{part}") for part in _PARTS}
-        (rows, outputs), _ = self._describe("qweight")
-        groups = self._describe("scales")[0][0]
+        self._parts = {part: where[f"{layer}.{part}"] for part in _PARTS}
+        (rows, outputs), _ = self._parts["qweight"].describe()
+        groups = self._parts["scales"].describe()[0][0]
         self.shape = (outputs, rows * 32 // _BITS)
         self.group = self.shape[1] // max(groups, 1)
 
-    def names(self) -> list[str]:
-        """The weight's name."""
-        return [self._name]
-
-    def describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    def describe(self) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and dtype, without reading the values."""
         return self.shape, torch.float32
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def read(self) -> torch.Tensor:
         """The float weight, computed."""
         return self.integers().floats()
 
@@ -67,16 +63,11 @@ class GptqLayer:
         blocks = Blocks(_BITS, self.group)
         return Integers(blocks.pack(values), scales, blocks)
 
-    def _describe(self, part: str) -> tuple[tuple[int, ...], torch.dtype]:
-        shard, name = self._parts[part]
-        return shard.describe(name)
-
     def _read(self, part: str) -> torch.Tensor:
-        shard, name = self._parts[part]
-        return shard.tensor(name)
+        return self._parts[part].read()
 
 
-def as_float_weights(folder: Path, where: dict[str, Shard], expected: Mapping[str, object]) -> dict[str, Shard]:
+def as_float_weights(folder: Path, where: dict[str, Source], expected: Mapping[str, object]) -> dict[str, Source]:
     """The tensors of a checkpoint with quantized layers under the names of the float model, which are `expected`.
 
     Raises:
@@ -91,6 +82,6 @@ def as_float_weights(folder: Path, where: dict[str, Shard], expected: Mapping[st
             del found[f"{layer}.{part}"]
         found[f"{layer}.weight"] = GptqLayer(layer, where)
         bias = f"{layer}.bias"
-        if bias in found and bias not in expected and found.pop(bias).tensor(bias).any():
+        if bias in found and bias not in expected and found.pop(bias).read().any():
             raise CheckpointError(f'{bias} in the checkpoint "{folder}" is not zero; the float model has no such bias.')
     return found

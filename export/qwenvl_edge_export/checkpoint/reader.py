@@ -8,7 +8,7 @@ checkpoint's own .py files are never touched.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,13 @@ from typing import Any
 import torch
 
 from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge_export.checkpoint.file_kinds import check_folder
 from qwenvl_edge_export.checkpoint.gptq_layout import GptqLayer, as_float_weights
-from qwenvl_edge_export.checkpoint.shards import Shard, find_weights, open_shard, read_object
+from qwenvl_edge_export.checkpoint.json_file import read_object
+from qwenvl_edge_export.checkpoint.listing import EXAMPLES, counted, few
+from qwenvl_edge_export.checkpoint.shards import Source, Stored, open_shard
+from qwenvl_edge_export.checkpoint.tensor_names import canonical_names
+from qwenvl_edge_export.checkpoint.weight_files import find_weights
 from qwenvl_edge_export.families.base import ExportFamily
 from qwenvl_edge_export.families.detect import detect_family
 from qwenvl_edge_export.files.thread_map import in_order
@@ -40,7 +45,7 @@ class Checkpoint:
     family: ExportFamily
     generation: dict[str, Any]
     weight_files: tuple[Path, ...]
-    _where: dict[str, Shard] = field(repr=False)
+    _where: dict[str, Source] = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -48,11 +53,10 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the folder, a file or a shard is missing or unreadable, or tensors are missing, extra or
-                misshapen (all of them in one message).
+                misshapen (counted and shown by examples in one message).
         """
         folder = Path(path)
-        if not folder.is_dir():
-            raise CheckpointError(f'there is no checkpoint folder at "{folder}".')
+        check_folder(folder)
         config, generation = _CONFIG_NAMES
         family = detect_family(folder / config)
         settings = read_object(folder / generation)
@@ -61,24 +65,21 @@ class Checkpoint:
                 f'the checkpoint "{folder}" lacks {family.tokenizer_file}; copy it from the published one.'
             )
         files = find_weights(folder)
-        where: dict[str, Shard] = {}
-        for file in files:
-            shard = open_shard(file)
-            where.update(dict.fromkeys(shard.names(), shard))
-        where = as_float_weights(folder, where, family.tensors)
+        where = as_float_weights(folder, _sources(folder, files, family), family.tensors)
+        _check_copies(folder, family, where)
         _check_tensors(folder, family.tensors, where)
         return cls(folder, family, settings, files, where)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of tensor `name`."""
-        return self._where[name].describe(name)[0]
+        return self._where[name].describe()[0]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Tensor `name` as stored (float32, float16 or bfloat16), memory-mapped where the file allows it.
 
         A quantized weight is computed, in float32.
         """
-        return self._where[name].tensor(name)
+        return self._where[name].read()
 
     def integers(self, weight: Weight) -> Integers | None:
         """The matrix `weight` as stored, if the checkpoint has it quantized (`tensor` gives the floats it stands for).
@@ -114,21 +115,50 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def _check_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]], where: dict[str, Shard]) -> None:
-    problems = [f"missing {name} {list(expected[name])}" for name in expected if name not in where]
-    problems += [f"extra {name}" for name in where if name not in expected]
-    for name in expected:
-        if name not in where:
+def _sources(folder: Path, files: Sequence[Path], family: ExportFamily) -> dict[str, Source]:
+    """Every tensor of the files under the family's name for it."""
+    shards: dict[str, Source] = {}
+    for file in files:
+        shard = open_shard(file)
+        shards.update({name: Stored(shard, name) for name in shard.names()})
+    return {known: shards[name] for known, name in canonical_names(str(folder), shards, family).items()}
+
+
+def _check_copies(folder: Path, family: ExportFamily, where: dict[str, Source]) -> None:
+    """Leave out tensors that repeat others, after a comparison."""
+    for copy, original in family.copies.items():
+        source = where.pop(copy, None)
+        if source is None or original not in where:
             continue
-        shape, dtype = where[name].describe(name)
+        if source.describe() != where[original].describe() or not torch.equal(source.read(), where[original].read()):
+            raise CheckpointError(
+                f'the checkpoint "{folder}" ties {copy} to {original} in its config.json, but the two differ.'
+            )
+
+
+def _check_tensors(folder: Path, expected: Mapping[str, tuple[int, ...]], where: dict[str, Source]) -> None:
+    missing = [f"{name} {list(expected[name])}" for name in expected if name not in where]
+    extra = [name for name in where if name not in expected]
+    reshaped, retyped = [], []
+    for name in (name for name in expected if name in where):
+        shape, dtype = where[name].describe()
         if shape != expected[name]:
-            problems.append(f"{name} has shape {list(shape)} instead of {list(expected[name])}")
+            reshaped.append(f"{name} {list(shape)[:8]} instead of {list(expected[name])}")
         if dtype not in DTYPES:
-            problems.append(f"{name} is not float32, float16 or bfloat16")
-    if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+            retyped.append(f"{name} {str(dtype).removeprefix('torch.')}")
+    kinds = {
+        "missing": missing,
+        "extra": extra,
+        "of another shape": reshaped,
+        "not float32, float16 or bfloat16": retyped,
+    }
+    found = {kind: names for kind, names in kinds.items() if names}
+    if found:
+        examples = max(1, EXAMPLES // len(found))
+        words = (f"{len(names):,} {kind} ({few(names, examples)})" for kind, names in found.items())
+        problems = counted(sum(map(len, found.values())), "problem")
         raise CheckpointError(
-            f'the checkpoint "{folder}" does not fit its config.json, {count}: {"; ".join(problems)}.'
+            f'the checkpoint "{folder}" does not fit its config.json, {problems} with its tensors: {"; ".join(words)}.'
         )
 
 

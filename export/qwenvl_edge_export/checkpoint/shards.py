@@ -1,25 +1,52 @@
-"""Files of weights, opened so that tensors come one at a time and only when asked for."""
+"""Files of weights, opened so that tensors come one at a time and only when asked for.
+
+What a file holds decides how it is read, not its name. Pickles are opened with weights_only: nothing in them is run.
+"""
 
 from __future__ import annotations
 
-import json
 import pickle
+import re
+import struct
+import threading
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge_export.checkpoint.file_kinds import read_head, reason
+from qwenvl_edge_export.checkpoint.listing import few, shortened
 
-_WEIGHT_NAMES = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+# Where trainers put the tensors, beside the state of the optimizer and the like.
+_NESTS = ("state_dict", "model_state_dict", "model", "module", "params")
+_DEEPEST_NEST = 4
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)|global '?([\w.]+)'?")
+_ERRORS = (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, struct.error)
 
 
 class Shard(Protocol):
-    """One opened file of weights, or a tensor that is computed from several."""
+    """One opened file of weights."""
 
     def names(self) -> list[str]:
         """Names of the tensors."""
@@ -28,7 +55,33 @@ class Shard(Protocol):
         """Shape and dtype, without reading the values."""
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The values, memory-mapped where they are stored as they are."""
+        """The values, memory-mapped where the file allows it."""
+
+
+class Source(Protocol):
+    """A tensor of a checkpoint: stored in a file, or computed from several that are."""
+
+    def describe(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype, without reading the values."""
+
+    def read(self) -> torch.Tensor:
+        """The values."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, under the name that it has there."""
+
+    shard: Shard
+    name: str
+
+    def describe(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """See Source."""
+        return self.shard.describe(self.name)
+
+    def read(self) -> torch.Tensor:
+        """See Source."""
+        return self.shard.tensor(self.name)
 
 
 class SafetensorsShard:
@@ -44,8 +97,7 @@ class SafetensorsShard:
     def describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """See Shard."""
         part = self._file.get_slice(name)
-        known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
-        return tuple(part.get_shape()), known.get(part.get_dtype(), torch.uint8)
+        return tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
 
     def tensor(self, name: str) -> torch.Tensor:
         """See Shard."""
@@ -53,13 +105,10 @@ class SafetensorsShard:
 
 
 class PickleShard:
-    """A pytorch_model*.bin file, opened with weights_only: nothing that it may contain is executed."""
+    """A file of torch.save in the zip format, memory-mapped."""
 
     def __init__(self, path: Path):
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise ValueError("it does not hold a dictionary of tensors")
-        self._tensors: dict[str, torch.Tensor] = content
+        self._tensors = _tensors(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
 
     def names(self) -> list[str]:
         """See Shard."""
@@ -74,19 +123,35 @@ class PickleShard:
         return self._tensors[name].detach()
 
 
-def find_weights(folder: Path) -> tuple[Path, ...]:
-    """The files of weights in a checkpoint's folder, safetensors before pickles.
+class LegacyShard:
+    """A file of torch.save from before its zip format, which cannot be mapped: the last one used stays in memory."""
 
-    Raises:
-        CheckpointError: there are none, the index is malformed, or it names files that are missing or elsewhere.
-    """
-    for single, index in _WEIGHT_NAMES:
-        if (folder / index).is_file():
-            return _shards_of_index(folder, index)
-        if (folder / single).is_file():
-            return (folder / single,)
-    names = ", ".join(name for pair in _WEIGHT_NAMES for name in pair)
-    raise CheckpointError(f'the checkpoint "{folder}" has no weights: none of {names} is there.')
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _loaded: ClassVar[tuple[Path, dict[str, torch.Tensor]] | None] = None
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._shapes = {name: (tuple(each.shape), each.dtype) for name, each in self._load().items()}
+
+    def names(self) -> list[str]:
+        """See Shard."""
+        return list(self._shapes)
+
+    def describe(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """See Shard."""
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """See Shard."""
+        return self._load()[name].detach()
+
+    def _load(self) -> dict[str, torch.Tensor]:
+        with self._lock:
+            if LegacyShard._loaded is None or LegacyShard._loaded[0] != self._path:
+                LegacyShard._loaded = None  # before the next one is read
+                content = torch.load(self._path, map_location="cpu", weights_only=True)
+                LegacyShard._loaded = (self._path, _tensors(content))
+            return LegacyShard._loaded[1]
 
 
 def open_shard(path: Path) -> Shard:
@@ -95,42 +160,69 @@ def open_shard(path: Path) -> Shard:
     Raises:
         CheckpointError: it is truncated, altered, or holds something else than tensors.
     """
+    kind = _reader(path, read_head(path))
     try:
-        return SafetensorsShard(path) if path.suffix == ".safetensors" else PickleShard(path)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle's protocols, which concern torch alone
+            return kind(path)
+    except (*_ERRORS, pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f'cannot read the weights in "{path}": {_explained(error)}.') from None
+
+
+def _reader(path: Path, head: bytes) -> type[SafetensorsShard | PickleShard | LegacyShard]:
+    if head.startswith(_ZIP):
+        _check_torch_zip(path)
+        return PickleShard
+    if head.startswith(_PICKLE):
+        return LegacyShard
+    header = int.from_bytes(head[:8], "little")
+    if path.suffix == ".safetensors" or (head[8:9] == b"{" and header < path.stat().st_size):
+        return SafetensorsShard
+    raise CheckpointError(
+        f'cannot read the weights in "{path}": it is neither a safetensors file nor one of torch.save; '
+        "download it again."
+    )
+
+
+def _check_torch_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
         raise CheckpointError(
-            f'cannot read the weights in "{path}" ({reason}); the file is truncated, altered, or not plain tensors.'
+            f'cannot read the weights in "{path}": the file is truncated or altered; download it again.'
         ) from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that holds an object.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f'the checkpoint "{path.parent}" lacks {path.name}.') from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f'cannot read "{path}": {error}.') from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f'"{path}" is not a JSON object.')
-    return content
-
-
-def _shards_of_index(folder: Path, index: str) -> tuple[Path, ...]:
-    mapping = read_object(folder / index).get("weight_map")
-    if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()) or not mapping:
-        raise CheckpointError(f'"{folder / index}" has no weight_map; download it again.')
-    names = sorted(set(mapping.values()))
-    if outside := [name for name in names if Path(name).name != name]:
-        raise CheckpointError(f'"{folder / index}" names shards outside the folder: {", ".join(outside)}.')
-    if missing := [name for name in names if not (folder / name).is_file()]:
+    if not any(name.endswith("data.pkl") for name in names):
         raise CheckpointError(
-            f'the checkpoint "{folder}" lacks {len(missing)} of {len(names)} shards named by {index}: '
-            f"{', '.join(missing)}; download them again."
+            f'cannot read the weights in "{path}": it is a zip archive ({few(names, 1)}), not a file of torch.save; '
+            "unpack it."
         )
-    return tuple(folder / name for name in names)
+
+
+def _tensors(content: Any, place: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a loaded file: at its top, or one level down where trainers put them."""
+    for _ in range(_DEEPEST_NEST):
+        if not isinstance(content, Mapping):
+            break
+        tensors = {
+            name: each for name, each in content.items() if isinstance(name, str) and isinstance(each, torch.Tensor)
+        }
+        nested = [name for name in _NESTS if isinstance(content.get(name), Mapping)]
+        if not nested or any("." in name for name in tensors):
+            if tensors or not content:
+                return tensors
+            break
+        content = content[nested[0]]
+    raise ValueError("it does not hold a dictionary of tensors")
+
+
+def _explained(error: BaseException) -> str:
+    words = str(error)
+    if "Weights only load failed" in words or "Unsupported" in words:
+        found = _GLOBAL.search(words)
+        what = f" ({shortened(next(filter(None, found.groups())))})" if found else ""
+        return (
+            f"it holds Python objects besides tensors{what}, which are never executed; "
+            "save the tensors alone, as torch.save(model.state_dict()) or save_pretrained do"
+        )
+    return f"the file is truncated, altered, or not plain tensors ({reason(error)})"

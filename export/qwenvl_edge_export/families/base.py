@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -112,20 +113,47 @@ def text_mask(rows: int, prompt: Prompt, answers: Sequence[int] = ()) -> Tensor:
 class ExportFamily(ABC):
     """A configuration that was read and checked, and all that follows from it without a checkpoint's weights.
 
-    name: as manifests call the family. tokenizer_file: of the checkpoint, taken over into bundles.
-    config: in the family's own form.
+    name: as manifests call the family. label: as people call it. model_types, architectures: values of a config.json
+    that announce it. tokenizer_file: of the checkpoint, taken over into bundles. side_files: further small files that
+    an export reads where they are there. config: in the family's own form.
     """
 
     name: str
+    label: str
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
     tokenizer_file: str
+    side_files: tuple[str, ...] = ("tokenizer_config.json", "added_tokens.json")
     config: Any
     decoder: Decoder
     default_prompts: DefaultPrompts
+
+    ignored: tuple[str, ...] = ()
+    """Patterns of tensors that a checkpoint may hold and that nothing reads, besides the buffers that all leave out."""
+    copies: Mapping[str, str] = MappingProxyType({})
+    """Tensors that a checkpoint may hold besides, and those that they repeat: the head of a tied model."""
+
+    @classmethod
+    @abstractmethod
+    def from_checkpoint(cls, raw: Mapping[str, Any], folder: Path) -> ExportFamily:
+        """Read a config.json's content, and what else the family needs of the checkpoint in `folder`.
+
+        Raises:
+            CheckpointError: a value is missing, wrong, or describes a model that this family does not compute.
+        """
 
     @property
     @abstractmethod
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor that a checkpoint of this configuration has."""
+
+    def rename(self, name: str) -> str:
+        """The name in `tensors` of what a file calls `name`, in any of the family's naming schemes.
+
+        Names of parts of quantized layers (`....qweight`) come too. Prefixes that training leaves behind
+        (`base_model.model.`, `module.`) are taken off before.
+        """
+        return name
 
     @property
     @abstractmethod

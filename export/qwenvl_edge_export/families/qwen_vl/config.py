@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge_export.families.config_values import ConfigValues
+
+_MOST_LAYERS, _MOST_WIDTH, _MOST_PIXELS = 512, 1 << 16, 1 << 14
 
 
 @dataclass(frozen=True)
@@ -74,54 +77,53 @@ class QwenVLConfig:
         Raises:
             CheckpointError: a key is missing, or a value describes a model this code does not compute.
         """
-        try:
-            config = _read(raw)
-        except KeyError as missing:
-            raise CheckpointError(f"config.json lacks {missing}; is this a Qwen-VL v1 checkpoint?") from None
-        except (TypeError, ValueError) as wrong:
-            raise CheckpointError(f"config.json holds a value of the wrong type: {wrong}.") from None
-        _check(config, raw)
+        values = ConfigValues(raw)
+        config = _read(values)
+        _check(config, values)
         return config
 
 
-def _read(raw: Mapping[str, Any]) -> QwenVLConfig:
-    visual = raw["visual"]
+def _read(values: ConfigValues) -> QwenVLConfig:
+    if not values.has("visual"):
+        raise CheckpointError("config.json lacks visual, the picture side; a Qwen without pictures is not supported.")
+    visual = values.section("visual")
     vision = VisionConfig(
-        width=int(visual["width"]),
-        layers=int(visual["layers"]),
-        heads=int(visual["heads"]),
-        mlp_ratio=float(visual["mlp_ratio"]),
-        patch_size=int(visual["patch_size"]),
-        image_size=int(visual["image_size"]),
-        output_dim=int(visual["output_dim"]),
-        image_start_id=int(visual["image_start_id"]),
-        n_queries=int(visual.get("n_queries", 256)),
+        width=visual.whole("width", most=_MOST_WIDTH),
+        layers=visual.whole("layers", least=0, most=_MOST_LAYERS),
+        heads=visual.whole("heads", most=_MOST_WIDTH),
+        mlp_ratio=visual.number("mlp_ratio", most=64),
+        patch_size=visual.whole("patch_size", most=_MOST_PIXELS),
+        image_size=visual.whole("image_size", most=_MOST_PIXELS),
+        output_dim=visual.whole("output_dim", most=_MOST_WIDTH),
+        image_start_id=visual.whole("image_start_id"),
+        n_queries=visual.whole("n_queries", 256, most=_MOST_WIDTH),
     )
+    seq_length = values.whole("seq_length", least=2)
     return QwenVLConfig(
-        hidden_size=int(raw["hidden_size"]),
-        num_layers=int(raw["num_hidden_layers"]),
-        num_heads=int(raw["num_attention_heads"]),
-        head_dim=int(raw["kv_channels"]),
-        intermediate_size=int(raw["intermediate_size"]),
-        vocab_size=int(raw["vocab_size"]),
-        seq_length=int(raw["seq_length"]),
-        max_position_embeddings=int(raw.get("max_position_embeddings", raw["seq_length"])),
-        rope_base=float(raw.get("rotary_emb_base", 10000)),
-        norm_eps=float(raw.get("layer_norm_epsilon", 1e-6)),
-        use_dynamic_ntk=bool(raw.get("use_dynamic_ntk", True)),
-        use_logn_attn=bool(raw.get("use_logn_attn", True)),
+        hidden_size=values.whole("hidden_size", most=_MOST_WIDTH),
+        num_layers=values.whole("num_hidden_layers", most=_MOST_LAYERS),
+        num_heads=values.whole("num_attention_heads", most=_MOST_WIDTH),
+        head_dim=values.whole("kv_channels", least=4, most=_MOST_WIDTH),
+        intermediate_size=values.whole("intermediate_size", least=2, most=8 * _MOST_WIDTH),
+        vocab_size=values.whole("vocab_size"),
+        seq_length=seq_length,
+        max_position_embeddings=values.whole("max_position_embeddings", seq_length),
+        rope_base=values.number("rotary_emb_base", 10000),
+        norm_eps=values.number("layer_norm_epsilon", 1e-6, most=1),
+        use_dynamic_ntk=values.flag("use_dynamic_ntk", True),
+        use_logn_attn=values.flag("use_logn_attn", True),
         vision=vision,
     )
 
 
-def _check(config: QwenVLConfig, raw: Mapping[str, Any]) -> None:
+def _check(config: QwenVLConfig, values: ConfigValues) -> None:
     vision = config.vision
     side = round(vision.n_queries**0.5)
     rules = [
-        (raw.get("model_type", "qwen") == "qwen", f'model_type is "{raw.get("model_type")}", not "qwen"'),
-        (raw.get("rotary_pct", 1.0) == 1.0, "rotary_pct is not 1.0"),
-        (raw.get("no_bias", True) is True, "no_bias is not true"),
-        (raw.get("tie_word_embeddings", False) is False, "tie_word_embeddings is not false"),
+        (values.text("model_type", "qwen") == "qwen", "model_type is not qwen"),
+        (values.number("rotary_pct", 1.0) == 1.0, "rotary_pct is not 1.0"),
+        (values.flag("no_bias", True), "no_bias is not true"),
+        (not values.flag("tie_word_embeddings", False), "tie_word_embeddings is not false"),
         (config.num_heads * config.head_dim == config.hidden_size, "heads x kv_channels is not hidden_size"),
         (config.head_dim % 2 == 0, "kv_channels is odd"),
         (vision.output_dim == config.hidden_size, "visual.output_dim is not hidden_size"),

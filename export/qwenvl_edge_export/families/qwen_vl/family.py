@@ -35,6 +35,9 @@ class QwenVLExport(ExportFamily):
     """The family for one configuration."""
 
     name = "qwen_vl"
+    label = "Qwen-VL"
+    model_types = ("qwen",)
+    architectures = ("QWenLMHeadModel",)
     tokenizer_file = "qwen.tiktoken"
     default_prompts = PROMPTS
     config: QwenVLConfig
@@ -43,6 +46,11 @@ class QwenVLExport(ExportFamily):
         self.config = config
         self.decoder = decoder_of(config)
         self._vision = vision_of(config)
+
+    @classmethod
+    def from_checkpoint(cls, raw: Mapping[str, Any], folder: Path) -> QwenVLExport:
+        """See ExportFamily."""
+        return cls.from_dict(raw)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> QwenVLExport:

@@ -1,0 +1,27 @@
+"""Names in messages: a few examples and a count, however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import islice
+
+EXAMPLES = 3
+_LONGEST = 100
+
+
+def few(names: Collection[str], most: int = EXAMPLES) -> str:
+    """The first `most` names, each cut to a bearable length, and how many more there are."""
+    shown = ", ".join(shortened(name) for name in islice(names, most))
+    rest = len(names) - most
+    return f"{shown} and {rest:,} more" if rest > 0 else shown
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 tensor", "1,706 tensors"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def shortened(text: str) -> str:
+    """Text of a file as a message can show it: printable, and not long."""
+    clean = "".join(each if each.isprintable() else "?" for each in text[: 2 * _LONGEST])
+    return clean if len(clean) <= _LONGEST else f"{clean[: _LONGEST - 3]}..."
