@@ -10,23 +10,13 @@ from qwenvl_edge.backends.checks import check_copy, check_tokens
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
 from qwenvl_edge.bundle.files import FileInfo
-from qwenvl_edge.bundle.manifest import (
-    FORMAT,
-    EmbeddingInfo,
-    FamilyInfo,
-    GenerationDefaults,
-    Graphs,
-    Manifest,
-    ModelInfo,
-    Precision,
-    Provenance,
-    Workspace,
-)
+from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.families.base import RotaryRows
 from qwenvl_edge.families.qwen_vl import QwenVLBundleConfig, QwenVLFamily
 from qwenvl_edge.inputs.pictures import pixel_values
 from qwenvl_edge.inputs.tokenizer import Tokenizer
+from support.manifests import make_manifest, make_model
 from support.paths import DATA
 
 TINY_VOCABULARY = DATA / "tiny" / "qwen.tiktoken"
@@ -39,15 +29,7 @@ CONFIG = QwenVLBundleConfig(
     use_dynamic_ntk=True,
     use_logn_attn=True,
 )
-MODEL = ModelInfo(
-    hidden_size=8,
-    num_layers=1,
-    num_heads=1,
-    num_kv_heads=1,
-    head_dim=4,
-    vocab_size=2304,
-    max_position_embeddings=512,
-)
+MODEL = make_model()
 FAMILY = QwenVLFamily(CONFIG, MODEL.head_dim)
 GENERATION = GenerationDefaults("chatml", False, 0.3, 0, 1.0, 1.0, 64, 6144)
 _tokenizer = Tokenizer(TINY_VOCABULARY, FAMILY.special_tokens)
@@ -73,22 +55,7 @@ def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qw
     rows = np.arange(model.vocab_size * model.hidden_size, dtype="<f4").reshape(model.vocab_size, -1)
     (folder / "embedding.bin").write_bytes(rows.tobytes())
     files = {name: FileInfo((folder / name).stat().st_size, "") for name in ("qwen.tiktoken", "embedding.bin")}
-    embedding = EmbeddingInfo("embedding.bin", "float32", (model.vocab_size, model.hidden_size))
-    manifest = Manifest(
-        format=FORMAT,
-        family=FamilyInfo(family, dataclasses.asdict(config)),
-        model=model,
-        precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
-        workspace=Workspace(1, 1),
-        graphs=Graphs("vision.onnx", {}),
-        embedding=embedding,
-        tokenizer="qwen.tiktoken",
-        generation=generation,
-        files=files,
-        provenance=Provenance("", "", {}),
-        parity={},
-        sensitivity={},
-    )
+    manifest = make_manifest(model, FamilyInfo(family, dataclasses.asdict(config)), files, generation=generation)
     return Bundle(folder, manifest)
 
 

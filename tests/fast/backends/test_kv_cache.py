@@ -4,19 +4,11 @@ import pytest
 
 from qwenvl_edge.backends.base import KVCache
 from qwenvl_edge.backends.kept import cache_bytes
-from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import ContextError
+from support.manifests import make_model
 from support.scripted import family_of
 
-MODEL = ModelInfo(
-    hidden_size=128,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    vocab_size=480,
-    max_position_embeddings=512,
-)
+MODEL = make_model(hidden_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32, vocab_size=480)
 
 
 @pytest.fixture

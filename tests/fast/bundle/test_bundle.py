@@ -11,49 +11,23 @@ import pytest
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import FileInfo, sha256
-from qwenvl_edge.bundle.manifest import (
-    FORMAT,
-    EmbeddingInfo,
-    FamilyInfo,
-    GenerationDefaults,
-    Graphs,
-    Manifest,
-    ModelInfo,
-    Precision,
-    Provenance,
-    Workspace,
-)
+from qwenvl_edge.bundle.manifest import FamilyInfo, Graphs
 from qwenvl_edge.errors import BundleError
+from support.manifests import make_manifest, make_model
 
-MODEL = ModelInfo(
-    hidden_size=8,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=2,
-    vocab_size=6,
-    max_position_embeddings=32,
-)
+MODEL = make_model(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=2, vocab_size=6, max_position_embeddings=32)
 CONTENT = {
     "vision.onnx": b"vision",
     "decoder.onnx": b"decoder",
     "embedding.bin": np.arange(48, dtype="<f4").tobytes(),
     "qwen.tiktoken": b"IQ== 0\n",
 }
-MANIFEST = Manifest(
-    format=FORMAT,
-    family=FamilyInfo("qwen9_vl", {"anything": [1, {"that": "the family reads"}]}),
-    model=MODEL,
-    precision=Precision("fp32", "fp32", "fp32", {"vision": "fp32", "decoder": "fp32"}, 0, "", ""),
-    workspace=Workspace(1, 1),
+MANIFEST = make_manifest(
+    MODEL,
+    FamilyInfo("qwen9_vl", {"anything": [1, {"that": "the family reads"}]}),
+    {name: FileInfo(len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()},
     graphs=Graphs("vision.onnx", {"standard": "decoder.onnx"}),
-    embedding=EmbeddingInfo("embedding.bin", "float32", (6, 8)),
-    tokenizer="qwen.tiktoken",
-    generation=GenerationDefaults("chatml", True, 0.3, 0, 1.0, 1.0, 512, 6144),
-    files={name: FileInfo(len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()},
-    provenance=Provenance("0" * 64, "test", {"python": "3"}),
     parity={"passed": True},
-    sensitivity={},
 )
 
 

@@ -9,7 +9,16 @@ from PIL import Image
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.bundle.contract import STANDARD
+from qwenvl_edge.backends.select import BackendOptions, select_backend
+from qwenvl_edge.bundle.contract import (
+    INPUTS_EMBEDS,
+    LOGITS_INDICES,
+    QUERY_SCALE,
+    ROPE_COS,
+    ROPE_SIN,
+    STANDARD,
+    WRITE_INDICES,
+)
 from qwenvl_edge.bundle.engines import PlanLimits
 from qwenvl_edge.machine.cuda import Cuda, Stream
 from support.bundles import copy_of
@@ -130,3 +139,24 @@ def test_a_prompt_longer_than_the_training_length_has_other_tables(bundle, monke
     ]
     for words in ("red " * 2150, "What is this?", "red " * 2150):
         same(*(engine.chat(words, images=[PICTURE], **options) for engine in engines))
+
+
+def test_a_captured_step_takes_its_inputs_in_any_order(bundle, monkeypatch):
+    """The step holds addresses in the staging block, so the caller's order must not move them."""
+    plans.install(monkeypatch, Machine())
+    backend = select_backend(BackendOptions(bundle, None, None, LIMITS.chunk), "tensorrt", "cuda").backend
+    rng = np.random.default_rng(0)
+    hidden, half = backend.model.hidden_size, backend.model.head_dim // 2
+    cache = backend.new_cache(1, 64)
+    for position in range(4):  # enqueued, captured, replayed, replayed
+        inputs = {
+            INPUTS_EMBEDS: rng.standard_normal((1, 1, hidden)).astype(np.float32),
+            ROPE_COS: np.ones((1, 1, half), np.float32),
+            ROPE_SIN: np.zeros((1, 1, half), np.float32),
+            QUERY_SCALE: np.ones((1, 1), np.float32),
+            WRITE_INDICES: np.array([position]),
+            LOGITS_INDICES: np.zeros((1, 1), np.int64),
+        }
+        expected = backend._decode(cache, inputs, (), position + 1)
+        turned = dict(reversed(inputs.items()))
+        np.testing.assert_array_equal(backend._decode(cache, turned, (), position + 1), expected)

@@ -37,6 +37,8 @@ from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Graph, Staging, Stream
 
 _PER_TOKEN = (INPUTS_EMBEDS, ROPE_COS, ROPE_SIN, QUERY_SCALE)
+# The order of the inputs in the staging block. A captured step holds their addresses, so it is the same in every call.
+_STAGED = (*_PER_TOKEN, WRITE_INDICES, LOGITS_INDICES)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,6 @@ class PlanDecoder:
         while start < tokens:
             inside = wanted[(wanted >= start) & (wanted < start + largest.tokens[2])]
             end = min(start + largest.tokens[2], tokens, *inside[largest.rows[2] :].tolist())
-            # A captured step holds the inputs' addresses, so every call has them in the same order.
             piece = {name: array[:, start:end] if name in _PER_TOKEN else array for name, array in inputs.items()}
             piece[WRITE_INDICES] = inputs[WRITE_INDICES] + start
             piece[LOGITS_INDICES] = inside[None, inside < end] - start
@@ -188,6 +189,7 @@ class PlanDecoder:
         if not rows:  # the plan has no profile without logits
             inputs = {**inputs, LOGITS_INDICES: np.zeros((batch, 1), np.int64)}
         buffers: CacheBuffers = cache.buffers
+        inputs = {name: inputs[name] for name in _STAGED if name in inputs}
         addresses, used = self._inputs.write(inputs)
         if tokens > 1 or rows > 1 or pictures:
             if profile not in self._shared:
