@@ -175,14 +175,18 @@ void Vocabulary::index_long() {
     while (capacity < long_ids_.size() * 2) capacity *= 2;
     slots_.assign(capacity, {0, kNoToken});
     mask_ = capacity - 1;
-    for (const TokenId id : long_ids_) {
-        const std::uint64_t hash = hash_bytes(bytes(id));
+    for (std::uint32_t number = 0; number < long_ids_.size(); ++number) {
+        const std::string_view token = long_bytes(number);
+        const std::uint64_t hash = hash_bytes(token);
         const std::uint32_t tag = static_cast<std::uint32_t>(hash >> 32);
         std::size_t at = hash & mask_;
-        for (; slots_[at].id != kNoToken; at = (at + 1) & mask_) {
-            if (slots_[at].tag == tag && bytes(slots_[at].id) == bytes(id)) fail_repeated(id, slots_[at].id);
+        for (; slots_[at].number != kNoToken; at = (at + 1) & mask_) {
+            const Slot& other = slots_[at];
+            if (other.tag == tag && long_bytes(other.number) == token) {
+                fail_repeated(long_ids_[number], long_ids_[other.number]);
+            }
         }
-        slots_[at] = {tag, id};
+        slots_[at] = {tag, number};
     }
 }
 
@@ -200,8 +204,9 @@ void Vocabulary::find_single_bytes() {
 TokenId Vocabulary::find_long(std::string_view key) const {
     const std::uint64_t hash = hash_bytes(key);
     const std::uint32_t tag = static_cast<std::uint32_t>(hash >> 32);
-    for (std::size_t at = hash & mask_; slots_[at].id != kNoToken; at = (at + 1) & mask_) {
-        if (slots_[at].tag == tag && bytes(slots_[at].id) == key) return slots_[at].id;
+    for (std::size_t at = hash & mask_; slots_[at].number != kNoToken; at = (at + 1) & mask_) {
+        const Slot& slot = slots_[at];
+        if (slot.tag == tag && long_bytes(slot.number) == key) return long_ids_[slot.number];
     }
     return kNoToken;
 }

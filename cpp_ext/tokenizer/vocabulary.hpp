@@ -40,9 +40,10 @@ public:
     const WordTable& words() const { return words_; }
 
 private:
+    // number: of a long token; kNoToken: empty.
     struct Slot {
         std::uint32_t tag;
-        TokenId id;
+        std::uint32_t number;
     };
 
     void read(std::string_view file);
@@ -53,7 +54,7 @@ private:
     void find_single_bytes();
 
     std::string_view long_bytes(std::size_t number) const {
-        return std::string_view(long_bytes_).substr(long_ends_[number], long_ends_[number + 1] - long_ends_[number]);
+        return {long_bytes_.data() + long_ends_[number], long_ends_[number + 1] - long_ends_[number]};
     }
 
     WordTable words_;
@@ -61,7 +62,7 @@ private:
     std::string long_bytes_;                 // all of them, joined
     std::vector<std::size_t> long_ends_{0};  // a 0, then the end of each in long_bytes_
     std::vector<TokenId> long_ids_;
-    std::vector<Slot> slots_;  // hash table; kNoToken: empty
+    std::vector<Slot> slots_;  // hash table
     std::array<TokenId, 256> single_{};
     std::size_t size_ = 0, mask_ = 0, longest_ = 0;
 };
