@@ -54,7 +54,7 @@ def served(bundle: str, threads: int | None) -> Iterator[str]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         log, address = iter(process.stderr or ()), ""
         for line in log:
-            found = re.search(r"qwenvl: (http://\S+)/", line)
+            found = re.search(r'"url": "(http://\S+)/"', line)
             address = found.group(1) if found else address
             if "startup complete" in line:
                 break

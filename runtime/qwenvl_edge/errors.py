@@ -26,7 +26,16 @@ class PromptError(QwenVLError):
 
 
 class ContextError(QwenVLError):
-    """A prompt does not fit into the context."""
+    """A prompt does not fit into the context.
+
+    limit: tokens that fit. tokens: those of the prompt. Both are None where the error is about something else, and
+    tokens also where the prompt is too long to be counted.
+    """
+
+    def __init__(self, message: str, *, limit: int | None = None, tokens: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.tokens = tokens
 
 
 class BackendError(QwenVLError):

@@ -11,12 +11,15 @@ EXAMPLES = 20
 
 
 ROUTES = {
+    ("get", "/health"),
     ("get", "/healthz"),
     ("get", "/readyz"),
     ("get", "/metrics"),
     ("get", "/v1/models"),
     ("get", "/v1/models/{model}"),
     ("post", "/v1/chat/completions"),
+    ("post", "/v1/completions"),
+    ("post", "/v1/responses"),
 }
 
 

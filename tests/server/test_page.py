@@ -180,7 +180,7 @@ def test_an_answer_is_words_not_markup(page):
 
 
 def test_a_key_is_asked_for(browser, engine):
-    with serving(engine, api_key=KEY) as address:
+    with serving(engine, api_keys=(KEY,)) as address:
         browser.open(address)
         browser.until("!document.querySelector('#login').hidden && document.activeElement.id === 'key'")
         browser.type(KEY)

@@ -1,5 +1,7 @@
 """Where pictures may come from: nothing that the operator did not list."""
 
+import asyncio
+import base64
 import http.server
 import io
 import os
@@ -9,23 +11,36 @@ import threading
 import zlib
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.inputs.pictures import load_picture, pixel_values
 from qwenvl_edge.server import sources
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
 from qwenvl_edge.server.settings import ServerLimits, ServerSettings
 from qwenvl_edge.server.sources import PictureSource
+from qwenvl_edge.server.workers import Workers
 from support.served import PICTURE, ask, data_uri, post, serving
 
 PNG = PICTURE.read_bytes()
 
 
-def load(url, *, attachments=None, limits=None, **settings):
-    return PictureSource(ServerSettings(limits=ServerLimits(**(limits or {})), **settings)).load(
-        url, attachments or {}, "picture 1"
-    )
+class Source:
+    """A PictureSource whose pictures are asked for without an event loop; `side` is the size that the model sees."""
+
+    def __init__(self, side=4096, limits=None, **settings):
+        settings = ServerSettings(limits=ServerLimits(**(limits or {})), **settings)
+        self._source = PictureSource(settings, Workers(), lambda size: (side, side))
+
+    def load(self, url, attachments=None, salt=""):
+        return asyncio.run(self._source.load(url, attachments or {}, "picture 1", salt))
+
+
+def load(url, *, attachments=None, **settings):
+    return Source(**settings).load(url, attachments)
 
 
 def refused(match, url, **options):
@@ -68,15 +83,75 @@ def test_rare_formats_are_not_decoded():
 
 def test_a_picture_that_comes_again_is_not_decoded_again(monkeypatch):
     monkeypatch.setattr(sources, "_KEPT_BYTES", 3 * 8 * 8 * 2)
-    source = PictureSource(ServerSettings())
+    source = Source()
     files = [encoded(Image.new("RGB", (8, 8), (shade, 0, 0))) for shade in range(3)]
-    pictures = [source.load("attachment:a", {"a": data}, "picture 1") for data in files]
-    again = [source.load("attachment:a", {"a": data}, "picture 1") for data in reversed(files)]
+    pictures = [source.load("attachment:a", {"a": data}) for data in files]
+    again = [source.load("attachment:a", {"a": data}) for data in reversed(files)]
     assert again[0] is pictures[2] and again[1] is pictures[1]
     assert again[2] is not pictures[0] and again[2].digest == pictures[0].digest
     large = encoded(Image.new("RGB", (32, 32)))
-    assert source.load("attachment:a", {"a": large}, "picture 1").size == (32, 32)
-    assert source.load("attachment:a", {"a": files[0]}, "picture 1") is again[2]
+    assert source.load("attachment:a", {"a": large}).size == (32, 32)
+    assert source.load("attachment:a", {"a": files[0]}) is again[2]
+    assert source.load("attachment:a", {"a": files[0]}, salt="another key's") is not again[2]
+
+
+def test_base64_is_read_as_browsers_read_it():
+    data = PNG + b"\0" * (1 + (len(PNG) % 3 == 2))  # a length that needs padding
+    text = base64.b64encode(data).decode()
+    lines = "\n".join(text[place : place + 76] for place in range(0, len(text), 76))
+    wanted = load(f"data:image/png;base64,{text}").digest
+    for url in (
+        f"data:image/png;base64,{lines}\r\n",
+        f"data:image/png;base64, {text}",
+        f" data:image/png;base64,{text}\n",
+        f"data:image/png;base64,{base64.urlsafe_b64encode(data).decode()}",
+        f"data:image/png;base64,{text.rstrip('=')}",
+        f"data:image/png;base64;name=a.png,{text}",
+        f"data:image/png;BASE64;charset=utf-8,{text}",
+        f"data:;base64,{text.replace('+', '%2B')}",
+    ):
+        assert load(url).digest == wanted
+    for url in (
+        "data:image/png;base64,A",
+        "data:image/png;base64,AA=A",
+        "data:image/png;base64,A===",
+        "data:;base64,é",
+    ):
+        refused("not valid base64", url)
+
+
+@pytest.mark.parametrize("side", [16, 60, 200])
+def test_pictures_wait_in_the_size_that_the_model_sees(side):
+    shades = np.random.default_rng(5).integers(0, 256, (60, 1500, 3), np.uint8)
+    data = encoded(Image.fromarray(shades))
+    kept, whole = load("attachment:a", attachments={"a": data}, side=side), load_picture(data)
+    assert kept.size == whole.size == (1500, 60)
+    assert kept.pixels.shape == ((side, side, 3) if side < 300 else whole.pixels.shape)
+    preprocessing = Preprocessing(side, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    assert np.array_equal(pixel_values(kept, preprocessing), pixel_values(whole, preprocessing))
+    wider = encoded(Image.fromarray(shades).resize((1501, 60)))
+    assert load("attachment:a", attachments={"a": wider}, side=side).digest != kept.digest
+
+
+def test_small_pictures_are_decoded_before_large_ones_that_wait():
+    order = []
+
+    async def decode_all():
+        workers = Workers()
+        gate = threading.Event()
+        blocking = [asyncio.ensure_future(workers.decode(1, gate.wait)) for _ in range(2)]
+        await asyncio.sleep(0)
+        waiting = [asyncio.ensure_future(workers.decode(size, lambda s=size: order.append(s))) for size in (9, 3, 5)]
+        await asyncio.sleep(0)
+        left = asyncio.ensure_future(workers.decode(1, lambda: order.append(1)))
+        await asyncio.sleep(0)
+        left.cancel()
+        gate.set()
+        await asyncio.gather(*blocking, *waiting)
+        assert await workers.decode(7, lambda: 7) == 7
+
+    asyncio.run(decode_all())
+    assert order[0] == 3 and sorted(order) == [3, 5, 9]
 
 
 # file: URLs

@@ -16,7 +16,7 @@ import pytest
 from qwenvl_edge import BackendError, QwenVLError
 from qwenvl_edge.cli import main
 from qwenvl_edge.server.command import uvicorn_config
-from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_key
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_keys
 from support.served import PICTURE, WAIT_S, ask, data_uri, metric, post, serving, until
 
 KEY = "correct-horse-battery"
@@ -33,7 +33,7 @@ def test_a_key_is_needed_beyond_loopback(tmp_path, capsys):
     for host in ("0.0.0.0", "192.168.1.2", "::", "robot.example"):
         with pytest.raises(QwenVLError, match="can be reached by others"):
             ServerSettings(host=host)
-        assert ServerSettings(host=host, api_key=KEY).host == host
+        assert ServerSettings(host=host, api_keys=(KEY,)).host == host
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
         assert ServerSettings(host=host).is_loopback
     assert main(["serve", str(tmp_path), "--host", "0.0.0.0"]) == 2
@@ -43,20 +43,21 @@ def test_a_key_is_needed_beyond_loopback(tmp_path, capsys):
 def test_keys_come_from_a_file(tmp_path):
     path = tmp_path / "key"
     with pytest.raises(QwenVLError, match="cannot read"):
-        read_api_key(path)
-    path.write_text("\n")
-    with pytest.raises(QwenVLError, match="empty"):
-        read_api_key(path)
-    path.write_text(f"{KEY}\nmore\n")
-    assert read_api_key(path) == KEY and KEY not in repr(ServerSettings(api_key=KEY))
+        read_api_keys(path)
+    for empty in ("\n", "# no key\n"):
+        path.write_text(empty)
+        with pytest.raises(QwenVLError, match="empty"):
+            read_api_keys(path)
+    path.write_text(f"# of the robots\n{KEY}\n\n{KEY}-2\n")
+    assert read_api_keys(path) == (KEY, f"{KEY}-2") and KEY not in repr(ServerSettings(api_keys=(KEY,)))
     with pytest.raises(QwenVLError, match="fewer than 16"):
-        ServerSettings(api_key="short")
+        ServerSettings(api_keys=(KEY, "short"))
     with pytest.raises(QwenVLError, match="cannot carry"):
-        ServerSettings(api_key="ключ" * 4)
+        ServerSettings(api_keys=("ключ" * 4,))
 
 
 def test_requests_need_the_key(engine):
-    with serving(engine, api_key=KEY) as address, httpx.Client(base_url=address, timeout=WAIT_S) as client:
+    with serving(engine, api_keys=(KEY,)) as address, httpx.Client(base_url=address, timeout=WAIT_S) as client:
         for header in (None, "Bearer", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}", "Bearer \xff"):
             headers = {} if header is None else {"Authorization": header.encode("latin-1")}
             for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/v1/chat/completions")):
@@ -135,7 +136,8 @@ def test_what_is_too_much_is_refused(engine):
         assert "2 pictures, more than 1" in post(client, {**ask(), "messages": [message]}).json()["error"]["message"]
         many = {**ask(), "messages": ask()["messages"] * 3}
         assert "3 messages, more than 2" in post(client, many).json()["error"]["message"]
-        assert post(client, ask(max_tokens=6)).json()["error"]["param"] == "max_tokens"
+        cut = post(client, ask(max_tokens=6)).json()
+        assert cut["choices"][0]["finish_reason"] == "length" and cut["usage"]["completion_tokens"] == 5
         assert post(client, ask()).json()["usage"]["completion_tokens"] <= 5
 
 
@@ -143,7 +145,8 @@ def test_slow_requests_are_given_up(engine):
     with serving(engine, limits={"read_seconds": 1}) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), WAIT_S) as connection:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10\r\n\r\n"
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 10\r\n"
+            head += "Content-Type: application/json\r\n\r\n"
             connection.sendall(head.encode())
             assert b" 408 " in connection.recv(4096)
 
@@ -232,6 +235,20 @@ def test_bodies_that_are_no_request(http, body, param):
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
         {"response_format": {"type": "grammar"}},
         {"messages": [{"role": "assistant", "content": "hi"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "texts": "?"}]}]},
+        {"response_format": {"type": "json_object", "strict": True}},
+        {"stream": True, "stream_options": {"include_usages": True}},
+        {"max_token": 3},
+        {"min_tokens": 9, "max_tokens": 8},
+        {"guided_json": "{", "guided_regex": "a"},
+        {"guided_json": {"type": "object"}, "guided_choice": ["a"]},
+        {"grammar": "root ::= x"},
+        {"structured_outputs": {}},
+        {"tool_choice": "required"},
+        {"functions": [{"name": "f"}]},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"top_k": -2},
         {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hi"}]},
         {"messages": [{"role": "user", "content": ""}]},
         {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
@@ -297,7 +314,7 @@ def test_metrics(http):
 @pytest.mark.parametrize("prompts", [False, True])
 def test_logs_hold_no_words_unless_asked(engine, monkeypatch, prompts):
     lines = []
-    for module in ("app", "guard"):
+    for module in ("exchange", "guard"):
         monkeypatch.setattr(
             f"qwenvl_edge.server.{module}.log", lambda event, **fields: lines.append({"event": event, **fields})
         )

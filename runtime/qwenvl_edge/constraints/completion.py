@@ -1,19 +1,23 @@
 """The completion of a constrained answer that was cut: a short text that its form still allows.
 
 llguidance tells the ids that may come next, not those that lead to an end soon. So the end is found by a best-first
-search over states: taking the first id that fits costs 1, skipping it costs _SKIP.
+search over paths of ids: taking the first id that fits costs 1, skipping it costs more, at first little (the path may
+lead nowhere), then much (the end may be far). One matcher walks from path to path, taking ids back and taking others,
+so that the search holds one state however many paths wait.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SKIP = 64  # in ids: a path is followed for so long before another one is begun
-_MOST_STATES = 500
-_CLOSERS = '"}])>.,:'
+_SEARCHES = ((64, 500), (1024, 1500))  # cost of a skip, in ids that a path is followed for before another; most steps
+_LONGEST = 1024  # ids; a form that needs more is left open
+_SECONDS = 0.25
+_CLOSERS = '"}])>,:.'
 
 
 def preference(single_bytes: Mapping[int, int], closing_tags: Sequence[int], opening_tags: Sequence[int]) -> list[int]:
@@ -31,28 +35,74 @@ def preference(single_bytes: Mapping[int, int], closing_tags: Sequence[int], ope
     return [*closing_tags, *(single_bytes[byte] for byte in closers), *opening_tags, *values]
 
 
-def shortest_end(matcher: Any, order: Sequence[int]) -> list[int]:
+def shortest_end(
+    matcher: Any, order: Sequence[int], *, longest: int = _LONGEST, seconds: float = _SECONDS
+) -> list[int]:
     """Return the ids that complete an llguidance matcher's form; none if it is complete or no end was found soon.
 
-    order: the ids to try, the preferred first.
+    Args:
+        matcher: is left as it is.
+        order: the ids to try, the preferred first.
+        longest: the most ids; paths that cannot end within them are dropped.
+        seconds: the time after which no end is looked for any more.
     """
+    ends = time.monotonic() + seconds
+    walk = _Walk(matcher.deep_copy())
+    for skip, steps in _SEARCHES:
+        if found := _search(walk, order, longest, ends, skip=skip, steps=steps):
+            return found
+    return []
+
+
+def _search(walk: _Walk, order: Sequence[int], longest: int, ends: float, *, skip: int, steps: int) -> list[int]:
     tie = itertools.count()
-    waiting: list[tuple[int, int, Any, list[int], int]] = [(0, next(tie), matcher.deep_copy(), [], 0)]
-    for _ in range(_MOST_STATES):
-        if not waiting:
+    waiting: list[tuple[int, int, list[int], int]] = [(0, next(tie), [], 0)]
+    for _ in range(steps):
+        if not waiting or time.monotonic() > ends:
             break
-        cost, _, state, path, tried = heapq.heappop(waiting)
+        cost, _, path, tried = heapq.heappop(waiting)
+        if not walk.go(path):
+            break
         if not tried:
-            forced: list[int] = state.compute_ff_tokens()
-            state.consume_tokens(forced)
-            path = path + forced
-            if state.is_accepting():
+            path = path + walk.forced(longest - len(path))
+            if walk.accepts():
                 return path
-        place = next((i for i in range(tried, len(order)) if state.validate_tokens([order[i]])), None)
+        place = None if len(path) >= longest else walk.first(order, tried)
         if place is None:
             continue
-        heapq.heappush(waiting, (cost + _SKIP, next(tie), state, path, place + 1))
-        further = state.deep_copy()
-        further.consume_token(order[place])
-        heapq.heappush(waiting, (cost + 1, next(tie), further, [*path, order[place]], 0))
+        heapq.heappush(waiting, (cost + skip, next(tie), path, place + 1))
+        heapq.heappush(waiting, (cost + 1, next(tie), [*path, order[place]], 0))
     return []
+
+
+class _Walk:
+    """A matcher and the ids that it took since the search began."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+        self._taken: list[int] = []
+
+    def go(self, path: list[int]) -> bool:
+        """Stand at the end of a path; return False if the matcher gave up."""
+        shared = next((i for i, (a, b) in enumerate(zip(self._taken, path, strict=False)) if a != b), None)
+        kept = min(len(self._taken), len(path)) if shared is None else shared
+        if kept < len(self._taken) and not self._matcher.rollback(len(self._taken) - kept):
+            return False
+        self._taken = path
+        return kept == len(path) or bool(self._matcher.consume_tokens(path[kept:]))
+
+    def forced(self, room: int) -> list[int]:
+        """Take the ids that must come next, `room` at most, and return them."""
+        forced: list[int] = self._matcher.compute_ff_tokens()[: max(room, 0)]
+        if forced:
+            self._matcher.consume_tokens(forced)
+            self._taken = self._taken + forced
+        return forced
+
+    def accepts(self) -> bool:
+        """Tell whether the form may end here."""
+        return bool(self._matcher.is_accepting())
+
+    def first(self, order: Sequence[int], start: int) -> int | None:
+        """Return the place in `order`, from `start` on, of the first id that may come next."""
+        return next((i for i in range(start, len(order)) if self._matcher.validate_tokens([order[i]])), None)

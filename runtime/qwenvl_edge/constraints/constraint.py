@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from qwenvl_edge.constraints.closed import closed
 from qwenvl_edge.errors import PromptError
 
 
@@ -27,11 +28,18 @@ class Constraint:
     def json(cls, schema: Mapping[str, Any] | None = None) -> Constraint:
         """JSON without white space between its parts that a JSON Schema accepts; None accepts any object.
 
+        An object whose schema names `properties` but says nothing of others has no others;
+        `"additionalProperties": true` allows them.
+
         Raises:
-            PromptError: the schema cannot be written as JSON.
+            PromptError: the schema is no object, or cannot be written as JSON.
         """
+        if schema is not None and not isinstance(schema, Mapping):
+            raise PromptError(f"the JSON Schema is of type {type(schema).__name__}; give a dict.")
         try:
-            return cls("json", json.dumps({"type": "object"} if schema is None else dict(schema)))
+            return cls("json", json.dumps({"type": "object"} if schema is None else closed(dict(schema))))
+        except RecursionError:
+            raise PromptError("the JSON Schema is nested too deeply; make it flatter.") from None
         except (TypeError, ValueError) as error:
             raise PromptError(f"the JSON Schema cannot be written as JSON: {error}.") from None
 

@@ -18,6 +18,7 @@ from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.families.base import Family
 
 _KEPT = 8
+_MOST_LEXER_STATES = 25_000  # 1 to 2 kB each; llguidance's own limit is ten times as many
 _NO_WHITE_SPACE = {"whitespace_flexible": False}
 
 
@@ -124,7 +125,8 @@ class MatcherFactory:
             matcher = self._idle.pop(constraint, None)
         try:
             if matcher is None or not matcher.reset():
-                matcher = llguidance.LLMatcher(self._vocabulary, self._grammar(llguidance.LLMatcher, constraint))
+                limits = llguidance.LLParserLimits(max_lexer_states=_MOST_LEXER_STATES, verbose_errors=False)
+                matcher = llguidance.LLMatcher(self._vocabulary, self._grammar(constraint), log_level=0, limits=limits)
         except ValueError as error:
             raise PromptError(f"the constraint is malformed: {_sentence(error)}.") from None
         if matcher.is_error():
@@ -150,19 +152,30 @@ class MatcherFactory:
         opening = [tag for tag in self._family.markup_tags if tag not in closing]
         return preference(single, [tokens[tag] for tag in closing], [tokens[tag] for tag in opening])
 
-    def _grammar(self, maker: Any, constraint: Constraint) -> str:
-        grammar: str
-        if constraint.kind == "json":
-            grammar = maker.grammar_from_json_schema(constraint.source, overrides=_NO_WHITE_SPACE)
-        elif constraint.kind == "regex":
-            grammar = maker.grammar_from_regex(constraint.source)
-        elif constraint.kind == "choice":
-            choices = json.loads(constraint.source)
-            options = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-            grammar = maker.grammar_from_lark(f"start: {options}")
-        else:
-            grammar = maker.grammar_from_lark(self._family.box_grammar())
+    def _grammar(self, constraint: Constraint) -> str:
+        if constraint.kind != "boxes":
+            return written_grammar(constraint)
+        grammar: str = _llguidance().LLMatcher.grammar_from_lark(self._family.box_grammar())
         return grammar
+
+
+def written_grammar(constraint: Constraint) -> str:
+    """Return the grammar of a form that its caller wrote: all but boxes, whose grammar is the family's.
+
+    Raises:
+        ValueError: the form is malformed; not every mistake is found here.
+        QwenVLError: llguidance is not installed.
+    """
+    maker = _llguidance().LLMatcher
+    grammar: str
+    if constraint.kind == "json":
+        grammar = maker.grammar_from_json_schema(constraint.source, overrides=_NO_WHITE_SPACE)
+    elif constraint.kind == "regex":
+        grammar = maker.grammar_from_regex(constraint.source)
+    else:
+        options = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(constraint.source))
+        grammar = maker.grammar_from_lark(f"start: {options}")
+    return grammar
 
 
 class _TokenizerView:

@@ -64,6 +64,7 @@ class Batcher:
         images: Iterable[Any] = (),
         history: Iterable[Any] = (),
         system: str | None = None,
+        raw: bool = False,
         on_text: Callable[[str], None] | None = None,
         on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
         **overrides: Unpack[Overrides],
@@ -71,6 +72,8 @@ class Batcher:
         """Answer a message when its turn comes. Arguments are those of QwenVLEngine.chat; `cancel` ends it early.
 
         Args:
+            raw: continue the message without a chat template, as QwenVLEngine.complete does; history and system have no
+                place then.
             on_text: is called with each piece of text, in another thread; it must not block.
             on_logprobs: the same for log-probabilities, if the option `logprobs` asks for them: called with those that
                 came since its last call, before on_text.
@@ -82,7 +85,10 @@ class Batcher:
         Raises:
             QwenVLError: the batcher is closed, or an error that chat raises before it computes.
         """
-        request = self._requests.chat(message, images, history, system, overrides)
+        if raw:
+            request = self._requests.complete(message, images, overrides)
+        else:
+            request = self._requests.chat(message, images, history, system, overrides)
         job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs)
         with self._changed:
             if self._closed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,8 @@ class Scores:
 class Generation:
     """Goes on from the logits [V] after a prompt, the last of `sequence`; without `lookup` one token at a time.
 
+    ends: ids that are not drawn before the answer has options.min_new_tokens tokens.
+
     Tokens that a constraint leaves no choice for are appended without being drawn. Their logits are computed after
     that, with those of the next token, so they are scored late.
 
@@ -75,8 +77,10 @@ class Generation:
         matcher: Matcher | None,
         logits: FloatArray,
         bytes_of: Callable[[list[int]], bytes],
+        ends: Sequence[int] = (),
     ) -> None:
         self._sequence = sequence
+        self._ends = ends
         self._lookup = lookup if options.lookup else None
         self._writer = writer
         self._options = options
@@ -176,6 +180,8 @@ class Generation:
 
     def _draw(self, logits: FloatArray) -> int:
         sequence, sampler, matcher = self._sequence, self._sampler, self._matcher
+        if self.new_tokens < self._options.min_new_tokens:
+            return sampler.sample(logits, sequence.tokens, allowed=self._going_on(len(logits)))
         if matcher is None:
             return sampler.sample(logits, sequence.tokens)
         if self._greedy:  # the likeliest of all ids is the likeliest of those allowed, if it is one of them
@@ -184,6 +190,12 @@ class Generation:
                 return token
         allowed = matcher.allowed() if self._allowed is None else self._allowed
         return sampler.sample(logits, sequence.tokens, allowed=allowed)
+
+    def _going_on(self, count: int) -> npt.NDArray[np.bool_]:
+        """Return the mask [V] that leaves out what ends an answer."""
+        allowed = np.ones(count, np.bool_)
+        allowed[[token for token in self._ends if token < count]] = False
+        return allowed
 
     def _take_forced(self) -> bool:
         """Take the tokens that must come next; return whether there were some."""

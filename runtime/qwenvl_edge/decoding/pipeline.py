@@ -105,24 +105,28 @@ class FeatureCache:
     def __init__(self, backend: Backend, family: Family) -> None:
         self._backend = backend
         self._family = family
-        self._kept: OrderedDict[str, Features] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Features] = OrderedDict()
 
     def forget(self) -> None:
         """Drop all features."""
         self._kept.clear()
 
-    def get(self, picture: Picture) -> tuple[Features, bool]:
-        """Return the features [Q, H] of a picture and whether it had to be encoded for it."""
-        missing = picture.digest not in self._kept
+    def get(self, picture: Picture, salt: str = "") -> tuple[Features, bool]:
+        """Return the features [Q, H] of a picture and whether it had to be encoded for it.
+
+        salt: features are found again under the same one only.
+        """
+        key = salt, picture.digest
+        missing = key not in self._kept
         if missing:
             # One at a time: a picture is work enough for every core, and a cancellation waits for one picture at most.
             features = self._backend.encode(picture)
             check_features(features, self._family.layout(picture.size).tokens, self._backend.features_type)
-            self._kept[picture.digest] = features
-        self._kept.move_to_end(picture.digest)
+            self._kept[key] = features
+        self._kept.move_to_end(key)
         if len(self._kept) > FEATURES_KEPT:
             self._kept.popitem(last=False)
-        return self._kept[picture.digest], missing
+        return self._kept[key], missing
 
 
 @dataclass
@@ -229,6 +233,7 @@ class Answerer:
                 request.matcher,
                 logits,
                 self._tokenizer.decode_bytes,
+                ends=[ids[0] for ids in self._stop if len(ids) == 1],
             )
             work.ttft_s = time.perf_counter() - request.started
 
@@ -263,7 +268,7 @@ class Answerer:
             if control.reason is not None:
                 return None
             if picture.digest not in found:
-                found[picture.digest], encoded = self._features.get(picture)
+                found[picture.digest], encoded = self._features.get(picture, prompt.salt)
                 work.images_encoded += encoded
             work.image_s += time.perf_counter() - clock
             yield

@@ -108,6 +108,8 @@ def content_keys(prompt: Prompt) -> IntArray:
     for span in prompt.spans:
         digest = prompt.pictures[span.picture].digest
         keys[span.start : span.start + span.length] = _picture_keys(digest, span.length)
+    if prompt.salt:  # two prompts share a prefix only if their first keys are equal
+        keys[0] = _picture_keys(f"salt {prompt.salt} {prompt.ids[0]}", 1)[0]
     return keys
 
 

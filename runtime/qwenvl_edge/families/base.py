@@ -214,7 +214,12 @@ class Family(ABC):
 
     @abstractmethod
     def past_turn(self, user: Sequence[Piece], answer: str | None) -> Sequence[Piece]:
-        """Return the pieces of an exchange; answer: with its markup, None if there was none."""
+        """Return the pieces of an exchange.
+
+        Args:
+            user: none where the assistant spoke first; then there is no turn of the user.
+            answer: with its markup, None if there was none.
+        """
 
     @abstractmethod
     def question(self, user: Sequence[Piece]) -> Sequence[Piece]:

@@ -30,6 +30,11 @@ class Box:
     y2: float
     image: int
 
+    @property
+    def corners(self) -> tuple[tuple[float, float], ...]:
+        """Upper left and lower right corner (x, y)."""
+        return (self.x1, self.y1), (self.x2, self.y2)
+
     def to_grid(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return (x1, y1, x2, y2) on the grid of a picture of `size` (width, height), for a message's "box" item."""
         (x1, y1), (x2, y2) = to_grid([(self.x1, self.y1), (self.x2, self.y2)], size)
@@ -43,6 +48,11 @@ class Quad:
     label: str
     points: tuple[tuple[float, float], ...]
     image: int
+
+    @property
+    def corners(self) -> tuple[tuple[float, float], ...]:
+        """The corners (x, y)."""
+        return self.points
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class QwenVLFamily(Family):
 
     def past_turn(self, user: Sequence[Piece], answer: str | None) -> list[Piece]:
         """See Family.past_turn."""
-        asked = ["\n", *self._turn("user", user), "\n"]
+        asked: list[Piece] = ["\n", *self._turn("user", user), "\n"] if user else ["\n"]
         return asked if answer is None else [*asked, *self._turn("assistant", [Marked(answer)])]
 
     def question(self, user: Sequence[Piece]) -> list[Piece]:

@@ -22,7 +22,7 @@ from qwenvl_edge.server.app import Server
 from qwenvl_edge.server.logs import configure
 from qwenvl_edge.server.metrics import Metrics
 from qwenvl_edge.server.service import Service
-from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_key
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_keys
 
 _SPARE = 256  # requests of a front that only look, beside those that are answered or wait
 _ROUTER = "qwenvl_edge.fleet.routing.PictureRouter"
@@ -76,7 +76,7 @@ class Options(BaseModel):
         rows = self.replica_limits.rows * self.most_replicas
         return ServerSettings(
             model_name=self.model_name or self.bundle.resolve().name,
-            api_key=None if self.api_key_file is None else read_api_key(self.api_key_file),
+            api_keys=() if self.api_key_file is None else read_api_keys(self.api_key_file),
             url_hosts=tuple(self.allow_url_host),
             picture_folders=tuple(self.allow_path),
             log_prompts=self.log_prompts,
@@ -134,7 +134,7 @@ def _front(options: Options) -> serve.Deployment:
         configure()
         engines = serve.get_deployment_handle(Engine.__name__, app_name=serve.get_replica_context().app_name)
         manifest = Bundle.open(options.bundle).manifest
-        return Server(Dispatcher(engines), manifest, options.settings()).app
+        return Server(Dispatcher(engines), manifest, options.settings(), max_context=options.max_context).app
 
     limits = options.settings().limits
     configured = serve.deployment(

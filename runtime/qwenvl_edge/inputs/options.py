@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         constraint: Constraint | None
         lookup: bool
         logprobs: int | None
+        min_new_tokens: int
+        cache_salt: str
         do_sample: bool
         temperature: float
         top_k: int
@@ -111,6 +113,9 @@ class GenerationOptions:
         lookup: guess tokens from earlier text and compute several at once; changes the speed only.
         logprobs: give the log-probability of each token, with this many of the likeliest tokens at its place (0 to 20),
             in `Reply.logprobs`; None gives none.
+        min_new_tokens: no token that ends the answer is chosen before it has so many; not together with a constraint.
+        cache_salt: what is computed for the answer is used again only for answers with the same salt, so that nobody
+            learns from the time of an answer what others asked.
 
     Raises:
         PromptError: a value out of its range.
@@ -124,6 +129,8 @@ class GenerationOptions:
     constraint: Constraint | None = None
     lookup: bool = True
     logprobs: int | None = None
+    min_new_tokens: int = 0
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         limit, deadline = self.max_new_tokens, self.deadline_ms
@@ -139,6 +146,11 @@ class GenerationOptions:
             raise PromptError(f"constraint is of type {type(self.constraint).__name__}; give a Constraint.")
         if self.logprobs is not None:
             require_whole("logprobs", self.logprobs, MOST_LOGPROBS + 1)
+        require_whole("min_new_tokens", self.min_new_tokens, 2**63)
+        if self.min_new_tokens and self.constraint is not None:
+            raise PromptError("min_new_tokens is given with a constraint, whose form says when the answer ends.")
+        if not isinstance(self.cache_salt, str):
+            raise PromptError(f"cache_salt is of type {type(self.cache_salt).__name__}; give a string.")
 
     @property
     def greedy(self) -> bool:

@@ -8,7 +8,6 @@ grounding markup, which the model wrote.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -16,16 +15,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.errors import PromptError
+from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families.base import Family, Marked, Piece, Positions, Slot, Span
 from qwenvl_edge.families.boxes import GRID
 from qwenvl_edge.inputs.pictures import Picture
-from qwenvl_edge.inputs.tokenizer import Tokenizer
+from qwenvl_edge.inputs.tokenizer import EncodedTexts, Tokenizer
 
 Message: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 Loader: TypeAlias = "Callable[[Any, str], Picture]"
-
-_KEPT_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,10 @@ Part: TypeAlias = "Text | Region | Picture"
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange: the user's parts and the answer with its grounding markup (None if it was never answered)."""
+    """One exchange: the user's parts and the answer with its grounding markup (None if it was never answered).
+
+    user: empty where the assistant spoke first.
+    """
 
     user: tuple[Part, ...]
     assistant: str | None
@@ -88,7 +88,7 @@ def parse_message(message: Message, images: Iterable[Any], load: Loader) -> tupl
 
 
 def parse_history(history: Iterable[Any], load: Loader) -> tuple[Turn, ...]:
-    """Accept the turns of an earlier reply, or (message, answer) pairs."""
+    """Accept the turns of an earlier reply, or (message, answer) pairs; message None: the assistant spoke first."""
     return tuple(_parse_turn(turn, load) for turn in history)
 
 
@@ -147,7 +147,8 @@ def _parse_turn(turn: Any, load: Loader) -> Turn:
     if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
         raise PromptError("history must be the history of a reply or a list of (message, answer) pairs.")
     message, answer = turn
-    return Turn(parse_message(message, (), load), None if answer is None else _check_text(answer, "answer"))
+    said = None if answer is None else _check_text(answer, "answer")
+    return Turn((), said) if message is None and said else Turn(parse_message(message, (), load), said)
 
 
 def _check_text(text: Any, what: str) -> str:
@@ -177,7 +178,8 @@ def parts_after_pictures(parts: Sequence[Part]) -> tuple[Text | Region, ...]:
 class Prompt:
     """Token ids int64 [T]; features replace the rows of `spans`, which name their pictures by number.
 
-    turns: how many turns of the history were kept. positions: those of the prompt and of the tokens after it.
+    turns: how many turns of the history were kept. positions: those of the prompt and of the tokens after it. salt:
+    what is computed for a prompt is used again for prompts with the same one only.
     """
 
     ids: npt.NDArray[np.int64] = field(repr=False)
@@ -185,6 +187,7 @@ class Prompt:
     spans: tuple[Span, ...]
     turns: int
     positions: Positions = field(repr=False)
+    salt: str = ""
 
 
 @dataclass
@@ -208,8 +211,7 @@ class PromptBuilder:
 
     def __init__(self, family: Family, tokenizer: Tokenizer) -> None:
         self._family = family
-        # What is said in a conversation comes again with every question. The lists are never changed in place.
-        self._encoded = functools.lru_cache(maxsize=_KEPT_TEXTS)(tokenizer.encode)
+        self._texts = EncodedTexts(tokenizer)
 
     def chat(
         self,
@@ -219,21 +221,29 @@ class PromptBuilder:
         system: str,
         window: int,
         limit: int | None = None,
+        longest: int | None = None,
     ) -> Prompt:
         """Build a conversation's prompt that ends where the assistant's answer begins.
 
         Whole turns of the history are kept, newest first, while system and kept turns stay below `window` tokens (the
         published make_context; the new message is not counted), and the prompt below `limit`, if one is given. The
-        first turn that does not fit ends the walk.
+        first turn that does not fit ends the walk. Texts that cannot have `longest` tokens are not encoded.
+
+        Raises:
+            ContextError: such a text is no part of the history.
         """
-        question = self._chunk(self._family.question(self._content(message)), message)
+        question = self._chunk(self._family.question(self._content(message)), message, longest)
         if limit is not None:
             window = min(window, limit - len(question.ids))
-        prompt = self._chunk(self._family.system_turn(system), ())
+        prompt = self._chunk(self._family.system_turn(system), (), longest)
         kept: list[_Chunk] = []
         length = len(prompt.ids)
         for turn in reversed(history):
-            chunk = self._chunk(self._family.past_turn(self._content(turn.user), turn.assistant), turn.user)
+            user = self._content(turn.user) if turn.user else []
+            try:
+                chunk = self._chunk(self._family.past_turn(user, turn.assistant), turn.user, longest)
+            except ContextError:
+                break
             length += len(chunk.ids)
             if length >= window:
                 break
@@ -242,9 +252,9 @@ class PromptBuilder:
             prompt.append(chunk)
         return self._prompt(prompt, len(kept))
 
-    def raw(self, parts: Sequence[Part]) -> Prompt:
-        """Build a prompt without a chat template; texts may hold grounding markup."""
-        return self._prompt(self._chunk(self._content(parts, words_as=Marked), parts), 0)
+    def raw(self, parts: Sequence[Part], longest: int | None = None) -> Prompt:
+        """Build a prompt without a chat template; texts may hold grounding markup. longest: as in chat."""
+        return self._prompt(self._chunk(self._content(parts, words_as=Marked), parts, longest), 0)
 
     def _content(self, parts: Sequence[Part], words_as: type[str] | type[Marked] = str) -> list[Piece]:
         """Return the pieces of a message; words that touch are one piece, as the published code joins strings."""
@@ -264,14 +274,16 @@ class PromptBuilder:
             words = after
         return [*pieces, words_as(words)]
 
-    def _chunk(self, pieces: Iterable[Piece], parts: Sequence[Part]) -> _Chunk:
-        """Encode pieces; parts: those whose pictures the slots among the pieces name."""
+    def _chunk(self, pieces: Iterable[Piece], parts: Sequence[Part], longest: int | None = None) -> _Chunk:
+        """Encode pieces; parts: those whose pictures the slots among the pieces name. longest: as in chat."""
         chunk = _Chunk(pictures=[part for part in parts if isinstance(part, Picture)])
         for piece in pieces:
+            if longest is not None and isinstance(piece, (str, Marked)):
+                self._texts.check_length(piece if isinstance(piece, str) else piece.text, longest)
             if isinstance(piece, str):
-                chunk.ids += self._encoded(piece, allowed_special=())
+                chunk.ids += self._texts.encode(piece)
             elif isinstance(piece, Marked):
-                chunk.ids += self._encoded(piece.text, allowed_special=self._family.markup_tags)
+                chunk.ids += self._texts.encode(piece.text, allowed_special=self._family.markup_tags)
             elif isinstance(piece, Slot):
                 ids = self._family.picture_ids(piece.layout)
                 start = len(chunk.ids) + len(ids.before)

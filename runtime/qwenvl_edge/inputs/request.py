@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ class RequestBuilder:
         self._check_chat()
         options = GenerationOptions.merge(self._defaults, overrides)
         parts, turns = self._parse(message, images, history)
-        prompt = self._checked(self._chat_prompt(parts, turns, system, options.max_new_tokens))
+        prompt = self._chat_prompt(parts, turns, system, options.max_new_tokens, longest=self._max_context)
+        prompt = self._checked(prompt, options)
         return Request(prompt, options, turns, parts, (), True, started, self._matcher(options))
 
     def count(self, message: Message, images: Iterable[Any], history: Iterable[Any], system: str | None) -> int:
@@ -124,7 +126,7 @@ class RequestBuilder:
         started = time.perf_counter()
         options = GenerationOptions.merge(self._defaults, overrides)
         parts = parse_message(message, images, self._load)
-        prompt = self._checked(self._prompts.raw(parts))
+        prompt = self._checked(self._prompts.raw(parts, self._max_context), options)
         return Request(prompt, options, (), parts, parts_after_pictures(parts), False, started, self._matcher(options))
 
     def _check_chat(self) -> None:
@@ -137,7 +139,12 @@ class RequestBuilder:
         return parse_message(message, images, self._load), parse_history(history, self._load)
 
     def _chat_prompt(
-        self, parts: Sequence[Part], turns: Sequence[Turn], system: str | None, max_new_tokens: int
+        self,
+        parts: Sequence[Part],
+        turns: Sequence[Turn],
+        system: str | None,
+        max_new_tokens: int,
+        longest: int | None = None,
     ) -> Prompt:
         return self._prompts.chat(
             parts,
@@ -145,16 +152,19 @@ class RequestBuilder:
             system=self._family.default_system if system is None else system,
             window=self._defaults.max_window_size,
             limit=self._max_context - min(max_new_tokens, self._max_context // _ANSWER_SHARE),
+            longest=longest,
         )
 
     def _matcher(self, options: GenerationOptions) -> Matcher | None:
         return None if options.constraint is None else self._matchers.start(options.constraint)
 
-    def _checked(self, prompt: Prompt) -> Prompt:
+    def _checked(self, prompt: Prompt, options: GenerationOptions) -> Prompt:
         excess = len(prompt.ids) - self._max_context
         if excess > 0:
             raise ContextError(
                 f"the prompt has {len(prompt.ids):,} tokens, {excess:,} more than the context of {self._max_context:,} "
-                "holds; shorten it, give fewer pictures or open the engine with a larger max_context."
+                "holds; shorten it, give fewer pictures or open the engine with a larger max_context.",
+                limit=self._max_context,
+                tokens=len(prompt.ids),
             )
-        return prompt
+        return dataclasses.replace(prompt, salt=options.cache_salt) if options.cache_salt else prompt

@@ -6,7 +6,10 @@ tokenizer knows no model: special tokens are what the caller passes, and text be
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,11 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge import _core
-from qwenvl_edge.errors import BundleError, PromptError
+from qwenvl_edge.errors import BundleError, ContextError, PromptError
 from qwenvl_edge.families.base import Family
 
 AllowedSpecial = Collection[str] | Literal["all"]
 Ids = Sequence[int] | npt.NDArray[np.integer]
+
+_KEPT_BYTES = 1 << 20  # of text; ids take about twice as many again
+_NFC_SHRINKS = 3  # the most by which normal form C shortens a text: a Hangul syllable of three parts
 
 
 def open_tokenizer(family: Family, file: Path, vocab_size: int) -> Tokenizer:
@@ -121,6 +127,55 @@ class Tokenizer:
         return IncrementalDecoder(self._core, stop)
 
 
+class EncodedTexts:
+    """Encodes the words of prompts. What is said in a conversation comes again with every question.
+
+    The lists that it returns must not be changed. Safe to share between threads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, kept_bytes: int = _KEPT_BYTES) -> None:
+        self._tokenizer = tokenizer
+        self._limit = kept_bytes
+        self._kept: OrderedDict[tuple[str, tuple[str, ...]], list[int]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def encode(self, text: str, *, allowed_special: Collection[str] = ()) -> list[int]:
+        """Return the ids of a text, as Tokenizer.encode."""
+        key = text, tuple(allowed_special)
+        with self._lock:
+            if (known := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return known
+        ids = self._tokenizer.encode(text, allowed_special=allowed_special)
+        if _size(text) * 4 <= self._limit:  # a text that would push out most of the others is not kept
+            with self._lock:
+                self._bytes += _size(text) if key not in self._kept else 0
+                self._kept[key] = ids
+                while self._bytes > self._limit:
+                    (oldest, _), _ = self._kept.popitem(last=False)
+                    self._bytes -= _size(oldest)
+        return ids
+
+    def check_length(self, text: str, most: int) -> None:
+        """Check that a text could have `most` tokens; costs nothing for texts of usual length.
+
+        Raises:
+            ContextError: it has more, whatever its words are.
+        """
+        if len(text) > most and len(text) > most * _NFC_SHRINKS * self._longest_token:
+            raise ContextError(
+                f"a text of the prompt has {len(text):,} characters, more than the context of {most:,} tokens holds; "
+                "shorten it.",
+                limit=most,
+            )
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """Bytes of the longest token."""
+        return max(len(self._tokenizer.decode_bytes([id_])) for id_ in range(self._tokenizer.rank_count))
+
+
 class IncrementalDecoder:
     """Tokens to text as they come: whole characters only, and nothing from the first stop string on.
 
@@ -169,3 +224,8 @@ def _allowed(allowed_special: AllowedSpecial) -> list[str] | None:
     if isinstance(allowed_special, str):
         raise PromptError(f'allowed_special is {allowed_special!r}; give a collection of special tokens or "all".')
     return list(allowed_special)
+
+
+def _size(text: str) -> int:
+    """Return bytes of a text in memory, its ids included, as a bound."""
+    return 12 * len(text) + 200

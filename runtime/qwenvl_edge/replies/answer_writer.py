@@ -5,11 +5,12 @@ The text has whole characters, whole tags and no stop words; the reply has its p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from qwenvl_edge.families.base import Family, GridShape, PlaceReader
-from qwenvl_edge.families.boxes import boxes_of, place, quads_of, refs_of
+from qwenvl_edge.families.boxes import Box, Quad, boxes_of, place, quads_of, refs_of
 from qwenvl_edge.inputs.prompt import Part, Region, Text, Turn
 from qwenvl_edge.inputs.request import Request
 from qwenvl_edge.replies.reply import FinishReason, Reply, Stats, TokenLogprob
@@ -177,8 +178,32 @@ def make_reply(
         finish_reason=reason,
         stats=stats,
         complete=complete,
+        pixel_text=_pixel_text(writer.raw_text, shapes, places),
         logprobs=logprobs,
     )
+
+
+def _pixel_text(raw_text: str, shapes: Sequence[GridShape], places: Sequence[Box | Quad]) -> str:
+    """Return `raw_text` with the numbers of each shape's markup replaced by its pixels, rounded.
+
+    Args:
+        raw_text: the answer as the model wrote it.
+        shapes: those that it names, in order; `source` is the markup of each.
+        places: the same in pixels.
+    """
+    done, rest = "", raw_text
+    for shape, placed in zip(shapes, places, strict=True):
+        before, found, after = rest.partition(shape.source)
+        if found:
+            done, rest = done + before + _in_pixels(shape, placed), after
+    return done + rest
+
+
+def _in_pixels(shape: GridShape, place: Box | Quad) -> str:
+    numbers = [value for point in shape.points for value in point]
+    pixels = iter([round(value) for point in place.corners for value in point])
+    run = re.compile(r"(?<![\d.])" + r"\D+?".join(f"0*{value}" for value in numbers) + r"(?![\d.])")
+    return run.sub(lambda found: re.sub(r"\d+", lambda _: str(next(pixels)), found.group()), shape.source, count=1)
 
 
 def _asked_picture(family: Family, message: Sequence[Part], count: int) -> int:

@@ -94,6 +94,7 @@ class Reply:
     history: the turns so far, to be given to the next call.
     finish_reason: "stop" (the model ended), "stop_string" (one of `stop` came), "length" (max_new_tokens), "context"
         (no room left), "deadline" or "cancelled".
+    pixel_text: raw_text, but its places are in pixels of the original pictures, rounded.
     complete: whether raw_text is the whole form that a constraint asked for, so that it parses; None without one.
     logprobs: an entry for each of stats.new_tokens, if the option `logprobs` asked for them; else None. Tokens that a
         constraint forced last lack theirs where a deadline or a cancellation came before they were computed.
@@ -110,6 +111,7 @@ class Reply:
     finish_reason: FinishReason
     stats: Stats
     complete: bool | None = None
+    pixel_text: str = field(default="", repr=False)
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
 
     def draw(self, image: int | None = None) -> Image.Image:

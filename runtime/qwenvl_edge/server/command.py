@@ -5,30 +5,32 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge.machine.terminal import say
-from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_key
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_keys
 
 if TYPE_CHECKING:
     import uvicorn
 
     from qwenvl_edge.engine import QwenVLEngine
 
-_SPARE_CONNECTIONS = 256  # idle ones, and those that only look; more get a bare 503 before anything is read
+_LATE_S = 5.0  # beyond a limit, after which a connection is closed without an answer
 _LIMITS = {
     "rows": "answers at once",
     "queue": "requests that wait beyond those; more get 429",
     "body_bytes": "largest request",
+    "memory_bytes": "bytes of all requests that arrive or wait",
     "pictures": "most pictures in a request",
     "picture_pixels": "largest picture",
     "messages": "most messages in a request",
-    "tokens": "longest answer that may be asked for",
+    "tokens": "longest answer; one that asks for more is cut there",
+    "connections": "open connections; one more closes the one that idled longest",
     "seconds": "time from a request's arrival to its answer's end",
-    "read_seconds": "time for a request's body to arrive",
+    "read_seconds": "time for a request's body to arrive, and for its answer to be read",
+    "header_seconds": "time for a request's header to arrive",
+    "idle_seconds": "time for a new connection to begin a request",
     "drain_seconds": "time for running answers when the server stops",
 }
 
@@ -39,7 +41,9 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="what to bind (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="its first line is needed with every request")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="one of its lines is needed with every request"
+    )
     parser.add_argument("--model-name", metavar="NAME", help="the name that requests give (default: the bundle's)")
     parser.add_argument(
         "--allow-url-host", action="append", default=[], metavar="HOST", help="fetch pictures from there; repeatable"
@@ -47,7 +51,19 @@ def add_serve(commands: Any) -> None:
     parser.add_argument(
         "--allow-path", action="append", default=[], type=Path, metavar="DIR", help="read file: URLs there; repeatable"
     )
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="answer web pages from there; repeatable"
+    )
+    parser.add_argument(
+        "--keep-order", action="store_true", help="leave pictures behind the words where a client puts them"
+    )
+    parser.add_argument(
+        "--hide-cached", action="store_true", help="do not tell how many tokens were computed for earlier answers"
+    )
     parser.add_argument("--log-prompts", action="store_true", help="write words and answers to the log")
+    parser.add_argument(
+        "--log-format", choices=("auto", "json", "text"), default="auto", help="auto: text on a terminal, else JSON"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
     parser.add_argument("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")
@@ -67,10 +83,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         model_name=arguments.model_name or arguments.bundle.resolve().name,
-        api_key=None if arguments.api_key_file is None else read_api_key(arguments.api_key_file),
+        api_keys=() if arguments.api_key_file is None else read_api_keys(arguments.api_key_file),
+        origins=tuple(origin.lower().rstrip("/") for origin in arguments.allow_origin),
         url_hosts=tuple(arguments.allow_url_host),
         picture_folders=tuple(arguments.allow_path),
+        keep_order=arguments.keep_order,
+        tell_cached=not arguments.hide_cached,
         log_prompts=arguments.log_prompts,
+        log_format=arguments.log_format,
         limits=limits,
     )
     check_installed()
@@ -108,17 +128,17 @@ def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
     """
     import uvicorn
 
-    from qwenvl_edge.server.logs import configure
+    from qwenvl_edge.server.logs import Logging, log
 
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listening = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
         raise QwenVLError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.") from None
-    configure()
     host, port = listening.getsockname()[:2]
-    say(f"qwenvl: http://{f'[{host}]' if ':' in host else host}:{port}/", to=sys.stderr)
-    uvicorn.Server(uvicorn_config(engine, settings)).run(sockets=[listening])
+    with Logging(settings.log_format):
+        log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        uvicorn.Server(uvicorn_config(engine, settings)).run(sockets=[listening])
 
 
 def uvicorn_config(engine: QwenVLEngine, settings: ServerSettings) -> uvicorn.Config:
@@ -126,14 +146,25 @@ def uvicorn_config(engine: QwenVLEngine, settings: ServerSettings) -> uvicorn.Co
     import uvicorn
 
     from qwenvl_edge.server.app import Server
+    from qwenvl_edge.server.connections import Connections, PhaseLimits, descriptors
 
+    limits = settings.limits
+    phases = PhaseLimits(
+        idle=limits.idle_seconds,
+        header=limits.header_seconds,
+        body=limits.read_seconds + _LATE_S,
+        answer=limits.seconds + limits.read_seconds + _LATE_S,
+    )
+    connections = Connections(descriptors(limits.connections), phases)
+    batcher = engine.batcher(rows=limits.rows)
     return uvicorn.Config(
-        Server(engine.batcher(rows=settings.limits.rows), engine.bundle.manifest, settings).app,
+        Server(batcher, engine.bundle.manifest, settings, max_context=engine.max_context).app,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.limits.drain_seconds),
-        limit_concurrency=_SPARE_CONNECTIONS + 2 * (settings.limits.rows + settings.limits.queue),
+        http=connections.protocol(),
+        ws="none",
+        timeout_graceful_shutdown=int(limits.drain_seconds),
     )

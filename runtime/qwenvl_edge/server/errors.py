@@ -31,6 +31,19 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
         self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
+    def renamed(self, name: str, given: str) -> ApiError:
+        """Return the error of a request in which the field `name` is called `given`."""
+        error = self.body["error"]
+        param = error["param"]
+        return ApiError(
+            self.status,
+            error["message"].replace(f"{name}.", f"{given}.").replace(f"{name} ", f"{given} "),
+            kind=error["type"],
+            param=None if param is None else param.replace(name, given),
+            code=error["code"],
+            headers=self.headers,
+        )
+
     def response(self) -> JSONResponse:
         """Return the HTTP response."""
         return JSONResponse(self.body, self.status, headers=self.headers)
@@ -47,12 +60,27 @@ def overloaded(retry_after_s: int) -> ApiError:
     )
 
 
+def _overflow(error: ContextError) -> ApiError:
+    """Return the error for a prompt that does not fit, in the words by which clients know it."""
+    code = "context_length_exceeded"
+    if error.limit is None:
+        return ApiError(400, str(error), param="messages", code=code)
+    many = f"{error.tokens} tokens" if error.tokens is not None else "many more"
+    return ApiError(
+        400,
+        f"This model's maximum context length is {error.limit} tokens. However, your messages resulted in {many}; "
+        f"shorten them or send fewer pictures ({code}).",
+        param="messages",
+        code=code,
+    )
+
+
 def from_engine(error: BaseException) -> ApiError:
     """Return the error that a client gets for one of the engine: its own fault, unless the backend failed."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextError):
-        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        return _overflow(error)
     if isinstance(error, QwenVLError) and not isinstance(error, BackendError):
         return ApiError(400, str(error))
     # The words of other errors may hold paths or worse: they go to the log only.

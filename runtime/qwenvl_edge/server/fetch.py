@@ -8,10 +8,12 @@ such, "192.168.1.20:8080", may be private: that is the operator's own choice. Pr
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from urllib.parse import SplitResult, urlsplit
 
@@ -52,13 +54,20 @@ class Fetcher:
             raise _refused(f"the picture cannot be fetched ({type(error).__name__})") from None
 
     def _get(self, parts: SplitResult, host: str, port: int, address: str, deadline: float) -> bytes:
-        connection = _Connection(host, port, address, tls=parts.scheme == "https", timeout=self._timeout_s)
+        left = max(0.01, deadline - time.monotonic())
+        connection = _Connection(host, port, address, tls=parts.scheme == "https", timeout=left)
+        # A timeout of a socket starts anew with every byte; this one covers handshake, header and body together.
+        watch = threading.Timer(left, connection.shut)
+        watch.daemon = True
+        watch.start()
         try:
             path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
             connection.request("GET", path, headers={"Accept": "image/*"})
             response = connection.getresponse()
             if response.status != 200:
                 raise _refused(f"the picture's host answered {response.status}; redirects are not followed")
+            if not (response.getheader("Content-Length") or "0").isdigit():
+                raise _refused("the picture's host gave no valid length")
             body = bytearray()
             while chunk := response.read1(_CHUNK):
                 body += chunk
@@ -66,8 +75,11 @@ class Fetcher:
                     raise _refused(f"the picture has more than {self._limit:,} bytes")
                 if time.monotonic() > deadline:
                     raise _refused("the picture's host is too slow")
+            if response.length:
+                raise _refused("the picture's host ended before all of it came")
             return bytes(body)
         finally:
+            watch.cancel()
             connection.close()
 
 
@@ -82,7 +94,16 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.create_connection((self._address, self.port), self.timeout)
         if self._tls is not None:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+            secured = self._tls.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.sock = secured
+            secured.do_handshake()  # after `sock` is set, so that shut ends it
+
+    def shut(self) -> None:
+        """End whatever waits for the host; called in another thread."""
+        sock = self.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _address(host: str, port: int) -> str:

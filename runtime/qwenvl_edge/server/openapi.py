@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from qwenvl_edge.server.completions import CompletionRequest
+from qwenvl_edge.server.responses import ResponsesRequest
 from qwenvl_edge.server.schema import ChatRequest
 
 _PREFIX = "#/components/schemas/"
@@ -170,6 +172,30 @@ CHAT: dict[str, Any] = {
 }
 
 
+def _body(name: str) -> dict[str, Any]:
+    schema = {"schema": {"$ref": f"{_PREFIX}{name}"}}
+    return {"requestBody": {"required": True, "content": {"application/json": schema}}}
+
+
+COMPLETION: dict[str, Any] = {
+    "summary": "Continue a text without a chat template",
+    "responses": {
+        200: {
+            "description": "The answer, as a whole or as events",
+            "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+        },
+        **_REFUSED,
+        **_errors(400, 404, 408, 413, 415, 429, 500, 503),
+    },
+    "openapi_extra": _body("CompletionRequest"),
+}
+RESPONSE: dict[str, Any] = {
+    **COMPLETION,
+    "summary": "Continue a conversation, in the Responses protocol",
+    "openapi_extra": _body("ResponsesRequest"),
+}
+
+
 def describe(api: FastAPI, model_name: str) -> None:
     """Add the schemas that the routes refer to, the model's name and the key to what FastAPI makes of the routes."""
     plain = api.openapi
@@ -177,10 +203,12 @@ def describe(api: FastAPI, model_name: str) -> None:
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
             document = plain()
-            request = ChatRequest.model_json_schema(ref_template=_PREFIX + "{model}")
-            request["properties"]["model"] = {"const": model_name}
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas |= {**request.pop("$defs"), "ChatRequest": request, "Error": _ERROR}
+            schemas["Error"] = _ERROR
+            for record in (ChatRequest, CompletionRequest, ResponsesRequest):
+                request = record.model_json_schema(ref_template=_PREFIX + "{model}")
+                request["properties"]["model"] = {"const": model_name}
+                schemas |= {**request.pop("$defs"), record.__name__: request}
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"key": []}, {}]
             api.openapi_schema = document

@@ -1,134 +1,215 @@
-"""Requests of POST /v1/chat/completions: the part of OpenAI's schema that is understood.
+"""Requests of POST /v1/chat/completions: OpenAI's fields, and those of other servers that clients know.
 
-Fields that only label a request (user, metadata, store) are taken and ignored; fields that would change the answer and
-are not supported (tools, several choices, audio) are refused.
+A field is obeyed or refused, at every depth. Those that only label a request (LABELS) are taken and do nothing; null is
+the same as leaving a field out. Messages are checked by `messages.py` first, whose sentences name message and part.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from qwenvl_edge.inputs.options import MOST_LOGPROBS
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _StopText = Annotated[str, Field(min_length=1)]
+_Json = Annotated[dict[str, Any], Field(description="a JSON Schema")]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
-class TextPart(_Record):
+def _no_tokens(value: Any) -> Any:
+    return 0 if value == -1 and not isinstance(value, bool) else value  # vLLM's word for "all"
+
+
+class Record(BaseModel):
+    """A part of a request: unknown fields are refused, null counts as absent."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class TextPart(Record):
     """Words."""
 
     type: Literal["text"]
     text: str
+    cache_control: dict[str, Any] | None = None
 
 
-class ImageUrl(_Record):
-    """Place of a picture: a data: URI, attachment:NAME (a part of a multipart request), or an allowed URL."""
+class RefusalPart(Record):
+    """Words of an earlier answer that refused."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImageUrl(Record):
+    """Place of a picture: a data: URI, attachment:NAME (a part of a multipart request), or an allowed URL.
+
+    detail: has no effect, because a picture takes the same room at any.
+    """
 
     url: str = Field(min_length=1)
-    detail: str | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
-class ImagePart(_Record):
+class ImagePart(Record):
     """A picture."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value)]
+    cache_control: dict[str, Any] | None = None
 
 
-class SystemMessage(_Record):
+class SystemMessage(Record):
     """The system text."""
 
     role: Literal["system", "developer"]
     content: str | list[TextPart]
+    name: str | None = None
 
 
-class UserMessage(_Record):
+class UserMessage(Record):
     """Words and pictures, in their order."""
 
     role: Literal["user"]
     content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    name: str | None = None
 
 
-class Grounding(_Record):
-    """The extension field of an earlier answer; raw_text is the answer with its markup."""
+class Grounding(BaseModel):
+    """The extension field of an earlier answer; raw_text, the answer with its markup, is what is read of it."""
+
+    model_config = ConfigDict(extra="ignore")
 
     raw_text: str | None = None
 
 
-class AssistantMessage(_Record):
+class AssistantMessage(Record):
     """An earlier answer; given back with its `qwenvl` field, the model sees the boxes that it wrote."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    refusal: str | None = None
+    name: str | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
     qwenvl: Grounding | None = None
 
 
-class TextFormat(_Record):
+class TextFormat(Record):
     """Free text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Record):
-    """Any JSON object."""
+class JsonObjectFormat(Record):
+    """Any JSON object, or as llama.cpp has it, one that a schema accepts."""
 
     type: Literal["json_object"]
+    definition: _Json | None = Field(None, alias="schema")
 
 
-class JsonSchema(_Record):
-    """A JSON Schema and its name."""
-
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+class JsonSchema(Record):
+    """A JSON Schema and its name. strict: it is always kept to."""
 
     name: str = ""
-    definition: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    definition: _Json = Field(alias="schema")
     strict: bool | None = None
 
 
-class JsonSchemaFormat(_Record):
+class JsonSchemaFormat(Record):
     """JSON that a schema accepts."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
 
-class StreamOptions(_Record):
+class StructuredOutputs(Record):
+    """vLLM's form of an answer; one of these."""
+
+    json_: _Json | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    json_object: bool | None = None
+
+
+class StreamOptions(Record):
     """Options of a stream; include_usage ends it with the token counts."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
 
 
-class ChatRequest(_Record):
+class Sampling(Record):
+    """The options of an answer that all routes share."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_no_tokens)] | None = None
+    min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[list[_StopText], Field(max_length=4), BeforeValidator(_listed)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,7}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
+        Field(None, max_length=1024)
+    )
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    boxes: Literal["field", "text"] | None = None
+    cache_salt: str | None = Field(None, max_length=1024)
+    n: Literal[1] | None = None
+    # Forms by the names of vLLM, and llama.cpp's.
+    guided_json: _Json | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    json_schema: _Json | None = None
+
+
+LABELS = (
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("parallel_tool_calls", "request_id"),
+)
+"""Fields that change no answer: they label a request, or are about things that it does not have."""
+
+
+class ChatRequest(Sampling):
     """A conversation to be continued."""
 
     model: str
     messages: list[Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]] = Field(
         min_length=1
     )
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
-    presence_penalty: _Penalty | None = None
-    frequency_penalty: _Penalty | None = None
-    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,7}$")], Annotated[float, Field(ge=-100, le=100)]] | None = (
-        None
-    )
     response_format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = (
         None
     )
-    n: Literal[1] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
     modalities: list[Literal["text"]] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    functions: list[Any] | None = None
+    function_call: Literal["none", "auto"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_labels(cls, data: Any) -> Any:
+        return {name: each for name, each in data.items() if name not in LABELS} if isinstance(data, dict) else data

@@ -97,16 +97,20 @@ class Service:
         self._average_s = 1.0
         self.ready = True
 
+    def check_room(self) -> None:
+        """Check that there is a place. Raises ApiError: 429, the queue is full."""
+        places = self._limits.rows + self._limits.queue
+        if len(self._admitted) >= places:
+            raise overloaded(max(1, math.ceil(self._average_s * places / self._limits.rows)))
+
     @contextlib.contextmanager
     def admit(self) -> Iterator[CancelToken]:
         """Take a request in until the `with` block ends; yield the token that cancels its answer.
 
         Raises:
-            ApiError: 429, the queue is full.
+            ApiError: as check_room.
         """
-        places = self._limits.rows + self._limits.queue
-        if len(self._admitted) >= places:
-            raise overloaded(max(1, math.ceil(self._average_s * places / self._limits.rows)))
+        self.check_room()
         token = CancelToken()
         self._admitted.add(token)
         started = asyncio.get_running_loop().time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,26 +14,32 @@ from qwenvl_edge.errors import QwenVLError
 class ServerLimits:
     """The most that a server takes on.
 
-    rows: answers at once. queue: requests that wait beyond those. body_bytes: of a request. pictures: of a request,
-    its history included. picture_pixels: width times height of each. messages: of a request. tokens: of an answer;
-    more is refused. seconds: from the arrival of a request to its answer's end, which is cut there.
-    read_seconds: for a request's body to arrive. drain_seconds: for running answers when the server stops.
+    rows: answers at once. queue: requests that wait beyond those. body_bytes: of a request. memory_bytes: of all bodies
+    that arrive and all pictures that wait. pictures: of a request, its history included. picture_pixels: width times
+    height of each. messages: of a request. tokens: of an answer; one that asks for more is cut there. connections: open
+    ones. seconds: from the arrival of a request to its answer's end, which is cut there. read_seconds: for a request's
+    body to arrive, and for its answer to be read. header_seconds: for a request's header to arrive. idle_seconds: for a
+    new connection to begin a request. drain_seconds: for running answers when the server stops.
     """
 
     rows: int = 16
     queue: int = 64
     body_bytes: int = 20 << 20
+    memory_bytes: int = 512 << 20
     pictures: int = 8
     picture_pixels: int = 25_000_000
     messages: int = 256
     tokens: int = 1024
+    connections: int = 512
     seconds: float = 120.0
     read_seconds: float = 30.0
+    header_seconds: float = 10.0
+    idle_seconds: float = 30.0
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (0 if name == "queue" else 1):
+            if not value >= (0 if name == "queue" else 1):
                 raise QwenVLError(
                     f"the server's limit of {name} is {value}; give at least {0 if name == 'queue' else 1}."
                 )
@@ -42,10 +49,13 @@ class ServerLimits:
 class ServerSettings:
     """Address of a server, and the things that it may touch.
 
-    host, port: what to bind. model_name: the name that requests give. api_key: needed with every request if there is
-    one; must be there unless the host is a loopback address. url_hosts: "name" or "name:port" from which pictures may
-    be fetched. picture_folders: folders from which file: URLs may be read. log_prompts: write words and answers to the
-    log.
+    host, port: what to bind. model_name: the name that requests give. api_keys: one of them is needed with every
+    request if there are some; there must be one unless the host is a loopback address. What is computed for one key is
+    never used for another. origins: those of other web pages that may ask. url_hosts: "name" or "name:port" from which
+    pictures may be fetched. picture_folders: folders from which file: URLs may be read. keep_order: pictures stay
+    behind the words of their message where a client puts them. tell_cached: answers say how many tokens were computed
+    before.
+    log_prompts: write words and answers to the log. log_format: "json", "text", or "auto" (text on a terminal).
 
     Raises:
         QwenVLError: no key on an address that others reach, or a folder that is not there.
@@ -54,21 +64,29 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     model_name: str = "qwen-vl"
-    api_key: str | None = field(default=None, repr=False)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    origins: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     picture_folders: tuple[Path, ...] = ()
+    keep_order: bool = False
+    tell_cached: bool = True
     log_prompts: bool = False
+    log_format: str = "auto"
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:
-        if self.api_key is None and not self.is_loopback:
+        if not self.api_keys and not self.is_loopback:
             raise QwenVLError(
                 f"{self.host} can be reached by others: give --api-key-file, or bind to 127.0.0.1, the default."
             )
-        if self.api_key is not None and len(self.api_key) < 16:
-            raise QwenVLError("the API key has fewer than 16 characters; make one with `openssl rand -hex 32`.")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise QwenVLError("the API key holds characters that a header cannot carry; use letters and digits.")
+        for key in self.api_keys:
+            if len(key) < 16:
+                raise QwenVLError("an API key has fewer than 16 characters; make one with `openssl rand -hex 32`.")
+            if not (key.isascii() and key.isprintable()):
+                raise QwenVLError("an API key holds characters that a header cannot carry; use letters and digits.")
+        for origin in self.origins:
+            if origin != "null" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise QwenVLError(f"the origin {origin!r} is none; give scheme and host, such as https://chat.example.")
         for folder in self.picture_folders:
             if not folder.is_dir():
                 raise QwenVLError(f"the picture folder {folder} is not there; create it or leave it out.")
@@ -87,16 +105,17 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def read_api_key(path: Path) -> str:
-    """Return the first line of a file.
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """Return the lines of a file, a key each; empty ones and those that begin with # are passed over.
 
     Raises:
-        QwenVLError: the file cannot be read or is empty.
+        QwenVLError: the file cannot be read or holds no key.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise QwenVLError(f"cannot read the API key in {path}: {error}.") from None
-    if not lines or not lines[0].strip():
-        raise QwenVLError(f"{path} is empty; write the API key into its first line.")
-    return lines[0].strip()
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise QwenVLError(f"{path} is empty; write an API key into its first line.")
+    return keys

@@ -7,8 +7,8 @@ import binascii
 import hashlib
 import io
 import os
+import re
 import stat
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -18,44 +18,66 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from PIL import Image
 
 from qwenvl_edge.inputs.pictures import Picture, load_picture
+from qwenvl_edge.inputs.shrink import shrunk
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
 from qwenvl_edge.server.settings import ServerSettings
+from qwenvl_edge.server.workers import Workers
 
 _KEPT_BYTES = 64 << 20
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are decoded; the rest of Pillow's decoders are rarely used, so rarely tried by anyone."""
+_WHITE_SPACE = b" \t\n\r\f"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 
 
 class PictureSource:
-    """Loads pictures within a server's settings."""
+    """Loads pictures within a server's settings.
 
-    def __init__(self, settings: ServerSettings) -> None:
+    Args:
+        seen: the size in which the model sees a picture of some size (width, height).
+    """
+
+    def __init__(
+        self, settings: ServerSettings, workers: Workers, seen: Callable[[tuple[int, int]], tuple[int, int]]
+    ) -> None:
         self._limits = settings.limits
         self._folders = [folder.resolve() for folder in settings.picture_folders]
+        self._workers = workers
+        self._seen = seen
         self._decoded = _Decoded()
         self._fetcher = Fetcher(settings.url_hosts, limit=settings.limits.body_bytes)
 
-    def load(self, url: str, attachments: Mapping[str, bytes], name: str) -> Picture:
-        """Return the picture of a message's image_url.
+    async def load(self, url: str, attachments: Mapping[str, bytes], name: str, salt: str = "") -> Picture:
+        """Return the picture of a message's image_url, in the size in which the model sees it.
+
+        salt: pictures that were decoded before are found again under the same one only.
 
         Raises:
             ApiError: the URL is not allowed or leads nowhere, or the picture is too large or of another format.
             ImageError: the picture is damaged.
         """
+        url = url.strip()
         scheme, _, rest = url.partition(":")
         match scheme.lower():
             case "data":
-                data = _data_uri(rest, name)
+                data = await self._workers.parse(_data_uri, rest, name)
             case "attachment":
                 data = _attachment(rest, attachments, name)
             case "http" | "https":
-                data = self._fetcher.fetch(url)
+                data = await self._workers.fetch(self._fetcher.fetch, url)
             case "file":
-                data = self._read(url, name)
+                data = await self._workers.fetch(self._read, url, name)
             case _:
                 raise _bad(f"{name} has a URL of an unknown kind; give a data: URI")
-        return self._decoded.get(data, lambda: self._decode(data, name))
+        key = salt, (await self._workers.parse(hashlib.sha256, data)).digest()
+        if (known := self._decoded.get(key)) is not None:
+            return known
+        pixels = await self._workers.parse(self._pixels, data, name)
+        picture = await self._workers.decode(pixels, lambda: self._decode(data, name))
+        self._decoded.keep(key, picture)
+        return picture
 
     def _read(self, url: str, name: str) -> bytes:
         """A file inside an allowed folder, symbolic links followed before that is decided."""
@@ -77,8 +99,8 @@ class PictureSource:
             raise _bad(f"{name} has more than {self._limits.body_bytes:,} bytes")
         return data
 
-    def _decode(self, data: bytes, name: str) -> Picture:
-        """Look at the header before anything is decoded."""
+    def _pixels(self, data: bytes, name: str) -> int:
+        """Return how many pixels a picture has, by its header: nothing is decoded before that is checked."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -90,42 +112,49 @@ class PictureSource:
             raise _bad(f"{name} is no picture in one of the formats {', '.join(FORMATS)}") from None
         if width * height > self._limits.picture_pixels:
             raise _bad(f"{name} has more than {self._limits.picture_pixels:,} pixels; scale it down")
-        return load_picture(data, name=name)
+        return int(width * height)
+
+    def _decode(self, data: bytes, name: str) -> Picture:
+        picture = load_picture(data, name=name)
+        return shrunk(picture, self._seen(picture.size))
 
 
 class _Decoded:
     """The last used pictures, up to _KEPT_BYTES of pixels: a conversation sends its picture again with every turn."""
 
     def __init__(self) -> None:
-        self._pictures: OrderedDict[bytes, Picture] = OrderedDict()
+        self._pictures: OrderedDict[tuple[str, bytes], Picture] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()
 
-    def get(self, data: bytes, decode: Callable[[], Picture]) -> Picture:
-        """The picture of an image file's bytes; `decode` makes it where it is not kept."""
-        key = hashlib.sha256(data).digest()
-        with self._lock:
-            if key in self._pictures:
-                self._pictures.move_to_end(key)
-                return self._pictures[key]
-        picture = decode()
-        with self._lock:
-            if key not in self._pictures and picture.pixels.nbytes <= _KEPT_BYTES:
-                self._pictures[key] = picture
-                self._bytes += picture.pixels.nbytes
-                while self._bytes > _KEPT_BYTES:
-                    self._bytes -= self._pictures.popitem(last=False)[1].pixels.nbytes
-        return picture
+    def get(self, key: tuple[str, bytes]) -> Picture | None:
+        """Return the picture of an image file, by salt and digest; None: it is not kept."""
+        if key in self._pictures:
+            self._pictures.move_to_end(key)
+        return self._pictures.get(key)
+
+    def keep(self, key: tuple[str, bytes], picture: Picture) -> None:
+        """Keep a picture."""
+        if key not in self._pictures and picture.pixels.nbytes <= _KEPT_BYTES:
+            self._pictures[key] = picture
+            self._bytes += picture.pixels.nbytes
+            while self._bytes > _KEPT_BYTES:
+                self._bytes -= self._pictures.popitem(last=False)[1].pixels.nbytes
 
 
 def _data_uri(rest: str, name: str) -> bytes:
+    """Return the bytes of a data: URI, read as leniently as browsers do, URL-safe base64 included."""
     head, comma, body = rest.partition(",")
     if not comma:
         raise _bad(f"{name} has a data: URI without a comma")
-    if not head.lower().endswith(";base64"):
+    if "base64" not in (parameter.strip().lower() for parameter in head.split(";")[1:]):
         return unquote_to_bytes(body)
     try:
-        return base64.b64decode(unquote(body) if "%" in body else body, validate=True)
+        text = (unquote(body) if "%" in body else body).encode("ascii")
+        text = text.translate(_URL_SAFE, _WHITE_SPACE)
+        if not _BASE64.fullmatch(text):
+            raise ValueError("another character")
+        text = text.rstrip(b"=")
+        return base64.b64decode(text + b"=" * (-len(text) % 4))
     except (binascii.Error, ValueError):
         raise _bad(f"{name} has a data: URI that is not valid base64") from None
 

@@ -2,123 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qwenvl_edge.bundle.manifest import ModelInfo
-from qwenvl_edge.constraints.constraint import Constraint
+from qwenvl_edge.bundle.manifest import Manifest
+from qwenvl_edge.families import open_family
 from qwenvl_edge.server.errors import ApiError
+from qwenvl_edge.server.forms import wanted_form
+from qwenvl_edge.server.render import Form
 from qwenvl_edge.server.schema import (
     AssistantMessage,
     ChatRequest,
-    ImagePart,
-    JsonObjectFormat,
-    JsonSchemaFormat,
+    RefusalPart,
+    Sampling,
     SystemMessage,
     TextPart,
     UserMessage,
 )
 from qwenvl_edge.server.settings import ServerSettings
 from qwenvl_edge.server.sources import PictureSource
+from qwenvl_edge.server.trials import Trials
+from qwenvl_edge.server.workers import Workers
 
 Items = list[dict[str, Any]]
+Turns = list[tuple[Items | None, str | None]]
+
+_SAME_NAME = (
+    *("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    "stop",
+)
 
 
 class Translator:
     """Checks requests against the server's limits and loads their pictures."""
 
-    def __init__(self, settings: ServerSettings, model: ModelInfo, *, default_tokens: int) -> None:
+    def __init__(self, settings: ServerSettings, manifest: Manifest, workers: Workers) -> None:
         self._settings = settings
-        self._vocab_size = model.vocab_size
-        self._default_tokens = min(default_tokens, settings.limits.tokens)
-        self._pictures = PictureSource(settings)
+        self._vocab_size = manifest.model.vocab_size
+        self._default_tokens = min(manifest.generation.max_new_tokens, settings.limits.tokens)
+        family = open_family(manifest)
+        side = family.preprocessing.image_size
+        self._can_chat = family.can_chat(manifest.generation.chat_format)
+        self._workers = workers
+        self._trials = Trials()
+        self._pictures = PictureSource(settings, workers, lambda size: (side, side) if side else size)
 
-    def arguments(self, request: ChatRequest, attachments: Mapping[str, bytes]) -> dict[str, Any]:
-        """Keyword arguments for Batcher.submit; decodes pictures, so call it off the event loop.
+    async def close(self) -> None:
+        """End what was started."""
+        await self._trials.close()
 
-        Raises:
-            ApiError: the request is beyond a limit, or asks for something that is not there.
-            QwenVLError: a picture or a schema is malformed.
-        """
+    def check_model(self, model: str) -> None:
+        """Check the model's name. Raises ApiError."""
         name = self._settings.model_name
-        if request.model != name:
+        if model != name:
             raise ApiError(
                 404, f"the model is unknown; this server has {name!r}.", param="model", code="model_not_found"
             )
-        self._check_counts(request)
+
+    async def chat(self, request: ChatRequest, attachments: Mapping[str, bytes], salt: str) -> dict[str, Any]:
+        """Return the keyword arguments of Batcher.submit.
+
+        Args:
+            request: its messages were checked.
+            attachments: files sent along, by name.
+            salt: that of the client's key.
+
+        Raises:
+            ApiError: the request is beyond a limit, or asks for something that is not there.
+            QwenVLError: a picture or a form is malformed.
+        """
+        if not self._can_chat:
+            raise ApiError(
+                400,
+                "the bundle holds a base model, which knows no conversations; send a prompt to POST /v1/completions.",
+                param="model",
+            )
+        options = await self.options(request, salt)
         system = "\n".join(_text(each.content) for each in request.messages if isinstance(each, SystemMessage))
-        turns = self._turns(request, attachments)
+        turns = await self._turns(request, attachments, options["cache_salt"])
         message, _ = turns.pop()
-        return {
-            "message": message,
-            "history": turns,
-            "system": system or None,
-            "deadline_ms": self._settings.limits.seconds * 1e3,
-            **self._options(request),
-        }
+        return {"message": message, "history": turns, "system": system or None, **options}
 
-    def _check_counts(self, request: ChatRequest) -> None:
-        limits = self._settings.limits
-        if len(request.messages) > limits.messages:
-            raise _bad(f"the request has {len(request.messages)} messages, more than {limits.messages}")
-        pictures = sum(isinstance(part, ImagePart) for each in request.messages for part in each.content or ())
-        if pictures > limits.pictures:
-            raise _bad(f"the request has {pictures} pictures, more than {limits.pictures}")
+    async def options(self, request: Sampling, salt: str) -> dict[str, Any]:
+        """Return the options of an answer as the engine names them. Raises as chat."""
+        wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens or self._default_tokens
+        options: dict[str, Any] = {"max_new_tokens": min(wanted, self._settings.limits.tokens)}
+        if request.temperature is not None:
+            options |= {"do_sample": request.temperature > 0, "temperature": request.temperature}
+        options |= {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
+        if request.seed is not None:
+            options["seed"] = request.seed % 2**64
+        if request.logit_bias:
+            options["logit_bias"] = self._bias(request.logit_bias)
+        if isinstance(request, ChatRequest):
+            options |= _logprobs(request)
+        options |= _least(request, options["max_new_tokens"])
+        options["cache_salt"] = f"{salt} {request.cache_salt}" if request.cache_salt else salt
+        form = await self._workers.parse(wanted_form, request)
+        if form is not None:
+            await self._trials.check(form)
+            options["constraint"] = form
+        return options
 
-    def _turns(self, request: ChatRequest, attachments: Mapping[str, bytes]) -> list[tuple[Items, str | None]]:
+    def form(self, request: Sampling) -> Form:
+        """Return the way in which the answer is written."""
+        raw = request.skip_special_tokens is False
+        return Form(
+            self._settings.model_name,
+            text="pixels" if request.boxes == "text" else "raw" if raw else "clean",
+            tell_cached=self._settings.tell_cached,
+            include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        )
+
+    async def _turns(self, request: ChatRequest, attachments: Mapping[str, bytes], salt: str) -> Turns:
         """Exchanges of a user's items and the answer; the last one has none. Messages in a row become one."""
-        turns: list[tuple[Items, str | None]] = []
-        for message in request.messages:
+        turns: Turns = []
+        for number, message in enumerate(request.messages):
             if isinstance(message, UserMessage):
                 if not turns or turns[-1][1] is not None:
                     turns.append(([], None))
-                turns[-1][0].extend(self._items(message, attachments))
+                items = turns[-1][0]
+                assert items is not None
+                items.extend(await self._items(message, attachments, f"messages.{number}.content", salt))
             elif isinstance(message, AssistantMessage):
                 if not turns:
-                    raise _bad("the conversation begins with an answer; begin with a message of the user")
-                items, answer = turns[-1]
-                turns[-1] = items, (answer or "") + _answer(message)
+                    turns.append((None, None))  # the assistant speaks first
+                asked, answer = turns[-1]
+                turns[-1] = asked, (answer or "") + _answer(message)
+        if turns and turns[0] == (None, ""):
+            del turns[0]
         if not turns or turns[-1][1] is not None:
-            raise _bad("the last message is not the user's; end with the message to be answered")
+            raise ApiError(
+                400, "the last message is not the user's; end with the message to be answered.", param="messages"
+            )
         return turns
 
-    def _items(self, message: UserMessage, attachments: Mapping[str, bytes]) -> Items:
+    async def _items(self, message: UserMessage, attachments: Mapping[str, bytes], where: str, salt: str) -> Items:
         if isinstance(message.content, str):
             return [{"text": message.content}]
         items: Items = []
-        for part in message.content:
+        for number, part in enumerate(message.content):
             if isinstance(part, TextPart):
                 items.append({"text": part.text})
             else:
-                items.append({"image": self._pictures.load(part.image_url.url, attachments, "a picture")})
-        return items
+                name = f"the picture {where}.{number}"
+                items.append({"image": await self._pictures.load(part.image_url.url, attachments, name, salt)})
+        return items if self._settings.keep_order else _pictures_first(items)
 
-    def _options(self, request: ChatRequest) -> dict[str, Any]:
-        tokens = request.max_completion_tokens or request.max_tokens or self._default_tokens
-        if tokens > self._settings.limits.tokens:
-            limit = self._settings.limits.tokens
-            raise ApiError(400, f"an answer of {tokens} tokens is wanted; the limit is {limit}.", param="max_tokens")
-        options: dict[str, Any] = {"max_new_tokens": tokens}
-        if request.temperature is not None:
-            options |= {"do_sample": request.temperature > 0, "temperature": request.temperature}
-        for name in ("top_p", "presence_penalty", "frequency_penalty"):
-            if (value := getattr(request, name)) is not None:
-                options[name] = value
-        if request.seed is not None:
-            options["seed"] = request.seed % 2**64
-        if request.logprobs:
-            options["logprobs"] = request.top_logprobs or 0
-        elif request.top_logprobs is not None:
-            raise ApiError(400, "top_logprobs is given without logprobs; send logprobs: true.", param="top_logprobs")
-        if request.stop is not None:
-            options["stop"] = [request.stop] if isinstance(request.stop, str) else request.stop
-        if request.logit_bias:
-            options["logit_bias"] = self._bias(request.logit_bias)
-        if isinstance(request.response_format, JsonObjectFormat):
-            options["constraint"] = Constraint.json()
-        elif isinstance(request.response_format, JsonSchemaFormat):
-            options["constraint"] = Constraint.json(request.response_format.json_schema.definition)
-        return options
+    async def pictures(self, urls: Sequence[str], attachments: Mapping[str, bytes], salt: str) -> Items:
+        """Return pictures as items of a message. Raises as chat."""
+        if len(urls) > self._settings.limits.pictures:
+            raise ApiError(
+                400,
+                f"the request has {len(urls)} pictures, more than {self._settings.limits.pictures}.",
+                param="images",
+            )
+        names = (f"the picture images.{number}" for number in range(len(urls)))
+        return [
+            {"image": await self._pictures.load(url, attachments, name, salt)}
+            for url, name in zip(urls, names, strict=True)
+        ]
 
     def _bias(self, given: Mapping[str, float]) -> dict[int, float]:
         bias = {int(id_): value for id_, value in given.items()}
@@ -127,15 +170,41 @@ class Translator:
         return bias
 
 
+def _pictures_first(items: Items) -> Items:
+    """Put pictures before the words if all of them stand behind.
+
+    Models are trained so, and many clients send words first. Where pictures stand between words, their order says what
+    belongs to what, and stays.
+    """
+    kinds = ["image" in item for item in items]
+    return sorted(items, key=lambda item: "image" not in item) if kinds == sorted(kinds) else items
+
+
+def _logprobs(request: ChatRequest) -> dict[str, Any]:
+    if request.logprobs:
+        return {"logprobs": request.top_logprobs or 0}
+    if request.top_logprobs is not None:
+        raise ApiError(400, "top_logprobs is given without logprobs; send logprobs: true.", param="top_logprobs")
+    return {}
+
+
+def _least(request: Sampling, most: int) -> dict[str, Any]:
+    """Return the least length of an answer, if one is asked for."""
+    least = most if request.ignore_eos else request.min_tokens or 0
+    if least > most:
+        raise ApiError(400, f"min_tokens is {least}, but the answer has {most} tokens at most.", param="min_tokens")
+    if least and request.stop and not request.ignore_eos:
+        raise ApiError(400, "min_tokens and stop are given, which can contradict each other.", param="min_tokens")
+    return {"min_new_tokens": least} if least else {}
+
+
 def _answer(message: AssistantMessage) -> str:
     if message.qwenvl is not None and message.qwenvl.raw_text is not None:
         return message.qwenvl.raw_text
-    return _text(message.content or "")
+    return _text(message.content or message.refusal or "")
 
 
-def _text(content: str | Iterable[TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-def _bad(reason: str) -> ApiError:
-    return ApiError(400, f"{reason}.", param="messages")
+def _text(content: str | Iterable[TextPart | RefusalPart]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)

@@ -1,0 +1,208 @@
+"""One request that is to be answered, from its first byte to its answer's last.
+
+    body whole -> place -> JSON -> schema -> pictures, form -> batcher -> text or events
+
+A request holds nothing but its bytes until its body is whole, then one of the server's places until its answer is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Protocol
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ValidationError
+from starlette.types import Receive, Scope, Send
+
+from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.replies.reply import Reply
+from qwenvl_edge.server.complaints import complaint
+from qwenvl_edge.server.errors import SERVER, ApiError, from_engine
+from qwenvl_edge.server.intake import Arrived, ClientDisconnect, parse, read_body
+from qwenvl_edge.server.logs import LOGGER, log
+from qwenvl_edge.server.memory import Budget, Holding
+from qwenvl_edge.server.render import Renderer
+from qwenvl_edge.server.schema import Sampling
+from qwenvl_edge.server.service import Service, StreamedAnswer
+from qwenvl_edge.server.settings import ServerSettings
+from qwenvl_edge.server.workers import Workers
+
+_CLIENT_CLOSED = 499  # nobody reads it; the log does
+
+
+class Asked(Protocol):
+    """A request that its protocol has read."""
+
+    @property
+    def options(self) -> Sampling:
+        """The options of the answer."""
+
+    @property
+    def streams_text(self) -> bool:
+        """False if the text is sent when it is whole."""
+
+    def words(self) -> Any:
+        """Return the words of the question for the log, without pictures."""
+
+    async def arguments(self, attachments: Mapping[str, bytes], salt: str) -> dict[str, Any]:
+        """Return the arguments of Batcher.submit. Raises ApiError or QwenVLError."""
+
+    def renderer(self) -> Renderer:
+        """Return what writes the answer."""
+
+
+Reader = Callable[[dict[str, Any]], Asked]
+"""Reads a request's JSON in a protocol; called in another thread. Raises ApiError."""
+
+
+class Exchanges:
+    """Answers requests with a service, within the server's limits."""
+
+    def __init__(self, settings: ServerSettings, workers: Workers, service: Service) -> None:
+        self._settings = settings
+        self._workers = workers
+        self._service = service
+        self._budget = Budget(settings.limits.memory_bytes)
+
+    async def answer(self, request: Request, read: Reader) -> Response:
+        """Answer a request. Raises ApiError."""
+        limits, started = self._settings.limits, time.monotonic()
+        with contextlib.ExitStack() as place:
+            try:
+                holding = place.enter_context(self._budget.hold())
+                self._service.check_room()
+                arrived = await read_body(request, limits, holding)
+                token = place.enter_context(self._service.admit())
+                gone = asyncio.ensure_future(_gone(request, token))
+                place.callback(gone.cancel)
+                preparing = asyncio.ensure_future(self._begin(arrived, read, holding, token, started))
+                del arrived  # its bytes go as soon as they are read
+                asked, answer = await _unless(gone, preparing, limits.seconds)
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_CLOSED)
+            renderer, request_id = asked.renderer(), request.state.request_id
+            if asked.options.stream:
+                return _EventStream(self._events(asked, answer, renderer, request_id), place.pop_all())
+            return JSONResponse(renderer.whole(await self._reply(asked, answer, request_id)))
+
+    async def _begin(
+        self, arrived: Arrived, read: Reader, holding: Holding, token: CancelToken, started: float
+    ) -> tuple[Asked, StreamedAnswer]:
+        """Read a request and queue it; raises ApiError."""
+        request_id, salt = arrived.request.state.request_id, arrived.request.state.salt
+        try:
+            raw, attachments = await self._workers.parse(parse, arrived, self._settings.limits)
+            del arrived
+            asked = await self._workers.parse(read, raw)
+            del raw
+            arguments = await asked.arguments(attachments, salt)
+            del attachments
+            holding.set(_bytes(arguments))
+            left = max(0.001, self._settings.limits.seconds - (time.monotonic() - started))
+            arguments["deadline_ms"] = left * 1e3
+            return asked, await self._service.submit(arguments, token, stream=asked.options.stream)
+        except ApiError:
+            raise
+        except Exception as error:
+            raise _logged(error, request_id) from None
+
+    async def _reply(self, asked: Asked, answer: StreamedAnswer, request_id: str) -> Reply:
+        try:
+            reply = await answer.reply()
+        except Exception as error:
+            raise _logged(error, request_id) from None
+        stats = reply.stats
+        log(
+            "answer",
+            id=request_id,
+            reason=reply.finish_reason,
+            prompt_tokens=stats.prompt_tokens,
+            cached_tokens=stats.reused_tokens,
+            new_tokens=stats.new_tokens,
+            ttft_ms=round(stats.ttft_ms, 1),
+            tokens_per_s=round(stats.tokens_per_s, 1),
+            **({"messages": asked.words(), "answer": reply.raw_text} if self._settings.log_prompts else {}),
+        )
+        return reply
+
+    async def _events(
+        self, asked: Asked, answer: StreamedAnswer, renderer: Renderer, request_id: str
+    ) -> AsyncIterator[bytes]:
+        yield renderer.first()
+        async for text, logprobs in answer.pieces():
+            if asked.streams_text:
+                yield renderer.piece(text, logprobs)
+        try:
+            reply = await self._reply(asked, answer, request_id)
+        except ApiError as error:  # the status is sent already
+            yield renderer.error(error.body)
+            return
+        if not asked.streams_text:
+            yield renderer.piece(renderer.content(reply), reply.logprobs or ())
+        yield renderer.last(reply)
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events that keep a request's place until they end, for whatever reason."""
+
+    def __init__(self, events: AsyncIterator[bytes], place: contextlib.ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
+
+
+def validated(model: type[BaseModel], raw: dict[str, Any]) -> Any:
+    """Return the record of a request's JSON. Raises ApiError, which says what is wrong with its first mistake."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise complaint(error, raw, model) from None
+    except RecursionError:
+        raise ApiError(400, "the request is nested too deeply.") from None
+
+
+async def _gone(request: Request, token: CancelToken) -> None:
+    """Wait until the client goes away, then end its answer; its row goes to the next one."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    token.cancel()
+
+
+async def _unless(
+    gone: asyncio.Future[None], preparing: asyncio.Future[tuple[Asked, StreamedAnswer]], seconds: float
+) -> tuple[Asked, StreamedAnswer]:
+    """Wait for a request to be prepared; a client that goes away, or the time that is up, ends that."""
+    try:
+        both: set[asyncio.Future[Any]] = {gone, preparing}
+        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if preparing.done():
+            return preparing.result()
+        if gone.done():
+            raise ClientDisconnect
+        raise ApiError(503, f"the request could not be prepared within {seconds:g} s; try again.", kind=SERVER)
+    finally:
+        preparing.cancel()
+
+
+def _bytes(arguments: Mapping[str, Any]) -> int:
+    """Return how many bytes a request that waits holds, about."""
+    items = [item for asked, _ in arguments["history"] for item in asked or ()]
+    items += arguments["message"] if isinstance(arguments["message"], list) else [{"text": arguments["message"]}]
+    texts = [item["text"] for item in items if "text" in item] + [said or "" for _, said in arguments["history"]]
+    pictures = [item["image"] for item in items if isinstance(item.get("image"), Picture)]
+    return sum(2 * len(text) for text in texts) + sum(int(each.pixels.nbytes) for each in pictures)
+
+
+def _logged(error: Exception, request_id: str) -> ApiError:
+    answer = from_engine(error)
+    if answer.status >= 500:
+        LOGGER.error("computation failed", exc_info=error, extra={"fields": {"id": request_id}})
+    return answer

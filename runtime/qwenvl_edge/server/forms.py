@@ -1,0 +1,104 @@
+"""The form that a request wants its answer in, by any of the names that clients use -> a Constraint."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qwenvl_edge.constraints.constraint import Constraint
+from qwenvl_edge.server.errors import ApiError
+from qwenvl_edge.server.messages import refused
+from qwenvl_edge.server.schema import (
+    ChatRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Sampling,
+    StructuredOutputs,
+)
+
+MOST_BYTES = 64 << 10
+"""The largest form that is taken."""
+_GRAMMARS = ("grammar", "guided_grammar", "structural_tag", "guided_whitespace_pattern", "guided_decoding_backend")
+
+
+def check_grammars(raw: dict[str, Any]) -> None:
+    """Refuse the forms of other servers that this one does not have. Raises ApiError."""
+    structured = raw.get("structured_outputs")
+    inside = structured if isinstance(structured, dict) else {}
+    for place, fields in (("", raw), ("structured_outputs.", inside)):
+        for name in _GRAMMARS:
+            if fields.get(name) is not None:
+                raise refused(
+                    place + name, "is not supported; give the form as json_schema, guided_regex or guided_choice"
+                )
+
+
+def wanted_form(request: Sampling) -> Constraint | None:
+    """Return the form, or None if the answer is free.
+
+    Raises:
+        ApiError: the request names several, or one is empty or too large.
+        PromptError: the form is malformed.
+    """
+    forms: dict[str, Constraint] = {}
+    if isinstance(request, ChatRequest):
+        match request.response_format:
+            case JsonObjectFormat(definition=definition):
+                forms["response_format"] = Constraint.json(definition)
+            case JsonSchemaFormat(json_schema=schema):
+                forms["response_format"] = Constraint.json(schema.definition)
+    if request.json_schema is not None:
+        forms["json_schema"] = Constraint.json(request.json_schema)
+    if request.guided_json is not None:
+        forms["guided_json"] = Constraint.json(_schema(request.guided_json, "guided_json"))
+    if request.guided_regex is not None:
+        forms["guided_regex"] = Constraint.regex(request.guided_regex)
+    if request.guided_choice is not None:
+        forms["guided_choice"] = Constraint.choice(request.guided_choice)
+    if request.structured_outputs is not None:
+        forms |= _structured(request.structured_outputs)
+    if len(forms) > 1:
+        raise refused(list(forms)[1], f"asks for a form beside {next(iter(forms))}; send one of them")
+    for name, form in forms.items():
+        if len(form.source) > MOST_BYTES:
+            raise refused(name, f"is a form of {len(form.source):,} bytes, more than {MOST_BYTES:,}; make it smaller")
+        return form
+    return None
+
+
+def _structured(given: StructuredOutputs) -> dict[str, Constraint]:
+    forms: dict[str, Constraint] = {}
+    if given.json_ is not None:
+        forms["structured_outputs.json"] = Constraint.json(_schema(given.json_, "structured_outputs.json"))
+    if given.regex is not None:
+        forms["structured_outputs.regex"] = Constraint.regex(given.regex)
+    if given.choice is not None:
+        forms["structured_outputs.choice"] = Constraint.choice(given.choice)
+    if given.json_object:
+        forms["structured_outputs.json_object"] = Constraint.json()
+    if not forms:
+        raise refused("structured_outputs", "names no form; give json, regex, choice or json_object")
+    return forms
+
+
+def _schema(given: dict[str, Any] | str, where: str) -> dict[str, Any]:
+    if isinstance(given, dict):
+        return given
+    try:
+        parsed = json.loads(given)
+    except (ValueError, RecursionError):
+        raise refused(where, "is a string that is no JSON; give a JSON Schema") from None
+    if not isinstance(parsed, dict):
+        raise refused(where, "is no JSON object; give a JSON Schema")
+    return parsed
+
+
+def too_complex() -> ApiError:
+    """Return the error for a form whose compilation exceeds the limits."""
+    return ApiError(
+        400,
+        "the form of the answer is too complex to be compiled within the server's limits of time and memory; simplify "
+        "its patterns, or ask for less at once.",
+        param="response_format",
+        code="constraint_too_complex",
+    )

@@ -1,0 +1,160 @@
+"""Forms of answers, tried in processes of limited memory and computing time before the engine compiles them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+from qwenvl_edge.constraints import trial
+from qwenvl_edge.constraints.constraint import Constraint
+from qwenvl_edge.constraints.matcher import written_grammar
+from qwenvl_edge.server.errors import SERVER, ApiError
+from qwenvl_edge.server.forms import too_complex
+
+_PROCESSES = 2
+_MEGABYTES = 512
+_COMPUTING_S = 1.0  # of a form; the engine then needs about as long
+_WALL_S = 10.0  # the same on a machine with other work
+_START_S = 20.0
+_END_S = 2.0
+_REMEMBERED = 1024  # verdicts
+
+
+class Trials:
+    """Tries forms, a few at a time; verdicts are remembered, so a form that comes again costs nothing.
+
+    A trial ends at its limits, or when the task that waits for it is cancelled, because its client left.
+    """
+
+    def __init__(
+        self, *, processes: int = _PROCESSES, megabytes: int = _MEGABYTES, seconds: float = _COMPUTING_S
+    ) -> None:
+        self._free = asyncio.Semaphore(processes)
+        self._idle: list[asyncio.subprocess.Process] = []
+        self._command = [sys.executable, trial.__file__, str(megabytes), str(seconds)]
+        self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
+
+    async def check(self, form: Constraint) -> None:
+        """Try a form.
+
+        Raises:
+            ApiError: it is malformed, or beyond the limits, or no process can be started for it.
+            QwenVLError: llguidance is not installed.
+        """
+        key = hashlib.sha256(f"{form.kind} {form.source}".encode(errors="surrogatepass")).digest()
+        if key not in self._verdicts:
+            async with self._free:
+                if key not in self._verdicts:
+                    self._remember(key, await self._try(form))
+        self._verdicts.move_to_end(key)
+        if (verdict := self._verdicts[key]) is None:
+            return
+        if not verdict:
+            raise too_complex()
+        raise ApiError(400, f"the form of the answer is malformed: {verdict}.", param="response_format")
+
+    async def close(self) -> None:
+        """End the processes."""
+        while self._idle:
+            await _end(self._idle.pop())
+
+    def _remember(self, key: bytes, verdict: str | None) -> None:
+        self._verdicts[key] = verdict
+        if len(self._verdicts) > _REMEMBERED:
+            self._verdicts.popitem(last=False)
+
+    async def _try(self, form: Constraint) -> str | None:
+        """Return None if a form compiles, "" if it is beyond the limits, else its mistake."""
+        try:
+            grammar = written_grammar(form)
+        except ValueError as error:
+            return _clause(str(error))
+        process = self._idle.pop() if self._idle else await self._start()
+        try:
+            answer = await asyncio.wait_for(_ask(process, {"grammar": grammar}), _WALL_S)
+        except asyncio.TimeoutError:  # the machine has other work: no verdict
+            await _end(process)
+            raise _not_now() from None
+        except BaseException:  # cancelled
+            await _end(process)
+            raise
+        if answer is None:  # it reached a limit, and has ended or is about to
+            await _end(process, kill=False)
+            return ""
+        self._idle.append(process)
+        mistake = answer["error"]
+        return None if mistake is None else _clause(mistake)
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        process = None
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                cwd=Path(trial.__file__).parent,
+            )
+            ready = await asyncio.wait_for(_ask(process), _START_S)
+        except (OSError, asyncio.TimeoutError):
+            ready = None
+        except BaseException:
+            if process is not None:
+                await _end(process)
+            raise
+        if process is None or ready is None:
+            if process is not None:
+                await _end(process)
+            raise _not_now()
+        return process
+
+
+async def _ask(
+    process: asyncio.subprocess.Process, question: dict[str, str] | None = None
+) -> dict[str, str | None] | None:
+    """Send a line and return the answer; None if the process ended instead."""
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        if question is not None:
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            await process.stdin.drain()
+        line = await process.stdout.readline()
+    except (ConnectionError, ValueError):  # ValueError: a line longer than asyncio's limit
+        return None
+    answer: dict[str, str | None] | None = json.loads(line) if line.endswith(b"\n") else None
+    return answer
+
+
+async def _end(process: asyncio.subprocess.Process, *, kill: bool = True) -> None:
+    """End a process; kill: it still runs. (Killing one that has ended would take its end from asyncio's watcher.)"""
+    if process.stdin is not None:
+        process.stdin.close()
+    if kill:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    try:
+        await asyncio.wait_for(asyncio.shield(process.wait()), _END_S)
+    except asyncio.TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+
+def _not_now() -> ApiError:
+    return ApiError(
+        503,
+        "the server cannot check the form of the answer now; try again.",
+        kind=SERVER,
+        code="busy",
+        headers={"Retry-After": "2"},
+    )
+
+
+def _clause(error: str) -> str:
+    return " ".join(error.split())[:300].rstrip(".") or "its grammar is not understood"
