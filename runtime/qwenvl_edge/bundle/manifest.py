@@ -31,6 +31,8 @@ class FamilyInfo:
 class ModelInfo:
     """Dimensions that a model of any family has; num_kv_heads is less than num_heads in grouped-query attention.
 
+    deepstack_layers: how many of the first layers get rows of picture features of their own; most models have none.
+
     A head with the weights of the embedding table (a tied head) is not marked here. The decoder graph holds them as it
     holds any head's, so nobody who reads a manifest computes otherwise for it; the exporter alone knows where they come
     from.
@@ -43,6 +45,7 @@ class ModelInfo:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
+    deepstack_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,10 @@ def _check_manifest(manifest: Manifest) -> None:
     model, embedding = manifest.model, manifest.embedding
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)
-        if not value > 0:
+        if not value > 0 and field.name != "deepstack_layers":
             raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value}; it must be positive.")
+    if not 0 <= model.deepstack_layers <= model.num_layers:
+        raise BundleError(f"{MANIFEST_NAME}: model.deepstack_layers is {model.deepstack_layers}, of {model.num_layers}.")
     if model.num_heads % model.num_kv_heads:
         raise BundleError(f"{MANIFEST_NAME}: model.num_heads is not a multiple of model.num_kv_heads.")
     if embedding.dtype not in EMBEDDING_DTYPES:
