@@ -85,7 +85,9 @@ def sizes(decoder: Decoder) -> dict[str, dict[str, float]]:
     """MB of lm_head and of all linear layers of the decoder, which a token reads, by head."""
     weights, found = list(decoder.linear_weights()), {}
     for head in HEADS:
-        chosen = ExportPrecision.choose("int4", head=head).fitted([weight.shape[1] for weight in weights]).decoder
+        chosen = (
+            ExportPrecision.choose("int4", head=head).fitted({weight.name: weight.shape for weight in weights}).decoder
+        )
         stored = [
             kept_bytes(chosen.format(weight.name, head=weight is decoder.head.weight), weight.shape, 4) / 1e6
             for weight in weights

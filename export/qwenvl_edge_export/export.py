@@ -91,8 +91,8 @@ def export(
     checkpoint = Checkpoint.open(checkpoint_path)
     family = checkpoint.family
     family.check_tokenizer(checkpoint.path)
-    widths = {weight.shape[1] for weight in family.decoder.linear_weights()}
-    precision = (precision or ExportPrecision.choose()).fitted(sorted(widths))
+    shapes = {weight.name: weight.shape for weight in family.decoder.linear_weights()}
+    precision = (precision or ExportPrecision.choose()).fitted(shapes)
     precision.check_kept(list(family.linear_names()))
     imported = checkpoint.group if precision.decoder.weights == "int4" else None
     if imported is not None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -105,7 +107,7 @@ class ExportPrecision:
     ) -> ExportPrecision:
         """The precision that the options ask for; None takes the target's default.
 
-        Blocks are 128 on the CPU and 32 on a GPU by default, or smaller where `fitted` finds that they must be.
+        Blocks are 128 on the CPU and 32 on a GPU by default, or smaller where `fitted` finds that these suit better.
 
         Raises:
             QwenVLError: an option has no such value.
@@ -134,16 +136,27 @@ class ExportPrecision:
             fixed_block=fixed,
         )
 
-    def fitted(self, inputs: Sequence[int]) -> ExportPrecision:
-        """The same with the largest blocks up to the default that divide layers of so many inputs.
+    def fitted(self, layers: Mapping[str, tuple[int, ...]]) -> ExportPrecision:
+        """The same with the blocks up to the default that divide the inputs of the most weights, the largest of those.
 
-        A size that was asked for stays, and so does one that no smaller one can replace: the export then names the
-        layer that does not divide.
+        Layers that these do not divide stay in the float type. A size that was asked for stays: the export then names a
+        layer that it does not divide.
+
+        Args:
+            layers: shape [out, in] of each of the decoder's weights, by name.
         """
         if self.fixed_block:
             return self
-        fitting = [size for size in BLOCK_SIZES if size <= self.decoder.block and not any(n % size for n in inputs)]
-        return self.of_groups(max(fitting, default=self.decoder.block))
+
+        def divided(size: int) -> int:
+            return sum(math.prod(shape) for shape in layers.values() if shape[1] % size == 0)
+
+        block = max(
+            (size for size in BLOCK_SIZES if size <= self.decoder.block), key=lambda size: (divided(size), size)
+        )
+        undivided = [name for name, shape in layers.items() if shape[1] % block] if self.decoder.has_blocks else []
+        keep = (*self.decoder.keep, *dict.fromkeys(map(_any_layer, undivided)))
+        return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, block=block, keep=keep))
 
     def of_groups(self, group: int) -> ExportPrecision:
         """The same with blocks of `group` inputs in the decoder, those of a quantized checkpoint."""
@@ -175,6 +188,11 @@ class ExportPrecision:
             kept=", ".join(self.decoder.keep),
             kv_cache=self.decoder.cache,
         )
+
+
+def _any_layer(name: str) -> str:
+    """The pattern of a weight's name in every layer."""
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def _heads(precision: str) -> tuple[str, ...]:

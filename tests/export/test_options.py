@@ -57,14 +57,26 @@ def test_formats_of_layers():
         ({"target": "gpu"}, (4096, 11008), 32),
         ({}, (256, 192), 64),
         ({}, (128, 96), 32),
-        ({}, (128, 40), 128),
+        ({}, (128, 128, 40), 128),
+        ({}, (96, 96, 128), 32),
         ({"block": 64}, (128, 96), 64),
         ({"block": 32}, (256, 128), 32),
     ],
 )
 def test_blocks_are_as_large_as_the_layers_allow_unless_asked_for(options, inputs, block):
-    chosen = ExportPrecision.choose("int4", **options).fitted(inputs)
+    chosen = ExportPrecision.choose("int4", **options).fitted({f"layer{i}": (8, n) for i, n in enumerate(inputs)})
     assert chosen.decoder.format(LAYER) == Blocks(4, block)
+
+
+def test_layers_that_no_block_divides_stay_floats():
+    shapes = {f"h.{i}.{part}.weight": (8, n) for i in range(3) for part, n in (("up", 128), ("down", 40))}
+    chosen = ExportPrecision.choose("int4", keep=["a"]).fitted(shapes)
+    assert chosen.decoder.format("h.2.down.weight") is None
+    assert chosen.decoder.format("h.2.up.weight") == Blocks(4, 128)
+    assert chosen.describe("rtn").kept == "a, h.*.down.weight"
+    asked = ExportPrecision.choose("int4", block=32).fitted(shapes)
+    assert asked.decoder.format("h.2.down.weight") == Blocks(4, 32)  # refused when it is laid out
+    assert ExportPrecision.choose("fp32").fitted(shapes).decoder.keep == ()
 
 
 def test_the_manifest_says_what_was_chosen():

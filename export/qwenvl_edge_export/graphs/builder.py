@@ -71,7 +71,7 @@ class GraphBuilder:
         return self.initializer(ir.Tensor(array, name=f"const_{array.dtype}_{text}"))
 
     def weight(self, weight: Weight) -> ir.Value:
-        """A weight that is stored in the graph's float type."""
+        """A weight that is stored as floats: in the graph's type, or in float32 if it is wide."""
         return self.initializer(self.layout.tensor(weight.name))
 
     def slot(self, slot: Slot) -> ir.Value:

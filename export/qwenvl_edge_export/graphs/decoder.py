@@ -3,6 +3,8 @@
     inputs_embeds [B,T,H] -> rows [B*T,H] -> num_layers x { x += out(attention(norm(x))); x += mlp(norm(x)) }
                           -> logits_indices' rows [B*K,H] -> final norm -> head -> logits [B,K,V]
 
+In models with deepstack layers each of the first ones is followed by x += deepstack[layer], the host's rows.
+
 Everything but attention works on rows [M, H], so that a linear layer is one Gemm over the weight as it is stored.
 Inside, values have the precision's float type, as a float cache has; embeddings, rotary rows and logits are float32.
 """
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from qwenvl_edge.bundle.contract import (
+    DEEPSTACK,
     INPUTS_EMBEDS,
     LOGITS,
     LOGITS_INDICES,
@@ -42,6 +45,7 @@ class _DecoderGraph:
         self.decoder = decoder
         self.embeds = g.input(INPUTS_EMBEDS, FLOAT, ["B", "T", decoder.hidden_size])
         rope_cos, rope_sin = (g.input(name, FLOAT, ["B", "T", decoder.head_dim // 2]) for name in (ROPE_COS, ROPE_SIN))
+        self.deepstack = self._deepstack_rows()
         self.wanted = g.input(LOGITS_INDICES, INT64, ["B", "K"])
         self.cache = cache_tensors(decoder, g.dtype, int8=int8_cache)
         self.past = [
@@ -63,9 +67,12 @@ class _DecoderGraph:
         g, decoder = self.g, self.decoder
         x = g.cast(g.reshape(self.embeds, -1, decoder.hidden_size), FLOAT, g.dtype)
         presents = []
-        for layer, past in zip(decoder.layers, self.past, strict=True):
+        for i, (layer, past) in enumerate(zip(decoder.layers, self.past, strict=True)):
             x, present = self._layer(x, layer, past)
             presents.append(present)
+            if i < len(self.deepstack):
+                added = g.op("Add", self._batched(x, decoder.hidden_size), self.deepstack[i])
+                x = g.reshape(added, -1, decoder.hidden_size)
         g.output(g.cast(self._logits(x), g.dtype, FLOAT), LOGITS, FLOAT, ["B", "K", decoder.vocab_size])
         for i, present in enumerate(presents):
             for value, (part, described) in zip(present, self.cache.items(), strict=True):
@@ -82,6 +89,14 @@ class _DecoderGraph:
         up, gate = linear(y, layer.up), linear(y, layer.gate)
         gate = g.op("Mul", gate, g.op("Sigmoid", gate))
         return g.op("Add", x, linear(g.op("Mul", up, gate), layer.down)), present
+
+    def _deepstack_rows(self) -> list[ir.Value]:
+        """For each deepstack layer [1, B, T, H], or [1, 1, 1, H]; their dimensions have names of their own."""
+        g, layers = self.g, self.decoder.deepstack_layers
+        if not layers:
+            return []
+        rows = g.input(DEEPSTACK, FLOAT, [layers, "DB", "DT", self.decoder.hidden_size])
+        return g.ops("Split", layers, g.cast(rows, FLOAT, g.dtype), axis=0, num_outputs=layers)
 
     def _split(self, qkv: ir.Value) -> list[ir.Value]:
         """[B, T, q_width + 2 * kv_width] -> queries, keys, values."""

@@ -10,6 +10,7 @@ from qwenvl_edge_export.graphs.roles import LinearRole
 from qwenvl_edge_export.graphs.stored import ZERO_POINT
 from qwenvl_edge_export.graphs.stored_integers import StoredBlocks, StoredInputs, StoredRows, StoredStaticRows
 
+_HEADROOM = 64.0  # inputs of order one keep float16's precision when they are divided by it
 _INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: without it decoding is 4 (int4) to 90 times (int8) slower
 
 
@@ -32,6 +33,7 @@ class Linear:
         self._dialect = dialect
         self._quantized: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._rounded: dict[str, ir.Value] = {}
+        self._wide: dict[str, ir.Value] = {}
 
     def __call__(self, x: ir.Value, role: LinearRole) -> ir.Value:
         """Apply one layer to rows [M, in]."""
@@ -63,19 +65,29 @@ class Linear:
 
     def _rows(self, x: ir.Value, stored: StoredRows, bias: ir.Value | None) -> ir.Value:
         g = self.g
+        y = g.cast(self.wide_rows(self._widened(x), stored), FLOAT, g.dtype)
+        return y if bias is None else g.op("Add", y, bias)
+
+    def wide_rows(self, x: ir.Value, stored: StoredRows) -> ir.Value:
+        """float32 rows [M, in] -> float32 [M, out], without a bias."""
+        g = self.g
         weight, scale, zero = (g.slot(slot) for slot in stored.slots)
         quantized, x_scale, x_zero = self._quantize(x)
         sums = g.op("Cast", g.op("MatMulInteger", quantized, weight, x_zero, zero), to=FLOAT)
-        y = g.op("Mul", sums, g.op("Mul", x_scale, scale))
-        y = g.cast(y, FLOAT, g.dtype)
-        return y if bias is None else g.op("Add", y, bias)
+        return g.op("Mul", sums, g.op("Mul", x_scale, scale))
+
+    def _widened(self, x: ir.Value) -> ir.Value:
+        """x in float32; layers that read the same rows share it."""
+        assert x.name is not None  # the builder names every value
+        if x.name not in self._wide:
+            self._wide[x.name] = self.g.cast(x, self.g.dtype, FLOAT)
+        return self._wide[x.name]
 
     def _quantize(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """x as uint8, its scale and its zero; layers that read the same rows share them."""
+        """float32 x as uint8, its scale and its zero; layers that read the same rows share them."""
         assert x.name is not None  # the builder names every value
         if x.name not in self._quantized:
-            wide = self.g.cast(x, self.g.dtype, FLOAT)
-            quantized, scale, zero = self.g.ops("DynamicQuantizeLinear", 3, wide)
+            quantized, scale, zero = self.g.ops("DynamicQuantizeLinear", 3, x)
             self._quantized[x.name] = (quantized, scale, zero)
         return self._quantized[x.name]
 
@@ -94,6 +106,35 @@ class Linear:
             integers = g.op("QuantizeLinear", g.op("Mul", x, g.slot(inputs.smoothing)), scale, zero)
             self._rounded[inputs.name] = g.op("DequantizeLinear", integers, scale, zero)
         return self._rounded[inputs.name]
+
+
+class WideLinear:
+    """A linear layer on float32 rows [M, in] -> float32 rows [M, out], in graphs whose own type may be narrower.
+
+    In float16 the inputs are divided by a power of two and the outputs multiplied by it, in float32: towers that were
+    trained in bfloat16 reach values beyond float16's range. The bias is added in float32. Integers multiply and add up
+    as they do in `Linear`; scales found at run time give float32 results.
+    """
+
+    def __init__(self, g: GraphBuilder):
+        self.g = g
+        self._linear = Linear(g, STANDARD)
+
+    def __call__(self, x: ir.Value, role: LinearRole) -> ir.Value:
+        """Apply one layer to rows [M, in]."""
+        g = self.g
+        stored = g.layout.stored(role.weight.name)
+        if g.dtype == FLOAT:
+            return self._linear(x, role)
+        if isinstance(stored, StoredRows):
+            y = self._linear.wide_rows(x, stored)
+        else:
+            spared = g.dtype == ir.DataType.FLOAT16 and not isinstance(stored, StoredStaticRows)
+            x = g.op("Mul", x, g.const(1 / _HEADROOM)) if spared else x
+            y = self._linear(g.cast(x, FLOAT, g.dtype), LinearRole(role.weight))
+            y = g.cast(y, g.dtype, FLOAT)
+            y = g.op("Mul", y, g.const(_HEADROOM)) if spared else y
+        return y if role.bias is None else g.op("Add", y, g.weight(role.bias))
 
 
 def _as_bytes(tensor: ir.ExternalTensor, shape: tuple[int, ...]) -> ir.ExternalTensor:

@@ -23,12 +23,14 @@ class Weight:
 
     name: in graphs and bundles. shape: of the values. read: makes them of a checkpoint's tensors.
     sources: the checkpoint's tensors whose rows, one after another, are the values; empty where these are computed.
+    wide: stored in float32 whatever the graph's float type is, because the graph computes in float32 with it.
     """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[Tensors], Tensor]
     sources: tuple[str, ...] = ()
+    wide: bool = False
 
 
 def stored(name: str, *shape: int, called: str | None = None) -> Weight:
@@ -60,10 +62,10 @@ class LinearRole:
 
 @dataclass(frozen=True)
 class NormRole:
-    """A layer norm: weight and bias [width]."""
+    """A layer norm: weight and bias [width]; an RMS norm has no bias."""
 
     weight: Weight
-    bias: Weight
+    bias: Weight | None = None
 
 
 Role: TypeAlias = Weight | NormRole | LinearRole
@@ -120,7 +122,8 @@ class Decoder:
 
     heads is a multiple of kv_heads; heads * head_dim need not be hidden_size. head: its weight reads the embedding's
     tensor where the two are tied. scales_queries: True if queries are multiplied by factors that
-    the host gives, as log-n attention needs.
+    the host gives, as log-n attention needs. deepstack_layers: so many of the first layers are followed by an addition
+    of rows that the host gives.
     """
 
     hidden_size: int
@@ -134,6 +137,7 @@ class Decoder:
     final_norm: Weight
     head: LinearRole
     scales_queries: bool = False
+    deepstack_layers: int = 0
 
     @property
     def q_width(self) -> int:

@@ -113,12 +113,12 @@ class _Storage:
         if isinstance(role, LinearRole):
             yield from self.linear(role)
         elif isinstance(role, NormRole):
-            yield from (self.floats(role.weight), self.floats(role.bias))
+            yield from (self.floats(weight) for weight in (role.weight, role.bias) if weight is not None)
         else:
             yield self.floats(role)
 
     def floats(self, weight: Weight) -> Stored:
-        return StoredFloats(weight, self._precision.dtype)
+        return StoredFloats(weight, ir.DataType.FLOAT if weight.wide else self._precision.dtype)
 
     def linear(self, *roles: LinearRole, head: bool = False) -> Iterator[Stored]:
         """Linear layers that read the same inputs: where these are quantized with given scales, they share them."""

@@ -1,7 +1,7 @@
 """The graph contract: names of graphs, dialects, inputs and outputs. Exporter and backends read them here.
 
 Shapes: N pictures, B rows, T tokens of a call, K tokens that need logits, C capacity of the cache, D head size,
-H hidden size, V vocabulary. In the families whose pictures keep their size: P patches of a picture, C values of a patch,
+H hidden size, V vocabulary. In the families whose pictures keep their shape: P patches of a picture, C values of each,
 E head size of the vision tower, W windows of G patches, L decoder layers that get features. docs/design/graphs.md has
 the table.
 """
@@ -19,7 +19,7 @@ VISION_DATA, DECODER_DATA = "vision.data", "decoder.data"
 EMBEDDING_FILE = "embedding.bin"
 
 PIXEL_VALUES = "pixel_values"
-"""[N, 3, S, S] float32 where pictures become squares; else [N, P, C], of pictures of one size or the parts of a clip."""
+"""[N, 3, S, S] float32 where pictures become squares; else [N, P, C], of pictures of one size or parts of a clip."""
 PATCH_COS, PATCH_SIN = "patch_cos", "patch_sin"  # [P, E / 2] float32
 WINDOW_GATHER, WINDOW_KEYS, WINDOW_BACK = "window_gather", "window_keys", "window_back"
 """[W * G] int64, the patch at each place of the windows; [W, 1, 1, G] bool, the places that are filled; [P] int64, the

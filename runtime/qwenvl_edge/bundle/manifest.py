@@ -169,16 +169,22 @@ class Manifest:
         (folder / MANIFEST_NAME).write_text(self.to_json(), encoding="utf-8")
 
 
-def _check_manifest(manifest: Manifest) -> None:
-    model, embedding = manifest.model, manifest.embedding
+def _check_model(model: ModelInfo) -> None:
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)
         if not value > 0 and field.name != "deepstack_layers":
             raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value}; it must be positive.")
     if not 0 <= model.deepstack_layers <= model.num_layers:
-        raise BundleError(f"{MANIFEST_NAME}: model.deepstack_layers is {model.deepstack_layers}, of {model.num_layers}.")
+        raise BundleError(
+            f"{MANIFEST_NAME}: model.deepstack_layers is {model.deepstack_layers}; it must be 0 to {model.num_layers}."
+        )
     if model.num_heads % model.num_kv_heads:
         raise BundleError(f"{MANIFEST_NAME}: model.num_heads is not a multiple of model.num_kv_heads.")
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    model, embedding = manifest.model, manifest.embedding
+    _check_model(model)
     if embedding.dtype not in EMBEDDING_DTYPES:
         known = ", ".join(EMBEDDING_DTYPES)
         raise BundleError(f'{MANIFEST_NAME}: embedding.dtype is "{embedding.dtype}"; it must be one of {known}.')

@@ -95,5 +95,6 @@ class _VisionGraph:
 
     def _norm(self, x: ir.Value, role: NormRole) -> ir.Value:
         g = self.g
+        assert role.bias is not None  # every norm here has one
         parts = (g.weight(role.weight), g.weight(role.bias))
         return g.op("LayerNormalization", x, *parts, axis=-1, epsilon=VISION_EPS)

@@ -67,7 +67,7 @@ def _export(arguments: argparse.Namespace) -> int:
         kv_cache=arguments.kv_cache,
     )
     with terminable(), ProgressBar(sys.stderr) as progress:
-        exporter.export(
+        bundle = exporter.export(
             arguments.checkpoint,
             arguments.bundle,
             precision=precision,
@@ -77,5 +77,7 @@ def _export(arguments: argparse.Namespace) -> int:
             check=not arguments.skip_verify,
             progress=progress,
         )
+    if kept := [name for name in bundle.manifest.precision.kept.split(", ") if name not in ("", *arguments.keep_fp16)]:
+        say(f"no block size divides the inputs of {', '.join(kept)}: they stay floats")
     say(f"{arguments.bundle} is written")
     return 0
