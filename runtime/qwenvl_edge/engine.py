@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kept import MEMORY_MB
-from qwenvl_edge.backends.select import BackendOptions, own_backend, select_backend
+from qwenvl_edge.backends.select import BackendOptions, EngineOptions, own_backend, select_backend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.decoding.batcher import Batcher
-from qwenvl_edge.decoding.pipeline import Answerer, FeatureCache
+from qwenvl_edge.decoding.pipeline import Answerer, FeatureCache, Guard
 from qwenvl_edge.decoding.scheduler import answer_all
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import open_family
+from qwenvl_edge.inputs.options import Kind, check, list_of, text, whole
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, PictureLoader
-from qwenvl_edge.inputs.prompt import Message
+from qwenvl_edge.inputs.prompt import Message, check_text
 from qwenvl_edge.inputs.request import Request, RequestBuilder
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
+from qwenvl_edge.machine.forks import keep
 from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.replies.stream import Stream
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from qwenvl_edge.inputs.options import Overrides
+
+_ANY = Kind("", lambda value: value)
 
 
 class QwenVLEngine:
@@ -64,23 +68,23 @@ class QwenVLEngine:
         prefill_chunk: int = 128,
         cache_memory_mb: int = MEMORY_MB,
     ) -> None:
+        given = EngineOptions(threads, max_context, backend, device, channel_order, prefill_chunk, cache_memory_mb)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
         model = manifest.model
-        _check_capacity(max_context, model.max_position_embeddings)
-        chunk = _check_positive("prefill_chunk", prefill_chunk)
-        memory_mb = _check_positive("cache_memory_mb", cache_memory_mb)
-        if isinstance(backend, Backend):
-            self._selection = own_backend(backend, self.bundle)
+        _check_capacity(given.max_context, model.max_position_embeddings)
+        chunk, memory_mb = given.prefill_chunk, given.cache_memory_mb
+        if isinstance(given.backend, Backend):
+            self._selection = own_backend(given.backend, self.bundle)
         else:
-            options = BackendOptions(self.bundle, threads, max_context, chunk, memory_mb)
-            self._selection = select_backend(options, backend, device)
+            options = BackendOptions(self.bundle, given.threads, given.max_context, chunk, memory_mb)
+            self._selection = select_backend(options, given.backend, given.device)
         opened = self._selection.backend
         most = opened.limits.max_context or model.max_position_embeddings
-        self.max_context = _check_capacity(max_context, most, opened.description)
+        self.max_context = _check_capacity(given.max_context, most, opened.description)
         self._family = open_family(manifest)
         self._tokenizer = self._open_tokenizer()
-        self._pictures = PictureLoader(channel_order, opened.load_frame)
+        self._pictures = PictureLoader(given.channel_order, opened.load_frame)
         self._requests = RequestBuilder(
             self._family,
             self._tokenizer,
@@ -97,20 +101,51 @@ class QwenVLEngine:
             chunk=min(chunk, self.max_context),
             memory_bytes=memory_mb << 20,
         )
-        features = FeatureCache(opened, self._family)
-        self._answerer = Answerer(self._family, self._tokenizer, features, self._decoder, stop=stop)
+        self._guard = Guard(self.bundle.unhashed + opened.unhashed)
+        self._answerer = Answerer(
+            self._family,
+            self._tokenizer,
+            FeatureCache(opened, self._family),
+            self._decoder,
+            stop=stop,
+            guard=self._guard,
+        )
+        self._options = given
+        keep(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the bundle's folder and the options: an engine is opened again where it is unpickled."""
+        self._guard.check()
+        if isinstance(self._options.backend, Backend):
+            raise QwenVLError("an engine on a backend of the caller's cannot be copied or pickled; open one there.")
+        return _reopen, (self.bundle.path.absolute(), vars(self._options))
+
+    def check_files(self) -> None:
+        """Wait until every file of the bundle has been hashed; large ones are, in the background, since it was opened.
+
+        Raises:
+            BundleError: one differs. Every call raises this error once it is known.
+        """
+        self._guard.check_files()
 
     def describe(self) -> str:
         """Return the backend and its device, and why no faster one runs the bundle."""
         return self._selection.describe()
 
-    def load_picture(self, source: Any, *, channel_order: ChannelOrder | None = None, name: str = "picture") -> Picture:
+    def load_picture(
+        self,
+        source: Any,
+        *,
+        channel_order: ChannelOrder | None = None,
+        name: str = "picture",
+        as_published: bool = False,
+    ) -> Picture:
         """Load a picture as the engine's calls do: a frame in the memory of the GPU that runs the engine stays there.
 
         Its pixels are copied, on the GPU, so the caller may use its buffer again; an NV12 frame goes through the host.
         channel_order: None takes the engine's. Arguments and errors are those of qwenvl_edge.load_picture.
         """
-        return self._pictures.load_new(source, name, channel_order)
+        return self._pictures.load_new(source, name, channel_order, as_published=as_published)
 
     @property
     def can_chat(self) -> bool:
@@ -122,7 +157,7 @@ class QwenVLEngine:
         message: Message,
         *,
         images: Iterable[Any] = (),
-        history: Iterable[Any] = (),
+        history: Iterable[Any] | None = (),
         system: str | None = None,
         **overrides: Unpack[Overrides],
     ) -> Reply:
@@ -131,8 +166,9 @@ class QwenVLEngine:
         Args:
             message: words, or items as `inputs.prompt.parse_message` describes; words are never control markup.
             images: pictures (array, Pillow image, bytes or path) put before the words as "Picture 1:" and so on.
-            history: an earlier reply's history, or (message, answer) pairs. Whole turns, oldest first, are left out
-                of the prompt beyond the bundle's window or where they would leave no room for the answer.
+            history: an earlier reply's history, or (message, answer) pairs; None is a new conversation. Whole turns,
+                oldest first, are left out of the prompt beyond the bundle's window or where they would leave no room
+                for the answer.
             system: the system text; None takes the model's own.
             overrides: the fields of GenerationOptions, which end the answer (max_new_tokens, stop, deadline_ms,
                 cancel), and of SamplingParams (do_sample, temperature, top_p, seed, ...).
@@ -150,7 +186,7 @@ class QwenVLEngine:
         message: Message,
         *,
         images: Iterable[Any] = (),
-        history: Iterable[Any] = (),
+        history: Iterable[Any] | None = (),
         system: str | None = None,
         **overrides: Unpack[Overrides],
     ) -> Stream:
@@ -162,7 +198,7 @@ class QwenVLEngine:
         message: Message,
         *,
         images: Iterable[Any] = (),
-        history: Iterable[Any] = (),
+        history: Iterable[Any] | None = (),
         system: str | None = None,
     ) -> int:
         """Return the tokens of the prompt that `chat` would build, without those of an answer; nothing is computed.
@@ -170,6 +206,7 @@ class QwenVLEngine:
         Pictures count with the rows that they take, and turns of the history that chat leaves out do not count. A
         prompt too long for the context is counted too. Arguments and errors are those of chat.
         """
+        self._guard.check()
         return self._requests.count(message, images, history, system)
 
     def complete(self, message: Message, *, images: Iterable[Any] = (), **overrides: Unpack[Overrides]) -> Reply:
@@ -203,7 +240,8 @@ class QwenVLEngine:
                 computing one answer ends the call.
         """
         requests = []
-        for number, message in enumerate(messages):
+        given = check("messages", messages, list_of("a message", _ANY, "a list of messages"), PromptError)
+        for number, message in enumerate(given):
             arguments: dict[str, Any] = dict(message) if isinstance(message, Mapping) else {"message": message}
             if "message" not in arguments:
                 raise PromptError(f'item {number} has no "message"; give what chat takes.')
@@ -229,7 +267,7 @@ class QwenVLEngine:
         Greedy unless overridden. The model always writes a box: where the thing may be missing, ask with chat().
         Overrides and errors are those of chat.
         """
-        if not isinstance(phrase, str) or not phrase.strip():
+        if not check_text(phrase, "the phrase").strip():
             raise PromptError(f"the phrase is {phrase!r}; give the words for what to find.")
         items = [{"image": image}, *self._family.grounding_items(phrase)]
         overrides.setdefault("do_sample", False)
@@ -240,11 +278,13 @@ class QwenVLEngine:
 
         Greedy unless overridden. language: "en" or "zh", that of the request. Errors are those of chat.
         """
-        return self._describe(image, self._family.reading_prompt(language), overrides)
+        words = self._family.reading_prompt(check("language", language, text(), PromptError))
+        return self._describe(image, words, overrides)
 
     def caption(self, image: Any, *, language: str = "en", **overrides: Unpack[Overrides]) -> Reply:
         """Describe a picture in a language, "en" or "zh": `reply.text`. Greedy unless overridden; errors as chat."""
-        return self._describe(image, self._family.caption_prompt(language, chat=self.can_chat), overrides)
+        words = self._family.caption_prompt(check("language", language, text(), PromptError), chat=self.can_chat)
+        return self._describe(image, words, overrides)
 
     def _describe(self, image: Any, words: str, overrides: Overrides) -> Reply:
         ask = self.chat if self.can_chat else self.complete
@@ -263,11 +303,16 @@ class QwenVLEngine:
 
     def _rows(self, name: str, wanted: int) -> int:
         """Rows of a batch, as many as the backend takes."""
-        return min(_check_positive(name, wanted), self._selection.backend.limits.max_batch or wanted)
+        wanted = check(name, wanted, whole("a whole number of at least 1", least=1))
+        return min(wanted, self._selection.backend.limits.max_batch or wanted)
 
     def _open_tokenizer(self) -> Tokenizer:
         file = self.bundle.file(self.bundle.manifest.tokenizer)
         return open_tokenizer(self._family, file, self.bundle.manifest.model.vocab_size)
+
+
+def _reopen(path: Path, options: dict[str, Any]) -> QwenVLEngine:
+    return QwenVLEngine(path, **options)
 
 
 def _check_capacity(wanted: int | None, maximum: int, whose: str = "the model") -> int:
@@ -276,9 +321,3 @@ def _check_capacity(wanted: int | None, maximum: int, whose: str = "the model") 
     if not 1 <= wanted <= maximum:
         raise ContextError(f"max_context is {wanted:,}; {whose} takes 1 to {maximum:,} tokens.")
     return wanted
-
-
-def _check_positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise QwenVLError(f"{name} is {value!r}; give a whole number of at least 1.")
-    return value

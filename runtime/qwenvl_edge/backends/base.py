@@ -13,10 +13,12 @@ import numpy.typing as npt
 from qwenvl_edge.backends.checks import check_room, check_tokens
 from qwenvl_edge.backends.kept import cache_bytes
 from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
+from qwenvl_edge.bundle.hashing import LargeFile
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
 from qwenvl_edge.families.base import Positions, RotaryRows
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
+from qwenvl_edge.machine.forks import NotPicklable
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -92,19 +94,21 @@ class Placed:
     count: int
 
 
-class Backend(ABC):
+class Backend(NotPicklable, ABC):
     """Runs a bundle's two graphs. B batch, T tokens of a call, K tokens of a call that need logits, V vocabulary.
 
     A backend implements encode, new_cache, copy_cache, _decode and _clear; the rest has defaults.
 
     model: dimensions of the bundle's model. description: backend and device, for people. limits: upper limits of its
-    caches. features_type: the type of features that encode returns and decode takes.
+    caches. features_type: the type of features that encode returns and decode takes. unhashed: files beside the
+    bundle's that it computes with and whose SHA-256 is not known yet.
     """
 
     model: ModelInfo
     description: str = "a backend of the caller's"
     limits: BackendLimits = BackendLimits()
     features_type: type[Features] = np.ndarray
+    unhashed: tuple[LargeFile, ...] = ()
 
     def describe(self) -> str:
         """The description, with what has become known since the backend was opened."""

@@ -7,17 +7,43 @@ broken is an error: it is never silently replaced by a slower one.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, get_args
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kept import MEMORY_MB
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError, QwenVLError
+from qwenvl_edge.inputs.options import check_fields, instance, one_of, optional, whole
+from qwenvl_edge.inputs.pictures import ChannelOrder
 
 TENSORRT, ONNXRUNTIME = "tensorrt", "onnxruntime"
 BACKENDS = ("auto", TENSORRT, ONNXRUNTIME)
 DEVICES = ("auto", "cuda", "cpu")
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+"""More threads than this only wait for each other: 256 on two processors load a small model in half a minute."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options of QwenVLEngine, which explains them.
+
+    Raises:
+        QwenVLError: a value of another type, or out of its range; ranges that depend on the bundle are checked later.
+    """
+
+    threads: Annotated[int | None, optional(whole(least=1, most=MOST_THREADS))]
+    max_context: Annotated[int | None, optional(whole("a whole number of tokens", least=-(1 << 63)))]
+    backend: Annotated[Backend | str, instance(str, Backend, wanted="the name of a backend, or a Backend")]
+    device: Annotated[str, one_of(*DEVICES)]
+    channel_order: Annotated[ChannelOrder, one_of(*get_args(ChannelOrder))]
+    prefill_chunk: Annotated[int, whole("a whole number of at least 1", least=1)]
+    cache_memory_mb: Annotated[int, whole("a whole number of at least 1", least=1, most=1 << 40)]
+
+    def __post_init__(self) -> None:
+        check_fields(self, QwenVLError)
 
 
 @dataclass(frozen=True)

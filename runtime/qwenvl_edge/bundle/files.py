@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwenvl_edge.bundle import proofs
+from qwenvl_edge.bundle.hashing import LargeFile
 from qwenvl_edge.errors import BundleError
+from qwenvl_edge.machine.urls import shown
 
 HASHED_AT_OPEN_BYTES = 64 * 1024 * 1024
 
@@ -28,8 +33,10 @@ def check_files(
     what: str = "bundle",
     listed_in: str = "bundle.json",
     remedy: str = "copy the bundle again or export it again",
-) -> None:
+) -> tuple[LargeFile, ...]:
     """Check that every file is there with its size, and the SHA-256 of those up to a size (None: of all).
+
+    Files that were hashed before and not written to since are not hashed again, unless all are to be.
 
     Args:
         folder: what the names in `files` are relative to; no file may lie outside it, not even through a link.
@@ -37,13 +44,16 @@ def check_files(
         hash_up_to_bytes: larger files are only checked for their size.
         what: what the folder is, for messages; so are `listed_in` and `remedy`, the advice that ends them.
 
+    Returns:
+        The files that were not hashed.
+
     Raises:
-        BundleError: names the first file that is missing, truncated or altered.
+        BundleError: names the first file that is missing, truncated or altered, or may not be read.
     """
     root = folder.resolve()
     for name, info in files.items():
         path = folder / name
-        if not path.is_file():
+        if not is_file(path):
             raise BundleError(f'the {what} "{folder}" lacks "{name}"; {remedy}.')
         if not path.resolve().is_relative_to(root):
             raise BundleError(f'"{name}" in the {what} "{folder}" is a link that leaves the folder.')
@@ -51,9 +61,40 @@ def check_files(
             raise BundleError(
                 f'"{path}" has {size:,} bytes instead of {info.size:,}: it is truncated or altered; {remedy}.'
             )
+    left = []
     for name, info in files.items():
-        if (hash_up_to_bytes is None or info.size <= hash_up_to_bytes) and sha256(folder / name) != info.sha256:
-            raise BundleError(f'"{folder / name}" was altered: its SHA-256 is not the one in {listed_in}; {remedy}.')
+        path = folder / name
+        found = _stat(path)
+        if hash_up_to_bytes is not None and proofs.is_proven(found, info.sha256):
+            continue
+        altered = f'"{path}" was altered: its SHA-256 is not the one in {listed_in}'
+        if hash_up_to_bytes is not None and info.size > hash_up_to_bytes:
+            words = f"{altered}; answers since it was opened may be wrong; {remedy}."
+            left.append(LargeFile(path, info.sha256, found, words))
+            continue
+        if sha256(path) != info.sha256:
+            raise BundleError(f"{altered}; {remedy}.")
+        if proofs.same_file(found, _stat(path)):
+            proofs.remember(found, info.sha256)
+    return tuple(left)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise BundleError(f'cannot read "{path}": {error.strerror}.') from None
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a file is there. Raises BundleError where that may not be known."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BundleError(f'cannot read "{shown(path)}": {reason}.') from None
 
 
 def sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import ImageError, QwenVLError
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.inputs.prompt import Turn
-from qwenvl_edge.machine.terminal import say
+from qwenvl_edge.machine.terminal import note, say
 from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.replies.stream import Stream
 
@@ -74,7 +75,7 @@ class Console:
         say("Ask about your pictures; /help lists the commands.")
         while True:
             try:
-                line = input("> ").strip()
+                line = _read_line()
             except EOFError:
                 say("")
                 return
@@ -109,6 +110,21 @@ class Console:
             raise QwenVLError(f"there is no command {command}; /help lists them.")
 
 
+def _read_line() -> str:
+    """Return the next line of the input. Raises EOFError at its end, QwenVLError where there is none."""
+    if sys.stdin is None:
+        raise QwenVLError("there is no input; give a PROMPT, or type in a terminal.")
+    prompt = "> "
+    if not sys.stdin.isatty():
+        say(prompt, end="")  # its failure is one of the output's
+        prompt = ""
+    try:
+        return input(prompt).strip()
+    except (OSError, ValueError) as error:  # ValueError: it is not text
+        reason = getattr(error, "strerror", None) or str(error)
+        raise QwenVLError(f"cannot read the input: {reason}.") from None
+
+
 def _file(command: str, argument: str) -> str:
     """The file that a command names, as a shell would take it: quotes, escapes, ~. Raises QwenVLError without one."""
     name = argument.strip()
@@ -129,7 +145,7 @@ def save_drawing(reply: Reply, path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a suffix that Pillow does not know
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f'cannot write "{path}": {reason}.') from error
-    say(f"{path} is written")
+    note(f"{path} is written")
 
 
 def _places(reply: Reply) -> Iterator[str]:

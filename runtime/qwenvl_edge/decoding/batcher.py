@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_edge.decoding.pipeline import Answerer
 from qwenvl_edge.decoding.scheduler import Job, Scheduler
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.inputs.options import check, function, optional
 from qwenvl_edge.inputs.prompt import Message
 from qwenvl_edge.inputs.request import RequestBuilder
+from qwenvl_edge.machine.forks import NotPicklable, Owner, keep
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from qwenvl_edge.inputs.options import Overrides
 
 
-class Batcher:
+class Batcher(NotPicklable):
     """Answers many callers at once on one engine; from QwenVLEngine.batcher. Safe to share between threads.
 
     Each round computes one chunk of the prompt that is being computed and one token of every answer, so that a long
@@ -29,11 +31,13 @@ class Batcher:
     """
 
     def __init__(self, requests: RequestBuilder, answerer: Answerer, *, rows: int) -> None:
+        self._process = Owner("the batcher")
         self._requests = requests
         self._answerer = answerer
         self._scheduler = Scheduler(answerer, rows=rows)
         self._changed = threading.Condition()
         self._closed = False
+        keep(self)
         self._thread = threading.Thread(target=self._run, name="qwenvl-batcher", daemon=True)
         self._thread.start()
 
@@ -62,7 +66,7 @@ class Batcher:
         message: Message,
         *,
         images: Iterable[Any] = (),
-        history: Iterable[Any] = (),
+        history: Iterable[Any] | None = (),
         system: str | None = None,
         raw: bool = False,
         on_text: Callable[[str], None] | None = None,
@@ -85,6 +89,9 @@ class Batcher:
         Raises:
             QwenVLError: the batcher is closed, or an error that chat raises before it computes.
         """
+        self._process.check()
+        for name, callback in (("on_text", on_text), ("on_logprobs", on_logprobs)):
+            check(name, callback, optional(function()))
         if raw:
             request = self._requests.complete(message, images, overrides)
         else:
@@ -98,7 +105,9 @@ class Batcher:
         return job.reply
 
     def close(self) -> None:
-        """Take no more requests, finish those that are there, and end."""
+        """Take no more requests, finish those that are there, and end; a forked child's copy does nothing."""
+        if not self._process.is_here:
+            return
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend, Features, check_features
 from qwenvl_edge.backends.kept import FEATURES_KEPT
+from qwenvl_edge.bundle.hashing import BackgroundCheck, LargeFile
 from qwenvl_edge.decoding.decode_loop import Generation
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
@@ -22,6 +25,7 @@ from qwenvl_edge.families.base import Family
 from qwenvl_edge.inputs.pictures import Picture
 from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.inputs.tokenizer import Tokenizer
+from qwenvl_edge.machine.forks import Owner
 from qwenvl_edge.replies.answer_writer import AnswerWriter, make_reply
 from qwenvl_edge.replies.reply import Reply, Stats
 
@@ -37,6 +41,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
+        self._process = Owner("the engine")
         self._state = threading.RLock()
         self._waiting: deque[threading.Event] = deque()
         self._busy = False
@@ -47,8 +52,10 @@ class Turns:
         """Wait for the turn, hold it for the `with` block and yield True; yield False if `give_up` came true before.
 
         Raises:
-            QwenVLError: this thread holds the turn already.
+            QwenVLError: this thread holds the turn already, or this process was forked from the engine's.
         """
+        if not self._is_here():
+            self._process.check()
         if self._owner == threading.get_ident():
             raise QwenVLError("a stream of this engine is still open in this thread; read it to its end or close it.")
         if not self._acquire(give_up):
@@ -59,7 +66,16 @@ class Turns:
             yield True
         finally:
             self._owner = None
-            self._release()
+            if self._is_here():  # in a forked child another thread may have left the lock taken
+                self._release()
+
+    def _is_here(self) -> bool:
+        return os.getpid() == self._process.pid
+
+    @property
+    def busy(self) -> bool:
+        """True while somebody holds the turn."""
+        return self._busy
 
     def _acquire(self, give_up: Callable[[], bool]) -> bool:
         mine = threading.Event()
@@ -94,6 +110,38 @@ class Turns:
         if not self._busy and self._waiting:
             self._busy = True
             self._waiting.popleft().set()
+
+
+class Guard:
+    """Stands before an engine's answers.
+
+    Args:
+        files: what is not hashed yet; it is hashed in the background, slowly while an answer is computed.
+
+    turns: the lock that a thread holds while it computes.
+    """
+
+    def __init__(self, files: Sequence[LargeFile] = ()) -> None:
+        self.turns = turns = Turns()
+        self._process = Owner("the engine")
+        self._files = BackgroundCheck(files, lambda: turns.busy)
+        weakref.finalize(self, self._files.stop).atexit = False
+
+    def check(self) -> None:
+        """Check that there may be answers.
+
+        Raises:
+            BackendError: this process was forked from the one that opened the engine.
+            BundleError: a file was altered.
+        """
+        if os.getpid() != self._process.pid or self._files.failure is not None:
+            self._process.check()
+            self._files.check()
+
+    def check_files(self) -> None:
+        """Wait until all files are hashed. Raises as check."""
+        self._process.check()
+        self._files.wait()
 
 
 class FeatureCache:
@@ -160,6 +208,7 @@ class Answerer:
 
     Args:
         stop: id sequences that end an answer.
+        guard: checked before an answer.
 
     turns: the lock that a thread holds while it computes. decoder: prefills all prompts.
     """
@@ -172,17 +221,20 @@ class Answerer:
         decoder: SequenceDecoder,
         *,
         stop: Sequence[tuple[int, ...]],
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard or Guard()
         self._family = family
         self._tokenizer = tokenizer
         self._features = features
         self._stop = stop
         self._lookup = Lookup({ids[0] for ids in stop if len(ids) == 1})
         self.decoder = decoder
-        self.turns = Turns()
+        self.turns = self._guard.turns
 
     def work(self, request: Request, control: Control) -> Work:
-        """Take a request on; nothing is computed yet."""
+        """Take a request on; nothing is computed yet. Raises the guard's error."""
+        self._guard.check()
         return Work(request, control, self._writer(request))
 
     def stream(self, request: Request, control: Control) -> Generator[str, None, Reply]:

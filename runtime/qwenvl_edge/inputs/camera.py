@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qwenvl_edge.errors import FrameError
-from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, array_to_rgb, freeze
+from qwenvl_edge.inputs.options import check, number, optional
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, array_to_rgb, check_channel_order, freeze
+from qwenvl_edge.machine.forks import NotPicklable
+
+_LIMIT = optional(number("0 or more", least=0))
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class LoadPicture(Protocol):
         """Return the picture, which no longer needs the frame's memory. Raises ImageError."""
 
 
-class FrameSource:
+class FrameSource(NotPicklable):
     """A slot of depth one between a camera, which puts frames at its own pace, and whoever takes the newest.
 
     The camera is never kept waiting, and an answer is never about a frame that a newer one has replaced. May be used
@@ -47,6 +51,7 @@ class FrameSource:
     """
 
     def __init__(self, *, channel_order: ChannelOrder = "rgb", load: LoadPicture | None = None) -> None:
+        check_channel_order(channel_order)
         self._channel_order = channel_order
         self._load = load or _load_array
         self._changed = threading.Condition()
@@ -74,7 +79,7 @@ class FrameSource:
             FrameError: the source is closed, or `captured` lies in the future.
         """
         now = time.monotonic()
-        captured = now if captured is None else captured
+        captured = now if captured is None else check("captured", captured, number("a number of seconds"), FrameError)
         if captured > now:
             raise FrameError(f"the frame was captured {captured - now:,.3f} s from now; give time.monotonic().")
         picture = self._load(pixels, channel_order=self._channel_order, name=f"frame {self._count}")
@@ -96,6 +101,8 @@ class FrameSource:
         Raises:
             FrameError: the frame is too old (it is dropped), none came in time, or the source is closed and empty.
         """
+        limits = {"max_age_ms": max_age_ms, "timeout_s": timeout_s}
+        max_age_ms, timeout_s = (check(name, limits[name], _LIMIT, FrameError) for name in limits)
         with self._changed:
             self._changed.wait_for(lambda: self._slot is not None or self._closed, timeout_s)
             if self._slot is None:

@@ -1,16 +1,23 @@
-"""Options of an answer and its sampler: the bundle's defaults, overridden call by call, checked where they enter."""
+"""Options of an answer and its sampler: the bundle's defaults, overridden call by call, checked where they enter.
+
+The records are typed: a field says which values it takes, `top_k: Annotated[int, whole()]`, and `check_fields`, called
+by `__post_init__`, replaces each value by its plain Python form or raises an error that names the option. Arguments
+that are no fields go through `check`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.constraints.constraint import Constraint
-from qwenvl_edge.errors import PromptError
+from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
 
 MOST_LOGPROBS = 20
 """The most alternatives that are given with a token's log-probability, as in OpenAI's API."""
+_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -68,35 +76,23 @@ class SamplingParams:
         PromptError: a value out of its range.
     """
 
-    do_sample: bool = True
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    banned_ids: Sequence[int] = ()
-    seed: int | None = None
+    do_sample: Annotated[bool, flag()] = True
+    temperature: Annotated[float, number("0 or more", least=0)] = 1.0
+    top_k: Annotated[int, whole()] = 0
+    top_p: Annotated[float, number("more than 0 and at most 1", above=0, most=1)] = 1.0
+    min_p: Annotated[float, number("from 0 to 1", least=0, most=1)] = 0.0
+    typical_p: Annotated[float, number("more than 0 and at most 1", above=0, most=1)] = 1.0
+    repetition_penalty: Annotated[float, number("more than 0", above=0)] = 1.0
+    presence_penalty: Annotated[float, number("a finite number")] = 0.0
+    frequency_penalty: Annotated[float, number("a finite number")] = 0.0
+    logit_bias: Annotated[
+        Mapping[int, float], dict_of("an id of logit_bias", whole(), "a bias of logit_bias", number("a finite number"))
+    ] = field(default_factory=dict)
+    banned_ids: Annotated[Sequence[int], list_of("an id of banned_ids", whole(), "a list of ids")] = ()
+    seed: Annotated[int | None, optional(whole(most=(1 << 64) - 1))] = None
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, self.temperature >= 0, "0 or more")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _require("typical_p", self.typical_p, 0 < self.typical_p <= 1, "more than 0 and at most 1")
-        _require("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0")
-        _require("presence_penalty", self.presence_penalty, True, "a finite number")
-        _require("frequency_penalty", self.frequency_penalty, True, "a finite number")
-        require_whole("top_k", self.top_k, 2**63)
-        if self.seed is not None:
-            require_whole("seed", self.seed, 2**64)
-        for token_id, bias in self.logit_bias.items():
-            require_whole("an id of logit_bias", token_id, 2**63)
-            _require("a bias of logit_bias", bias, True, "a finite number")
-        for token_id in self.banned_ids:
-            require_whole("an id of banned_ids", token_id, 2**63)
+        check_fields(self, PromptError)
 
 
 @dataclass(frozen=True)
@@ -121,36 +117,21 @@ class GenerationOptions:
         PromptError: a value out of its range.
     """
 
-    sampling: SamplingParams
-    max_new_tokens: int
-    stop: Sequence[str] = ()
-    deadline_ms: float | None = None
-    cancel: CancelToken | None = None
-    constraint: Constraint | None = None
-    lookup: bool = True
-    logprobs: int | None = None
-    min_new_tokens: int = 0
-    cache_salt: str = ""
+    sampling: Annotated[SamplingParams, instance(SamplingParams)]
+    max_new_tokens: Annotated[int, whole("a whole number of at least 1", least=1)]
+    stop: Annotated[Sequence[str], list_of("a string of stop", text(empty=False), "a list of strings")] = ()
+    deadline_ms: Annotated[float | None, optional(number("a number of milliseconds greater than 0", above=0))] = None
+    cancel: Annotated[CancelToken | None, optional(instance(CancelToken))] = None
+    constraint: Annotated[Constraint | None, optional(instance(Constraint))] = None
+    lookup: Annotated[bool, flag()] = True
+    logprobs: Annotated[int | None, optional(whole(most=MOST_LOGPROBS))] = None
+    min_new_tokens: Annotated[int, whole()] = 0
+    cache_salt: Annotated[str, text()] = ""
 
     def __post_init__(self) -> None:
-        limit, deadline = self.max_new_tokens, self.deadline_ms
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise PromptError(f"max_new_tokens is {limit!r}; give a whole number of at least 1.")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise PromptError(f"stop is {self.stop!r}; give a list of strings that are not empty.")
-        if deadline is not None and not (isinstance(deadline, (int, float)) and deadline > 0):
-            raise PromptError(f"deadline_ms is {deadline!r}; give a number of milliseconds greater than 0.")
-        if self.cancel is not None and not isinstance(self.cancel, CancelToken):
-            raise PromptError(f"cancel is of type {type(self.cancel).__name__}; give a CancelToken.")
-        if self.constraint is not None and not isinstance(self.constraint, Constraint):
-            raise PromptError(f"constraint is of type {type(self.constraint).__name__}; give a Constraint.")
-        if self.logprobs is not None:
-            require_whole("logprobs", self.logprobs, MOST_LOGPROBS + 1)
-        require_whole("min_new_tokens", self.min_new_tokens, 2**63)
+        check_fields(self, PromptError)
         if self.min_new_tokens and self.constraint is not None:
             raise PromptError("min_new_tokens is given with a constraint, whose form says when the answer ends.")
-        if not isinstance(self.cache_salt, str):
-            raise PromptError(f"cache_salt is of type {type(self.cache_salt).__name__}; give a string.")
 
     @property
     def greedy(self) -> bool:
@@ -172,15 +153,151 @@ class GenerationOptions:
         return cls(sampling, **{name: value for name, value in values.items() if name in _GENERATION})
 
 
-def _require(name: str, value: float, holds: bool, wanted: str) -> None:
-    if not (math.isfinite(value) and holds):
-        raise PromptError(f"{name} is {value!r}; it must be {wanted}.")
+@dataclass(frozen=True)
+class Kind:
+    """The values that an option takes. wanted: their description. read: the plain form of a value, or ValueError.
+
+    by_type: a wrong value is described by its type.
+    """
+
+    wanted: str
+    read: Callable[[Any], Any]
+    by_type: bool = False
 
 
-def require_whole(name: str, value: int, end: int) -> None:
-    """Check a whole number from 0 to end - 1. Raises PromptError, which calls it `name`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
-        raise PromptError(f"{name} is {value!r}; it must be a whole number from 0 to {end - 1}.")
+class _WrongPartError(ValueError):
+    """Wrong is a part of the value: its name, itself, and its kind."""
+
+
+def kind_of(wanted: str, read: Callable[[Any], Any], takes: Callable[[Any], bool], *, by_type: bool = False) -> Kind:
+    """Return the kind of the values for which `takes` is true, and whose plain form `read` gives."""
+
+    def checked(value: Any) -> Any:
+        if not takes(value):
+            raise ValueError
+        return read(value)
+
+    return Kind(wanted, checked, by_type)
+
+
+def whole(wanted: str = "", *, least: int = 0, most: int = (1 << 63) - 1) -> Kind:
+    """Whole numbers from `least` to `most`, NumPy's too; True and False are none."""
+
+    def takes(value: Any) -> bool:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most
+
+    return kind_of(wanted or f"a whole number from {least} to {most}", int, takes)
+
+
+def number(wanted: str, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Kind:
+    """Finite numbers of at least `least`, greater than `above`, and at most `most`."""
+
+    def takes(value: Any) -> bool:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            return False
+        plain = float(value)
+        return math.isfinite(plain) and least <= plain <= most and plain > above
+
+    return kind_of(wanted, lambda value: int(value) if isinstance(value, numbers.Integral) else float(value), takes)
+
+
+def flag() -> Kind:
+    """True or False, NumPy's too."""
+    return kind_of("True or False", bool, lambda value: type(value).__name__ in ("bool", "bool_"))
+
+
+def text(wanted: str = "a string", *, empty: bool = True) -> Kind:
+    """Strings that UTF-8 can hold. empty: the empty one too."""
+
+    def takes(value: Any) -> bool:
+        return isinstance(value, str) and bool(value or empty) and value.encode() is not None
+
+    return kind_of(wanted if empty else f"{wanted} that is not empty", str, takes)
+
+
+def one_of(*choices: str) -> Kind:
+    """One of some strings."""
+    return kind_of(
+        f"one of {', '.join(map(repr, choices))}", str, lambda value: isinstance(value, str) and value in choices
+    )
+
+
+def instance(*types: type, wanted: str = "") -> Kind:
+    """Objects of some types."""
+    wanted = wanted or " or ".join(f"a {each.__name__}" for each in types)
+    return kind_of(wanted, lambda value: value, lambda value: isinstance(value, types), by_type=True)
+
+
+def function() -> Kind:
+    """Something that can be called."""
+    return kind_of("a function", lambda value: value, callable, by_type=True)
+
+
+def optional(kind: Kind) -> Kind:
+    """The same, or None."""
+    return Kind(f"{kind.wanted}, or None", lambda value: None if value is None else kind.read(value), kind.by_type)
+
+
+def list_of(item: str, kind: Kind, wanted: str) -> Kind:
+    """Lists, tuples and other iterables, read into a tuple; a string is none. item: the name of each, for messages."""
+
+    def takes(value: Any) -> bool:
+        return isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping))
+
+    return kind_of(wanted, lambda value: tuple(_part(item, each, kind) for each in value), takes)
+
+
+def dict_of(key: str, key_kind: Kind, item: str, item_kind: Kind) -> Kind:
+    """Mappings, read into a dict. key, item: the names of each, for messages."""
+
+    def read(value: Any) -> dict[Any, Any]:
+        return {_part(key, name, key_kind): _part(item, each, item_kind) for name, each in value.items()}
+
+    return kind_of(f"a dict from {key} to {item}", read, lambda value: isinstance(value, Mapping))
+
+
+def _part(name: str, value: Any, kind: Kind) -> Any:
+    try:
+        return kind.read(value)
+    except (ValueError, TypeError, OverflowError):
+        raise _WrongPartError(name, value, kind) from None
+
+
+def check(name: str, value: Any, kind: Kind, error: type[QwenVLError] = QwenVLError) -> Any:
+    """Return a value in its plain form.
+
+    Raises:
+        error: the kind does not take it; the message names the option, the value and the values that it takes.
+    """
+    try:
+        return kind.read(value)
+    except (ValueError, TypeError, OverflowError) as problem:
+        if isinstance(problem, _WrongPartError):
+            name, value, kind = problem.args
+        found = f"of type {type(value).__name__}" if kind.by_type else show(value)
+        raise error(f"{name} is {found}; it must be {kind.wanted}.") from None
+
+
+def check_fields(record: Any, error: type[QwenVLError]) -> None:
+    """Check each field of a frozen dataclass that is annotated with a Kind, and put its plain form in its place."""
+    for name, kind in _kinds(cast("Hashable", type(record))).items():
+        object.__setattr__(record, name, check(name, getattr(record, name), kind, error))
+
+
+def show(value: Any) -> str:
+    """Return a value for a message: its repr, shortened; its type where it has none."""
+    try:
+        words = repr(value)
+    except Exception:  # also of an int with more digits than Python writes
+        return f"of type {type(value).__name__}"
+    return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
+
+
+@functools.cache
+def _kinds(cls: Any) -> dict[str, Kind]:
+    hints = get_type_hints(cls, include_extras=True)
+    marked = {each.name: getattr(hints[each.name], "__metadata__", ()) for each in dataclasses.fields(cls)}
+    return {name: kind for name, marks in marked.items() for kind in marks if isinstance(kind, Kind)}
 
 
 _SAMPLING = frozenset(each.name for each in dataclasses.fields(SamplingParams))

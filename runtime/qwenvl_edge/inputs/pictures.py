@@ -1,7 +1,6 @@
 """Pictures: any supported source -> RGB pixels -> pixel_values, and the loader of one engine.
 
-Decoding follows the published model code, `Image.open(...).convert("RGB")`: the first frame of an animation, an alpha
-channel dropped (not composited), no EXIF rotation, 16-bit grayscale clipped at 255.
+A picture is what a person sees: upright, transparency on white. `image_files` decodes files; arrays are read here.
 """
 
 from __future__ import annotations
@@ -10,17 +9,15 @@ import functools
 import hashlib
 import io
 import os
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import ImageError
@@ -30,10 +27,14 @@ from qwenvl_edge.inputs.device_frames import frame_array
 ChannelOrder = Literal["rgb", "bgr", "nv12"]
 """Order of an array's channels; "nv12" is the layout [3H/2, W] that Jetson cameras deliver: H rows of Y, H/2 of UV."""
 NV12 = "nv12"
-MAX_PIXELS = 89_478_485  # Pillow's own decompression-bomb threshold: a quarter of a GiB of RGB
 
-_PROGRAMS = ("EPS", "WMF")  # Pillow hands these to an interpreter outside the process
+MAX_PIXELS = 89_478_485  # Pillow's own decompression-bomb threshold: a quarter of a GiB of RGB
+MAX_SIDE = 65_535  # that of JPEG, and of a grid of GPU threads, in which a row is a block
+MAX_RATIO = 1_000  # of the longer to the shorter side; nothing is left of a thinner strip when it is resized
+
 _COMPARED = 4  # pictures
+_STRIP = 1 << 20  # pixels blended at a time, which bounds the memory beside the picture
+_WHITE = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +95,18 @@ class PictureLoader:
         self._latest.append(weakref.ref(picture))
         return picture
 
-    def load_new(self, source: Any, name: str, channel_order: ChannelOrder | None = None) -> Picture:
+    def load_new(
+        self, source: Any, name: str, channel_order: ChannelOrder | None = None, *, as_published: bool = False
+    ) -> Picture:
         """Load a picture and compare it with none. channel_order: None takes the loader's."""
         order = self._channel_order if channel_order is None else channel_order
-        framed = None if order == NV12 else self._load_frame(source, order, name)
-        return framed or load_picture(source, channel_order=order, name=name)
+        framed = None if order == NV12 or as_published else self._load_frame(source, order, name)
+        return framed or load_picture(source, channel_order=order, name=name, as_published=as_published)
 
 
-def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str = "picture") -> Picture:
+def load_picture(
+    source: Any, *, channel_order: ChannelOrder = "rgb", name: str = "picture", as_published: bool = False
+) -> Picture:
     """Decode `source` into a Picture.
 
     Args:
@@ -111,21 +116,26 @@ def load_picture(source: Any, *, channel_order: ChannelOrder = "rgb", name: str 
         channel_order: that of arrays: "rgb", "bgr" (as OpenCV delivers), or "nv12" for arrays [3H/2, W] of a camera
             (BT.601, limited range, even H and W), which become RGB. Other sources know their own.
         name: what to call the picture in error messages when the source has no name of its own.
+        as_published: convert as the published model code does, to compare with it: orientation tags are not followed,
+            alpha is dropped instead of put on white, and gray levels beyond 255 are clipped.
 
     Raises:
-        ImageError: the source is missing, unreadable, truncated, empty, larger than MAX_PIXELS, or of another type.
+        ImageError: the source is missing, unreadable, truncated, empty, larger than check_size allows, or of another
+            type.
     """
+    from qwenvl_edge.inputs.image_files import decode, image_to_rgb, read_file  # which has its limits from here
+
     check_channel_order(channel_order)
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
-        return freeze(_pil_to_rgb(source, name), name)
+        return freeze(image_to_rgb(source, name, as_published=as_published), name)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return freeze(_decode(io.BytesIO(source), name), name)
+        return freeze(decode(io.BytesIO(bytes(source)), name, as_published=as_published), name)
     if isinstance(source, (str, os.PathLike)):
-        return _load_path(source)
+        return freeze(read_file(source, as_published=as_published), os.fspath(source))
     if is_array(source):
-        return freeze(array_to_rgb(source, channel_order, name), name)
+        return freeze(array_to_rgb(source, channel_order, name, as_published=as_published), name)
     raise ImageError(
         f"{name} is of type {type(source).__name__}; give a uint8 array, a Pillow image, the bytes of an "
         "image file or a path."
@@ -142,7 +152,8 @@ def pixel_values(
 
     Args:
         picture: a Picture, or a uint8 array with any strides, which is read in place: [H, W], [H, W, 1], [H, W, 3] or
-            [H, W, 4] (alpha is dropped), or with layout "nv12" [3H/2, W] (BT.601, limited range, even H and W).
+            [H, W, 4] (alpha is dropped; load_picture puts it on white), or with layout "nv12" [3H/2, W] (BT.601,
+            limited range, even H and W).
         preprocessing: side S, mean and standard deviation.
         layout: the channel order of an array, or "nv12".
 
@@ -176,11 +187,33 @@ def check_channels(shape: tuple[int, ...], name: str) -> None:
 
 
 def check_size(width: int, height: int, name: str) -> None:
-    """Check a picture's size in pixels. Raises ImageError if it is empty or has more than MAX_PIXELS."""
+    """Check a picture's size in pixels.
+
+    Raises:
+        ImageError: it is empty, beyond MAX_PIXELS or MAX_SIDE, or a strip beyond MAX_RATIO.
+    """
     if width < 1 or height < 1:
         raise ImageError(f"{name} is empty ({width}x{height} pixels); give one with content.")
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} has {width}x{height} pixels, more than the limit of {MAX_PIXELS:,}; scale it down.")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{name} has {width}x{height} pixels, a side of more than {MAX_SIDE:,}; scale it down.")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ImageError(
+            f"{name} has {width}x{height} pixels, one side more than {MAX_RATIO:,} times the other; cut out a part."
+        )
+
+
+def over_white(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Blend [H, W, 4] with white by its alpha: each channel c becomes (c * a + 255 * (255 - a)) / 255, rounded."""
+    height, width, _ = rgba.shape
+    rgb = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP // width)
+    for y in range(0, height, rows):
+        alpha = rgba[y : y + rows, :, 3:].astype(np.uint16)
+        blended = rgba[y : y + rows, :, :3] * alpha + (_WHITE * (255 - alpha) + 127)
+        rgb[y : y + rows] = blended // 255
+    return rgb
 
 
 def is_array(source: Any) -> bool:
@@ -189,8 +222,14 @@ def is_array(source: Any) -> bool:
     return isinstance(source, np.ndarray) or any(hasattr(source, name) for name in shared)
 
 
-def array_to_rgb(array: Any, channel_order: ChannelOrder, name: str) -> npt.NDArray[np.uint8]:
-    """Copy an array accepted by is_array to RGB [H, W, 3]. Raises ImageError as load_picture."""
+def array_to_rgb(
+    array: Any, channel_order: ChannelOrder, name: str, *, as_published: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Copy an array accepted by is_array to RGB [H, W, 3].
+
+    A fourth channel is alpha, which is put on white; one that is 0 everywhere is the unused byte of a camera's BGRX.
+    Raises ImageError as load_picture.
+    """
     check_channel_order(channel_order)
     if not is_array(array):
         raise ImageError(f"{name} is a {type(array).__name__}; give a uint8 array, such as numpy.asarray(it).")
@@ -207,6 +246,9 @@ def array_to_rgb(array: Any, channel_order: ChannelOrder, name: str) -> npt.NDAr
         array = array[:, :, None]
     if array.shape[2] == 1:
         return np.repeat(array, 3, axis=2)
+    order = (2, 1, 0) if channel_order == "bgr" else (0, 1, 2)
+    if array.shape[2] == 4 and not as_published and array[:, :, 3].any() and array[:, :, 3].min() < 255:
+        return over_white(array[:, :, (*order, 3)])
     rgb = array[:, :, 2::-1] if channel_order == "bgr" else array[:, :, :3]
     return np.array(rgb, dtype=np.uint8, order="C")  # a copy: the caller may reuse the buffer
 
@@ -223,45 +265,3 @@ def _nv12_to_rgb(array: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint
     for channel, plane in enumerate(planes):
         rgb[..., channel] = plane
     return rgb
-
-
-def _load_path(source: str | os.PathLike[str]) -> Picture:
-    name = os.fspath(source)
-    if name.startswith(("http://", "https://")):
-        raise ImageError(f"{name} is a URL; download it and give its bytes.")
-    try:
-        with Path(name).open("rb") as file:
-            return freeze(_decode(file, name), name)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(f"cannot open the picture {name!r}: {reason}.") from error
-
-
-def _decode(file: Any, name: str) -> npt.NDArray[np.uint8]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what the checks here decide, and of harmless damage
-        return _pil_to_rgb(_open(file, name), name)
-
-
-def _open(file: Any, name: str) -> Image.Image:
-    try:
-        image = Image.open(file)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image file of a known format.") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} has more pixels than the limit of {MAX_PIXELS:,}; scale it down.") from error
-    except Exception as error:  # a decoder may raise anything at a damaged header
-        raise ImageError(f"{name} cannot be read as an image: {error}.") from error
-    if image.format in _PROGRAMS:
-        raise ImageError(f"{name} is a {image.format} file, a drawing program; convert it to PNG or JPEG.")
-    return image
-
-
-def _pil_to_rgb(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
-    check_size(image.width, image.height, name)
-    try:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        # One copy; through Pillow's array interface it would be two.
-        return np.frombuffer(rgb.tobytes(), np.uint8).reshape(image.height, image.width, 3)
-    except Exception as error:  # a decoder may raise anything at damaged data
-        raise ImageError(f"{name} is truncated or damaged: {error}.") from error

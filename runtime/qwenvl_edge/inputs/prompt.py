@@ -24,6 +24,8 @@ from qwenvl_edge.inputs.tokenizer import EncodedTexts, Tokenizer
 Message: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 Loader: TypeAlias = "Callable[[Any, str], Picture]"
 
+_HISTORY = "give the history of a reply, or a list of (message, answer) pairs"
+
 
 @dataclass(frozen=True)
 class Text:
@@ -74,6 +76,7 @@ def parse_message(message: Message, images: Iterable[Any], load: Loader) -> tupl
     """
     sources = _image_list(images)
     if isinstance(message, str):
+        check_text(message, "a text of the message")
         items: list[Mapping[str, Any]] = [{"image": source} for source in sources]
         items += [{"text": message}] if message else []
     elif isinstance(message, Sequence) and not isinstance(message, (bytes, bytearray)):
@@ -87,8 +90,15 @@ def parse_message(message: Message, images: Iterable[Any], load: Loader) -> tupl
     return parts
 
 
-def parse_history(history: Iterable[Any], load: Loader) -> tuple[Turn, ...]:
-    """Accept the turns of an earlier reply, or (message, answer) pairs; message None: the assistant spoke first."""
+def parse_history(history: Iterable[Any] | None, load: Loader) -> tuple[Turn, ...]:
+    """Accept the turns of an earlier reply, or (message, answer) pairs; message None: the assistant spoke first.
+
+    None is a new conversation.
+    """
+    if history is None:
+        return ()
+    if isinstance(history, (str, bytes, Mapping)) or not isinstance(history, Iterable):
+        raise PromptError(f"history is of type {type(history).__name__}; {_HISTORY}.")
     return tuple(_parse_turn(turn, load) for turn in history)
 
 
@@ -118,9 +128,9 @@ def _parse_item(item: Mapping[str, Any], load: Callable[[Any], Picture]) -> Part
     if keys == {"image"}:
         return load(item["image"])
     if keys == {"text"}:
-        return Text(_check_text(item["text"], "text"))
+        return Text(check_text(item["text"], "a text of the message"))
     if keys and keys <= {"ref", "box"}:
-        label = _check_text(item["ref"], "ref") if "ref" in item else None
+        label = check_text(item["ref"], "a ref of the message") if "ref" in item else None
         return Region(label, _parse_boxes(item["box"]) if "box" in item else ())
     raise PromptError(
         f"an item of the message has the keys {sorted(map(str, keys))}; use 'image', 'text', 'ref', "
@@ -145,21 +155,20 @@ def _parse_turn(turn: Any, load: Loader) -> Turn:
     if isinstance(turn, Turn):
         return turn
     if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
-        raise PromptError("history must be the history of a reply or a list of (message, answer) pairs.")
+        raise PromptError(f"history holds a {type(turn).__name__}; {_HISTORY}.")
     message, answer = turn
-    said = None if answer is None else _check_text(answer, "answer")
+    said = None if answer is None else check_text(answer, "an answer of the history")
     return Turn((), said) if message is None and said else Turn(parse_message(message, (), load), said)
 
 
-def _check_text(text: Any, what: str) -> str:
+def check_text(text: Any, what: str) -> str:
+    """Return words that can be encoded. Raises PromptError, which calls them `what`."""
     if not isinstance(text, str):
-        raise PromptError(f"a {what} of the message is of type {type(text).__name__}; give a string.")
+        raise PromptError(f"{what} is of type {type(text).__name__}; give a string.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PromptError(
-            f"a {what} of the message holds a lone surrogate (half a character) at {error.start}."
-        ) from error
+        raise PromptError(f"{what} holds a lone surrogate (half a character) at {error.start}.") from error
     return text
 
 

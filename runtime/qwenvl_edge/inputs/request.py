@@ -23,6 +23,7 @@ from qwenvl_edge.inputs.prompt import (
     Region,
     Text,
     Turn,
+    check_text,
     parse_history,
     parse_message,
     parts_after_pictures,
@@ -102,7 +103,7 @@ class RequestBuilder:
         self,
         message: Message,
         images: Iterable[Any],
-        history: Iterable[Any],
+        history: Iterable[Any] | None,
         system: str | None,
         overrides: Overrides,
     ) -> Request:
@@ -115,7 +116,7 @@ class RequestBuilder:
         prompt = self._checked(prompt, options)
         return Request(prompt, options, turns, parts, (), True, started, self._matcher(options))
 
-    def count(self, message: Message, images: Iterable[Any], history: Iterable[Any], system: str | None) -> int:
+    def count(self, message: Message, images: Iterable[Any], history: Iterable[Any] | None, system: str | None) -> int:
         """Return the tokens of the prompt of QwenVLEngine.chat, also of one that does not fit. Raises its errors."""
         self._check_chat()
         prompt = self._chat_prompt(*self._parse(message, images, history), system, self._defaults.max_new_tokens)
@@ -134,7 +135,7 @@ class RequestBuilder:
             raise PromptError("the bundle holds a base model, which knows no conversations; use complete().")
 
     def _parse(
-        self, message: Message, images: Iterable[Any], history: Iterable[Any]
+        self, message: Message, images: Iterable[Any], history: Iterable[Any] | None
     ) -> tuple[tuple[Part, ...], tuple[Turn, ...]]:
         return parse_message(message, images, self._load), parse_history(history, self._load)
 
@@ -149,7 +150,7 @@ class RequestBuilder:
         return self._prompts.chat(
             parts,
             history=turns,
-            system=self._family.default_system if system is None else system,
+            system=self._family.default_system if system is None else check_text(system, "system"),
             window=self._defaults.max_window_size,
             limit=self._max_context - min(max_new_tokens, self._max_context // _ANSWER_SHARE),
             longest=longest,

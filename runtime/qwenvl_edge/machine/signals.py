@@ -1,4 +1,7 @@
-"""SIGTERM and SIGHUP end a program as Ctrl-C does, so that unfinished files are removed on the way out."""
+"""SIGTERM and SIGHUP end a program as Ctrl-C does, so that unfinished files are removed on the way out.
+
+A second signal, Ctrl-C among them, does not disturb the removal.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_NAMES = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_NAMES = ("SIGTERM", "SIGHUP", "SIGINT")  # Windows has no SIGHUP
 
 
 class Terminated(KeyboardInterrupt):
@@ -24,15 +27,16 @@ def terminable() -> Iterator[None]:
 
     A signal that is ignored already (SIGHUP under nohup) stays ignored.
     """
-    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    before = {number: signal.getsignal(number) for number in _numbers()}
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    numbers = [number for number, handler in before.items() if handler in usual]
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # only the main thread may handle signals
 
     def end(number: int, _: object) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
-        raise Terminated(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     for number in numbers:
         signal.signal(number, end)
@@ -40,4 +44,8 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])
+
+
+def _numbers() -> list[int]:
+    return [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]

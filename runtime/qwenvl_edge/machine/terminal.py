@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from types import TracebackType
 from typing import TextIO
@@ -9,19 +12,66 @@ from typing import TextIO
 _BAR_WIDTH = 30
 
 
+class OutputError(Exception):
+    """Output cannot be written. reason: why, as half a sentence; empty if its reader has gone."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def hold_standard_streams() -> None:
+    """Put the null device in the place of a closed standard input, output or error.
+
+    A file opened later would get its number, and what a library writes to its standard error would go into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+
+
 def say(text: str, *, end: str = "\n", to: TextIO | None = None) -> None:
-    """Write and flush `text`. to: a stream; None means stdout."""
+    """Write and flush `text`. to: a stream; None means stdout.
+
+    Raises:
+        OutputError: stdout is closed or full, or its reader has gone. Words that stderr does not take are dropped.
+    """
+    is_output = to is None or to is sys.stdout
     stream = sys.stdout if to is None else to
-    stream.write(text + end)
-    stream.flush()
+    try:
+        if stream is None:
+            raise OSError(0, "it is closed")
+        stream.write(text + end)
+        stream.flush()
+    except (OSError, ValueError) as error:  # ValueError: closed by Python
+        if is_output:
+            gone = isinstance(error, BrokenPipeError)
+            raise OutputError("" if gone else getattr(error, "strerror", None) or str(error)) from None
+
+
+def note(text: str) -> None:
+    """Write a line about what was done beside the output proper; it is dropped where it cannot be written."""
+    with contextlib.suppress(OutputError):
+        say(text)
+
+
+def give_up_output() -> None:
+    """Send what is still buffered for stdout to the null device, so that the interpreter ends without complaint."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        sys.stdout.flush()
 
 
 class ProgressBar:
     """Called with (done, total, what): draws a bar on a terminal, else writes one plain line per step."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._bar = stream.isatty()
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or io.StringIO()  # a closed stderr
+        self._bar = self._stream.isatty()
         self._shown = ""
 
     def __call__(self, done: int, total: int, what: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.machine.forks import NotPicklable, Owner
 from qwenvl_edge.replies.reply import Reply
 
 
-class Stream(Iterator[str]):
+class Stream(NotPicklable, Iterator[str]):
     """Iterates over pieces of an answer's clean text: whole characters, no markup; joined they are `reply.text`.
 
     The engine is busy from the first piece until the end, so read the stream to its end, or close it, as leaving a
@@ -18,12 +20,15 @@ class Stream(Iterator[str]):
     """
 
     def __init__(self, start: Callable[[CancelToken], Generator[str, None, Reply]]) -> None:
+        self._process = Owner("the stream")
         self._cancelled = CancelToken()
         self._pieces = start(self._cancelled)
         self._started = False
         self._reply: Reply | None = None
 
     def __next__(self) -> str:
+        if os.getpid() != self._process.pid:
+            self._process.check()
         self._started = True
         while True:
             try:
@@ -54,6 +59,8 @@ class Stream(Iterator[str]):
     def close(self) -> None:
         """End the answer now; the text so far becomes the reply, with finish_reason "cancelled"."""
         self.cancel()
+        if not self._process.is_here:
+            return
         if self._started:
             for _ in self:
                 pass

@@ -41,7 +41,7 @@ def raw_to_rgb(data: Any, encoding: str, width: int, height: int, *, row_bytes: 
             f"{row_bytes:,} bytes; look after the camera's node."
         )
     pixels = flat.reshape(height, row_bytes)[:, :used].reshape(height, width, channels)
-    return array_to_rgb(pixels, "bgr" if encoding.startswith("bgr") else "rgb", "frame")
+    return array_to_rgb(pixels[:, :, :3], "bgr" if encoding.startswith("bgr") else "rgb", "frame")
 
 
 def compressed_to_rgb(data: Any) -> Pixels:

@@ -8,19 +8,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
 from qwenvl_edge.inputs.camera import Frame, FrameSource
 from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.inputs.options import check_fields, number, optional, text, whole
 from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.inputs.prompt import check_text
 from qwenvl_edge.replies.reply import Reply
 
 if TYPE_CHECKING:
     from qwenvl_edge.inputs.options import Overrides
 
 _NO_CAMERA = -1  # the frame number of a picture that came with its question
+_POSITIVE = optional(number("a number greater than 0", above=0))
 _WAITING = 8  # questions; as with frames, what a robot asked long ago is not worth an answer
 
 
@@ -39,17 +42,14 @@ class NodeSettings:
         QwenVLError: a value is out of its range.
     """
 
-    prompt: str | None = None
-    max_rate_hz: float | None = None
-    max_age_ms: float | None = None
-    max_new_tokens: int | None = None
-    deadline_ms: float | None = None
+    prompt: Annotated[str | None, optional(text())] = None
+    max_rate_hz: Annotated[float | None, _POSITIVE] = None
+    max_age_ms: Annotated[float | None, _POSITIVE] = None
+    max_new_tokens: Annotated[int | None, optional(whole("a whole number of at least 1", least=1))] = None
+    deadline_ms: Annotated[float | None, _POSITIVE] = None
 
     def __post_init__(self) -> None:
-        for name in ("max_rate_hz", "max_age_ms", "max_new_tokens", "deadline_ms"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise QwenVLError(f"{name} is {value!r}; give a number greater than 0, or leave it out.")
+        check_fields(self, QwenVLError)
         if self.prompt is not None and not self.prompt.strip():
             raise PromptError("the prompt is empty; give words, or leave it out to answer questions only.")
 
@@ -152,7 +152,7 @@ class VlmNode:
         Raises:
             PromptError: the question is empty.
         """
-        if not text.strip():
+        if not check_text(text, "the question").strip():
             raise PromptError("the question is empty; send words.")
         with self._state:
             if len(self._questions) == _WAITING:

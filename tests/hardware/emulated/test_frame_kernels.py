@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import _core
-from qwenvl_edge.backends.cuda.frame_kernels import MAX_ROWS, SOURCE
+from qwenvl_edge.backends.cuda.frame_kernels import SOURCE
 from qwenvl_edge.backends.cuda.kernels import _Compiler, nvrtc_problem
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.families.base import Preprocessing
-from qwenvl_edge.inputs.pictures import load_picture, pixel_values
+from qwenvl_edge.inputs.pictures import MAX_SIDE, load_picture, pixel_values
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 from support.device_frames import frame
 from support.standin import nvrtc, plans
@@ -86,7 +86,8 @@ def test_the_native_core_s_bits(gpu, size):
             for pitch in (None, pixels[0].size + 5):
                 picture = gpu.load(pixels, order, pitch=pitch)
                 found = gpu.pixel_values(picture)
-                wanted = _core.pixel_values(pixels, (SIDE, SIDE), PREPROCESSING.mean, PREPROCESSING.std, order)
+                seen = load_picture(pixels, channel_order=order).pixels  # alpha is put on white
+                wanted = _core.pixel_values(seen, (SIDE, SIDE), PREPROCESSING.mean, PREPROCESSING.std, "rgb")
                 np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
     assert not gpu.machine.downloads
 
@@ -114,6 +115,17 @@ def test_a_picture_is_what_it_is_on_the_host(gpu):
     assert picture.to_pil().tobytes() == wanted.to_pil().tobytes()
     assert len(gpu.machine.downloads) == 1 and not picture.pixels.flags.writeable
     assert "pixels" not in repr(picture)
+
+
+@emulated
+@pytest.mark.parametrize("alpha", [0, 1, 255])
+def test_a_fourth_byte_that_is_0_everywhere_is_no_alpha(gpu, alpha):
+    pixels = noise(31, 145, 4)
+    pixels[:, :, 3] = 0
+    pixels[30, 144, 3] = alpha
+    np.testing.assert_array_equal(gpu.load(pixels).pixels, load_picture(pixels).pixels)
+    seen = pixels[:, :, :3] if alpha == 0 else np.full((31, 145, 3), 255)
+    np.testing.assert_array_equal(load_picture(pixels).pixels[:30], seen[:30])
 
 
 @emulated
@@ -174,7 +186,8 @@ def test_memory_of_dead_pictures_is_used_again(gpu):
 
 @emulated
 def test_pictures_that_are_left_to_the_host(gpu):
-    assert gpu.load(noise(MAX_ROWS + 1, 1, 1)) is None
+    with pytest.raises(ImageError, match="a side of more than 65,535"):
+        gpu.load(noise(MAX_SIDE + 1, 1, 1))
     for source in (noise(4, 4, 3), b"bytes", None, [1]):
         assert gpu.frames.load(source, "rgb", "frame") is None
     with pytest.raises(ImageError, match=r"frame is an array of shape \[4, 4, 2\]; give \[H, W\]"):

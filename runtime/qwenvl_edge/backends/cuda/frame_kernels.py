@@ -20,9 +20,8 @@ from qwenvl_edge.inputs.pictures import ChannelOrder
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
 SOURCE = Path(__file__).with_name("frames.cu")
-MAX_ROWS = 65_535  # of a picture: each row is a block along y, and a grid has so many of them at most
 
-_NAMES = ("pack_rgb", "digest", "resample_x", "resample_y")
+_NAMES = ("find_alpha", "pack_rgb", "digest", "resample_x", "resample_y")
 _THREADS = 128  # per block; kThreads in frames.cu
 _DIGEST_BLOCKS = 64
 # Drawn anew in every process: who does not know them cannot make two pictures of one digest.
@@ -82,12 +81,20 @@ class FrameKernels:
         """The reason why the kernels cannot be used, as a clause; "" if none is known (nothing is compiled for it)."""
         return nvrtc_problem() if self._problem is None else self._problem
 
-    def pack_rgb(self, stream: Stream, frame: DeviceFrame, order: ChannelOrder, rgb: int) -> None:
-        """A frame's pixels -> uint8 [H, W, 3] at `rgb`; alpha is dropped, gray becomes three equal channels."""
+    def pack_rgb(self, stream: Stream, frame: DeviceFrame, order: ChannelOrder, rgb: int, scratch: int) -> None:
+        """A frame's pixels -> uint8 [H, W, 3] at `rgb`; gray becomes three equal channels.
+
+        Of four channels the last is alpha, which is put on white, unless it is 0 in the whole frame. scratch: the
+        address of 4 bytes that this may overwrite.
+        """
         height, width, channels = frame.size
+        if channels == 4:
+            stream.clear(scratch, 4)
+            arguments = [_Pointer(frame.address), _Long(frame.pitch), _Int(width), _Pointer(scratch)]
+            self._launch("find_alpha", (width, height), stream, arguments)
         red, green, blue = (0, 0, 0) if channels == 1 else (0, 1, 2) if order == "rgb" else (2, 1, 0)
         numbers = (width, channels, red, green, blue)
-        arguments = [_Pointer(frame.address), _Long(frame.pitch), *map(_Int, numbers), _Pointer(rgb)]
+        arguments = [_Pointer(frame.address), _Long(frame.pitch), *map(_Int, numbers), *map(_Pointer, (scratch, rgb))]
         self._launch("pack_rgb", (width, height), stream, arguments)
 
     def digest(self, stream: Stream, data: int, nbytes: int, sums: int) -> None:

@@ -29,6 +29,11 @@ __device__ inline void weigh(const Byte* pixels, long long step, const int* weig
     for (int channel = 0; channel < 3; ++channel) bytes[channel] = to_byte(sums[channel]);
 }
 
+// A channel blended with white by alpha, as image_files.py does it.
+__device__ inline Byte over_white(int channel, int alpha) {
+    return static_cast<Byte>((channel * alpha + 255 * (255 - alpha) + 127) / 255);
+}
+
 // A permutation of the 64-bit words in which each input bit changes about half of the output bits: the finaliser of
 // SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 __device__ inline Word mixed(Word x) {
@@ -49,16 +54,26 @@ __device__ inline Word warp_sum(Word x) {
 
 }  // namespace
 
-// Pixels of `channels` bytes in rows `pitch` bytes apart -> rgb [height, width, 3]. red, green, blue: offsets in a pixel.
+// Sets *found if the fourth byte of any pixel is not 0: then it is alpha, else a camera's unused byte.
 extern "C" __global__ void __launch_bounds__(kThreads)
-    pack_rgb(const Byte* source, long long pitch, int width, int channels, int red, int green, int blue, Byte* rgb) {
+    find_alpha(const Byte* source, long long pitch, int width, int* found) {
+    const long long x = column(), y = blockIdx.y;
+    if (x < width && source[y * pitch + x * 4 + 3]) *found = 1;
+}
+
+// Pixels of `channels` bytes in rows `pitch` bytes apart -> rgb [height, width, 3]. red, green, blue: offsets in a pixel.
+// has_alpha: whether the fourth of four bytes is alpha, by which the pixel is then blended with white.
+extern "C" __global__ void __launch_bounds__(kThreads)
+    pack_rgb(const Byte* source, long long pitch, int width, int channels, int red, int green, int blue,
+             const int* has_alpha, Byte* rgb) {
     const long long x = column(), y = blockIdx.y;
     if (x >= width) return;
     const Byte* from = source + y * pitch + x * channels;
     Byte* to = rgb + (y * width + x) * 3;
-    to[0] = from[red];
-    to[1] = from[green];
-    to[2] = from[blue];
+    const int alpha = channels == 4 && *has_alpha ? from[3] : 255;
+    to[0] = over_white(from[red], alpha);
+    to[1] = over_white(from[green], alpha);
+    to[2] = over_white(from[blue], alpha);
 }
 
 // Adds 128 bits to `sums` that depend on each of `size` bytes and its position; two seeds make two sums. Sums do not

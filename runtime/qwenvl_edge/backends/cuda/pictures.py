@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.cuda.frame_kernels import MAX_ROWS, FrameKernels
+from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.errors import BackendError, ImageError
 from qwenvl_edge.inputs.device_frames import DeviceFrame, copy_to_host, device_frame, is_cuda_frame
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, check_channel_order, check_channels, check_size
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 
 _SPARE = 4  # buffers of dead pictures that are kept for the next frames, because reserving memory makes a GPU wait
-_SUMS_BYTES = 16
+_SUMS_BYTES = 16  # of a digest; before it, a note whether a frame has alpha
 
 
 class DevicePicture(Picture):
@@ -118,14 +118,14 @@ class FrameLoader:
         height, width, _ = frame.size
         check_size(width, height, name)
         address = self._visible(frame)
-        if address is None or height > MAX_ROWS:
+        if address is None:
             return None
         if frame.stream not in (None, self._stream.handle):
             self._stream.wait_for(frame.stream)
         memory = self._reserve(3 * width * height)
         with self._stream.waited_for():  # afterwards the frame's owner may use its memory again
             visible = dataclasses.replace(frame, address=address)
-            self.kernels.pack_rgb(self._stream, visible, channel_order, memory.address)
+            self.kernels.pack_rgb(self._stream, visible, channel_order, memory.address, self._sums.address)
         picture = DevicePicture(self, memory, (width, height), name)
         weakref.finalize(picture, self._spare.append, memory)
         return picture

@@ -24,6 +24,7 @@ from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.machine.cuda import Cuda, Stream
+from qwenvl_edge.machine.forks import keep
 
 _PROVIDER = "CUDAExecutionProvider"
 _FLOATS = {"fp16": 10, "bf16": 16}  # ONNX's numbers of the types; NumPy has no bfloat16
@@ -116,7 +117,7 @@ class OnnxRuntimeCudaBackend(Backend):
             provider["enable_cuda_graph"] = "1"
         path = bundle.file(name)
         try:
-            session = ort.InferenceSession(str(path), options, providers=[(_PROVIDER, provider)])
+            session = keep(ort.InferenceSession(str(path), options, providers=[(_PROVIDER, provider)]))
         except Exception as error:
             raise failed(f'load "{path}" on the GPU', error) from None
         if _PROVIDER not in session.get_providers():  # it falls back to the CPU without an error

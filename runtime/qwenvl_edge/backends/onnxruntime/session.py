@@ -24,6 +24,7 @@ from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cpu import signed_products_saturate
+from qwenvl_edge.machine.forks import keep
 
 STANDARD_SINCE = (1, 25)
 """The first ONNX Runtime that can run the "standard" dialect on the CPU (TensorScatter of opset 24)."""
@@ -119,7 +120,7 @@ def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> 
     options.intra_op_num_threads = _default_threads() if threads is None else threads
     path = bundle.file(name)
     try:
-        return ort.InferenceSession(str(path), options, providers=_PROVIDERS)
+        return keep(ort.InferenceSession(str(path), options, providers=_PROVIDERS))
     except Exception as error:
         raise failed(f'load "{path}"', error) from None
 

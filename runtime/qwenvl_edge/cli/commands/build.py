@@ -9,7 +9,7 @@ from typing import Any
 
 from qwenvl_edge.cli.export_package import import_export
 from qwenvl_edge.machine.signals import terminable
-from qwenvl_edge.machine.terminal import ProgressBar, say
+from qwenvl_edge.machine.terminal import ProgressBar, note
 
 
 def add_build(commands: Any) -> None:
@@ -50,5 +50,5 @@ def _build(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     sizes = ", ".join(f"{name} {info.size / 1e6:,.1f} MB" for name, info in plan.manifest.files.items())
-    say(f"{plan.path} is written: {sizes}")
+    note(f"{plan.path} is written: {sizes}")
     return 0

@@ -10,13 +10,15 @@ from typing import Any
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.terminal import say
 
+_INTERRUPTED = 130
+
 
 def add_chat(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("chat", help="answer a question about pictures, or converse")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="answer this and end; without it, converse")
-    parser.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="a picture; repeatable")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the picture with its boxes (with PROMPT)")
     parser.add_argument("--system", metavar="TEXT", help="the system text")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens")
@@ -46,14 +48,14 @@ def _chat(arguments: argparse.Namespace) -> int:
         say(f"qwenvl: {engine.describe()}", to=sys.stderr)
     console = Console(engine, system=arguments.system, overrides=_overrides(arguments))
     for path in arguments.image:
-        console.add_picture(str(path))
+        console.add_picture(path)
     if arguments.prompt is None:
         console.converse()
         return 0
     reply = console.ask(arguments.prompt)
     if arguments.save is not None:
         save_drawing(reply, arguments.save)
-    return 0
+    return _INTERRUPTED if reply.finish_reason == "cancelled" else 0
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwenvl_edge.cli.export_package import import_export
 from qwenvl_edge.machine.signals import terminable
-from qwenvl_edge.machine.terminal import ProgressBar, say
+from qwenvl_edge.machine.terminal import ProgressBar, note
 
 
 def add_export(commands: Any) -> None:
@@ -78,6 +78,6 @@ def _export(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if kept := [name for name in bundle.manifest.precision.kept.split(", ") if name not in ("", *arguments.keep_fp16)]:
-        say(f"no block size divides the inputs of {', '.join(kept)}: they stay floats")
-    say(f"{arguments.bundle} is written")
+        note(f"no block size divides the inputs of {', '.join(kept)}: they stay floats")
+    note(f"{arguments.bundle} is written")
     return 0

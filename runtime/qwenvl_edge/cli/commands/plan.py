@@ -23,11 +23,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     from qwenvl_edge.backends.memory_estimate import estimate_memory
     from qwenvl_edge.bundle.bundle import Bundle
     from qwenvl_edge.cli.boards import BOARDS, find_board, plan_for, table
+    from qwenvl_edge.inputs.options import check, whole
 
     bundle = Bundle.open(arguments.bundle)
+    most = bundle.manifest.model.max_position_embeddings
+    wanted = most if arguments.max_context is None else arguments.max_context
     limits = {
-        "max_context": arguments.max_context or bundle.manifest.model.max_position_embeddings,
-        "max_batch": arguments.max_batch,
+        "max_context": check("--max-context", wanted, whole(least=1, most=most)),
+        "max_batch": check("--max-batch", arguments.max_batch, whole("a whole number of at least 1", least=1)),
     }
     if arguments.target is None:
         say(estimate_memory(bundle, **limits).table())

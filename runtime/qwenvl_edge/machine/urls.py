@@ -1,0 +1,26 @@
+"""Addresses where a file or a folder is expected: recognised, so that an error can say what was given."""
+
+from __future__ import annotations
+
+import os
+import re
+
+# At least two letters: C: is a drive. One slash may be missing, because Path turns // into /.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/{0,2})(?=[^/]|/)")
+_SHOWN = 80  # characters of a name in a message
+
+
+def url_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the URL that a path is, with the slash that Path drops; None: it is a path."""
+    text = os.fspath(path)
+    found = _SCHEME.match(text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    scheme, slashes = found.groups()
+    return f"{scheme}://{text[found.end() :]}" if slashes == "/" else text
+
+
+def shown(name: object) -> str:
+    """Return a name for a message, shortened if it is long."""
+    text = str(name)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
