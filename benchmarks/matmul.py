@@ -4,13 +4,15 @@
 
 signed, unsigned: 8-bit weights beside activations that are quantized when it runs; made-unsigned: signed weights that
 ONNX Runtime makes unsigned at load, as the runtime asks for on x86 without VNNI. int8, int4: blocks that share a scale,
-by ONNX Runtime's MatMulNBits, and "native" by the native core's.
+by ONNX Runtime's MatMulNBits, and "native" by the native core's; QWENVL_TEST_MULTIPLY=avx2 in the environment takes
+other kernels than the best of this processor.
 The forms take turns, with a pause in which the threads of the one before come to rest; GFLOP/s are medians with
 quartiles, errors the root mean square against fp32, as a share of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -115,8 +117,10 @@ def main() -> None:
         "int8, 128": blocks(weight, 8, 128),
         "int4, 32": blocks(weight, 4, 32),
         "int4, 128": blocks(weight, 4, 128),
-        "int8, 128, native": blocks(weight, 8, 128, OWN),
-        "int4, 128, native": blocks(weight, 4, 128, OWN),
+        **{
+            f"int{bits}, {size}, native": blocks(weight, bits, size, OWN)
+            for bits, size in itertools.product((8, 4), (32, 128))
+        },
     }
     details = measure(forms, x, x @ weight.T, options.repeats)
     for name, found in details.items():
@@ -125,9 +129,9 @@ def main() -> None:
     shape = [options.rows, options.inputs, options.outputs]
     headline = {"signed_vs_unsigned": details["signed"]["median"] / details["unsigned"]["median"], "shape": shape}
     headline |= {
-        f"native_{bits}": details[f"{bits}, 128, native"]["median"] / details[f"{bits}, 128"]["median"]
-        for bits in ("int8", "int4")
-    }
+        f"native_{bits}_{size}": details[f"{bits}, {size}, native"]["median"] / details[f"{bits}, {size}"]["median"]
+        for bits, size in itertools.product(("int8", "int4"), (32, 128))
+    } | {"kernels": _core.multiply_variant()}
     finish(options, before, headline, details)
 
 

@@ -31,7 +31,7 @@ compile() {
 failed=0
 checks="-fsanitize=address,undefined -fno-sanitize-recover=all"
 compile asan "$checks -fsanitize=fuzzer-no-link"
-for target in tokenizer decoder sampler image; do
+for target in tokenizer decoder sampler image matmul; do
     # shellcheck disable=SC2086
     clang++ $flags $checks -fsanitize=fuzzer "cpp_ext/fuzz/$target.cpp" "$build"/asan/*.o -o "$build/$target"
     mkdir -p "$build/corpus/$target"

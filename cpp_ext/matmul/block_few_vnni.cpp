@@ -10,8 +10,6 @@
 namespace qwenvl::vnni {
 namespace {
 
-constexpr std::size_t kAhead = 16384;  // weights by which fetching from memory is ahead of their use
-
 // Adds the lanes in a fixed order: one half to the other, again and again.
 QWENVL_VNNI inline float sum_of(__m512 v) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -20,41 +18,74 @@ QWENVL_VNNI inline float sum_of(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-// kOutputs rows of weights times kCount rows of activations; a chunk of activations is loaded once for all outputs.
-template <int kBits, int kCount, int kOutputs>
-QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows& rows,
-                                    const GroupScales& group_scales, const float* bias, std::size_t output, float* y) {
+// Where one chunk of kOutputs rows of weights is.
+template <int kOutputs>
+struct Chunk {
+    const std::uint8_t* packed[kOutputs];
+    const float* scales[kOutputs];
+};
+
+// Adds a chunk's products to `totals`; the activations are loaded once for all outputs.
+template <int kBits, int kStep, int kCount, int kOutputs>
+QWENVL_VNNI inline void add_chunk(const Chunk<kOutputs>& weights, const RowValues (&rows)[kCount], std::size_t chunk,
+                                  __m512 (&totals)[kCount][kOutputs]) {
     constexpr std::size_t kPlanes = kBits == 4 ? 2 : 1;
-    const std::size_t bytes = matrix.row_bytes(), chunks = matrix.chunks();
+    __m512i low[kOutputs], high[kOutputs];
+    __m512 weight_scales[kOutputs];
+    for (int i = 0; i < kOutputs; ++i) {
+        const __m512i packed = _mm512_loadu_si512(weights.packed[i]);
+        low[i] = kBits == 4 ? low_halves(packed) : packed;
+        high[i] = kBits == 4 ? high_halves(packed) : packed;
+        weight_scales[i] = lane_scales<kStep>(weights.scales[i]);
+    }
+    for (int m = 0; m < kCount; ++m) {
+        const std::int8_t* const values = rows[m].values + chunk * kPlanes * kChunkBytes;
+        const __m512i start = _mm512_loadu_si512(rows[m].starts + chunk * kGroups);
+        const __m512i even = _mm512_loadu_si512(values);
+        const __m512i odd = kBits == 4 ? _mm512_loadu_si512(values + kChunkBytes) : even;
+        const __m512 scale = _mm512_loadu_ps(rows[m].scales + chunk * kGroups);
+        for (int i = 0; i < kOutputs; ++i) {
+            __m512i sums = _mm512_dpbusd_epi32(start, low[i], even);
+            if (kBits == 4) sums = _mm512_dpbusd_epi32(sums, high[i], odd);
+            const __m512 both = _mm512_mul_ps(weight_scales[i], scale);
+            totals[m][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), both, totals[m][i]);
+        }
+    }
+}
+
+// kOutputs rows of weights times kCount rows of activations.
+template <int kBits, int kStep, int kCount, int kOutputs>
+QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias,
+                                    std::size_t output, float* y) {
+    const std::size_t bytes = matrix.row_bytes(), blocks = matrix.blocks(), whole = bytes / kChunkBytes;
+    const std::size_t shared = ChunkBlocks(matrix).shared;
+    Chunk<kOutputs> at;
+    for (int i = 0; i < kOutputs; ++i) {
+        at.packed[i] = matrix.packed + (output + i) * bytes;
+        at.scales[i] = matrix.scales + (output + i) * blocks;
+        prefetch_scales(at.scales[i], blocks, matrix.block);
+    }
     __m512 totals[kCount][kOutputs];
     for (auto& total : totals) {
         for (__m512& each : total) each = _mm512_setzero_ps();
     }
-    for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
-        const __mmask64 there = bytes_there(bytes - chunk * kChunkBytes);
-        __m512i low[kOutputs], high[kOutputs];
-        __m512 weight_scales[kOutputs];
+    RowValues row_values[kCount];
+    for (int m = 0; m < kCount; ++m) row_values[m] = RowValues(rows, m);
+    std::size_t left = shared;  // chunks until the next block
+    for (std::size_t chunk = 0; chunk < whole; ++chunk) {
+        for (int i = 0; i < kOutputs; ++i) prefetch(at.packed[i] + kAhead * kBits / 8);
+        add_chunk<kBits, kStep, kCount, kOutputs>(at, row_values, chunk, totals);
+        const bool next = kStep > 1 || --left == 0;
+        if (next) left = shared;
+        for (int i = 0; i < kOutputs; ++i) at.packed[i] += kChunkBytes, at.scales[i] += next ? kStep : 0;
+    }
+    if (whole < matrix.chunks()) {
+        LastChunk last[kOutputs];
         for (int i = 0; i < kOutputs; ++i) {
-            const std::uint8_t* const at = matrix.packed + (output + i) * bytes + chunk * kChunkBytes;
-            const __m512i packed = _mm512_maskz_loadu_epi8(there, at);
-            _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead * kBits / 8, _MM_HINT_T1);
-            low[i] = kBits == 4 ? low_halves(packed) : packed;
-            high[i] = kBits == 4 ? high_halves(packed) : packed;
-            weight_scales[i] = group_scales.of(matrix.scales + (output + i) * matrix.blocks(), chunk);
+            last[i].copy(at.packed[i], bytes - whole * kChunkBytes, at.scales[i], blocks - whole / shared * kStep);
+            at.packed[i] = last[i].packed, at.scales[i] = last[i].scales;
         }
-        for (int m = 0; m < kCount; ++m) {
-            const std::int8_t* const values = rows.values(m) + chunk * kPlanes * kChunkBytes;
-            const __m512i start = _mm512_loadu_si512(rows.starts(m) + chunk * kGroups);
-            const __m512i even = _mm512_loadu_si512(values);
-            const __m512i odd = kBits == 4 ? _mm512_loadu_si512(values + kChunkBytes) : even;
-            const __m512 scale = _mm512_loadu_ps(rows.group_scales(m) + chunk * kGroups);
-            for (int i = 0; i < kOutputs; ++i) {
-                __m512i sums = _mm512_dpbusd_epi32(start, low[i], even);
-                if (kBits == 4) sums = _mm512_dpbusd_epi32(sums, high[i], odd);
-                const __m512 both = _mm512_mul_ps(weight_scales[i], scale);
-                totals[m][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), both, totals[m][i]);
-            }
-        }
+        add_chunk<kBits, kStep, kCount, kOutputs>(at, row_values, whole, totals);
     }
     for (int m = 0; m < kCount; ++m) {
         float* const to = y + m * matrix.outputs + output;
@@ -62,16 +93,15 @@ QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows
     }
 }
 
-template <int kBits, int kCount>
+template <int kBits, int kStep, int kCount>
 QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
                      std::size_t last, float* y) {
     constexpr int kOutputs = 2;
-    const GroupScales scales(matrix);
     std::size_t output = first;
     for (; output + kOutputs <= last; output += kOutputs) {
-        few_outputs<kBits, kCount, kOutputs>(matrix, rows, scales, bias, output, y);
+        few_outputs<kBits, kStep, kCount, kOutputs>(matrix, rows, bias, output, y);
     }
-    for (; output < last; ++output) few_outputs<kBits, kCount, 1>(matrix, rows, scales, bias, output, y);
+    for (; output < last; ++output) few_outputs<kBits, kStep, kCount, 1>(matrix, rows, bias, output, y);
 }
 
 // 16 values, rounded to the nearest integer, halves to even.
@@ -87,23 +117,19 @@ QWENVL_VNNI inline __m512i high_bytes(__m512i first, __m512i second) {
     return low_bytes(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(second, 8));
 }
 
-}  // namespace
-
-QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const RoundedRow& out) {
-    const std::size_t planes = matrix.planes(), chunks = matrix.chunks();
-    _mm512_storeu_si512(out.values + (chunks * planes - 1) * kChunkBytes, _mm512_setzero_si512());
-    _mm512_storeu_si512(out.values + (chunks - 1) * planes * kChunkBytes, _mm512_setzero_si512());
+// Rounds the blocks of a row to integers in their order, with a scale per block.
+QWENVL_VNNI inline void round_blocks(const BlockMatrix& matrix, const float* values, const RoundedRow& out) {
+    const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
     for (std::size_t b = 0; b < matrix.blocks(); ++b) {
         const std::size_t first = b * matrix.block, last = first + matrix.block;
         __m512 most_of = _mm512_setzero_ps();
         __mmask16 is_finite = 0xFFFF;
-        const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
         for (std::size_t i = first; i < last; i += 16) {
             const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(values + i));
             most_of = _mm512_max_ps(most_of, size);
             is_finite &= _mm512_cmp_ps_mask(size, infinity, _CMP_LT_OQ);
         }
-        const float most = _mm512_reduce_max_ps(most_of), inverse = most > 0 ? kMost / most : 0.0f;
+        const float most = _mm512_reduce_max_ps(most_of), inverse = inverse_of(most);
         const bool is_number = is_finite == 0xFFFF;
         out.scales[b] = is_number ? most / kMost : std::numeric_limits<float>::quiet_NaN();
         for (std::size_t i = first; i < last; i += 16) {
@@ -111,9 +137,13 @@ QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const
             _mm_storeu_si128(reinterpret_cast<__m128i*>(out.values + i), found);
         }
     }
-    const GroupScales group_scales(matrix);
+}
+
+// Arranges rounded integers by the groups of the weights, and computes what each group starts from.
+QWENVL_VNNI inline void arrange(const BlockMatrix& matrix, const RoundedRow& out) {
+    const std::size_t planes = matrix.planes();
     const __m512i ones = _mm512_set1_epi8(1);
-    for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
+    for (std::size_t chunk = 0; chunk < matrix.chunks(); ++chunk) {
         std::int8_t* const at = out.values + chunk * planes * kChunkBytes;
         const __m512i first = _mm512_loadu_si512(at);
         __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, first);
@@ -126,30 +156,47 @@ QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const
         }
         const __m512i starts = _mm512_mullo_epi32(sums, _mm512_set1_epi32(-matrix.zero()));
         _mm512_storeu_si512(out.starts + chunk * kGroups, starts);
-        _mm512_storeu_ps(out.group_scales + chunk * kGroups, group_scales.of(out.scales, chunk));
     }
-    const std::size_t groups = matrix.block / (4 * planes);  // of a block
-    for (std::size_t b = 0; b < matrix.blocks(); ++b) {
-        std::int32_t start = 0;
-        for (std::size_t i = 0; i < groups; ++i) start += out.starts[b * groups + i];
-        out.block_starts[b] = start;
-    }
+}
+
+}  // namespace
+
+QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const RoundedRow& out) {
+    const std::size_t planes = matrix.planes(), chunks = matrix.chunks();
+    _mm512_storeu_si512(out.values + (chunks * planes - 1) * kChunkBytes, _mm512_setzero_si512());
+    _mm512_storeu_si512(out.values + (chunks - 1) * planes * kChunkBytes, _mm512_setzero_si512());
+    round_blocks(matrix, values, out);
+    arrange(matrix, out);
+    spread_blocks(matrix, out);
 }
 
 void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
                   std::size_t last, float* y) {
-    static constexpr Multiply* kFew[2][kFewRows] = {{few<4, 1>, few<4, 2>, few<4, 3>, few<4, 4>},
-                                                    {few<8, 1>, few<8, 2>, few<8, 3>, few<8, 4>}};
-    kFew[matrix.bits == 8][rows.count() - 1](matrix, rows, bias, first, last, y);
-}
-
-bool supported() {
-    static const bool there = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-                              __builtin_cpu_supports("avx512vnni");
-    return there;
+    static constexpr Multiply* kFew4[3][kFewRows] = {{few<4, 1, 1>, few<4, 1, 2>, few<4, 1, 3>, few<4, 1, 4>},
+                                                     {few<4, 2, 1>, few<4, 2, 2>, few<4, 2, 3>, few<4, 2, 4>},
+                                                     {few<4, 4, 1>, few<4, 4, 2>, few<4, 4, 3>, few<4, 4, 4>}};
+    static constexpr Multiply* kFew8[2][kFewRows] = {{few<8, 1, 1>, few<8, 1, 2>, few<8, 1, 3>, few<8, 1, 4>},
+                                                     {few<8, 2, 1>, few<8, 2, 2>, few<8, 2, 3>, few<8, 2, 4>}};
+    const std::size_t form = ChunkBlocks(matrix).step / 2;  // 0, 1, 2 for 1, 2, 4 blocks of a chunk
+    (matrix.bits == 8 ? kFew8 : kFew4)[form][rows.count() - 1](matrix, rows, bias, first, last, y);
 }
 
 }  // namespace qwenvl::vnni
+
+namespace qwenvl {
+namespace {
+
+bool supported() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+
+const MultiplyKernels kAvx512VnniKernels{"avx512-vnni", supported, vnni::round_row, vnni::multiply_few,
+                                         vnni::multiply_panel};
+
+}  // namespace qwenvl
 
 #endif

@@ -1,13 +1,22 @@
 // The inner loops of block_matmul, by instruction set. All give the same bits.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
+
 #include "matmul/block_matmul.hpp"
 
 namespace qwenvl {
 
 constexpr std::size_t kFewRows = 4;     // up to so many rows weights are unpacked in registers, above it into a panel
 constexpr std::size_t kPanelRows = 32;  // outputs of a panel
-constexpr float kMost = 127;            // largest rounded activation
+constexpr std::size_t kWordBytes = kPanelRows * kGroupBytes;  // of a panel: one group of all its outputs
+constexpr std::size_t kAhead = 16384;  // weights by which fetching from memory is ahead of their use
+constexpr float kMost = 127;           // largest rounded activation
+constexpr float kTiny = 1e-36f;        // a block whose largest activation is not above it counts as zeros
+
+// The factor that rounds a block whose largest activation is `most`; finite for every `most` above kTiny.
+inline float inverse_of(float most) { return most > kTiny ? kMost / most : 0.0f; }
 
 // Rounds one row of `matrix.inputs` floats; the last chunk is padded with zeros.
 using RoundRow = void(const BlockMatrix& matrix, const float* values, const RoundedRow& out);
@@ -15,19 +24,75 @@ using RoundRow = void(const BlockMatrix& matrix, const float* values, const Roun
 using Multiply = void(const BlockMatrix&, const RoundedRows&, const float* bias, std::size_t first, std::size_t last,
                       float* y);
 
-namespace portable {
-RoundRow round_row;
-Multiply multiply_few;    // of up to kFewRows rows
-Multiply multiply_panel;  // of up to kPanelRows outputs
-}  // namespace portable
+// The kernels of one instruction set.
+struct MultiplyKernels {
+    const char* name;
+    bool (*supported)();
+    RoundRow* round_row;
+    Multiply* few;    // of up to kFewRows rows
+    Multiply* panel;  // of up to kPanelRows outputs
+};
 
+extern const MultiplyKernels kPortableKernels;
 #if defined(__x86_64__)
-namespace vnni {
-RoundRow round_row;
-Multiply multiply_few;    // of up to kFewRows rows
-Multiply multiply_panel;  // of up to kPanelRows outputs
-bool supported();
-}  // namespace vnni
+extern const MultiplyKernels kAvx512VnniKernels, kAvxVnniKernels, kAvx2Kernels;
+#elif defined(__aarch64__)
+extern const MultiplyKernels kNeonI8mmKernels, kNeonDotKernels;
 #endif
+
+// How many chunks share a block's scale, and how many blocks a chunk has; one of both is 1.
+struct ChunkBlocks {
+    explicit ChunkBlocks(const BlockMatrix& matrix)
+        : shared(std::max<std::size_t>(matrix.block / chunk_values(matrix), 1)),
+          step(std::max<std::size_t>(chunk_values(matrix) / matrix.block, 1)) {}
+
+    static std::size_t chunk_values(const BlockMatrix& matrix) { return matrix.planes() * kChunkBytes; }
+
+    std::size_t shared, step;
+};
+
+// Where a row of activations lies.
+struct RowValues {
+    RowValues() = default;
+    RowValues(const RoundedRows& rows, std::size_t row)
+        : values(rows.values(row)), starts(rows.starts(row)), scales(rows.group_scales(row)) {}
+
+    const std::int8_t* values;
+    const std::int32_t* starts;
+    const float* scales;
+};
+
+inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+
+// Fetches the scales that are used kAhead weights after those at `scales`, the first of a row with `blocks` of them.
+inline void prefetch_scales(const float* scales, std::size_t blocks, std::size_t block) {
+    const char* const at = reinterpret_cast<const char*>(scales + kAhead / block);
+    for (std::size_t i = 0; i < blocks * sizeof(float); i += 64) prefetch(at + i);
+}
+
+// A copy of the last chunk of a row that is not whole, with zeros behind it.
+struct LastChunk {
+    void copy(const std::uint8_t* from, std::size_t bytes, const float* row_scales, std::size_t blocks) {
+        std::memcpy(packed, from, bytes);
+        std::memcpy(scales, row_scales, std::min<std::size_t>(blocks, 4) * sizeof(float));
+    }
+
+    alignas(64) std::uint8_t packed[kChunkBytes] = {};
+    float scales[4] = {};
+};
+
+// Fills what follows from a row's scales and starts: the groups' scales and the blocks' starts.
+inline void spread_blocks(const BlockMatrix& matrix, const RoundedRow& out) {
+    const std::size_t groups = matrix.block / (kGroupBytes * matrix.planes());  // of a block
+    for (std::size_t b = 0; b < matrix.blocks(); ++b) {
+        std::int32_t start = 0;
+        for (std::size_t i = b * groups; i < (b + 1) * groups; ++i) {
+            start += out.starts[i];
+            out.group_scales[i] = out.scales[b];
+        }
+        out.block_starts[b] = start;
+    }
+    std::fill(out.group_scales + matrix.blocks() * groups, out.group_scales + matrix.chunks() * kGroups, 0.0f);
+}
 
 }  // namespace qwenvl

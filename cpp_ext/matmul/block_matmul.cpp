@@ -1,22 +1,47 @@
 #include "matmul/block_matmul.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
 
 #include "matmul/block_kernels.hpp"
-#include "simd/instruction_set.hpp"
 
 namespace qwenvl {
 namespace {
 
-bool use_vnni() {
+// Best first.
+const MultiplyKernels* const kAll[] = {
 #if defined(__x86_64__)
-    return instruction_set() == InstructionSet::kAvx512 && vnni::supported();
-#else
-    return false;
+    &kAvx512VnniKernels,
+    &kAvxVnniKernels,
+    &kAvx2Kernels,
+#elif defined(__aarch64__)
+    &kNeonI8mmKernels,
+    &kNeonDotKernels,
 #endif
+    &kPortableKernels,
+};
+
+const MultiplyKernels* find(const std::string& name) {
+    for (const MultiplyKernels* kernels : kAll) {
+        if (kernels->supported() && kernels->name == name) return kernels;
+    }
+    throw std::invalid_argument("this processor has no matrix products named " + name);
 }
+
+// Tests and benchmarks may ask a whole process for other kernels than the best.
+const MultiplyKernels* first() {
+    const char* const forced = std::getenv("QWENVL_TEST_MULTIPLY");
+    return find(forced != nullptr && *forced != '\0' ? forced : multiply_variants().front());
+}
+
+std::atomic<const MultiplyKernels*>& chosen() {
+    static std::atomic<const MultiplyKernels*> kernels{first()};
+    return kernels;
+}
+
+const MultiplyKernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
 
 }  // namespace
 
@@ -34,14 +59,10 @@ void RoundedRows::reset(const BlockMatrix& matrix, std::size_t count) {
 }
 
 void RoundedRows::round(std::size_t row, const float* values) {
-    const RoundedRow out{values_.data() + row * padded_, starts_.data() + row * chunks_ * kGroups,
+    kernels().round_row(form_, values,
+                        {values_.data() + row * padded_, starts_.data() + row * chunks_ * kGroups,
                          group_scales_.data() + row * chunks_ * kGroups, block_starts_.data() + row * blocks_,
-                         scales_.data() + row * blocks_};
-    RoundRow* round_row = portable::round_row;
-#if defined(__x86_64__)
-    if (use_vnni()) round_row = vnni::round_row;
-#endif
-    round_row(form_, values, out);
+                         scales_.data() + row * blocks_});
 }
 
 // For few rows a long stretch of weights, read in order; for many rows one panel.
@@ -53,102 +74,22 @@ std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows) {
 
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
               std::size_t last, float* y) {
-    Multiply* few = portable::multiply_few;
-    Multiply* panel = portable::multiply_panel;
-#if defined(__x86_64__)
-    if (use_vnni()) few = vnni::multiply_few, panel = vnni::multiply_panel;
-#endif
-    if (rows.count() <= kFewRows) return few(matrix, rows, bias, first, last, y);
+    if (rows.count() <= kFewRows) return kernels().few(matrix, rows, bias, first, last, y);
     for (std::size_t at = first; at < last; at += kPanelRows) {
-        panel(matrix, rows, bias, at, std::min(at + kPanelRows, last), y);
+        kernels().panel(matrix, rows, bias, at, std::min(at + kPanelRows, last), y);
     }
 }
 
-bool has_fast_multiply() { return use_vnni(); }
-
-namespace portable {
-namespace {
-
-std::int32_t weight(const BlockMatrix& matrix, std::size_t output, std::size_t input) {
-    const std::uint8_t* const row = matrix.packed + output * matrix.row_bytes();
-    return matrix.bits == 8 ? row[input] : row[input / 2] >> (input % 2 * 4) & 0xF;
-}
-
-// The place of an input among a row's values.
-std::size_t place_of(const BlockMatrix& matrix, std::size_t input) {
-    if (matrix.bits == 8) return input;
-    return input / 128 * 128 + input % 2 * 64 + input % 128 / 2;
-}
-
-}  // namespace
-
-void round_row(const BlockMatrix& matrix, const float* values, const RoundedRow& out) {
-    const std::size_t groups = matrix.chunks() * kGroups, group = kGroupBytes * matrix.planes();
-    std::fill(out.values, out.values + groups * group, std::int8_t{0});
-    std::fill(out.starts, out.starts + groups, 0);
-    std::fill(out.group_scales, out.group_scales + groups, 0.0f);
-    for (std::size_t b = 0; b < matrix.blocks(); ++b) {
-        const std::size_t first = b * matrix.block, last = first + matrix.block;
-        float most = 0;
-        bool is_finite = true;
-        for (std::size_t i = first; i < last; ++i) {
-            most = std::max(most, std::fabs(values[i]));
-            is_finite = is_finite && std::isfinite(values[i]);
-        }
-        const float inverse = most > 0 ? kMost / most : 0.0f;
-        out.scales[b] = is_finite ? most / kMost : std::numeric_limits<float>::quiet_NaN();
-        out.block_starts[b] = 0;
-        for (std::size_t i = first; i < last; ++i) {
-            const auto value = static_cast<std::int8_t>(is_finite ? std::nearbyintf(values[i] * inverse) : 0.0f);
-            out.values[place_of(matrix, i)] = value;
-            out.starts[i / group] -= matrix.zero() * value;
-            out.group_scales[i / group] = out.scales[b];
-            out.block_starts[b] -= matrix.zero() * value;
-        }
+std::vector<std::string> multiply_variants() {
+    std::vector<std::string> names;
+    for (const MultiplyKernels* kernels : kAll) {
+        if (kernels->supported()) names.emplace_back(kernels->name);
     }
+    return names;
 }
 
-// Adds in the order of the vector kernels: sixteen sums, one per group of a chunk, which are then added up.
-void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
-                  std::size_t last, float* y) {
-    const std::size_t group = matrix.bits == 4 ? 8 : 4;
-    for (std::size_t m = 0; m < rows.count(); ++m) {
-        for (std::size_t output = first; output < last; ++output) {
-            float sums[kGroups] = {};
-            for (std::size_t at = 0; at < matrix.inputs / group; ++at) {
-                std::int32_t sum = rows.starts(m)[at];
-                for (std::size_t input = at * group; input < (at + 1) * group; ++input) {
-                    sum += weight(matrix, output, input) * rows.values(m)[place_of(matrix, input)];
-                }
-                const float scale = matrix.scales[output * matrix.blocks() + at * group / matrix.block];
-                float& lane = sums[at % kGroups];
-                lane = std::fmaf(static_cast<float>(sum), scale * rows.group_scales(m)[at], lane);
-            }
-            for (std::size_t half = kGroups / 2; half > 0; half /= 2) {
-                for (std::size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-            }
-            y[m * matrix.outputs + output] = sums[0] + (bias ? bias[output] : 0.0f);
-        }
-    }
-}
+std::string multiply_variant() { return kernels().name; }
 
-void multiply_panel(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
-                    std::size_t last, float* y) {
-    for (std::size_t m = 0; m < rows.count(); ++m) {
-        for (std::size_t output = first; output < last; ++output) {
-            float total = 0;
-            for (std::size_t b = 0; b < matrix.blocks(); ++b) {
-                std::int32_t sum = rows.block_starts(m)[b];
-                for (std::size_t input = b * matrix.block; input < (b + 1) * matrix.block; ++input) {
-                    sum += weight(matrix, output, input) * rows.values(m)[place_of(matrix, input)];
-                }
-                const float scale = matrix.scales[output * matrix.blocks() + b];
-                total = std::fmaf(static_cast<float>(sum) * scale, rows.scales(m)[b], total);
-            }
-            y[m * matrix.outputs + output] = total + (bias ? bias[output] : 0.0f);
-        }
-    }
-}
+void use_multiply(const std::string& name) { chosen() = find(name); }
 
-}  // namespace portable
 }  // namespace qwenvl

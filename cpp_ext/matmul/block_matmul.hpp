@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace qwenvl {
@@ -19,10 +20,10 @@ constexpr std::size_t kChunkBytes = 64, kGroups = 16, kGroupBytes = 4;
 // 4-bit values per byte, the first in the low half. w = scale * (value - zero), zero = 2^(bits - 1).
 struct BlockMatrix {
     std::size_t outputs, inputs;
-    int bits;               // 4 or 8
-    std::size_t block;      // inputs that share a scale: a power of two from 32 on that divides `inputs`
+    int bits;           // 4 or 8
+    std::size_t block;  // inputs that share a scale: a power of two from 32 on that divides `inputs`
     const std::uint8_t* packed;
-    const float* scales;    // [outputs, inputs / block]
+    const float* scales;  // [outputs, inputs / block]
 
     std::size_t blocks() const { return inputs / block; }
     std::size_t row_bytes() const { return inputs * static_cast<std::size_t>(bits) / 8; }
@@ -74,7 +75,10 @@ std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows);
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
               std::size_t last, float* y);
 
-// True if this processor runs the kernels that are faster than ONNX Runtime's.
-bool has_fast_multiply();
+// Names of the kernels that this processor can run, best first; "portable" is the last. The first is in use; the others
+// are for tests. QWENVL_TEST_MULTIPLY in the environment makes another the first choice of a process.
+std::vector<std::string> multiply_variants();
+std::string multiply_variant();
+void use_multiply(const std::string& name);
 
 }  // namespace qwenvl

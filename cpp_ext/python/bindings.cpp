@@ -70,7 +70,9 @@ PYBIND11_MODULE(_core, module) {
     qwenvl::bind_tokenizer(module);
     qwenvl::bind_sampler(module);
     qwenvl::bind_image(module);
-    module.def("has_fast_multiply", &qwenvl::has_fast_multiply);
     module.def("kernel_variants", &qwenvl::kernel_variants);
     module.def("use_kernels", &qwenvl::use_kernels, py::arg("name"));
+    module.def("multiply_variants", &qwenvl::multiply_variants);
+    module.def("multiply_variant", &qwenvl::multiply_variant);
+    module.def("use_multiply", &qwenvl::use_multiply, py::arg("name"));
 }

@@ -14,8 +14,9 @@ SHAPES = [(256, 1), (256, 31), (320, 33), (768, 64), (1280, 77)]  # inputs, outp
 
 @pytest.fixture(autouse=True)
 def best_kernels():
+    chosen = _core.multiply_variant()
     yield
-    _core.use_kernels(_core.kernel_variants()[0])
+    _core.use_multiply(chosen)
 
 
 def session(packed, scales, bias, *, threads=1, **attributes):
@@ -70,8 +71,8 @@ def test_every_variant_equals_numpy(inputs, outputs, bits, block):
         x = random.normal(size=(rows, inputs)).astype(np.float32)
         x[0, :block] = 0  # a block of nothing
         found = []
-        for name in _core.kernel_variants():
-            _core.use_kernels(name)
+        for name in _core.multiply_variants():
+            _core.use_multiply(name)
             found.append(run(None, {"x": x})[0])
             np.testing.assert_array_equal(found[-1], found[0], err_msg=name)
         wanted = expected(x, integers, scales, bits, block, bias)
@@ -98,8 +99,8 @@ def test_what_is_no_number_stays_none(bits, broken, rows):
     _, packed, scales = matrix(512, 40, bits, 128)
     run = session(packed, scales, None, K=512, N=40, bits=bits, block_size=128).run
     x = np.ones((rows, 512), np.float32)
-    for name in _core.kernel_variants():
-        _core.use_kernels(name)
+    for name in _core.multiply_variants():
+        _core.use_multiply(name)
         for place in (0, 200, 511):
             wrong = x.copy()
             wrong[-1, place] = broken

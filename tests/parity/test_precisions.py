@@ -11,6 +11,7 @@ from qwenvl_edge import QwenVLEngine, _core
 from qwenvl_edge.backends.memory_estimate import estimate_memory
 from qwenvl_edge.backends.onnxruntime import session as session_module
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.backends.onnxruntime.products import Comparison
 from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME
 from qwenvl_edge.cli import main
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
@@ -207,20 +208,36 @@ def test_pictures_are_the_same_where_signed_weights_are_made_unsigned(exports, m
         np.testing.assert_allclose(found[True], found[False], rtol=0, atol=1e-4 * np.abs(found[False]).max())
 
 
+def take_native(monkeypatch, onnxruntime_s=2.0):
+    """The native products as if they were measured to take a second; the portable kernels serve too."""
+    monkeypatch.setattr(_core, "multiply_variant", lambda: "avx2")
+    compared = Comparison("avx2", 1.0, onnxruntime_s)
+    monkeypatch.setattr(session_module, "compare_products", lambda bits, block, threads: compared)
+
+
+def test_onnxruntime_is_taken_where_its_products_are_faster(exports, monkeypatch):
+    bundle = exports("int8")[0]
+    take_native(monkeypatch, onnxruntime_s=0.5)
+    backend = OnnxRuntimeBackend(bundle)
+    assert backend.dialect == ONNXRUNTIME
+    assert "its own matrix products, 2.0 times as fast here as the native core's (avx2)" in backend.description
+    assert OnnxRuntimeBackend(bundle, dialect=NATIVE).dialect == NATIVE
+
+
 def test_the_native_dialect_is_taken_where_the_processor_is_for_it(exports, monkeypatch):
     """Elsewhere ONNX Runtime's is, and asking for the native one is one sentence."""
     bundle = exports("int8")[0]
-    monkeypatch.setattr(_core, "has_fast_multiply", lambda: False)
+    monkeypatch.setattr(_core, "multiply_variant", lambda: "portable")
     backend = OnnxRuntimeBackend(bundle)
     assert backend.dialect == ONNXRUNTIME
     assert "native core" not in backend.description
-    with pytest.raises(BackendError, match='the "native" decoder needs a processor with AVX-512 VNNI; use the dialect'):
+    with pytest.raises(BackendError, match='the "native" decoder needs a processor with AVX2, or Arm'):
         OnnxRuntimeBackend(bundle, dialect=NATIVE)
     prepacked = estimate_memory(bundle, max_context=64).weights
-    monkeypatch.setattr(_core, "has_fast_multiply", lambda: True)  # the portable kernels serve too
+    take_native(monkeypatch)
     native = OnnxRuntimeBackend(bundle)
     assert native.dialect == NATIVE
-    assert "matrix products by the native core" in native.description
+    assert "matrix products by the native core (avx2)" in native.description
     assert prepacked - estimate_memory(bundle, max_context=64).weights > bundle.manifest.files["decoder.data"].size
     embeds = bundle.embedding[np.arange(40)[None]].astype(np.float32)
     found, wanted = decode(bundle, NATIVE, embeds), decode(bundle, ONNXRUNTIME, embeds)
@@ -228,7 +245,7 @@ def test_the_native_dialect_is_taken_where_the_processor_is_for_it(exports, monk
 
 
 def test_rows_of_a_batch_are_computed_natively_as_alone(exports, monkeypatch):
-    monkeypatch.setattr(_core, "has_fast_multiply", lambda: True)
+    take_native(monkeypatch)
     backend = OnnxRuntimeBackend(exports("int8")[0], threads=1, dialect=NATIVE)
     embeds = np.random.default_rng(0).normal(size=(5, 1, backend.model.hidden_size)).astype(np.float32)
     zeros = np.zeros((5, 1), np.int64)

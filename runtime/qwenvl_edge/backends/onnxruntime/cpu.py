@@ -20,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from qwenvl_edge import _core
 from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, IntArray, KVCache, Placed, check_finite, splice
 from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_pixels
 from qwenvl_edge.backends.onnxruntime.session import (
     cache_note,
     can_run,
+    compared_products,
     failed,
     fastest_dialect,
     missing,
@@ -74,7 +76,8 @@ class OnnxRuntimeBackend(Backend):
     Args:
         bundle: an opened bundle.
         threads: threads of one operator; None takes one per physical core, or fewer if the process is pinned to fewer.
-        dialect: the graphs to run: "native" (needs AVX-512 VNNI), "onnxruntime" or "standard"; None takes the fastest.
+        dialect: the graphs to run: "native" (needs AVX2, or Arm's dot products), "onnxruntime" or "standard"; None takes
+            the fastest, which is measured once per machine.
 
     Raises:
         BackendError: the bundle has no such graph, ONNX Runtime cannot load it, or an older version exported it.
@@ -82,19 +85,22 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, dialect: str | None = None):
         graphs = bundle.manifest.graphs
-        dialect = dialect or fastest_dialect(bundle)
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads is {threads}; it must be at least 1.")
+        compared = None if dialect else compared_products(bundle, threads)
+        dialect = dialect or fastest_dialect(bundle, threads)
         if dialect not in graphs.decoder:
             raise BackendError(f'the bundle has no decoder graph "{dialect}"; it has {", ".join(graphs.decoder)}.')
         if not can_run(dialect):
             raise BackendError(f'the "{dialect}" decoder needs {missing(dialect)}; use the dialect "{ONNXRUNTIME}".')
-        if threads is not None and threads < 1:
-            raise BackendError(f"threads is {threads}; it must be at least 1.")
         self.model: ModelInfo = bundle.manifest.model
         self.family = open_family(bundle.manifest)
         self.dialect = dialect
         self.description = f"ONNX Runtime {ort.__version__} on the CPU"
-        if dialect == NATIVE:
-            self.description += ", matrix products by the native core"
+        if compared is not None:
+            self.description += f", {compared}"
+        elif dialect == NATIVE:
+            self.description += f", matrix products by the native core ({_core.multiply_variant()})"
         if dialect != STANDARD:
             self.description += cache_note(bundle)
         compute = bundle.manifest.precision.compute

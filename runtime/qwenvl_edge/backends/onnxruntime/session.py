@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from qwenvl_edge import _core
+from qwenvl_edge.backends.onnxruntime.products import Comparison, compare_products
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE
@@ -40,22 +41,31 @@ def vision_graph(bundle: Bundle, dialect: str) -> str:
     return (dialect != STANDARD and graphs.vision_ort) or graphs.vision
 
 
-def fastest_dialect(bundle: Bundle) -> str:
-    """The dialect in which a bundle runs fastest on this processor."""
-    return NATIVE if NATIVE in bundle.manifest.graphs.decoder and can_run(NATIVE) else ONNXRUNTIME
+def fastest_dialect(bundle: Bundle, threads: int | None = None) -> str:
+    """The dialect in which a bundle runs fastest on this machine."""
+    compared = compared_products(bundle, threads)
+    return NATIVE if compared and compared.native_is_faster else ONNXRUNTIME
+
+
+def compared_products(bundle: Bundle, threads: int | None) -> Comparison | None:
+    """The measurement that chooses between the products of a bundle's dialects; None where there is no choice."""
+    precision = bundle.manifest.precision
+    if NATIVE not in bundle.manifest.graphs.decoder or not can_run(NATIVE):
+        return None
+    return compare_products(_BITS[precision.decoder], precision.block_size, _threads(threads))
 
 
 def can_run(dialect: str) -> bool:
     """True if this machine can run a decoder dialect; `missing` names what it lacks."""
     if dialect == STANDARD:
         return tuple(map(int, ort.__version__.split(".")[:2])) >= STANDARD_SINCE
-    return dialect != NATIVE or _core.has_fast_multiply()
+    return dialect != NATIVE or _core.multiply_variant() != "portable"
 
 
 def missing(dialect: str) -> str:
     """Name what this machine lacks to run a dialect."""
     if dialect == NATIVE:
-        return "a processor with AVX-512 VNNI"
+        return "a processor with AVX2, or Arm's dot products"
     return f"ONNX Runtime {'.'.join(map(str, STANDARD_SINCE))} or newer, this is {ort.__version__}"
 
 
@@ -117,7 +127,7 @@ def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> 
         options.enable_mem_pattern = False
     if name == bundle.manifest.graphs.decoder.get(NATIVE):
         options.register_custom_ops_library(_core.__file__)
-    options.intra_op_num_threads = _default_threads() if threads is None else threads
+    options.intra_op_num_threads = _threads(threads)
     path = bundle.file(name)
     try:
         return keep(ort.InferenceSession(str(path), options, providers=_PROVIDERS))
@@ -125,11 +135,13 @@ def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> 
         raise failed(f'load "{path}"', error) from None
 
 
-def _default_threads() -> int:
-    """The number of processors of a process that may not use all of them; else 0, ONNX Runtime's own choice.
+def _threads(asked: int | None) -> int:
+    """The threads that were asked for; else the processors of a process that may not use all, or 0: all of them.
 
     ONNX Runtime counts the machine's processors; threads that share one would wait for each other in every operator.
     """
+    if asked is not None:
+        return asked
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return allowed if allowed and allowed < (os.cpu_count() or allowed) else 0
 
