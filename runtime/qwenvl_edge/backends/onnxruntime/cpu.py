@@ -76,8 +76,8 @@ class OnnxRuntimeBackend(Backend):
     Args:
         bundle: an opened bundle.
         threads: threads of one operator; None takes one per physical core, or fewer if the process is pinned to fewer.
-        dialect: the graphs to run: "native" (needs AVX2, or Arm's dot products), "onnxruntime" or "standard"; None takes
-            the fastest, which is measured once per machine.
+        dialect: the graphs to run: "native" (needs AVX2, or Arm's dot products), "onnxruntime" or "standard"; None
+            takes the fastest, which is measured once per machine.
 
     Raises:
         BackendError: the bundle has no such graph, ONNX Runtime cannot load it, or an older version exported it.
