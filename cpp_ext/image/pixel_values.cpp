@@ -61,12 +61,9 @@ Table normalised_bytes(float mean, float std) {
     return table;
 }
 
-}  // namespace
-
-void pixel_values(const Pixels& pixels, bool reversed, const Normalisation& normalisation, std::size_t height,
-                  std::size_t width, float* out) {
-    Table tables[3];
-    for (std::size_t i = 0; i < 3; ++i) tables[i] = normalised_bytes(normalisation.mean[i], normalisation.std[i]);
+// Resizes and calls write(channel, y, row) with each row of bytes [width] as int32, and the channel's table.
+template <typename Write>
+void for_each_row(const Pixels& pixels, bool reversed, std::size_t height, std::size_t width, Write write) {
     const BicubicAxis axis(pixels.height, height);
     ResampledRows rows(pixels, width, axis.widest());
     const std::size_t padded = rounded_up(width, kSpan);
@@ -79,13 +76,49 @@ void pixel_values(const Pixels& pixels, bool reversed, const Normalisation& norm
         rows.advance_to(taps.first + taps.count);
         for (std::size_t i = 0; i < taps.count; ++i) sources[i] = rows.row(taps.first + i);
         blend_rows(sources.data(), taps.weights, taps.count, padded, planes);
-        for (std::size_t channel = 0; channel < 3; ++channel) {
-            const std::int32_t* from = blended.data() + channel * padded;
-            const float* table = tables[channel].data();
-            float* to = out + (channel * height + y) * width;
-            for (std::size_t x = 0; x < width; ++x) to[x] = table[from[x]];
-        }
+        for (std::size_t channel = 0; channel < 3; ++channel) write(channel, y, blended.data() + channel * padded);
     }
+}
+
+struct Tables {
+    explicit Tables(const Normalisation& normalisation) {
+        for (std::size_t i = 0; i < 3; ++i) of[i] = normalised_bytes(normalisation.mean[i], normalisation.std[i]);
+    }
+    Table of[3];
+};
+
+}  // namespace
+
+void pixel_values(const Pixels& pixels, bool reversed, const Normalisation& normalisation, std::size_t height,
+                  std::size_t width, float* out) {
+    const Tables tables(normalisation);
+    for_each_row(pixels, reversed, height, width, [&](std::size_t channel, std::size_t y, const std::int32_t* from) {
+        const float* table = tables.of[channel].data();
+        float* to = out + (channel * height + y) * width;
+        for (std::size_t x = 0; x < width; ++x) to[x] = table[from[x]];
+    });
+}
+
+void patch_values(const Pixels& pixels, bool reversed, const Normalisation& normalisation, const PatchGrid& grid,
+                  float* out) {
+    const Tables tables(normalisation);
+    const std::size_t side = grid.patch, area = side * side, patch_size = 3 * grid.times * area;
+    const std::size_t height = grid.rows * side, width = grid.columns * side;
+    for_each_row(pixels, reversed, height, width, [&](std::size_t channel, std::size_t y, const std::int32_t* from) {
+        const float* table = tables.of[channel].data();
+        const std::size_t row = y / side, inside = (channel * grid.times * side + y % side) * side;
+        // Patches of a token lie together: merge x merge of them, row by row.
+        const std::size_t tokens_before = row / grid.merge * (grid.columns / grid.merge);
+        for (std::size_t column = 0; column < grid.columns; ++column) {
+            const std::size_t token = tokens_before + column / grid.merge;
+            const std::size_t patch = (token * grid.merge + row % grid.merge) * grid.merge + column % grid.merge;
+            float* to = out + patch * patch_size + inside;
+            for (std::size_t x = 0; x < side; ++x) {
+                const float value = table[from[column * side + x]];
+                for (std::size_t time = grid.first_time; time < grid.end_time; ++time) to[time * area + x] = value;
+            }
+        }
+    });
 }
 
 }  // namespace qwenvl

@@ -17,4 +17,20 @@ struct Normalisation {
 void pixel_values(const Pixels& pixels, bool reversed, const Normalisation& normalisation, std::size_t height,
                   std::size_t width, float* out);
 
+// How a picture of rows x columns patches of patch x patch pixels is cut up. merge x merge patches are a token; a patch
+// holds `times` frames, of which a call fills those from first_time to before end_time.
+struct PatchGrid {
+    std::size_t rows, columns, patch, merge, times, first_time, end_time;
+
+    bool valid() const {
+        return rows > 0 && columns > 0 && patch > 0 && merge > 0 && rows % merge == 0 && columns % merge == 0 &&
+               first_time < end_time && end_time <= times;
+    }
+};
+
+// The same values in the order of patch vectors: token by token, its patches row by row, each as [3, times, patch,
+// patch]. `out` has room for rows * columns of them.
+void patch_values(const Pixels& pixels, bool reversed, const Normalisation& normalisation, const PatchGrid& grid,
+                  float* out);
+
 }  // namespace qwenvl

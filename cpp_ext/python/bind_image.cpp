@@ -77,6 +77,20 @@ py::array_t<float> make_pixel_values(const py::array& array, std::pair<py::ssize
     return values;
 }
 
+// Writes one frame's part of the patches [P, 3 * times * patch * patch] of a picture (both times) or clip (one time).
+void write_patch_values(const py::array& array, py::array_t<float, py::array::c_style>& values, const PatchGrid& grid,
+                        const std::array<float, 3>& mean, const std::array<float, 3>& std, const std::string& layout) {
+    const Pixels pixels = pixels_of(array, layout);
+    const auto patches = static_cast<py::ssize_t>(grid.rows * grid.columns);
+    const auto size = static_cast<py::ssize_t>(3 * grid.times * grid.patch * grid.patch);
+    if (!grid.valid() || values.ndim() != 2 || values.shape(0) != patches || values.shape(1) != size) {
+        throw py::value_error("the patches do not belong to this grid: " + shape_of(values));
+    }
+    float* out = values.mutable_data();
+    py::gil_scoped_release release;
+    patch_values(pixels, layout == "bgr", {mean, std}, grid, out);
+}
+
 // The taps of every output pixel as arrays, padded with zeros to the widest, for resampling on another device.
 py::tuple bicubic_axis(py::ssize_t input, py::ssize_t output) {
     if (input < 1 || output < 1) {
@@ -101,6 +115,18 @@ py::tuple bicubic_axis(py::ssize_t input, py::ssize_t output) {
 void bind_image(py::module_& module) {
     module.def("pixel_values", &make_pixel_values, py::arg("pixels").noconvert(), py::arg("size"), py::arg("mean"),
                py::arg("std"), py::arg("layout"));
+    module.def(
+        "write_patch_values",
+        [](const py::array& array, py::array_t<float, py::array::c_style>& values,
+           std::pair<std::size_t, std::size_t> grid, std::size_t patch, std::size_t merge, std::size_t times,
+           std::pair<std::size_t, std::size_t> filled, const std::array<float, 3>& mean,
+           const std::array<float, 3>& std, const std::string& layout) {
+            write_patch_values(array, values,
+                               {grid.first, grid.second, patch, merge, times, filled.first, filled.second}, mean, std,
+                               layout);
+        },
+        py::arg("pixels").noconvert(), py::arg("values").noconvert(), py::arg("grid"), py::arg("patch"),
+        py::arg("merge"), py::arg("times"), py::arg("filled"), py::arg("mean"), py::arg("std"), py::arg("layout"));
     module.def("bicubic_axis", &bicubic_axis, py::arg("input"), py::arg("output"));
 }
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
         PromptError,
         QwenVLError,
     )
-    from qwenvl_edge.families.boxes import Box, Quad, Ref, to_grid, to_pixels
+    from qwenvl_edge.families.boxes import Box, Point, Quad, Ref, to_grid, to_pixels
     from qwenvl_edge.inputs.camera import Frame, FrameSource
     from qwenvl_edge.inputs.cancel import CancelToken
+    from qwenvl_edge.inputs.clips import Clip, Video
     from qwenvl_edge.inputs.pictures import Picture, load_picture
     from qwenvl_edge.inputs.prompt import Turn
     from qwenvl_edge.replies.reply import Reply, Stats, TokenLogprob
@@ -49,10 +50,13 @@ _HOMES = {
     "Frame": "inputs.camera",
     "FrameSource": "inputs.camera",
     "Box": "families.boxes",
+    "Point": "families.boxes",
     "Quad": "families.boxes",
     "Ref": "families.boxes",
     "to_grid": "families.boxes",
     "to_pixels": "families.boxes",
+    "Clip": "inputs.clips",
+    "Video": "inputs.clips",
     "Picture": "inputs.pictures",
     "load_picture": "inputs.pictures",
     "Reply": "replies.reply",
@@ -68,6 +72,7 @@ __all__ = [
     "BundleError",
     "CancelToken",
     "CheckpointError",
+    "Clip",
     "Constraint",
     "ContextError",
     "Frame",
@@ -75,6 +80,7 @@ __all__ = [
     "FrameSource",
     "ImageError",
     "Picture",
+    "Point",
     "PromptError",
     "Quad",
     "QwenVLEngine",
@@ -85,6 +91,7 @@ __all__ = [
     "Stream",
     "TokenLogprob",
     "Turn",
+    "Video",
     "load_picture",
     "to_grid",
     "to_pixels",

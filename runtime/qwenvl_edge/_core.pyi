@@ -64,6 +64,18 @@ def pixel_values(
     std: tuple[float, float, float],
     layout: str,
 ) -> npt.NDArray[np.float32]: ...
+def write_patch_values(
+    pixels: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.float32],
+    grid: tuple[int, int],
+    patch: int,
+    merge: int,
+    times: int,
+    filled: tuple[int, int],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    layout: str,
+) -> None: ...
 def bicubic_axis(
     input: int, output: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]: ...

@@ -16,6 +16,8 @@ from qwenvl_edge.decoding.scheduler import answer_all
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import open_family
+from qwenvl_edge.families.pieces import PixelLimits
+from qwenvl_edge.inputs.clips import Videos
 from qwenvl_edge.inputs.options import Kind, check, list_of, text, whole
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, PictureLoader
 from qwenvl_edge.inputs.prompt import Message, check_text
@@ -48,6 +50,11 @@ class QwenVLEngine:
         prefill_chunk: tokens of a prompt that are computed at once; bounds what a cancellation waits for.
         cache_memory_mb: memory for KV caches of recent conversations, whose computed prefixes are continued; at least
             the current one is kept.
+        min_pixels: least pixels of a picture after resizing, in families whose pictures keep their shape; None takes
+            the bundle's. Calls and single pictures may ask for others.
+        max_pixels: the most pixels, likewise.
+        number_pictures: write "Picture 1: " before pictures in families that do not unless asked, over the whole
+            conversation; it helps with several pictures.
 
     Raises:
         BundleError: the bundle is missing, damaged or of another version.
@@ -67,6 +74,9 @@ class QwenVLEngine:
         channel_order: ChannelOrder = "rgb",
         prefill_chunk: int = 128,
         cache_memory_mb: int = MEMORY_MB,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        number_pictures: bool = False,
     ) -> None:
         given = EngineOptions(threads, max_context, backend, device, channel_order, prefill_chunk, cache_memory_mb)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -74,15 +84,17 @@ class QwenVLEngine:
         model = manifest.model
         _check_capacity(given.max_context, model.max_position_embeddings)
         chunk, memory_mb = given.prefill_chunk, given.cache_memory_mb
+        self._family = open_family(manifest)
+        limits = PixelLimits(min_pixels, max_pixels)
+        self._family.largest_layout(limits)  # refuses limits that leave no token
         if isinstance(given.backend, Backend):
             self._selection = own_backend(given.backend, self.bundle)
         else:
-            options = BackendOptions(self.bundle, given.threads, given.max_context, chunk, memory_mb)
+            options = BackendOptions(self.bundle, given.threads, given.max_context, chunk, memory_mb, limits)
             self._selection = select_backend(options, given.backend, given.device)
         opened = self._selection.backend
         most = opened.limits.max_context or model.max_position_embeddings
         self.max_context = _check_capacity(given.max_context, most, opened.description)
-        self._family = open_family(manifest)
         self._tokenizer = self._open_tokenizer()
         self._pictures = PictureLoader(given.channel_order, opened.load_frame)
         self._requests = RequestBuilder(
@@ -91,6 +103,8 @@ class QwenVLEngine:
             self._pictures.load,
             defaults=manifest.generation,
             max_context=self.max_context,
+            limits=limits,
+            numbered=number_pictures,
         )
         stop = self._family.stop_sequences(manifest.generation.chat_format, self._tokenizer.encode)
         self._decoder = SequenceDecoder(
@@ -157,6 +171,7 @@ class QwenVLEngine:
         message: Message,
         *,
         images: Iterable[Any] = (),
+        video: Videos = None,
         history: Iterable[Any] | None = (),
         system: str | None = None,
         **overrides: Unpack[Overrides],
@@ -165,13 +180,14 @@ class QwenVLEngine:
 
         Args:
             message: words, or items as `inputs.prompt.parse_message` describes; words are never control markup.
-            images: pictures (array, Pillow image, bytes or path) put before the words as "Picture 1:" and so on.
+            images: pictures (array, Pillow image, bytes or path) put before the words, in the order given.
+            video: a Video, or several, put after the pictures, in families that take clips.
             history: an earlier reply's history, or (message, answer) pairs; None is a new conversation. Whole turns,
                 oldest first, are left out of the prompt beyond the bundle's window or where they would leave no room
                 for the answer.
             system: the system text; None takes the model's own.
             overrides: the fields of GenerationOptions, which end the answer (max_new_tokens, stop, deadline_ms,
-                cancel), and of SamplingParams (do_sample, temperature, top_p, seed, ...).
+                cancel), and of SamplingParams (do_sample, temperature, top_p, seed, ...); min_pixels and max_pixels.
 
         Raises:
             PromptError: the message is empty or malformed, or the bundle holds a base model.
@@ -179,27 +195,31 @@ class QwenVLEngine:
             ContextError: the prompt does not fit; says by how many tokens.
             BackendError: the computation failed.
         """
-        return self._answer(self._requests.chat(message, images, history, system, overrides))
+        return self._answer(self._requests.chat(message, images, history, system, overrides, video))
 
     def stream(
         self,
         message: Message,
         *,
         images: Iterable[Any] = (),
+        video: Videos = None,
         history: Iterable[Any] | None = (),
         system: str | None = None,
         **overrides: Unpack[Overrides],
     ) -> Stream:
         """Like chat, but return a Stream: iterate it for the text as it comes, then take its `reply`."""
-        return self._stream(self._requests.chat(message, images, history, system, overrides))
+        return self._stream(self._requests.chat(message, images, history, system, overrides, video))
 
     def count_tokens(
         self,
         message: Message,
         *,
         images: Iterable[Any] = (),
+        video: Videos = None,
         history: Iterable[Any] | None = (),
         system: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> int:
         """Return the tokens of the prompt that `chat` would build, without those of an answer; nothing is computed.
 
@@ -207,15 +227,23 @@ class QwenVLEngine:
         prompt too long for the context is counted too. Arguments and errors are those of chat.
         """
         self._guard.check()
-        return self._requests.count(message, images, history, system)
+        limits = PixelLimits(min_pixels, max_pixels)
+        return self._requests.count(message, images, history, system, video, limits)
 
-    def complete(self, message: Message, *, images: Iterable[Any] = (), **overrides: Unpack[Overrides]) -> Reply:
+    def complete(
+        self,
+        message: Message,
+        *,
+        images: Iterable[Any] = (),
+        video: Videos = None,
+        **overrides: Unpack[Overrides],
+    ) -> Reply:
         """Continue a prompt without a chat template (base models).
 
         The text may hold grounding markup, which the answer continues: "<ref>the red mug</ref><box>" yields boxes.
         Arguments and errors are those of chat; the reply's history is empty.
         """
-        return self._answer(self._requests.complete(message, images, overrides))
+        return self._answer(self._requests.complete(message, images, overrides, video))
 
     def chat_many(
         self, messages: Iterable[Message | Mapping[str, Any]], *, max_batch: int = 8, **overrides: Unpack[Overrides]
@@ -228,7 +256,7 @@ class QwenVLEngine:
 
         Args:
             messages: each is a message, or the arguments of one call of chat: {"message": ..., "images": [...],
-                "history": ..., "system": ..., and overrides of its own}.
+                "video": ..., "history": ..., "system": ..., and overrides of its own}.
             max_batch: the most answers that are decoded together.
             overrides: as in chat, for all of them.
 
@@ -247,7 +275,8 @@ class QwenVLEngine:
                 raise PromptError(f'item {number} has no "message"; give what chat takes.')
             words, images = arguments.pop("message"), arguments.pop("images", ())
             history, system = arguments.pop("history", ()), arguments.pop("system", None)
-            request = self._requests.chat(words, images, history, system, cast("Overrides", {**overrides, **arguments}))
+            video, own = arguments.pop("video", None), cast("Overrides", {**overrides, **arguments})
+            request = self._requests.chat(words, images, history, system, own, video)
             requests.append((request, request.control()))
         return answer_all(self._answerer, requests, rows=self._rows("max_batch", max_batch))
 
@@ -264,14 +293,21 @@ class QwenVLEngine:
     def ground(self, image: Any, phrase: str, **overrides: Unpack[Overrides]) -> Reply:
         """Find what `phrase` names ("the red mug") in a picture: `reply.boxes`.
 
-        Greedy unless overridden. The model always writes a box: where the thing may be missing, ask with chat().
+        Greedy unless overridden. Qwen-VL always writes a box: where the thing may be missing, ask with chat().
         Overrides and errors are those of chat.
         """
-        if not check_text(phrase, "the phrase").strip():
-            raise PromptError(f"the phrase is {phrase!r}; give the words for what to find.")
-        items = [{"image": image}, *self._family.grounding_items(phrase)]
+        items = [{"image": image}, *self._family.grounding_items(_check_phrase(phrase))]
+        ask = self.chat if self._family.grounds_in_chat else self.complete
         overrides.setdefault("do_sample", False)
-        return self.complete(items, **overrides)
+        return ask(items, **overrides)
+
+    def point(self, image: Any, phrase: str, **overrides: Unpack[Overrides]) -> Reply:
+        """Point to what `phrase` names in a picture: `reply.points`, in families that write points.
+
+        Greedy unless overridden. Overrides and errors are those of chat.
+        """
+        words = self._family.pointing_prompt(_check_phrase(phrase))
+        return self._describe(image, words, overrides)
 
     def read(self, image: Any, *, language: str = "en", **overrides: Unpack[Overrides]) -> Reply:
         """Read the text in a picture: `reply.text`, and where each piece stands: `reply.refs`, `.quads`, `.boxes`.
@@ -321,3 +357,9 @@ def _check_capacity(wanted: int | None, maximum: int, whose: str = "the model") 
     if not 1 <= wanted <= maximum:
         raise ContextError(f"max_context is {wanted:,}; {whose} takes 1 to {maximum:,} tokens.")
     return wanted
+
+
+def _check_phrase(phrase: str) -> str:
+    if not check_text(phrase, "the phrase").strip():
+        raise PromptError(f"the phrase is {phrase!r}; give the words for what to find.")
+    return phrase

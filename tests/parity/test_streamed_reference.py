@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qwenvl_edge.bundle.contract import PIXEL_VALUES
-from qwenvl_edge.families.base import PictureLayout, Span
+from qwenvl_edge.families.pieces import PictureLayout, Span
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ImageFeatures, PictureInputs
 from qwenvl_edge_export.families.qwen_vl.reference import prompt_alpha

@@ -1,25 +1,35 @@
 """A bundle and a backend without weights: the backend answers with the tokens that a test gives it."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, KVCache, check_placed, splice
+from qwenvl_edge.backends.base import Backend, DeepFeatures, KVCache, check_placed, splice
 from qwenvl_edge.backends.checks import check_copy, check_tokens
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
+from qwenvl_edge.bundle.contract import (
+    DEEPSTACK,
+    INPUTS_EMBEDS,
+    LOGITS_INDICES,
+    PIXEL_VALUES,
+    QUERY_SCALE,
+    ROPE_COS,
+    ROPE_SIN,
+    WRITE_INDICES,
+)
 from qwenvl_edge.bundle.files import FileInfo
 from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.families.base import RotaryRows
 from qwenvl_edge.families.qwen_vl import QwenVLBundleConfig, QwenVLFamily
-from qwenvl_edge.inputs.pictures import pixel_values
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.manifests import make_manifest, make_model
 from support.paths import DATA
 
 TINY_VOCABULARY = DATA / "tiny" / "qwen.tiktoken"
+TINY_RANKS = TINY_VOCABULARY.read_bytes()
 CONFIG = QwenVLBundleConfig(
     image_start_id=2214,
     image_tokens=4,
@@ -50,12 +60,22 @@ def decode(tokens) -> str:
     return _tokenizer.decode([int(token) for token in tokens])
 
 
-def write_bundle(folder: Path, *, model=MODEL, generation=GENERATION, family="qwen_vl", config=CONFIG) -> Bundle:
-    (folder / "qwen.tiktoken").write_bytes(TINY_VOCABULARY.read_bytes())
+def write_bundle(
+    folder: Path,
+    *,
+    model=MODEL,
+    generation=GENERATION,
+    family="qwen_vl",
+    config=CONFIG,
+    vocabulary=("qwen.tiktoken", TINY_RANKS),
+) -> Bundle:
+    tokenizer, contents = vocabulary
+    (folder / tokenizer).write_bytes(contents)
     rows = np.arange(model.vocab_size * model.hidden_size, dtype="<f4").reshape(model.vocab_size, -1)
     (folder / "embedding.bin").write_bytes(rows.tobytes())
-    files = {name: FileInfo((folder / name).stat().st_size, "") for name in ("qwen.tiktoken", "embedding.bin")}
-    manifest = make_manifest(model, FamilyInfo(family, dataclasses.asdict(config)), files, generation=generation)
+    files = {name: FileInfo((folder / name).stat().st_size, "") for name in (tokenizer, "embedding.bin")}
+    info = FamilyInfo(family, json.loads(json.dumps(dataclasses.asdict(config))))
+    manifest = make_manifest(model, info, files, generation=generation, tokenizer=tokenizer)
     return Bundle(folder, manifest)
 
 
@@ -78,8 +98,10 @@ class ScriptedBackend(Backend):
     A cache holds the embeddings that were decoded into it; prompts are read from there, reused prefixes included.
     """
 
-    def __init__(self, *answers: str | list[int], model=MODEL):
+    def __init__(self, *answers: str | list[int], model=MODEL, family=FAMILY):
         self.model = model
+        self.family = family
+        self.features_type = DeepFeatures if model.deepstack_layers else np.ndarray
         self._answers = [ids(answer) if isinstance(answer, str) else answer for answer in answers]
         self._script: list[int] = []
         self.prompts: list[np.ndarray] = []
@@ -92,8 +114,10 @@ class ScriptedBackend(Backend):
 
     def encode(self, picture):
         self.encoded += 1
-        mean = pixel_values(picture, FAMILY.preprocessing).mean()
-        return np.full((CONFIG.image_tokens, self.model.hidden_size), mean, np.float32)
+        mean = picture.vision_inputs(self.family)[PIXEL_VALUES].mean()
+        rows = np.full((picture.layout(self.family).tokens, self.model.hidden_size), mean, np.float32)
+        layers = self.model.deepstack_layers
+        return DeepFeatures(rows, np.stack([rows + 1 + i for i in range(layers)])) if layers else rows
 
     def new_cache(self, batch, capacity):
         self.caches.append(ScriptedCache(self.model, batch=batch, capacity=capacity))
@@ -108,9 +132,11 @@ class ScriptedBackend(Backend):
         rotary = RotaryRows(inputs[ROPE_COS], inputs[ROPE_SIN], inputs.get(QUERY_SCALE))
         arguments = {name: inputs[name] for name in (INPUTS_EMBEDS, WRITE_INDICES, LOGITS_INDICES)}
         check_tokens(self.model, cache, rotary=rotary, **arguments)
-        check_placed(pictures, inputs[INPUTS_EMBEDS].shape[1], np.ndarray)
+        check_placed(pictures, inputs[INPUTS_EMBEDS].shape[1], self.features_type)
         inputs_embeds, logits_indices = inputs[INPUTS_EMBEDS], inputs[LOGITS_INDICES]
-        splice(inputs_embeds, pictures)
+        spliced = dict(inputs)
+        splice(spliced, pictures)
+        self._check_deepstack(spliced, pictures)
         start, count = int(inputs[WRITE_INDICES][0]), inputs_embeds.shape[1]
         for found, wanted in zip(rotary, cache.positions.rows(start, count), strict=True):
             np.testing.assert_array_equal(found, wanted)
@@ -132,6 +158,17 @@ class ScriptedBackend(Backend):
         self.steps += 1
         return self._logits([start + int(i) + 1 - cache.prompt for i in logits_indices[0]])
 
+    def _check_deepstack(self, inputs, pictures):
+        """The rows of pictures, and no others, have what belongs to each layer."""
+        if not self.model.deepstack_layers:
+            assert DEEPSTACK not in inputs
+            return
+        wanted = np.zeros((self.model.deepstack_layers, *inputs[INPUTS_EMBEDS].shape), np.float32)
+        for each in pictures:
+            own = each.features.deepstack[:, each.first : each.first + each.count]
+            wanted[:, 0, each.at : each.at + each.count] = own
+        np.testing.assert_array_equal(*np.broadcast_arrays(inputs[DEEPSTACK], wanted))
+
     def _clear(self, cache):
         cache.rows[:] = 0
 
@@ -143,7 +180,7 @@ class ScriptedBackend(Backend):
                 row[self.runner_up] = 0.9
             if place < len(self._script):
                 row[self._script[place]] = 1.0
-            row[FAMILY.decodable :] = 9.0  # unused rows, never to be chosen
+            row[self.family.decodable :] = 9.0  # unused rows, never to be chosen
         return logits
 
     def prompt_ids(self, index: int = -1) -> list[int]:

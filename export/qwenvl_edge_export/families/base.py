@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults, ModelInfo, Workspace
-from qwenvl_edge.families.base import Family, PictureLayout
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.pieces import PictureLayout
 from qwenvl_edge.inputs.prompt import Prompt
 from qwenvl_edge_export.graphs.roles import Decoder, InputGroup, Role, Tensors
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.families import open_family
-from qwenvl_edge.families.base import Family, PictureLayout
-from qwenvl_edge.inputs.pictures import Picture, load_picture, pixel_values
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.pieces import PictureLayout
+from qwenvl_edge.inputs.clips import Visual
+from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.inputs.prompt import Part, Prompt, PromptBuilder, Text, Turn, parse_message
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
@@ -95,9 +96,9 @@ class CaseBuilder:
         )
 
 
-def picture_inputs(family: Family, picture: Picture, layout: PictureLayout) -> PictureInputs:
-    """A picture as the vision graph of `family` takes it."""
-    return PictureInputs({PIXEL_VALUES: pixel_values(picture, family.preprocessing)[None]}, layout)
+def picture_inputs(family: Family, picture: Visual, layout: PictureLayout) -> PictureInputs:
+    """A picture or clip as the vision graph of `family` takes it."""
+    return PictureInputs(picture.vision_inputs(family), layout)
 
 
 def case_builder(bundle: Bundle) -> CaseBuilder:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl_edge.families.base import Span
+from qwenvl_edge.families.pieces import Span
 from qwenvl_edge.inputs.prompt import Prompt
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ImageFeatures, PictureInputs

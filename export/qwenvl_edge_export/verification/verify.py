@@ -29,6 +29,7 @@ from qwenvl_edge.bundle.contract import PIXEL_VALUES, STANDARD
 from qwenvl_edge.bundle.manifest import INT8_CACHE, Precision
 from qwenvl_edge.errors import BackendError, CheckpointError
 from qwenvl_edge.families import open_family
+from qwenvl_edge.families.pieces import Rows, Shown
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.verification.cases import Case, builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.verification.limits import (
@@ -196,10 +197,11 @@ class _Side:
         family = open_family(bundle.manifest)
         side = family.preprocessing.image_size
         layout = family.layout((side, side))
-        ids = family.picture_ids(layout)
+        placed = family.picture(Shown(0, 1, 0, layout))
+        ids = [piece.id if isinstance(piece, Rows) else piece for piece in placed if isinstance(piece, (int, Rows))]
         self.bundle = bundle
         self.backend = backend
-        self.answerable = min(ids.before + ids.rows + ids.after)  # ids below may stand in an answer
+        self.answerable = min(ids)  # ids below may stand in an answer
         self.no_features = np.empty((0, layout.tokens, model.hidden_size), np.float32)
 
     def encode(self, case: Case) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,20 @@ import numpy.typing as npt
 
 from qwenvl_edge.backends.checks import check_room, check_tokens
 from qwenvl_edge.backends.kept import cache_bytes
-from qwenvl_edge.bundle.contract import INPUTS_EMBEDS, LOGITS_INDICES, QUERY_SCALE, ROPE_COS, ROPE_SIN, WRITE_INDICES
+from qwenvl_edge.bundle.contract import (
+    DEEPSTACK,
+    INPUTS_EMBEDS,
+    LOGITS_INDICES,
+    QUERY_SCALE,
+    ROPE_COS,
+    ROPE_SIN,
+    WRITE_INDICES,
+)
 from qwenvl_edge.bundle.hashing import LargeFile
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
 from qwenvl_edge.families.base import Positions, RotaryRows
+from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.machine.forks import NotPicklable
 
@@ -78,10 +88,22 @@ class KVCache:
 
 
 class Features(Protocol):
-    """One picture's features [Q, H] float32 in the memory of their backend; on a CPU a NumPy array."""
+    """One picture's features [Q, H] float32 in the memory of their backend; on a CPU a NumPy array or DeepFeatures."""
 
     def __len__(self) -> int:
         """Number of rows Q."""
+
+
+@dataclass(frozen=True)
+class DeepFeatures:
+    """Features on a CPU of models with deepstack layers: rows [Q, H] and, for each such layer, deepstack [L, Q, H]."""
+
+    rows: FloatArray
+    deepstack: FloatArray
+
+    def __len__(self) -> int:
+        """Number of rows Q."""
+        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -115,8 +137,8 @@ class Backend(NotPicklable, ABC):
         return self.description
 
     @abstractmethod
-    def encode(self, picture: Picture) -> Features:
-        """Resize, normalise and encode a picture; its features live as long as somebody holds them.
+    def encode(self, picture: Visual) -> Features:
+        """Resize, normalise and encode a picture or clip; its features live as long as somebody holds them.
 
         Raises:
             BackendError: the library failed, or the features hold NaN or infinity.
@@ -227,6 +249,8 @@ class Backend(NotPicklable, ABC):
         }
         if rotary.query_scale is not None:
             inputs[QUERY_SCALE] = rotary.query_scale
+        if self.model.deepstack_layers:
+            inputs[DEEPSTACK] = no_deepstack(self.model.deepstack_layers, self.model.hidden_size)
         logits = self._decode(cache, inputs, pictures, length)
         expected = (*logits_indices.shape, self.model.vocab_size)
         if logits.shape != expected or logits.dtype != np.float32:
@@ -304,8 +328,24 @@ def check_features(features: Features, rows: int, features_type: type[Features])
         raise BackendError(f"the backend encoded a picture to {len(features)} rows, but it takes {rows} in the prompt.")
 
 
-def splice(inputs_embeds: FloatArray, pictures: Sequence[Placed]) -> None:
-    """Write features that are arrays over the embeddings [B, T, H] of the first row."""
+def splice(inputs: dict[str, npt.NDArray[Any]], pictures: Sequence[Placed]) -> None:
+    """Write features that lie on the CPU over the embeddings [B, T, H] of the first row, and into the deepstack rows.
+
+    inputs: of `_decode`. Rows for deepstack layers come in an array [L, B, T, H] of their own.
+    """
+    embeds = inputs[INPUTS_EMBEDS]
+    deepstack = inputs.get(DEEPSTACK)
+    if deepstack is not None:
+        deepstack = inputs[DEEPSTACK] = np.zeros((len(deepstack), *embeds.shape), np.float32)
     for picture in pictures:
-        rows = picture.features[picture.first : picture.first + picture.count]
-        inputs_embeds[0, picture.at : picture.at + picture.count] = rows
+        features, at = picture.features, slice(picture.at, picture.at + picture.count)
+        taken = slice(picture.first, picture.first + picture.count)
+        embeds[0, at] = (features.rows if isinstance(features, DeepFeatures) else features)[taken]
+        if deepstack is not None and isinstance(features, DeepFeatures):
+            deepstack[:, 0, at] = features.deepstack[:, taken]
+
+
+@functools.lru_cache(maxsize=4)
+def no_deepstack(layers: int, width: int) -> FloatArray:
+    """Return the deepstack input of calls without pictures, zeros [L, 1, 1, H]."""
+    return np.zeros((layers, 1, 1, width), np.float32)

@@ -1,13 +1,18 @@
-"""How large a KV cache is, and how much of earlier conversations is kept: caches by memory, features by number."""
+"""How large KV caches, features and a picture's workspace are, and how much of earlier conversations is kept."""
 
 from __future__ import annotations
 
-from qwenvl_edge.bundle.manifest import ModelInfo
+from qwenvl_edge.bundle.manifest import ModelInfo, Workspace
+from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.pieces import PictureLayout
+from qwenvl_edge.machine.memory import available_bytes
 
 MEMORY_MB = 512
 """Memory for KV caches of recent conversations, unless the caller asks for another size."""
 FEATURES_KEPT = 16
-"""Pictures whose image features are kept."""
+"""Pictures whose image features are kept, if they do not take more than this:"""
+FEATURES_BYTES = 256 << 20
 _MOST_CONVERSATIONS = 8  # however small the model
 
 
@@ -22,3 +27,30 @@ def cache_bytes(model: ModelInfo, capacity: int, *, item_bytes: int = 4, scale_b
     item_bytes: bytes per number (4: float32). scale_bytes: bytes of the scale per token and head (4 in an int8 cache).
     """
     return 2 * model.num_layers * model.num_kv_heads * (model.head_dim * item_bytes + scale_bytes) * capacity
+
+
+def feature_row_bytes(model: ModelInfo) -> int:
+    """Bytes of one row of image features, those for further decoder layers included."""
+    return 4 * model.hidden_size * (1 + model.deepstack_layers)
+
+
+def picture_bytes(workspace: Workspace, family: Family, tokens: int) -> int:
+    """Bytes of intermediate values while a picture of so many tokens is encoded."""
+    return round(workspace.picture_bytes * tokens / family.largest_layout().tokens)
+
+
+def check_picture_fits(workspace: Workspace, family: Family, layout: PictureLayout) -> None:
+    """Check that a picture beyond the bundle's own limits can be encoded with the memory that is free now.
+
+    Raises:
+        BackendError: it cannot; says what it takes.
+    """
+    tokens = layout.tokens // layout.grid[0]  # the parts of a clip are encoded some at a time
+    if tokens <= family.largest_layout().tokens:
+        return  # room for it was made sure of when the bundle was opened
+    needed, free = picture_bytes(workspace, family, tokens), available_bytes()
+    if free is not None and needed > free:
+        raise BackendError(
+            f"a picture of {tokens:,} tokens takes {needed / 1e9:.2f} GB to encode, but {free / 1e9:.2f} GB of memory "
+            "are free; give a smaller max_pixels."
+        )

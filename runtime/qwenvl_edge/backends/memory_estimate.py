@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwenvl_edge.backends.kept import FEATURES_KEPT, MEMORY_MB, cache_bytes, conversations_kept
+from qwenvl_edge.backends.kept import (
+    FEATURES_BYTES,
+    FEATURES_KEPT,
+    MEMORY_MB,
+    cache_bytes,
+    conversations_kept,
+    feature_row_bytes,
+    picture_bytes,
+)
 from qwenvl_edge.backends.onnxruntime.session import cache_item_bytes, fastest_dialect, weight_bytes
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, INT8_CACHE
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
+from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
 from qwenvl_edge.machine.memory import available_bytes
 
 _PROCESS_BYTES = 32 << 20  # Python with NumPy, Pillow, ONNX Runtime and the vocabulary
@@ -59,6 +68,7 @@ def estimate_memory(
     chunk: int = 128,
     cache_memory_mb: int = MEMORY_MB,
     kv_cache: str = FLOAT_CACHE,
+    limits: PixelLimits = NO_LIMITS,
 ) -> MemoryEstimate:
     """Estimate the memory of `max_batch` conversations of `max_context` tokens, prefilled `chunk` tokens at a time.
 
@@ -66,6 +76,7 @@ def estimate_memory(
 
     cache_memory_mb: as QwenVLEngine takes it.
     kv_cache: "float" (ONNX Runtime) or "int8" (the TensorRT plan of a bundle with an int8 cache).
+    limits: of the pictures, as QwenVLEngine takes them.
 
     Raises:
         BackendError: a limit is less than 1, or beyond what the model takes.
@@ -82,14 +93,15 @@ def estimate_memory(
     item = {"item_bytes": 1, "scale_bytes": 4} if kv_cache == INT8_CACHE else {"item_bytes": cache_item_bytes(bundle)}
     cache = cache_bytes(model, max_context, **item)
     family = open_family(manifest)
-    side = family.preprocessing.image_size
-    features = FEATURES_KEPT * 4 * family.layout((side, side)).tokens * model.hidden_size
+    largest = family.largest_layout(limits).tokens
+    row_bytes = feature_row_bytes(model)
+    features = max(min(FEATURES_KEPT * largest * row_bytes, FEATURES_BYTES), largest * row_bytes)
     return MemoryEstimate(
         weights=weight_bytes(bundle, fastest_dialect(bundle)),
         cache=cache * (max_batch + 1 if max_batch > 1 else 1),
         kept=cache * (conversations_kept(cache_memory_mb << 20, cache) - 1) + features,
         workspace=tokens * space.token_bytes + scores + logits,
-        picture=space.picture_bytes,
+        picture=picture_bytes(space, family, largest),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_edge.decoding.pipeline import Answerer
 from qwenvl_edge.decoding.scheduler import Job, Scheduler
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.inputs.clips import Videos
 from qwenvl_edge.inputs.options import check, function, optional
 from qwenvl_edge.inputs.prompt import Message
 from qwenvl_edge.inputs.request import RequestBuilder
@@ -66,11 +67,13 @@ class Batcher(NotPicklable):
         message: Message,
         *,
         images: Iterable[Any] = (),
+        video: Videos = None,
         history: Iterable[Any] | None = (),
         system: str | None = None,
         raw: bool = False,
         on_text: Callable[[str], None] | None = None,
         on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
+        on_thinking: Callable[[str], None] | None = None,
         **overrides: Unpack[Overrides],
     ) -> Future[Reply]:
         """Answer a message when its turn comes. Arguments are those of QwenVLEngine.chat; `cancel` ends it early.
@@ -81,6 +84,7 @@ class Batcher(NotPicklable):
             on_text: is called with each piece of text, in another thread; it must not block.
             on_logprobs: the same for log-probabilities, if the option `logprobs` asks for them: called with those that
                 came since its last call, before on_text.
+            on_thinking: the same for the reasoning before the answer, in models that reason.
 
         Returns:
             The reply to come, or its error: a BackendError, or one that a callback raised. Its own cancel() does
@@ -90,13 +94,13 @@ class Batcher(NotPicklable):
             QwenVLError: the batcher is closed, or an error that chat raises before it computes.
         """
         self._process.check()
-        for name, callback in (("on_text", on_text), ("on_logprobs", on_logprobs)):
+        for name, callback in (("on_text", on_text), ("on_logprobs", on_logprobs), ("on_thinking", on_thinking)):
             check(name, callback, optional(function()))
         if raw:
-            request = self._requests.complete(message, images, overrides)
+            request = self._requests.complete(message, images, overrides, video)
         else:
-            request = self._requests.chat(message, images, history, system, overrides)
-        job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs)
+            request = self._requests.chat(message, images, history, system, overrides, video)
+        job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs, on_thinking)
         with self._changed:
             if self._closed:
                 raise QwenVLError("the batcher is closed; make a new one.")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.constraints.matcher import Matcher
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sampler import Sampler
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder, TokenSequence
+from qwenvl_edge.decoding.thinking import Guide
 from qwenvl_edge.inputs.options import GenerationOptions
 from qwenvl_edge.replies.answer_writer import AnswerWriter
 from qwenvl_edge.replies.reply import FinishReason, TokenLogprob
@@ -74,7 +74,7 @@ class Generation:
         lookup: Lookup | None,
         writer: AnswerWriter,
         options: GenerationOptions,
-        matcher: Matcher | None,
+        matcher: Guide | None,
         logits: FloatArray,
         bytes_of: Callable[[list[int]], bytes],
         ends: Sequence[int] = (),

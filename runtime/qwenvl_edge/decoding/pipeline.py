@@ -8,26 +8,28 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.backends.base import Backend, Features, check_features
-from qwenvl_edge.backends.kept import FEATURES_KEPT
+from qwenvl_edge.backends.kept import FEATURES_BYTES, FEATURES_KEPT, feature_row_bytes
 from qwenvl_edge.bundle.hashing import BackgroundCheck, LargeFile
 from qwenvl_edge.decoding.decode_loop import Generation
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
+from qwenvl_edge.decoding.thinking import Guide, ThinkingGuide
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.base import Family
-from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from qwenvl_edge.machine.forks import Owner
 from qwenvl_edge.replies.answer_writer import AnswerWriter, make_reply
 from qwenvl_edge.replies.reply import Reply, Stats
+from qwenvl_edge.replies.stream import Thought
 
 FloatArray = npt.NDArray[np.float32]
 _POLL_S = 0.02  # how often a waiting caller looks whether it was cancelled, which may come from a signal
@@ -145,36 +147,42 @@ class Guard:
 
 
 class FeatureCache:
-    """Encodes pictures; the features of the FEATURES_KEPT last used ones stay where the backend wants them.
+    """Encodes pictures and clips; the features of those used last stay where the backend wants them.
 
-    They are found again by the pictures' content digests.
+    They are found again by content and layout. FEATURES_KEPT of them are kept, and fewer if they take more than
+    FEATURES_BYTES, but always the last.
     """
 
     def __init__(self, backend: Backend, family: Family) -> None:
         self._backend = backend
         self._family = family
-        self._kept: OrderedDict[tuple[str, str], Features] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Features] = OrderedDict()
+        self._most_rows = FEATURES_BYTES // feature_row_bytes(backend.model)
 
     def forget(self) -> None:
         """Drop all features."""
         self._kept.clear()
 
-    def get(self, picture: Picture, salt: str = "") -> tuple[Features, bool]:
-        """Return the features [Q, H] of a picture and whether it had to be encoded for it.
+    def key(self, picture: Visual, salt: str = "") -> Hashable:
+        """Return what identifies the features of a picture; they are found again under the same salt only."""
+        return salt, picture.digest, picture.layout(self._family)
 
-        salt: features are found again under the same one only.
-        """
-        key = salt, picture.digest
+    def get(self, picture: Visual, salt: str = "") -> tuple[Features, bool]:
+        """Return the features [Q, H] of a picture and whether it had to be encoded for it; salt: as in `key`."""
+        key = self.key(picture, salt)
         missing = key not in self._kept
         if missing:
             # One at a time: a picture is work enough for every core, and a cancellation waits for one picture at most.
             features = self._backend.encode(picture)
-            check_features(features, self._family.layout(picture.size).tokens, self._backend.features_type)
+            check_features(features, picture.layout(self._family).tokens, self._backend.features_type)
             self._kept[key] = features
         self._kept.move_to_end(key)
-        if len(self._kept) > FEATURES_KEPT:
+        while len(self._kept) > FEATURES_KEPT or (len(self._kept) > 1 and self._rows() > self._most_rows):
             self._kept.popitem(last=False)
         return self._kept[key], missing
+
+    def _rows(self) -> int:
+        return sum(map(len, self._kept.values()))
 
 
 @dataclass
@@ -240,16 +248,24 @@ class Answerer:
     def stream(self, request: Request, control: Control) -> Generator[str, None, Reply]:
         """Compute an answer, yielding its text as it comes."""
         work = self.work(request, control)
+        reasons = self._family.thinking_end is not None
         with self.turns.take(lambda: control.reason is not None) as granted:
             if granted:
                 for _ in self.starting(work, self._lookup):
                     pass
             if work.run is not None:
+                if reasons:
+                    yield Thought(work.writer.take_thought())
                 yield work.run.piece
                 while not work.ended:
-                    yield work.run.step(self.decoder)
+                    piece = work.run.step(self.decoder)
+                    if reasons:
+                        yield Thought(work.writer.take_thought())
+                    yield piece
                 work.run.score_rest(self.decoder)
-            yield work.finish()
+            rest = work.finish()
+            yield Thought(work.writer.take_thought())
+            yield rest
         return self.reply(work)
 
     def answer(self, request: Request, control: Control) -> Reply:
@@ -282,7 +298,7 @@ class Answerer:
                 lookup,
                 work.writer,
                 request.options,
-                request.matcher,
+                self._guide(request),
                 logits,
                 self._tokenizer.decode_bytes,
                 ends=[ids[0] for ids in self._stop if len(ids) == 1],
@@ -315,17 +331,18 @@ class Answerer:
             return None
         wanted = self.decoder.begin(prompt)
         work.reused_tokens = self.decoder.reused
-        found: dict[str, Features] = {}
-        for picture in (prompt.pictures[i] for i in wanted):
+        found: dict[Hashable, Features] = {}
+        keys = {number: self._features.key(prompt.pictures[number], prompt.salt) for number in wanted}
+        for number, key in keys.items():
             if control.reason is not None:
                 return None
-            if picture.digest not in found:
-                found[picture.digest], encoded = self._features.get(picture, prompt.salt)
+            if key not in found:
+                found[key], encoded = self._features.get(prompt.pictures[number], prompt.salt)
                 work.images_encoded += encoded
             work.image_s += time.perf_counter() - clock
             yield
             clock = time.perf_counter()
-        self.decoder.load(prompt, {i: found[prompt.pictures[i].digest] for i in wanted})
+        self.decoder.load(prompt, {number: found[key] for number, key in keys.items()})
         logits = None
         while logits is None and control.reason is None:
             logits = self.decoder.prefill()
@@ -335,6 +352,14 @@ class Answerer:
             clock = time.perf_counter()
         work.prefill_tokens = self.decoder.computed - work.reused_tokens
         return logits
+
+    def _guide(self, request: Request) -> Guide | None:
+        """Return what the tokens of an answer keep to, its reasoning included."""
+        end, budget = self._family.thinking_end, request.options.thinking_budget
+        if end is None or (request.matcher is None and budget is None) or not request.is_chat:
+            return request.matcher
+        gap = self._tokenizer.encode("\n\n")
+        return ThinkingGuide(request.matcher, end=end, gap=gap, budget=budget, decodable=self._family.decodable)
 
     def _writer(self, request: Request) -> AnswerWriter:
         family = self._family
@@ -347,6 +372,7 @@ class Answerer:
             stop_strings=request.options.stop,
             hidden=family.hidden_ids,
             lead=request.lead,
+            thinking_end=family.thinking_end if request.is_chat else None,
         )
 
     def _stats(self, work: Work) -> Stats:

@@ -28,12 +28,14 @@ _LEAST_CAPACITY = 512  # tokens per row
 class Job:
     """A request on its way to a reply.
 
-    on_text: takes pieces of the answer's text. on_logprobs: takes its log-probabilities, where they are asked for.
+    on_text: takes pieces of the answer's text. on_thinking: of the reasoning before it. on_logprobs: takes the
+    answer's log-probabilities, where they are asked for.
     """
 
     work: Work
     on_text: Callable[[str], None] | None = None
     on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None
+    on_thinking: Callable[[str], None] | None = None
     reply: Future[Reply] = field(default_factory=Future)
     _told: int = 0
 
@@ -43,6 +45,9 @@ class Job:
         if self.on_logprobs is not None and scores is not None and len(scores.found) > self._told:
             self.on_logprobs(scores.found[self._told :])
             self._told = len(scores.found)
+        thought = self.work.writer.take_thought()
+        if thought and self.on_thinking is not None:
+            self.on_thinking(thought)
         if piece and self.on_text is not None:
             self.on_text(piece)
 

@@ -15,6 +15,7 @@ from qwenvl_edge.backends.kept import conversations_kept
 from qwenvl_edge.bundle.embedding import EmbeddingTable
 from qwenvl_edge.decoding.prompt_lookup import MOST
 from qwenvl_edge.families.base import Positions
+from qwenvl_edge.families.pieces import Span
 from qwenvl_edge.inputs.prompt import Prompt
 
 FloatArray = npt.NDArray[np.float32]
@@ -106,16 +107,16 @@ def content_keys(prompt: Prompt) -> IntArray:
     """Return keys [T] int64: ids of text, and negative numbers drawn from its digest for each row of a picture."""
     keys: IntArray = prompt.ids.copy()
     for span in prompt.spans:
-        digest = prompt.pictures[span.picture].digest
-        keys[span.start : span.start + span.length] = _picture_keys(digest, span.length)
+        rows = _picture_keys(f"{prompt.pictures[span.picture].digest} {span.layout}", span.layout.tokens)
+        keys[span.start : span.start + span.length] = rows[span.first : span.first + span.length]
     if prompt.salt:  # two prompts share a prefix only if their first keys are equal
         keys[0] = _picture_keys(f"salt {prompt.salt} {prompt.ids[0]}", 1)[0]
     return keys
 
 
 @functools.lru_cache(maxsize=64)  # the pictures of a conversation come again with every question
-def _picture_keys(digest: str, count: int) -> IntArray:
-    noise = hashlib.shake_256(digest.encode()).digest(8 * count)
+def _picture_keys(content: str, count: int) -> IntArray:
+    noise = hashlib.shake_256(content.encode()).digest(8 * count)
     keys: IntArray = np.frombuffer(noise, "<i8") | np.iinfo(np.int64).min
     return keys
 
@@ -194,7 +195,7 @@ class SequenceDecoder:
         self._wanted = np.arange(rows, dtype=np.int64)[None]
         self._chunk = chunk
         self._slot: Slot = self._prefixes.newest
-        self._spans: list[tuple[int, Features]] = []
+        self._spans: list[tuple[Span, Features]] = []
 
     @property
     def backend(self) -> Backend:
@@ -222,17 +223,18 @@ class SequenceDecoder:
 
     def load(self, prompt: Prompt, features: Mapping[int, Features]) -> None:
         """Take the features [Q, H] of the pictures that `begin` asked for."""
-        self._spans = [(span.start, features[span.picture]) for span in prompt.spans if span.picture in features]
+        self._spans = [(span, features[span.picture]) for span in prompt.spans if span.picture in features]
 
     def prefill(self) -> FloatArray | None:
         """Compute the next chunk of the prompt; return the logits [V] after its last token, None before that."""
         start = self._slot.cache.length
         end = min(start + self._chunk, self.sequence.prompt_length)
         pictures = []
-        for first, rows in self._spans:
-            low, high = max(first, start), min(first + len(rows), end)
+        for span, rows in self._spans:
+            low, high = max(span.start, start), min(span.start + span.length, end)
             if low < high:
-                pictures.append(Placed(rows, at=low - start, first=low - first, count=high - low))
+                first = span.first + low - span.start
+                pictures.append(Placed(rows, at=low - start, first=first, count=high - low))
         whole = end == self.sequence.prompt_length
         logits = self._decode(self.sequence.tokens[start:end], int(whole), pictures)
         return logits[0] if whole else None

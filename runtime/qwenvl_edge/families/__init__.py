@@ -3,7 +3,12 @@
 from qwenvl_edge.bundle.manifest import FamilyInfo, Manifest, ModelInfo
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.qwen2_5_vl import Qwen25VLFamily
+from qwenvl_edge.families.qwen2_vl import Qwen2VLFamily
+from qwenvl_edge.families.qwen3_vl import Qwen3VLFamily
 from qwenvl_edge.families.qwen_vl import QwenVLFamily
+
+_FAMILIES = {family.name: family for family in (QwenVLFamily, Qwen2VLFamily, Qwen25VLFamily, Qwen3VLFamily)}
 
 
 def open_family(manifest: Manifest) -> Family:
@@ -17,8 +22,8 @@ def create_family(info: FamilyInfo, model: ModelInfo) -> Family:
     Raises:
         BundleError: the family is unknown, or its configuration is none of that family's.
     """
-    if info.name != QwenVLFamily.name:
+    if info.name not in _FAMILIES:
         raise BundleError(
-            f"the bundle is of the model family {info.name!r}; this version runs {QwenVLFamily.name!r} only."
+            f"the bundle is of the model family {info.name!r}; this version runs {', '.join(map(repr, _FAMILIES))}."
         )
-    return QwenVLFamily.from_config(info.config, model.head_dim)
+    return _FAMILIES[info.name].from_config(info.config, model.head_dim)

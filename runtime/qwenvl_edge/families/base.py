@@ -9,72 +9,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from qwenvl_edge.families.pieces import NO_LIMITS, PictureLayout, Piece, PixelLimits, Shown, Span
+
 FloatArray = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
 Points: TypeAlias = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Preprocessing of a picture to pixel_values: side length in pixels, per-channel mean and standard deviation."""
+    """Preprocessing of a picture to pixel_values: per-channel mean and standard deviation.
+
+    image_size: side in pixels of the square that pictures become; 0 where they keep their shape.
+    """
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class PictureLayout:
-    """The room that a picture takes in a prompt: `tokens` feature rows, which lie as `grid` (frames, rows, columns)."""
-
-    tokens: int
-    grid: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Feature rows in a prompt: `length` ids from `start` on stand for picture number `picture` of the prompt, from 0.
-
-    A clip may have several spans with one number.
-    """
-
-    start: int
-    length: int
-    picture: int
-    layout: PictureLayout
-
-
-@dataclass(frozen=True)
-class Marked:
-    """Words whose grounding markup becomes control tokens: those that a model wrote."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of picture number `picture` of a turn, from 0."""
-
-    picture: int
-    layout: PictureLayout
-
-
-Piece: TypeAlias = "str | Marked | int | Slot"
-"""Part of a turn: words (encoded apart from the piece before, control tokens in them stay text), the id of a control
-token, or a picture's place."""
-
-
-@dataclass(frozen=True)
-class PictureIds:
-    """Ids of a picture: those before its feature rows, one placeholder per row, those after."""
-
-    before: tuple[int, ...]
-    rows: tuple[int, ...]
-    after: tuple[int, ...]
 
 
 class RotaryRows(NamedTuple):
@@ -120,7 +76,9 @@ class Positions(ABC):
 
 @dataclass(frozen=True)
 class GridShape:
-    """A box (2 points) or quad (4) as a model writes it; `offset` is its place in the clean text, `source` its markup.
+    """A point (1 point), box (2) or quad (4) as a model writes it.
+
+    offset: its place in the clean text. source: its markup.
 
     ref: number of the label that it follows, in the reader's `labels`; None if it has none.
     """
@@ -135,7 +93,7 @@ class GridShape:
 class PlaceReader(ABC):
     """Splits an answer that arrives in pieces into clean text and the places that it names.
 
-    shapes: boxes and quads so far. labels: the marked phrases so far. malformed: markup that names no place.
+    shapes: points, boxes and quads so far. labels: the marked phrases so far. malformed: markup that names no place.
     """
 
     shapes: list[GridShape]
@@ -151,6 +109,10 @@ class PlaceReader(ABC):
         """Take a marked phrase as it stands, whatever it looks like; return its length in the clean text."""
 
     @abstractmethod
+    def begin(self) -> None:
+        """Begin the answer after the end of its prompt was fed: places that end there are dropped, labels stay."""
+
+    @abstractmethod
     def finish(self) -> str:
         """End the answer; return the rest of the clean text. Markup still open is recorded as malformed."""
 
@@ -158,10 +120,13 @@ class PlaceReader(ABC):
 class Family(ABC):
     """One model family with the configuration of one bundle. Immutable to its users, and safe to share by threads.
 
-    default_system: the system text of a conversation that gives none.
+    default_system: the system text of a conversation that gives none; None: it has no system turn then.
+    thinking_end: the id that ends the reasoning with which every answer begins; None in a model that answers at once.
     """
 
-    default_system: str
+    thinking_end: int | None = None
+
+    default_system: str | None
 
     # Vocabulary
 
@@ -209,8 +174,8 @@ class Family(ABC):
         """Return the id sequences that end an answer. Raises BundleError for an unknown format."""
 
     @abstractmethod
-    def system_turn(self, text: str) -> Sequence[Piece]:
-        """Return the pieces that open a conversation."""
+    def system_turn(self, text: str | None) -> Sequence[Piece]:
+        """Return the pieces that open a conversation; text: None where nobody gives one."""
 
     @abstractmethod
     def past_turn(self, user: Sequence[Piece], answer: str | None) -> Sequence[Piece]:
@@ -226,12 +191,13 @@ class Family(ABC):
         """Return the pieces of a message and of the opening of its answer."""
 
     @abstractmethod
-    def picture_caption(self, number: int) -> tuple[str, str]:
-        """Return the words before and after the ids of a turn's picture `number`, from 1."""
+    def picture(self, shown: Shown) -> Sequence[Piece]:
+        """Return the pieces of a picture or clip; words at either end join the user's beside them."""
 
-    @abstractmethod
-    def picture_ids(self, layout: PictureLayout) -> PictureIds:
-        """Return the ids of a picture."""
+    @property
+    def numbers_pictures(self) -> bool:
+        """True if every picture is numbered, in each turn from 1; False: only if asked, over the conversation."""
+        return False
 
     @abstractmethod
     def named_pictures(self, text: str) -> list[int]:
@@ -241,7 +207,16 @@ class Family(ABC):
 
     @abstractmethod
     def grounding_items(self, phrase: str) -> list[dict[str, str]]:
-        """Return the items of a message whose completion is the boxes of `phrase`."""
+        """Return the items of a message that asks for the boxes of `phrase`."""
+
+    @property
+    @abstractmethod
+    def grounds_in_chat(self) -> bool:
+        """True if `grounding_items` is a question, False if it is the beginning of a text to complete."""
+
+    @abstractmethod
+    def pointing_prompt(self, phrase: str) -> str:
+        """Return words that ask for the points of `phrase`. Raises PromptError: the model writes no points."""
 
     @abstractmethod
     def reading_prompt(self, language: str) -> str:
@@ -259,8 +234,33 @@ class Family(ABC):
         """The preprocessing of pictures."""
 
     @abstractmethod
-    def layout(self, size: tuple[int, int]) -> PictureLayout:
-        """Return the room that a picture of `size` (width, height) takes in a prompt."""
+    def layout(self, size: tuple[int, int], limits: PixelLimits = NO_LIMITS) -> PictureLayout:
+        """Return the room that a picture of `size` (width, height) takes in a prompt.
+
+        Raises:
+            ImageError: the family takes no picture of this shape.
+            PromptError: it takes no such limits.
+        """
+
+    @abstractmethod
+    def clip_layout(self, size: tuple[int, int], times: Sequence[float], limits: PixelLimits) -> PictureLayout:
+        """Return the room that a clip takes whose frames of `size` were taken at `times` (seconds).
+
+        Raises:
+            ImageError: the family takes no clips, or none of this shape.
+            PromptError: it takes no such limits.
+        """
+
+    @abstractmethod
+    def largest_layout(self, limits: PixelLimits = NO_LIMITS) -> PictureLayout:
+        """Return the layout of the picture that takes the most room. Raises PromptError as `layout`."""
+
+    @abstractmethod
+    def vision_inputs(self, frames: Sequence[Pixels], layout: PictureLayout) -> dict[str, npt.NDArray[Any]]:
+        """Return the vision graph's inputs by name for a picture (one frame) or a clip.
+
+        frames: uint8 [H, W, 3] of one size. layout: `layout` or `clip_layout` gave it for them.
+        """
 
     @abstractmethod
     def positions(self, length: int, spans: Sequence[Span] = ()) -> Positions:
@@ -284,8 +284,13 @@ class Family(ABC):
         """The markup tags that close something."""
 
     @abstractmethod
-    def region(self, label: str | None, grid_boxes: Sequence[Points]) -> Sequence[Piece]:
-        """Return what a user points at, a phrase or boxes on the grid 0..999 or both, in the model's notation."""
+    def region(
+        self, label: str | None, grid_boxes: Sequence[Points], layout: PictureLayout | None = None
+    ) -> Sequence[Piece]:
+        """Return what a user points at, a phrase or boxes on the grid 0..999 or both, in the model's notation.
+
+        layout: that of the picture before it.
+        """
 
     @abstractmethod
     def reader(self) -> PlaceReader:
@@ -296,5 +301,10 @@ class Family(ABC):
         """Return a Lark grammar of one or more boxes, with or without labels; <[id]> is a control token."""
 
     @abstractmethod
-    def to_pixels(self, points: Points, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
-        """Scale points as the model writes them to pixels of a picture of `size` (width, height)."""
+    def to_pixels(
+        self, points: Points, size: tuple[int, int], layout: PictureLayout
+    ) -> tuple[tuple[float, float], ...]:
+        """Scale points as the model writes them to pixels of a picture of `size` (width, height).
+
+        layout: that with which it was encoded.
+        """

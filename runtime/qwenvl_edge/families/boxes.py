@@ -1,8 +1,8 @@
-"""Boxes and quads: read from an answer's text, and scaled to pixels of the original picture and back.
+"""Boxes, quads and points: read from an answer's tags, and scaled to pixels of the original picture and back.
 
-An answer says `<ref>label</ref><box>(x1,y1),(x2,y2)</box>`; several boxes may follow one label. Numbers are integers on
-a grid of 0..999 over each side of the picture (arXiv 2308.12966, section 3): a grid value g lies at g / 1000 * side
-pixels.
+Most families write integers on a grid over each side of the picture (arXiv 2308.12966, section 3): a grid value g lies
+at g / 1000 * side pixels. An answer of Qwen-VL says `<ref>label</ref><box>(x1,y1),(x2,y2)</box>`, one of Qwen2-VL the
+same with other tags; several boxes may follow one label. json_places.py reads those of the later families.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from qwenvl_edge.families.base import GridShape, PlaceReader, Points
 
@@ -17,6 +18,7 @@ GRID = 1000
 _POINT = r"\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)\s*"
 _BOX = re.compile(",".join([_POINT] * 2))
 _QUAD = re.compile(",".join([_POINT] * 4))
+_Tags: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,31 @@ class Quad:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A labelled place (x, y) in pixels of the original picture number `image`; label "" if it has none."""
+
+    label: str
+    x: float
+    y: float
+    image: int
+
+    @property
+    def corners(self) -> tuple[tuple[float, float], ...]:
+        """The place itself (x, y)."""
+        return ((self.x, self.y),)
+
+
+Place: TypeAlias = "Box | Quad | Point"
+
+
+@dataclass(frozen=True)
 class Ref:
     """A phrase that the answer marked, with the places that follow it directly; often one box, sometimes none."""
 
     label: str
     boxes: tuple[Box, ...]
     quads: tuple[Quad, ...]
+    points: tuple[Point, ...] = ()
 
 
 def to_pixels(points: Points, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
@@ -83,59 +104,73 @@ def to_grid(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> tup
 def place(
     shapes: Sequence[GridShape],
     images: Sequence[int],
-    sizes: Sequence[tuple[int, int]],
-    scale: Callable[[Points, tuple[int, int]], tuple[tuple[float, float], ...]] = to_pixels,
-) -> list[Box | Quad]:
+    scales: Sequence[Callable[[Points], tuple[tuple[float, float], ...]]],
+) -> list[Place]:
     """Scale shapes to pixels.
 
     Args:
         shapes: as a model wrote them.
         images: the number of each shape's picture.
-        sizes: (width, height) of every picture.
-        scale: points and a picture's size -> pixels, as Family.to_pixels.
+        scales: of every picture, a function from points as a model writes them to pixels.
     """
-    placed: list[Box | Quad] = []
+    placed: list[Place] = []
     for shape, image in zip(shapes, images, strict=True):
-        points = scale(shape.points, sizes[image])
+        points = scales[image](shape.points)
         if len(points) == 4:
             placed.append(Quad(shape.label, points, image))
+        elif len(points) == 1:
+            placed.append(Point(shape.label, *points[0], image))
         else:
             (xa, ya), (xb, yb) = points
             placed.append(Box(shape.label, min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb), image))
     return placed
 
 
-def boxes_of(places: Iterable[Box | Quad]) -> tuple[Box, ...]:
+def boxes_of(places: Iterable[Place]) -> tuple[Box, ...]:
     """Return the boxes among some places."""
     return tuple(place for place in places if isinstance(place, Box))
 
 
-def quads_of(places: Iterable[Box | Quad]) -> tuple[Quad, ...]:
+def quads_of(places: Iterable[Place]) -> tuple[Quad, ...]:
     """Return the quads among some places."""
     return tuple(place for place in places if isinstance(place, Quad))
 
 
-def refs_of(labels: Mapping[int, str], shapes: Sequence[GridShape], places: Sequence[Box | Quad]) -> tuple[Ref, ...]:
+def points_of(places: Iterable[Place]) -> tuple[Point, ...]:
+    """Return the points among some places."""
+    return tuple(place for place in places if isinstance(place, Point))
+
+
+def refs_of(labels: Mapping[int, str], shapes: Sequence[GridShape], places: Sequence[Place]) -> tuple[Ref, ...]:
     """Group places (those of `shapes`, in order) by the labels that they follow."""
     found = []
     for number, label in labels.items():
         own = [place for shape, place in zip(shapes, places, strict=True) if shape.ref == number]
-        found.append(Ref(label, boxes_of(own), quads_of(own)))
+        found.append(Ref(label, boxes_of(own), quads_of(own), points_of(own)))
     return tuple(found)
 
 
 @dataclass(frozen=True)
 class Markup:
-    """The tag names of a model's grounding markup, without brackets: <ref>, <box>, <quad>."""
+    """The opening and closing tags of a model's grounding markup."""
 
-    ref: str = "ref"
-    box: str = "box"
-    quad: str = "quad"
+    ref: _Tags = ("<ref>", "</ref>")
+    box: _Tags = ("<box>", "</box>")
+    quad: _Tags = ("<quad>", "</quad>")
 
     @property
     def tags(self) -> tuple[str, ...]:
         """All opening and closing tags."""
-        return tuple(tag for name in (self.ref, self.box, self.quad) for tag in (f"<{name}>", f"</{name}>"))
+        return (*self.ref, *self.box, *self.quad)
+
+    @property
+    def closing(self) -> tuple[str, ...]:
+        """The closing tags."""
+        return self.ref[1], self.box[1], self.quad[1]
+
+    def pair(self, tag: str) -> _Tags:
+        """Return the pair that a tag belongs to."""
+        return next(pair for pair in (self.ref, self.box, self.quad) if tag in pair)
 
 
 class MarkupReader(PlaceReader):
@@ -148,7 +183,7 @@ class MarkupReader(PlaceReader):
         self._markup = markup
         self._tag = re.compile("|".join(map(re.escape, markup.tags)))
         self._pending = ""
-        self._open: str | None = None
+        self._open: _Tags | None = None
         self._body = ""
         self._label: int | None = None
         self._length = 0
@@ -179,6 +214,11 @@ class MarkupReader(PlaceReader):
         self._length += len(label)
         return len(label)
 
+    def begin(self) -> None:
+        """See PlaceReader.begin."""
+        self.shapes.clear()
+        self.malformed.clear()
+
     def finish(self) -> str:
         """See PlaceReader.finish."""
         rest = self._text(self._pending)
@@ -204,26 +244,26 @@ class MarkupReader(PlaceReader):
         return text
 
     def _take_tag(self, tag: str) -> str:
-        name = tag.strip("</>")
-        if not tag.startswith("</"):
+        pair = self._markup.pair(tag)
+        if tag == pair[0]:
             self._reject_open()
-            self._open, self._body = name, ""
-            if name == self._markup.ref:
+            self._open, self._body = pair, ""
+            if pair == self._markup.ref:
                 self._label = None
-        elif self._open != name:
+        elif self._open != pair:
             self._reject_open()
             self.malformed.append(tag)
         else:
-            self._close(name)
+            self._close(pair)
         return ""
 
-    def _close(self, name: str) -> None:
-        if name == self._markup.ref:
+    def _close(self, pair: _Tags) -> None:
+        if pair == self._markup.ref:
             self._label = len(self.labels)
             self.labels.append(self._body.strip())
         else:
-            points = parse_points(self._body, corners=2 if name == self._markup.box else 4)
-            source = f"<{name}>{self._body}</{name}>"
+            points = parse_points(self._body, corners=2 if pair == self._markup.box else 4)
+            source = f"{pair[0]}{self._body}{pair[1]}"
             if points is None:
                 self.malformed.append(source)
             else:
@@ -233,7 +273,7 @@ class MarkupReader(PlaceReader):
 
     def _reject_open(self) -> None:
         if self._open is not None:
-            self.malformed.append(f"<{self._open}>{self._body}")
+            self.malformed.append(f"{self._open[0]}{self._body}")
             self._open = None
 
 
@@ -253,17 +293,20 @@ def format_points(points: Points) -> str:
     return ",".join(f"({x},{y})" for x, y in points)
 
 
-def box_grammar(markup: Markup, special_tokens: Mapping[str, int]) -> str:
-    """Return the Lark grammar of one or more boxes on the grid 0..999; control tokens are written as <[id]>."""
+def box_grammar(markup: Markup, special_tokens: Mapping[str, int], number: str) -> str:
+    """Return the Lark grammar of one or more boxes; control tokens are written as <[id]>.
 
-    def tag(name: str) -> str:
-        return f"<[{special_tokens[name]}]>"
+    number: a regular expression of a coordinate.
+    """
 
-    ref, box = markup.ref, markup.box
+    def between(tags: _Tags, content: str) -> str:
+        return f"<[{special_tokens[tags[0]]}]> {content} <[{special_tokens[tags[1]]}]>"
+
+    corners = '"(" NUMBER "," NUMBER "),(" NUMBER "," NUMBER ")"'
     return rf"""
         start: item+
-        item: ({tag(f"<{ref}>")} LABEL {tag(f"</{ref}>")})? box+
-        box: {tag(f"<{box}>")} "(" NUMBER "," NUMBER "),(" NUMBER "," NUMBER ")" {tag(f"</{box}>")}
-        NUMBER: /0|[1-9][0-9]{{0,2}}/
+        item: ({between(markup.ref, "LABEL")})? box+
+        box: {between(markup.box, corners)}
+        NUMBER: /{number}/
         LABEL: /[^<>\n]{{1,80}}/
     """

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from qwenvl_edge import _core
+from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.bundle.records import read_record
-from qwenvl_edge.errors import BundleError, PromptError
-from qwenvl_edge.families.base import (
-    Family,
-    Marked,
-    PictureIds,
-    PictureLayout,
-    Piece,
-    Points,
-    Preprocessing,
-    Span,
-)
+from qwenvl_edge.errors import BundleError, ImageError, PromptError
+from qwenvl_edge.families.base import Family, Pixels, Points, Preprocessing
 from qwenvl_edge.families.boxes import Markup, MarkupReader, box_grammar, format_points, to_pixels
+from qwenvl_edge.families.pieces import NO_LIMITS, Marked, PictureLayout, Piece, PixelLimits, Rows, Shown, Span
 from qwenvl_edge.families.positions import DynamicNTK, RotaryTable, ntk_factor, stretched_base
+from qwenvl_edge.families.wording import PICTURE_NAME, wording
 
 # Special tokens in the order of their ids, which follow the BPE ranks directly.
 _EXTRAS = tuple(f"<|extra_{i}|>" for i in range(205))
@@ -34,8 +31,6 @@ _SPECIALS = (
 _IMAGE_START = _SPECIALS.index("<img>")
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-_PICTURE_NAME = re.compile(r"(?:[Pp]icture|图片?)\s*(\d{1,2})|第\s*(\d{1,2})\s*[张幅]")
-
 _READING = {"en": "OCR with grounding:", "zh": "带坐标的文字识别:"}
 _CAPTION = {"en": "Describe the picture.", "zh": "描述这张图片。"}
 _RAW_CAPTION = {"en": "Describe the image in English:", "zh": "Describe the image in Chinese:"}
@@ -163,9 +158,9 @@ class QwenVLFamily(Family):
             return tuple(encode("Human:")), (self.end_of_text,)
         raise BundleError(f"the bundle's chat format is {chat_format!r}; this version knows 'chatml' and 'raw'.")
 
-    def system_turn(self, text: str) -> list[Piece]:
+    def system_turn(self, text: str | None) -> list[Piece]:
         """See Family.system_turn."""
-        return self._turn("system", [text])
+        return self._turn("system", [text or ""])
 
     def past_turn(self, user: Sequence[Piece], answer: str | None) -> list[Piece]:
         """See Family.past_turn."""
@@ -180,39 +175,69 @@ class QwenVLFamily(Family):
         # Role, newline and content are pieces of their own: BPE must not merge across them.
         return [self.turn_start, role, "\n", *content, self.turn_end]
 
-    def picture_caption(self, number: int) -> tuple[str, str]:
-        """See Family.picture_caption."""
-        return f"Picture {number}: ", "\n"
+    @property
+    def numbers_pictures(self) -> bool:
+        """See Family.numbers_pictures."""
+        return True
 
-    def picture_ids(self, layout: PictureLayout) -> PictureIds:
-        """See Family.picture_ids."""
-        tokens = self.special_tokens
-        return PictureIds((tokens["<img>"],), (tokens["<imgpad>"],) * layout.tokens, (tokens["</img>"],))
+    def picture(self, shown: Shown) -> list[Piece]:
+        """See Family.picture."""
+        tokens, layout = self.special_tokens, shown.layout
+        rows = Rows(shown.picture, layout, 0, layout.tokens, tokens["<imgpad>"])
+        return [f"Picture {shown.number}: ", tokens["<img>"], rows, tokens["</img>"], "\n"]
 
     def named_pictures(self, text: str) -> list[int]:
         """See Family.named_pictures; "Picture 2" and "图片2" name one."""
-        return [int(max(groups)) for groups in _PICTURE_NAME.findall(text)]
+        return [int(max(groups)) for groups in PICTURE_NAME.findall(text)]
 
     def grounding_items(self, phrase: str) -> list[dict[str, str]]:
         """See Family.grounding_items; the form of the training and of the RefCOCO figures."""
-        return [{"ref": phrase}, {"text": f"<{self.markup.box}>"}]
+        return [{"ref": phrase}, {"text": self.markup.box[0]}]
+
+    @property
+    def grounds_in_chat(self) -> bool:
+        """See Family.grounds_in_chat."""
+        return False
+
+    def pointing_prompt(self, phrase: str) -> str:
+        """See Family.pointing_prompt."""
+        raise PromptError("Qwen-VL writes no points; ask for boxes with ground().")
 
     def reading_prompt(self, language: str) -> str:
         """See Family.reading_prompt."""
-        return _wording(_READING, language)
+        return wording(_READING, language)
 
     def caption_prompt(self, language: str, *, chat: bool) -> str:
         """See Family.caption_prompt."""
-        return _wording(_CAPTION if chat else _RAW_CAPTION, language)
+        return wording(_CAPTION if chat else _RAW_CAPTION, language)
 
     @property
     def preprocessing(self) -> Preprocessing:
         """See Family.preprocessing; pictures become squares, their aspect ratio is not kept."""
         return Preprocessing(self.config.image_size, MEAN, STD)
 
-    def layout(self, size: tuple[int, int]) -> PictureLayout:
+    def layout(self, size: tuple[int, int], limits: PixelLimits = NO_LIMITS) -> PictureLayout:
         """See Family.layout; the resampler's queries are one row for pictures of any size."""
+        if limits != NO_LIMITS:
+            raise PromptError(
+                f"Qwen-VL resizes every picture to {self.config.image_size}x{self.config.image_size} pixels; leave "
+                "min_pixels and max_pixels out."
+            )
         return PictureLayout(self.config.image_tokens, (1, 1, self.config.image_tokens))
+
+    def clip_layout(self, size: tuple[int, int], times: Sequence[float], limits: PixelLimits) -> PictureLayout:
+        """See Family.clip_layout."""
+        raise ImageError("Qwen-VL takes no clips; give some of their frames as pictures.")
+
+    def largest_layout(self, limits: PixelLimits = NO_LIMITS) -> PictureLayout:
+        """See Family.largest_layout."""
+        return self.layout((1, 1), limits)
+
+    def vision_inputs(self, frames: Sequence[Pixels], layout: PictureLayout) -> dict[str, npt.NDArray[Any]]:
+        """See Family.vision_inputs."""
+        side = self.config.image_size
+        values = [_core.pixel_values(pixels, (side, side), MEAN, STD, "rgb") for pixels in frames]
+        return {PIXEL_VALUES: np.stack(values)}
 
     @property
     def trained_length(self) -> int:
@@ -237,15 +262,17 @@ class QwenVLFamily(Family):
     @property
     def closing_tags(self) -> tuple[str, ...]:
         """See Family.closing_tags."""
-        return tuple(tag for tag in self.markup.tags if tag.startswith("</"))
+        return self.markup.closing
 
-    def region(self, label: str | None, grid_boxes: Sequence[Points]) -> list[Piece]:
+    def region(
+        self, label: str | None, grid_boxes: Sequence[Points], layout: PictureLayout | None = None
+    ) -> list[Piece]:
         """See Family.region."""
         pieces = [] if label is None else self._tagged(self.markup.ref, label)
         return pieces + [piece for box in grid_boxes for piece in self._tagged(self.markup.box, format_points(box))]
 
-    def _tagged(self, name: str, text: str) -> list[Piece]:
-        return [self.special_tokens[f"<{name}>"], text, self.special_tokens[f"</{name}>"]]
+    def _tagged(self, tags: tuple[str, str], text: str) -> list[Piece]:
+        return [self.special_tokens[tags[0]], text, self.special_tokens[tags[1]]]
 
     def reader(self) -> MarkupReader:
         """See Family.reader."""
@@ -253,14 +280,10 @@ class QwenVLFamily(Family):
 
     def box_grammar(self) -> str:
         """See Family.box_grammar."""
-        return box_grammar(self.markup, self.special_tokens)
+        return box_grammar(self.markup, self.special_tokens, "0|[1-9][0-9]{0,2}")
 
-    def to_pixels(self, points: Points, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+    def to_pixels(
+        self, points: Points, size: tuple[int, int], layout: PictureLayout
+    ) -> tuple[tuple[float, float], ...]:
         """See Family.to_pixels; the points lie on the grid."""
         return to_pixels(points, size)
-
-
-def _wording(wordings: Mapping[str, str], language: str) -> str:
-    if language not in wordings:
-        raise PromptError(f"the language is {language!r}; there are {', '.join(wordings)}.")
-    return wordings[language]

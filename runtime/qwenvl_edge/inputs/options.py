@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict
 
     class Overrides(TypedDict, total=False):
-        """Keyword arguments of the engine's calls: the fields of GenerationOptions and of SamplingParams."""
+        """Keyword arguments of the engine's calls: the fields of GenerationOptions and of SamplingParams.
 
+        min_pixels, max_pixels: limits of the call's pictures and clips after resizing.
+        """
+
+        min_pixels: int | None
+        max_pixels: int | None
         max_new_tokens: int
         stop: Sequence[str]
         deadline_ms: float | None
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
         logprobs: int | None
         min_new_tokens: int
         cache_salt: str
+        thinking_budget: int | None
         do_sample: bool
         temperature: float
         top_k: int
@@ -112,6 +118,7 @@ class GenerationOptions:
         min_new_tokens: no token that ends the answer is chosen before it has so many; not together with a constraint.
         cache_salt: what is computed for the answer is used again only for answers with the same salt, so that nobody
             learns from the time of an answer what others asked.
+        thinking_budget: the most tokens of the reasoning before the answer, in models that reason; None sets no limit.
 
     Raises:
         PromptError: a value out of its range.
@@ -127,6 +134,7 @@ class GenerationOptions:
     logprobs: Annotated[int | None, optional(whole(most=MOST_LOGPROBS))] = None
     min_new_tokens: Annotated[int, whole()] = 0
     cache_salt: Annotated[str, text()] = ""
+    thinking_budget: Annotated[int | None, optional(whole())] = None
 
     def __post_init__(self) -> None:
         check_fields(self, PromptError)

@@ -5,6 +5,7 @@ A picture is what a person sees: upright, transparency on white. `image_files` d
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import io
@@ -21,7 +22,8 @@ from PIL import Image
 
 from qwenvl_edge import _core
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.families.base import Family, Preprocessing
+from qwenvl_edge.families.pieces import NO_LIMITS, PictureLayout, PixelLimits
 from qwenvl_edge.inputs.device_frames import frame_array
 
 ChannelOrder = Literal["rgb", "bgr", "nv12"]
@@ -39,14 +41,29 @@ _WHITE = 255
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, read-only; `name` for messages."""
+    """A decoded picture: `pixels` uint8 [H, W, 3] RGB, read-only; `name` for messages.
+
+    limits: those of its pixels after resizing. origin: the picture that it was taken from with `within`.
+    """
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
     name: str
+    limits: PixelLimits = field(default=NO_LIMITS, kw_only=True)
+    origin: Picture | None = field(default=None, repr=False, kw_only=True)
+
+    def within(self, limits: PixelLimits) -> Picture:
+        """Return this picture with other limits; the pixels are shared."""
+        if limits == self.limits:
+            return self
+        other = copy.copy(self)
+        vars(other).update(limits=limits, origin=self.origin or self)
+        return other
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of shape, dtype and pixels, which identifies the picture; computed when first asked for."""
+        if self.origin is not None:
+            return self.origin.digest
         digest = hashlib.sha256(repr((self.pixels.shape, str(self.pixels.dtype))).encode())
         digest.update(self.pixels.data)
         return digest.hexdigest()
@@ -55,6 +72,14 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.pixels.shape[1], self.pixels.shape[0]
+
+    def layout(self, family: Family) -> PictureLayout:
+        """Return the room that the picture takes in a prompt. Raises ImageError and PromptError as the family."""
+        return family.layout(self.size, self.limits)
+
+    def vision_inputs(self, family: Family) -> dict[str, npt.NDArray[Any]]:
+        """Return the vision graph's inputs."""
+        return family.vision_inputs([self.pixels], self.layout(family))
 
     def to_pil(self) -> Image.Image:
         """Return a copy as an RGB Pillow image."""

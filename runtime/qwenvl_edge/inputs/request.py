@@ -6,13 +6,15 @@ import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.constraints.matcher import Matcher, MatcherFactory
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
 from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.inputs.clips import Videos, video_list
 from qwenvl_edge.inputs.options import GenerationOptions
 from qwenvl_edge.inputs.prompt import (
     Loader,
@@ -24,6 +26,7 @@ from qwenvl_edge.inputs.prompt import (
     Text,
     Turn,
     check_text,
+    over,
     parse_history,
     parse_message,
     parts_after_pictures,
@@ -82,13 +85,25 @@ class Request:
 
 
 class RequestBuilder:
-    """Builds requests for one bundle and a context of `max_context` tokens."""
+    """Builds requests for one bundle and a context of `max_context` tokens.
+
+    limits: those of pictures and clips that have none of their own. numbered: as in PromptBuilder.
+    """
 
     def __init__(
-        self, family: Family, tokenizer: Tokenizer, load: Loader, *, defaults: GenerationDefaults, max_context: int
+        self,
+        family: Family,
+        tokenizer: Tokenizer,
+        load: Loader,
+        *,
+        defaults: GenerationDefaults,
+        max_context: int,
+        limits: PixelLimits = NO_LIMITS,
+        numbered: bool = False,
     ) -> None:
         self._family = family
-        self._prompts = PromptBuilder(family, tokenizer)
+        self._prompts = PromptBuilder(family, tokenizer, numbered=numbered)
+        self._limits = limits
         self._load = load
         self._defaults = defaults
         self._max_context = max_context
@@ -106,38 +121,57 @@ class RequestBuilder:
         history: Iterable[Any] | None,
         system: str | None,
         overrides: Overrides,
+        video: Videos = None,
     ) -> Request:
         """Build the request of QwenVLEngine.chat. Raises its errors."""
         started = time.perf_counter()
         self._check_chat()
-        options = GenerationOptions.merge(self._defaults, overrides)
-        parts, turns = self._parse(message, images, history)
+        limits, options = self._options(overrides)
+        parts, turns = self._parse(message, images, video, limits), self._history(history)
         prompt = self._chat_prompt(parts, turns, system, options.max_new_tokens, longest=self._max_context)
         prompt = self._checked(prompt, options)
         return Request(prompt, options, turns, parts, (), True, started, self._matcher(options))
 
-    def count(self, message: Message, images: Iterable[Any], history: Iterable[Any] | None, system: str | None) -> int:
+    def count(
+        self,
+        message: Message,
+        images: Iterable[Any],
+        history: Iterable[Any] | None,
+        system: str | None,
+        video: Videos = None,
+        limits: PixelLimits = NO_LIMITS,
+    ) -> int:
         """Return the tokens of the prompt of QwenVLEngine.chat, also of one that does not fit. Raises its errors."""
         self._check_chat()
-        prompt = self._chat_prompt(*self._parse(message, images, history), system, self._defaults.max_new_tokens)
+        parts = self._parse(message, images, video, over(limits, self._limits))
+        prompt = self._chat_prompt(parts, self._history(history), system, self._defaults.max_new_tokens)
         return len(prompt.ids)
 
-    def complete(self, message: Message, images: Iterable[Any], overrides: Overrides) -> Request:
+    def complete(self, message: Message, images: Iterable[Any], overrides: Overrides, video: Videos = None) -> Request:
         """Build the request of QwenVLEngine.complete. Raises its errors."""
         started = time.perf_counter()
-        options = GenerationOptions.merge(self._defaults, overrides)
-        parts = parse_message(message, images, self._load)
+        limits, options = self._options(overrides)
+        parts = self._parse(message, images, video, limits)
         prompt = self._checked(self._prompts.raw(parts, self._max_context), options)
         return Request(prompt, options, (), parts, parts_after_pictures(parts), False, started, self._matcher(options))
+
+    def _options(self, overrides: Overrides) -> tuple[PixelLimits, GenerationOptions]:
+        """Divide a call's overrides into those of its pictures and those of its answer."""
+        rest = dict(overrides)
+        limits = PixelLimits(*(rest.pop(name, None) for name in ("min_pixels", "max_pixels")))  # type: ignore[arg-type]
+        return over(limits, self._limits), GenerationOptions.merge(self._defaults, cast("Overrides", rest))
 
     def _check_chat(self) -> None:
         if not self.can_chat:
             raise PromptError("the bundle holds a base model, which knows no conversations; use complete().")
 
-    def _parse(
-        self, message: Message, images: Iterable[Any], history: Iterable[Any] | None
-    ) -> tuple[tuple[Part, ...], tuple[Turn, ...]]:
-        return parse_message(message, images, self._load), parse_history(history, self._load)
+    def _parse(self, message: Message, images: Iterable[Any], video: Videos, limits: PixelLimits) -> tuple[Part, ...]:
+        return parse_message(
+            message, images, self._load, videos=() if video is None else video_list(video), limits=limits
+        )
+
+    def _history(self, history: Iterable[Any] | None) -> tuple[Turn, ...]:
+        return parse_history(history, self._load, self._limits)
 
     def _chat_prompt(
         self,

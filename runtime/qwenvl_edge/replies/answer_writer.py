@@ -5,13 +5,16 @@ The text has whole characters, whole tags and no stop words; the reply has its p
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from qwenvl_edge.families.base import Family, GridShape, PlaceReader
-from qwenvl_edge.families.boxes import Box, Quad, boxes_of, place, quads_of, refs_of
-from qwenvl_edge.inputs.prompt import Part, Region, Text, Turn
+from qwenvl_edge.families.base import Family, GridShape, PlaceReader, Points
+from qwenvl_edge.families.boxes import Place, boxes_of, place, points_of, quads_of, refs_of
+from qwenvl_edge.inputs.clips import Visual
+from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.inputs.prompt import Region, Text, Turn
 from qwenvl_edge.inputs.request import Request
 from qwenvl_edge.replies.reply import FinishReason, Reply, Stats, TokenLogprob
 
@@ -29,6 +32,7 @@ class AnswerWriter:
         hidden: ids that are dropped from the text.
         lead: words and regions at the end of the prompt whose markup the answer continues, such as a region with the
             label "the mug" and the words "<box>".
+        thinking_end: the id that ends the reasoning with which the answer begins; None if it begins at once.
     """
 
     def __init__(
@@ -40,7 +44,12 @@ class AnswerWriter:
         stop_strings: Sequence[str] = (),
         hidden: Collection[int],
         lead: Sequence[Text | Region] = (),
+        thinking_end: int | None = None,
     ) -> None:
+        self._thinking_end = thinking_end
+        self._thinker = None if thinking_end is None else tokenizer.incremental()
+        self._thoughts: list[str] = []
+        self._thoughts_told = 0
         self._decoder = tokenizer.incremental(stop=stop_strings)
         self._stop = stop
         self._hidden = hidden
@@ -52,8 +61,7 @@ class AnswerWriter:
         self._reader = reader
         self._offset = sum(map(self._read_lead, lead))
         self._leading_labels = len(self._reader.labels)
-        self._reader.shapes.clear()
-        self._reader.malformed.clear()
+        self._reader.begin()
 
     @property
     def raw_text(self) -> str:
@@ -64,6 +72,17 @@ class AnswerWriter:
     def text(self) -> str:
         """The answer without markup, surrounding white space removed."""
         return self._clean.strip()
+
+    @property
+    def thinking(self) -> str | None:
+        """The reasoning before the answer, surrounding white space removed; None in a model without."""
+        return None if self._thinking_end is None else "".join(self._thoughts).strip()
+
+    def take_thought(self) -> str:
+        """Return the reasoning that became certain since the last call."""
+        new = "".join(self._thoughts[self._thoughts_told :])
+        self._thoughts_told = len(self._thoughts)
+        return new
 
     @property
     def shapes(self) -> Sequence[GridShape]:
@@ -101,11 +120,27 @@ class AnswerWriter:
                 del self._held[-len(sequence) :]
                 self._ended = True
                 return ""
+        if self._thinker is not None:
+            return self._think(token)
         certain = len(self._held) - self._possible_stop_length()
         return self._release(certain)
 
+    def _think(self, token: int) -> str:
+        """Take an id of the reasoning, which no stop but a whole sequence ends."""
+        self._held.clear()
+        if self._thinker is None:
+            return ""
+        if token == self._thinking_end:
+            self._thoughts.append(self._thinker.finish())
+            self._thinker = None
+        elif token not in self._hidden:
+            self._thoughts.append(self._thinker.push(token))
+        return ""
+
     def finish(self) -> str:
         """End the answer; return the rest of its text."""
+        if self._thinker is not None:
+            self._thoughts.append(self._thinker.finish())
         piece = self._release(len(self._held))
         rest = self._decoder.finish()
         self._raw.append(rest)
@@ -157,20 +192,25 @@ def make_reply(
     """Build the reply to a request from its finished writer: places put into their pictures, history continued."""
     turn = Turn(request.message, writer.raw_text)
     kept = request.history[len(request.history) - request.prompt.turns :]
-    pictures = next((each.pictures for each in (turn, *reversed(kept)) if each.pictures), ())
+    earlier = (*request.history, turn)
+    latest = next((n for n in range(len(earlier), len(earlier) - len(kept) - 1, -1) if earlier[n - 1].pictures), 0)
+    pictures = earlier[latest - 1].pictures if latest else ()
     malformed = list(writer.malformed)
     shapes = list(writer.shapes)
     if not pictures:
         malformed += [shape.source for shape in shapes]
         shapes = []
-    asked = _asked_picture(family, request.message, len(pictures))
-    images = [_named_picture(family, writer.text_before(shape), len(pictures), asked) for shape in shapes]
-    places = place(shapes, images, [picture.size for picture in pictures], family.to_pixels)
+    names = _Names(family, pictures, earlier[: max(latest - 1, 0)])
+    asked = names.only("\n".join(part.text for part in request.message if isinstance(part, Text)))
+    images = [names.last(writer.text_before(shape), asked) for shape in shapes]
+    places = place(shapes, images, [_scale(family, picture) for picture in pictures])
     return Reply(
         text=writer.text,
         raw_text=writer.raw_text,
         boxes=boxes_of(places),
         quads=quads_of(places),
+        points=points_of(places),
+        thinking=writer.thinking,
         refs=refs_of(writer.labels, shapes, places),
         malformed=tuple(malformed),
         pictures=pictures,
@@ -183,7 +223,7 @@ def make_reply(
     )
 
 
-def _pixel_text(raw_text: str, shapes: Sequence[GridShape], places: Sequence[Box | Quad]) -> str:
+def _pixel_text(raw_text: str, shapes: Sequence[GridShape], places: Sequence[Place]) -> str:
     """Return `raw_text` with the numbers of each shape's markup replaced by its pixels, rounded.
 
     Args:
@@ -199,21 +239,40 @@ def _pixel_text(raw_text: str, shapes: Sequence[GridShape], places: Sequence[Box
     return done + rest
 
 
-def _in_pixels(shape: GridShape, place: Box | Quad) -> str:
+def _in_pixels(shape: GridShape, place: Place) -> str:
     numbers = [value for point in shape.points for value in point]
     pixels = iter([round(value) for point in place.corners for value in point])
     run = re.compile(r"(?<![\d.])" + r"\D+?".join(f"0*{value}" for value in numbers) + r"(?![\d.])")
     return run.sub(lambda found: re.sub(r"\d+", lambda _: str(next(pixels)), found.group()), shape.source, count=1)
 
 
-def _asked_picture(family: Family, message: Sequence[Part], count: int) -> int:
-    """Return the index of the one picture that the question names, else of the last one."""
-    named = set(family.named_pictures("\n".join(part.text for part in message if isinstance(part, Text))))
-    number = named.pop() if len(named) == 1 else count
-    return number - 1 if 1 <= number <= count else count - 1
+class _Names:
+    """Finds the pictures of a turn by the numbers that words give them.
+
+    earlier: the turns before it, whose pictures come first where a family numbers over the conversation.
+    """
+
+    def __init__(self, family: Family, pictures: Sequence[Visual], earlier: Sequence[Turn]) -> None:
+        self._family = family
+        own = [index for index, picture in enumerate(pictures) if isinstance(picture, Picture)]
+        shown = 0 if family.numbers_pictures else sum(len(_only_pictures(turn.pictures)) for turn in earlier)
+        self._index = {shown + number: index for number, index in enumerate(own, 1)}
+        self._otherwise = len(pictures) - 1
+
+    def only(self, text: str) -> int:
+        """Return the index of the one picture that a text names, else of the last one."""
+        named = set(self._family.named_pictures(text))
+        return self._index.get(named.pop(), self._otherwise) if len(named) == 1 else self._otherwise
+
+    def last(self, text: str, otherwise: int) -> int:
+        """Return the index of the picture that a text named last, or `otherwise`."""
+        named = self._family.named_pictures(text)
+        return self._index.get(named[-1], otherwise) if named else otherwise
 
 
-def _named_picture(family: Family, text_before: str, count: int, otherwise: int) -> int:
-    """Return the index of the picture that the answer named last before a shape, or `otherwise`."""
-    named = family.named_pictures(text_before)
-    return named[-1] - 1 if named and 1 <= named[-1] <= count else otherwise
+def _only_pictures(visuals: Sequence[Visual]) -> list[Visual]:
+    return [visual for visual in visuals if isinstance(visual, Picture)]
+
+
+def _scale(family: Family, picture: Visual) -> Callable[[Points], tuple[tuple[float, float], ...]]:
+    return functools.partial(family.to_pixels, size=picture.size, layout=picture.layout(family))

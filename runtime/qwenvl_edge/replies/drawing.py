@@ -1,4 +1,4 @@
-"""Boxes and quads drawn on a picture, with labels that stay readable, apart from each other and inside it."""
+"""Boxes, quads and points drawn on a picture, with labels that stay readable, apart from each other and inside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from qwenvl_edge.families.boxes import Box, Quad
+from qwenvl_edge.families.boxes import Box, Point, Quad
 from qwenvl_edge.replies.labels import Rectangle, place_labels
 
 # Colours apart in hue and lightness (Okabe and Ito's palette, safe for colour-blind readers).
@@ -24,6 +24,7 @@ _FONT_NAMES = (
     *("DroidSansFallbackFull.ttf", "PingFang.ttc", "msyh.ttc", "simsun.ttc"),
     *("DejaVuSans.ttf", "Arial.ttf", "arial.ttf"),
 )
+_CORNERS = 16  # of a circle
 _NO_CHARACTER = "\uffff"  # drawn as the font's sign for a missing character
 
 _Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
@@ -39,17 +40,20 @@ class _Label(NamedTuple):
     size: tuple[int, int]
 
 
-def draw_shapes(image: Image.Image, boxes: Iterable[Box], quads: Iterable[Quad] = ()) -> Image.Image:
-    """Draw boxes and quads, given in pixels of `image`, onto it and return it; one colour a label."""
+def draw_shapes(
+    image: Image.Image, boxes: Iterable[Box], quads: Iterable[Quad] = (), points: Iterable[Point] = ()
+) -> Image.Image:
+    """Draw boxes, quads and points, given in pixels of `image`, onto it and return it; one colour a label."""
     draw = ImageDraw.Draw(image)
     side = min(image.size)
     line = max(1, round(side / 150))
     outlines: list[tuple[str, _Corners]] = [(box.label, _box_corners(box)) for box in boxes]
     outlines += [(quad.label, quad.points) for quad in quads]
+    outlines += [(point.label, _circle(point, max(3, side / 50))) for point in points]
     colours: dict[str, str] = {}
     for label, corners in outlines:
         colour = colours.setdefault(label, _COLOURS[len(colours) % len(_COLOURS)])
-        inside = [(min(x, image.width - 1), min(y, image.height - 1)) for x, y in corners]
+        inside = [(min(max(x, 0), image.width - 1), min(max(y, 0), image.height - 1)) for x, y in corners]
         outline = [*inside, inside[0], inside[1]]
         draw.line(outline, fill="black", width=line + 2, joint="curve")  # an edge that shows on any background
         draw.line(outline, fill=colour, width=line, joint="curve")
@@ -65,6 +69,11 @@ def draw_shapes(image: Image.Image, boxes: Iterable[Box], quads: Iterable[Quad] 
 
 def _box_corners(box: Box) -> tuple[tuple[float, float], ...]:
     return (box.x1, box.y1), (box.x2, box.y1), (box.x2, box.y2), (box.x1, box.y2)
+
+
+def _circle(point: Point, radius: float) -> _Corners:
+    turns = [2 * math.pi * i / _CORNERS for i in range(_CORNERS)]
+    return [(point.x + radius * math.cos(turn), point.y + radius * math.sin(turn)) for turn in turns]
 
 
 def _bounds(corners: _Corners) -> Rectangle:

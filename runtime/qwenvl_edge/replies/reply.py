@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.families.boxes import Box, Quad, Ref
-from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.families.boxes import Box, Place, Point, Quad, Ref
+from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.prompt import Turn
 from qwenvl_edge.replies.drawing import draw_shapes
 
@@ -87,11 +87,13 @@ class Reply:
     """An answer.
 
     text: the words, grounding markup removed. raw_text: with markup, as the model wrote it.
-    boxes, quads: in pixels of the original pictures; their `image` indexes `pictures`, so "Picture 1" is 0.
-    refs: the phrases that the answer marked, each with its boxes and quads.
-    pictures: those the answer is about: this turn's, or if it has none, those of the latest turn that has some.
+    boxes, quads, points: in pixels of the original pictures; their `image` indexes `pictures`, so "Picture 1" is 0.
+    refs: the phrases that the answer marked, each with its boxes, quads and points.
+    pictures: the pictures and clips that the answer is about: this turn's, or if it has none, those of the latest turn
+        that has some.
     malformed: markup that names no place (unclosed, off the grid, or no picture to place it in).
     history: the turns so far, to be given to the next call.
+    thinking: the reasoning before the answer, which is no part of text, raw_text and history; None in models without.
     finish_reason: "stop" (the model ended), "stop_string" (one of `stop` came), "length" (max_new_tokens), "context"
         (no room left), "deadline" or "cancelled".
     pixel_text: raw_text, but its places are in pixels of the original pictures, rounded.
@@ -106,28 +108,34 @@ class Reply:
     quads: tuple[Quad, ...]
     refs: tuple[Ref, ...]
     malformed: tuple[str, ...]
-    pictures: tuple[Picture, ...] = field(repr=False)
+    pictures: tuple[Visual, ...] = field(repr=False)
     history: tuple[Turn, ...] = field(repr=False)
     finish_reason: FinishReason
     stats: Stats
     complete: bool | None = None
     pixel_text: str = field(default="", repr=False)
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
+    points: tuple[Point, ...] = ()
+    thinking: str | None = field(default=None, repr=False)
 
     def draw(self, image: int | None = None) -> Image.Image:
-        """Return a copy of picture number `image` with its boxes and quads (None: the first with some, or the last).
+        """Return a copy of picture number `image` with its places (None: the first with some, or the last).
+
+        Of a clip the first frame is drawn on.
 
         Raises:
             ImageError: there is no such picture.
         """
         if image is None:
-            placed = [box.image for box in self.boxes] + [quad.image for quad in self.quads]
+            places: tuple[Place, ...] = (*self.boxes, *self.quads, *self.points)
+            placed = [place.image for place in places]
             image = min(placed, default=len(self.pictures) - 1)
         if not 0 <= image < len(self.pictures):
             raise ImageError(f"there is no picture {image} to draw on: the answer is about {len(self.pictures)}.")
         boxes = [box for box in self.boxes if box.image == image]
         quads = [quad for quad in self.quads if quad.image == image]
-        return draw_shapes(self.pictures[image].to_pil(), boxes, quads)
+        points = [point for point in self.points if point.image == image]
+        return draw_shapes(self.pictures[image].to_pil(), boxes, quads, points)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold of the answer: text, places, how it ended and what it cost.
@@ -138,9 +146,11 @@ class Reply:
         stats = self.stats
         return {
             "text": self.text,
+            **({} if self.thinking is None else {"thinking": self.thinking}),
             "raw_text": self.raw_text,
             "boxes": [dataclasses.asdict(box) for box in self.boxes],
             "quads": [dataclasses.asdict(quad) for quad in self.quads],
+            "points": [dataclasses.asdict(point) for point in self.points],
             "malformed": list(self.malformed),
             "finish_reason": self.finish_reason,
             "complete": self.complete,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
+from typing import Literal
 
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
@@ -12,8 +13,16 @@ from qwenvl_edge.machine.forks import NotPicklable, Owner
 from qwenvl_edge.replies.reply import Reply
 
 
+class Thought(str):
+    """A piece of the reasoning before an answer, among the pieces of a stream."""
+
+    __slots__ = ()
+
+
 class Stream(NotPicklable, Iterator[str]):
     """Iterates over pieces of an answer's clean text: whole characters, no markup; joined they are `reply.text`.
+
+    `pieces` iterates over the reasoning before the answer too, in models that reason.
 
     The engine is busy from the first piece until the end, so read the stream to its end, or close it, as leaving a
     `with` block does.
@@ -24,6 +33,7 @@ class Stream(NotPicklable, Iterator[str]):
         self._cancelled = CancelToken()
         self._pieces = start(self._cancelled)
         self._started = False
+        self._thoughts_too = False
         self._reply: Reply | None = None
 
     def __next__(self) -> str:
@@ -36,8 +46,17 @@ class Stream(NotPicklable, Iterator[str]):
             except StopIteration as end:
                 self._reply = end.value or self._reply
                 raise StopIteration from None
-            if piece:
+            if piece and (self._thoughts_too or not isinstance(piece, Thought)):
                 return piece
+
+    def pieces(self) -> Iterator[tuple[Literal["thinking", "text"], str]]:
+        """Iterate over the rest of reasoning and text, each piece with what it belongs to."""
+        self._thoughts_too = True
+        try:
+            for piece in self:
+                yield ("thinking", str(piece)) if isinstance(piece, Thought) else ("text", piece)
+        finally:
+            self._thoughts_too = False
 
     @property
     def reply(self) -> Reply:

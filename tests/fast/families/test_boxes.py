@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 
@@ -128,13 +129,13 @@ def test_pixels_outside_the_picture_are_clamped():
 @given(point, point, st.tuples(side, side))
 def test_a_box_goes_back_to_where_it_came_from(a, b, size):
     _, reader = read(f"<box>{format_points([a, b])}</box>")
-    (box,) = place(reader.shapes, [0], [size])
+    (box,) = place(reader.shapes, [0], [functools.partial(to_pixels, size=size)])
     assert box.to_grid(size) == (min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1]))
 
 
 def test_places_are_scaled_to_their_own_picture_and_ordered():
     _, reader = read("<ref>a</ref><box>(500,900),(100,200)</box><quad>(0,0),(1000,0),(1000,1000),(0,1000)</quad>")
-    places = place(reader.shapes, [1, 0], [(10, 20), (2000, 100)])
+    places = place(reader.shapes, [1, 0], [functools.partial(to_pixels, size=size) for size in ((10, 20), (2000, 100))])
     boxes, quads = boxes_of(places), quads_of(places)
     assert boxes == (Box("a", 200.0, 20.0, 1000.0, 90.0, 1),)
     assert quads == (Quad("a", ((0.0, 0.0), (10.0, 0.0), (10.0, 20.0), (0.0, 20.0)), 0),)

@@ -6,7 +6,7 @@ import pytest
 from qwenvl_edge.bundle.manifest import FamilyInfo
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge.families import create_family
-from qwenvl_edge.families.base import PictureLayout
+from qwenvl_edge.families.pieces import PictureLayout, Rows, Shown
 from support.paths import DATA
 from support.scripted import CONFIG, FAMILY, MODEL, family_of
 
@@ -40,8 +40,8 @@ def test_special_ids_of_the_published_vocabulary():
 def test_a_picture_takes_its_queries_whatever_its_size():
     layout = FULL.layout((1920, 1080))
     assert layout == FULL.layout((3, 5)) == PictureLayout(256, (1, 1, 256))
-    ids = FULL.picture_ids(layout)
-    assert (ids.before, ids.rows, ids.after) == ((151857,), (151859,) * 256, (151858,))
+    pieces = FULL.picture(Shown(0, 2, 0, layout))
+    assert pieces == ["Picture 2: ", 151857, Rows(0, layout, 0, 256, 151859), 151858, "\n"]
 
 
 def test_stop_sequences_are_the_published_ones_and_the_end_of_text():
@@ -82,7 +82,7 @@ def test_what_a_manifest_says_is_the_family():
 @pytest.mark.parametrize(
     ("name", "changes", "error"),
     [
-        ("qwen2_vl", {}, "'qwen2_vl'; this version runs 'qwen_vl' only"),
+        ("qwen9_vl", {}, "'qwen9_vl'; this version runs 'qwen_vl', 'qwen2_vl'"),
         ("qwen_vl", {"image_start_id": 7}, "image_start_id 7 "),
         ("qwen_vl", {"image_tokens": 0}, "0 image tokens"),
         ("qwen_vl", {"image_size": 0}, "image_size is 0; it must be positive"),

@@ -223,9 +223,9 @@ class Counting(QwenVLFamily):
 
     captions = 0
 
-    def picture_caption(self, number):
+    def picture(self, shown):
         Counting.captions += 1
-        return super().picture_caption(number)
+        return super().picture(shown)
 
 
 def test_a_question_is_built_once_per_chat(tokenizer, monkeypatch):

@@ -12,8 +12,9 @@ from qwenvl_edge.backends.checks import check_pixels
 from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
-from qwenvl_edge.families.base import Preprocessing
-from qwenvl_edge.inputs.pictures import Picture, pixel_values
+from qwenvl_edge.bundle.contract import PIXEL_VALUES
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 
 
@@ -59,19 +60,18 @@ class VisionGraph(Protocol):
 class PictureEncoder:
     """Encodes pictures of the host or the GPU with a vision graph, all on one stream."""
 
-    def __init__(
-        self, cuda: Cuda, stream: Stream, kernels: FrameKernels, preprocessing: Preprocessing, graph: VisionGraph
-    ):
+    def __init__(self, cuda: Cuda, stream: Stream, kernels: FrameKernels, family: Family, graph: VisionGraph):
         self._cuda = cuda
         self._stream = stream
-        self._preprocessing = preprocessing
+        self._family = family
+        self._preprocessing = family.preprocessing
         self._graph = graph
         self._pixel_values = PixelValues(cuda, kernels, stream)
 
-    def encode(self, picture: Picture) -> DeviceFeatures:
+    def encode(self, picture: Visual) -> DeviceFeatures:
         """See Backend.encode; a picture in the GPU's memory is resized and normalised there."""
         if not isinstance(picture, DevicePicture):
-            return self._keep(self._graph.encode(pixel_values(picture, self._preprocessing)[None]))
+            return self._keep(self._graph.encode(picture.vision_inputs(self._family)[PIXEL_VALUES]))
         with self._stream.waited_for():
             return self._keep(self._graph.encode_at(self._pixel_values.compute(picture, self._preprocessing)))
 

@@ -21,8 +21,20 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from qwenvl_edge import _core
-from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, IntArray, KVCache, Placed, check_finite, splice
+from qwenvl_edge.backends.base import (
+    Backend,
+    DeepFeatures,
+    Features,
+    FloatArray,
+    Inputs,
+    IntArray,
+    KVCache,
+    Placed,
+    check_finite,
+    splice,
+)
 from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_pixels
+from qwenvl_edge.backends.kept import check_picture_fits
 from qwenvl_edge.backends.onnxruntime.session import (
     cache_note,
     can_run,
@@ -35,6 +47,8 @@ from qwenvl_edge.backends.onnxruntime.session import (
 )
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import (
+    DEEPSTACK,
+    DEEPSTACK_FEATURES,
     IMAGE_FEATURES,
     INPUTS_EMBEDS,
     LAST_INDICES,
@@ -55,10 +69,11 @@ from qwenvl_edge.bundle.contract import (
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
-from qwenvl_edge.inputs.pictures import Picture, pixel_values
+from qwenvl_edge.inputs.clips import Visual
 
 _DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 _INPUTS = (INPUTS_EMBEDS, LOGITS_INDICES, ROPE_COS, ROPE_SIN)
+_PATCHES_AT_ONCE = 4096  # of a clip
 CacheArrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -95,6 +110,8 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(f'the "{dialect}" decoder needs {missing(dialect)}; use the dialect "{ONNXRUNTIME}".')
         self.model: ModelInfo = bundle.manifest.model
         self.family = open_family(bundle.manifest)
+        self._workspace = bundle.manifest.workspace
+        self._most_tokens = self.family.largest_layout().tokens
         self.dialect = dialect
         self.description = f"ONNX Runtime {ort.__version__} on the CPU"
         if compared is not None:
@@ -110,7 +127,8 @@ class OnnxRuntimeBackend(Backend):
             )
         self._vision = open_session(bundle, vision_graph(bundle, dialect), threads, "vision")
         self._decoder = open_session(bundle, graphs.decoder[dialect], threads, "decoder")
-        check_inputs(self._decoder, bundle.file(graphs.decoder[dialect]), dialect)
+        check_inputs(self._decoder, bundle.file(graphs.decoder[dialect]), dialect, self.model)
+        self.features_type: type[Features] = DeepFeatures if self.model.deepstack_layers else np.ndarray
         # By name: dtype, heads, and the shape after the capacity: [D], or [] of a scale.
         self._cache = {
             node.name: (np.dtype(_DTYPES[node.type]), node.shape[1], node.shape[3:])
@@ -118,10 +136,17 @@ class OnnxRuntimeBackend(Backend):
             if node.name.startswith(PAST)
         }
 
-    def encode(self, picture: Picture) -> FloatArray:
-        """See Backend.encode."""
-        features: FloatArray = self._encode(pixel_values(picture, self.family.preprocessing)[None])[0]
-        return features
+    def encode(self, picture: Visual) -> Features:
+        """See Backend.encode; refuses a picture for which there is not enough memory."""
+        layout = picture.layout(self.family)
+        if layout.tokens > self._most_tokens:  # else room for it was made sure of when the bundle was opened
+            check_picture_fits(self._workspace, self.family, layout)
+        found = self.run_vision(picture.vision_inputs(self.family))
+        rows = found[IMAGE_FEATURES].reshape(layout.tokens, -1)
+        if DEEPSTACK_FEATURES not in found:
+            return rows
+        deepstack = found[DEEPSTACK_FEATURES]
+        return DeepFeatures(rows, deepstack.reshape(len(deepstack), *rows.shape))
 
     def encode_pixels(self, pixels: FloatArray) -> FloatArray:
         """Encode preprocessed pictures [N, 3, S, S] float32 to features [N, Q, H] float32, for verification.
@@ -130,15 +155,35 @@ class OnnxRuntimeBackend(Backend):
             BackendError: wrong shape or dtype, the library failed, or the features hold NaN or infinity.
         """
         check_pixels(pixels, self.family.preprocessing.image_size)
-        return self._encode(pixels)
+        return self._encode({PIXEL_VALUES: pixels})[IMAGE_FEATURES]
 
-    def _encode(self, pixels: FloatArray) -> FloatArray:
+    def run_vision(self, inputs: Inputs) -> dict[str, FloatArray]:
+        """Run the vision graph on inputs as Family.vision_inputs gives them; return its outputs by name.
+
+        The parts of a long clip, which do not see each other, are computed some at a time.
+
+        Raises:
+            BackendError: the library failed, or the features hold NaN or infinity.
+        """
+        pixels = inputs[PIXEL_VALUES]
+        step = max(1, _PATCHES_AT_ONCE // pixels.shape[1]) if pixels.ndim == 3 else len(pixels)
+        parts = [
+            self._encode({**inputs, PIXEL_VALUES: pixels[start : start + step]})
+            for start in range(0, len(pixels), step)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts], axis=-3) for name in parts[0]}
+
+    def _encode(self, inputs: Inputs) -> dict[str, FloatArray]:
+        names = [IMAGE_FEATURES, *([DEEPSTACK_FEATURES] if self.model.deepstack_layers else [])]
         try:
-            features: FloatArray = self._vision.run([IMAGE_FEATURES], {PIXEL_VALUES: pixels})[0]
+            outputs = dict(zip(names, self._vision.run(names, dict(inputs)), strict=True))
         except Exception as error:
             raise failed("encode the pictures", error) from None
-        check_finite(features, "image features")
-        return features
+        for name, values in outputs.items():
+            check_finite(values, name.replace("_", " "))
+        return outputs
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """See Backend.new_cache. The system gives the memory page by page, as the cache fills."""
@@ -184,15 +229,16 @@ class OnnxRuntimeBackend(Backend):
         target.length = max(target.length, tokens)
 
     def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
+        given = dict(inputs)
         if pictures:
-            splice(inputs[INPUTS_EMBEDS], pictures)
+            splice(given, pictures)
         tokens = inputs[INPUTS_EMBEDS].shape[1]
         if self.dialect != STANDARD and cache.batch > 1 and tokens > 1 and inputs[WRITE_INDICES].any():
             raise BackendError(
                 f"ONNX Runtime's CPU attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
                 f"{cache.batch}; prefill the whole batch at once, or one row at a time."
             )
-        given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        given = {name: np.ascontiguousarray(array) for name, array in given.items()}
         if self.dialect != STANDARD:
             given[LAST_INDICES] = last_indices(given.pop(WRITE_INDICES), tokens)
             given[TOTAL_LENGTH] = np.array([length], np.int32)
@@ -220,7 +266,7 @@ def last_indices(write_indices: IntArray, tokens: int) -> npt.NDArray[np.int32]:
     return last
 
 
-def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> None:
+def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str, model: ModelInfo) -> None:
     """Check that a decoder from `path` has the inputs of its dialect, beside the cache's.
 
     Raises:
@@ -229,6 +275,7 @@ def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str) -> Non
     found = {node.name for node in decoder.get_inputs() if not node.name.startswith(PAST)}
     wanted = {*_INPUTS, *((WRITE_INDICES,) if dialect == STANDARD else (LAST_INDICES, TOTAL_LENGTH))}
     wanted |= found & {QUERY_SCALE}  # there where the family scales queries
+    wanted |= {DEEPSTACK} if model.deepstack_layers else set()
     differences = [f"lacks the input {name}" for name in sorted(wanted - found)]
     differences += [f"has the unknown input {name}" for name in sorted(found - wanted)]
     if differences:

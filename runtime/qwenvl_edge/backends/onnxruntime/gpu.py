@@ -22,6 +22,7 @@ from qwenvl_edge.bundle.contract import ONNXRUNTIME
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
+from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.machine.cuda import Cuda, Stream
 from qwenvl_edge.machine.forks import keep
@@ -54,7 +55,7 @@ class OnnxRuntimeCudaBackend(Backend):
             decoder = self._session(bundle, name)
             refusal = str(error)
         self.captures = not refusal
-        check_inputs(decoder, bundle.file(name), ONNXRUNTIME)
+        check_inputs(decoder, bundle.file(name), ONNXRUNTIME, self.model)
         exchange = Exchange(self.cuda, self.stream)
         float_type = _FLOATS[manifest.precision.compute["decoder"]]
         self._decoder = OrtDecoder(
@@ -63,7 +64,7 @@ class OnnxRuntimeCudaBackend(Backend):
         self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, self._decoder.new_buffers)
         self._frames = FrameLoader(self.cuda)
         self._encoder = PictureEncoder(
-            self.cuda, self.stream, self._frames.kernels, self.family.preprocessing, OrtVision(vision, exchange)
+            self.cuda, self.stream, self._frames.kernels, self.family, OrtVision(vision, exchange)
         )
         how = "a CUDA graph a token" if self.captures else f"without CUDA graphs ({refusal})"
         self.description = (
@@ -75,7 +76,7 @@ class OnnxRuntimeCudaBackend(Backend):
         """See Backend.describe; says so if frames of the GPU cannot stay there."""
         return self.description + self._frames.note()
 
-    def encode(self, picture: Picture) -> DeviceFeatures:
+    def encode(self, picture: Visual) -> DeviceFeatures:
         """See Backend.encode."""
         return self._encoder.encode(picture)
 

@@ -23,6 +23,7 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import REFIT_GRAPHS, Plan
 from qwenvl_edge.bundle.manifest import INT8_CACHE, ModelInfo
 from qwenvl_edge.families import open_family
+from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
@@ -63,8 +64,7 @@ class TensorRTBackend(Backend):
         scratch = DeviceMemory(cuda, max(vision.scratch_bytes, decoder.scratch_bytes))
         graph = PlanVision(vision, plan, cuda, self.stream, scratch)
         self._frames = FrameLoader(cuda)
-        preprocessing = self.family.preprocessing
-        self._encoder = PictureEncoder(cuda, self.stream, self._frames.kernels, preprocessing, graph)
+        self._encoder = PictureEncoder(cuda, self.stream, self._frames.kernels, self.family, graph)
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
         self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, CacheBuffers)
 
@@ -72,7 +72,7 @@ class TensorRTBackend(Backend):
         """See Backend.describe; says so if frames of the GPU cannot stay there."""
         return self.description + self._frames.note()
 
-    def encode(self, picture: Picture) -> DeviceFeatures:
+    def encode(self, picture: Visual) -> DeviceFeatures:
         """See Backend.encode."""
         return self._encoder.encode(picture)
 
