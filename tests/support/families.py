@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL for tests: recorded tensors of tiny checkpoints, where they are at hand."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL for tests: tiny checkpoints with recorded tensors (tests/data/families)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults, ModelInfo
 from qwenvl_edge.engine import QwenVLEngine
@@ -18,16 +17,12 @@ from qwenvl_edge.families.dynamic_config import DynamicVLConfig
 from qwenvl_edge.families.dynamic_vl import DynamicVLFamily
 from qwenvl_edge.families.vocabulary import byte_alphabet
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
-from support.paths import ROOT
+from support.paths import DATA
 from support.scripted import ScriptedBackend, write_bundle
 
-GOLDEN = ROOT.parent / "shared" / "golden" / "families"
-if not GOLDEN.is_dir():
-    GOLDEN = ROOT.parents[1] / "shared" / "golden" / "families"
+GOLDEN = DATA / "families"
 GREEDY = GenerationDefaults("chatml", False, 1.0, 0, 1.0, 1.0, 64, 4096)
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the recorded tensors of the families are not here")
 
 _SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
