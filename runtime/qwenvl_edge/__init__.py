@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qwenvl_edge.inputs.clips import Clip, Video
     from qwenvl_edge.inputs.pictures import Picture, load_picture
     from qwenvl_edge.inputs.prompt import Turn
+    from qwenvl_edge.inputs.video_files import open_video
     from qwenvl_edge.replies.reply import Reply, Stats, TokenLogprob
     from qwenvl_edge.replies.stream import Stream
 
@@ -57,6 +58,7 @@ _HOMES = {
     "to_pixels": "families.boxes",
     "Clip": "inputs.clips",
     "Video": "inputs.clips",
+    "open_video": "inputs.video_files",
     "Picture": "inputs.pictures",
     "load_picture": "inputs.pictures",
     "Reply": "replies.reply",
@@ -93,6 +95,7 @@ __all__ = [
     "Turn",
     "Video",
     "load_picture",
+    "open_video",
     "to_grid",
     "to_pixels",
 ]

@@ -1,17 +1,21 @@
-"""Camera frames on their way to the engine: a slot for one frame, in which the newest wins."""
+"""Camera frames on their way to the engine: a slot for one frame, in which the newest wins, and the last seconds."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qwenvl_edge.errors import FrameError
+from qwenvl_edge.inputs.clips import MOST_FRAMES, Video
 from qwenvl_edge.inputs.options import check, number, optional
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, array_to_rgb, check_channel_order, freeze
 from qwenvl_edge.machine.forks import NotPicklable
 
+_SLACK = 0.9  # of the time between two frames: cameras are never on time
+_POSITIVE = optional(number("a positive number", above=0))
 _LIMIT = optional(number("0 or more", least=0))
 
 
@@ -48,10 +52,29 @@ class FrameSource(NotPicklable):
         channel_order: that of the frames: "rgb", "bgr", or "nv12" for the arrays [3H/2, W] of Jetson cameras.
         load: copies a frame; `engine.load_picture` leaves those in the GPU's memory there, None copies every frame to
             the host.
+        clip_s: seconds of frames that are kept for `clip`, beside the slot; 0 keeps none.
+        clip_fps: how many frames of a second are kept for it, at most.
+
+    Raises:
+        FrameError: clip_s or clip_fps is out of range, or the frames to keep are more than a clip may have.
     """
 
-    def __init__(self, *, channel_order: ChannelOrder = "rgb", load: LoadPicture | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        channel_order: ChannelOrder = "rgb",
+        load: LoadPicture | None = None,
+        clip_s: float = 0.0,
+        clip_fps: float = 2.0,
+    ) -> None:
         check_channel_order(channel_order)
+        self._clip_s = check("clip_s", clip_s, number("a number of seconds, 0 or more", least=0), FrameError)
+        self._clip_fps = check("clip_fps", clip_fps, number("a positive number", above=0), FrameError)
+        if clip_s * clip_fps > MOST_FRAMES:
+            raise FrameError(
+                f"{clip_s:g} s of {clip_fps:g} frames are more than the {MOST_FRAMES} frames of a clip; keep fewer."
+            )
+        self._kept: deque[tuple[float, Picture]] = deque()
         self._channel_order = channel_order
         self._load = load or _load_array
         self._changed = threading.Condition()
@@ -89,7 +112,43 @@ class FrameSource(NotPicklable):
             self.dropped += self._slot is not None
             self._slot = picture, captured, self._count, header
             self._count += 1
+            self._keep(captured, picture)
             self._changed.notify()
+
+    def _keep(self, captured: float, picture: Picture) -> None:
+        """Keep a frame for clips if it is due, and drop those that are too old."""
+        kept = self._kept
+        if self._clip_s and (not kept or captured - kept[-1][0] >= _SLACK / self._clip_fps):
+            kept.append((captured, picture))
+        while kept and kept[-1][0] - kept[0][0] > self._clip_s:
+            kept.popleft()
+
+    def clip(self, *, seconds: float | None = None, fps: float | None = None) -> Video:
+        """Return the last seconds as a clip, which `engine.chat(..., video=...)` takes; the slot stays as it is.
+
+        Args:
+            seconds: how long it is at most; None takes all that is kept.
+            fps: frames of a second at most; None takes all that are kept.
+
+        Raises:
+            FrameError: the source keeps no frames for clips, or none has come yet.
+        """
+        if not self._clip_s:
+            raise FrameError("the frame source keeps no frames for clips; make it with FrameSource(clip_s=4).")
+        limits = {"seconds": seconds, "fps": fps}
+        seconds, fps = (check(name, limits[name], _POSITIVE, FrameError) for name in limits)
+        with self._changed:
+            kept = list(self._kept)
+        if not kept:
+            raise FrameError("no frame has come yet; look after the camera.")
+        since = kept[-1][0] - (self._clip_s if seconds is None else seconds)
+        taken: list[tuple[float, Picture]] = []
+        for captured, picture in reversed(kept):  # the newest frame is always one of them
+            due = fps is None or not taken or taken[-1][0] - captured >= _SLACK / fps
+            if captured >= since and due:
+                taken.append((captured, picture))
+        taken.reverse()
+        return Video([picture for _, picture in taken], times=[captured - taken[0][0] for captured, _ in taken])
 
     def take(self, *, max_age_ms: float | None = None, timeout_s: float | None = None) -> Frame:
         """Take the newest frame out of the slot; wait for one if there is none.

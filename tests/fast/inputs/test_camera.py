@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -165,3 +166,36 @@ def test_a_header_comes_back_with_its_frame():
     source.put(frame(0), header="first")
     source.put(frame(1), header="second")
     assert source.take().header == "second"
+
+
+def filled(times, **options):
+    """A source with one-coloured frames that were captured at some times, counted from now back to -100 s."""
+    source, now = FrameSource(**options), time.monotonic() - 100
+    for number, each in enumerate(times):
+        source.put(np.full((2, 3, 3), number % 256, np.uint8), captured=now + each)
+    return source
+
+
+def levels(video):
+    return [int(frame.pixels[0, 0, 0]) for frame in video.frames]
+
+
+def test_the_last_seconds_are_a_clip():
+    source = filled([each / 10 for each in range(100)], clip_s=4, clip_fps=2)
+    video = source.clip(seconds=4, fps=2)
+    np.testing.assert_allclose(np.diff(video.times), 0.5, atol=1e-6)
+    assert video.times[0] == 0 and 3.4 < video.times[-1] <= 4
+    assert levels(video) == [60 + 5 * i for i in range(8)] or levels(video)[-1] >= 95
+    shorter = source.clip(seconds=1, fps=1)
+    assert levels(shorter) == [levels(video)[-3], levels(video)[-1]]
+    assert source.take().number == 99  # the slot is as it was
+
+
+def test_a_clip_of_a_camera_is_bounded_and_explained():
+    assert len(filled([each / 100 for each in range(1000)], clip_s=1, clip_fps=5)._kept) <= 6
+    with pytest.raises(FrameError, match=r"keeps no frames for clips; make it with FrameSource\(clip_s=4\)"):
+        filled([0]).clip()
+    with pytest.raises(FrameError, match="no frame has come yet"):
+        FrameSource(clip_s=1).clip()
+    with pytest.raises(FrameError, match="more than the 768 frames"):
+        FrameSource(clip_s=60, clip_fps=30)
