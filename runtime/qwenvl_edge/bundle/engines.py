@@ -43,11 +43,12 @@ import hashlib
 import json
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import HASHED_AT_OPEN_BYTES, FileInfo, check_files
+from qwenvl_edge.bundle.hashing import LargeFile
 from qwenvl_edge.bundle.manifest import Manifest
 from qwenvl_edge.bundle.records import read_record
 from qwenvl_edge.errors import BackendError, BundleError
@@ -150,6 +151,7 @@ class Plan:
     path: Path
     manifest: PlanManifest
     rebuild: str  # the command that makes it again
+    unhashed: tuple[LargeFile, ...] = field(default=(), repr=False, compare=False)  # as of a Bundle
 
     @classmethod
     def open(cls, bundle: Bundle, target: str) -> Plan:
@@ -175,8 +177,7 @@ class Plan:
         plan = cls(folder, manifest, f"{rebuild} --force")
         if manifest.bundle_digest != bundle_digest(bundle.manifest):
             raise BundleError(f'the plan "{folder}" was built from another bundle; {remedy}.')
-        plan.check_files(HASHED_AT_OPEN_BYTES)
-        return plan
+        return dataclasses.replace(plan, unhashed=plan.check_files(HASHED_AT_OPEN_BYTES))
 
     @property
     def vision(self) -> Path:
@@ -193,14 +194,17 @@ class Plan:
         """True if the engines come without their weights."""
         return set(REFIT_GRAPHS.values()) <= set(self.manifest.files)
 
-    def check_files(self, hash_up_to_bytes: int | None = None) -> None:
+    def check_files(self, hash_up_to_bytes: int | None = None) -> tuple[LargeFile, ...]:
         """Check that both engines are there, their sizes, and the SHA-256 of those up to a size (None: of all).
+
+        Returns those that were not hashed.
 
         Raises:
             BundleError: names the first file that is missing, truncated or altered.
         """
         remedy = f"build it again with `{self.rebuild}`"
-        check_files(self.path, self.manifest.files, hash_up_to_bytes, what="plan", listed_in=PLAN_NAME, remedy=remedy)
+        files = self.manifest.files
+        return check_files(self.path, files, hash_up_to_bytes, what="plan", listed_in=PLAN_NAME, remedy=remedy)
 
     def mismatch(self, machine: Machine) -> str:
         """Return why this plan does not run on `machine`, as half a sentence; empty if it does."""
@@ -293,9 +297,9 @@ def _check(manifest: PlanManifest) -> None:
         raise BundleError(f'{PLAN_NAME}: "profiles" must be {", ".join(PROFILES)}.')
     if manifest.builder.api not in (TENSORRT, TENSORRT_RTX):
         raise BundleError(f'{PLAN_NAME}: builder.api is "{manifest.builder.api}"; it must be tensorrt or tensorrt_rtx.')
-    for field, value in dataclasses.asdict(manifest.limits).items():
+    for limit, value in dataclasses.asdict(manifest.limits).items():
         if value < 1:
-            raise BundleError(f"{PLAN_NAME}: limits.{field} is {value}; it must be at least 1.")
+            raise BundleError(f"{PLAN_NAME}: limits.{limit} is {value}; it must be at least 1.")
     for name, profile in manifest.profiles.items():
         for what, (least, tuned, most) in (("tokens", profile.tokens), ("rows", profile.rows)):
             if not 1 <= least <= tuned <= most:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -56,6 +57,26 @@ def examine(root: Path = Path("/"), *, bundle: Bundle | None = None) -> list[Fin
     """Look at the machine whose file system is at `root`, and at what would run `bundle` on it."""
     findings = [*_software(root), *_cpu(root), *_memory(root), *_gpu(root), *_nvrtc(root), *_jetson(root)]
     return findings + ([] if bundle is None else list(_backends(bundle)))
+
+
+def hash_files(bundle: Bundle) -> list[Finding]:
+    """Hash every file of a bundle and of its plans, whatever was proven before."""
+    from qwenvl_edge.bundle.engines import Plan, plan_targets
+
+    def plan_check(target: str) -> None:
+        Plan.open(bundle, target).check_files()
+
+    checks: dict[str, Callable[[], object]] = {"files": bundle.check_files}
+    checks |= {f"files of {target}": functools.partial(plan_check, target) for target in plan_targets(bundle.path)}
+    findings = []
+    for subject, check in checks.items():
+        try:
+            check()
+        except QwenVLError as error:
+            findings.append(Finding(subject, str(error), "bad"))
+        else:
+            findings.append(Finding(subject, "every file has its SHA-256"))
+    return findings
 
 
 def report(findings: Sequence[Finding]) -> str:

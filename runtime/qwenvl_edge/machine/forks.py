@@ -7,6 +7,7 @@ has not, and so does one that only ends, when the session's destructor joins the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import weakref
@@ -55,9 +56,18 @@ class NotPicklable:
 
 
 def _outlive() -> None:
-    """Keep what the parent opened alive for good, also while the interpreter ends, by references never given back."""
-    for thing in list(_kept):
+    """Keep what the parent opened alive for good, also while the interpreter ends, by references never given back.
+
+    A library's own destructors run after the interpreter's end and wait for its threads as well. The exit handler that
+    is registered here runs before them and ends the process with its exit code.
+    """
+    things = list(_kept)
+    for thing in things:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    if things:
+        with contextlib.suppress(OSError, AttributeError):  # on_exit is glibc's
+            library = ctypes.CDLL(None)
+            library.on_exit(library._exit, None)
 
 
 if hasattr(os, "register_at_fork"):

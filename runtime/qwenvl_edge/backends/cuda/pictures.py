@@ -32,6 +32,10 @@ class DevicePicture(Picture):
         self._memory = memory
         self._size = size
 
+    def __reduce__(self) -> tuple[type[Picture], tuple[npt.NDArray[np.uint8], str]]:
+        """Pickle and copy as a picture on the host."""
+        return Picture, (self.pixels, self.name)
+
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""

@@ -50,6 +50,7 @@ class TensorRTBackend(Backend):
         self.family = open_family(bundle.manifest)
         self.model: ModelInfo = bundle.manifest.model
         limits = plan.manifest.limits
+        self.unhashed = plan.unhashed
         self.limits = BackendLimits(max_context=limits.max_context, max_batch=limits.max_batch)
         self.description = (
             f'{library.name} on {cuda.name} (sm_{cuda.compute_capability}), plan "{plan.manifest.target}": vision '
