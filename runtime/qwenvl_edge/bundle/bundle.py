@@ -22,7 +22,7 @@ from qwenvl_edge.bundle.manifest import MANIFEST_NAME, Manifest
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge.machine.urls import shown, url_of
 
-_MOST_MANIFEST_BYTES = 64 << 20
+_MOST_MANIFEST_BYTES = 8 << 20
 _CHECKPOINT = "config.json"  # what a checkpoint has and a bundle has not
 
 

@@ -50,8 +50,9 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import HASHED_AT_OPEN_BYTES, FileInfo, check_files
 from qwenvl_edge.bundle.hashing import LargeFile
 from qwenvl_edge.bundle.manifest import Manifest
-from qwenvl_edge.bundle.records import read_record
+from qwenvl_edge.bundle.records import read_object, read_record
 from qwenvl_edge.errors import BackendError, BundleError
+from qwenvl_edge.machine.urls import show
 
 FORMAT = 1
 PLANS_FOLDER = "plans"
@@ -116,13 +117,9 @@ class PlanManifest:
         Raises:
             BundleError: says which key is wrong and how.
         """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise BundleError(f"{PLAN_NAME} is not JSON ({error}).") from None
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            found = raw.get("format") if isinstance(raw, dict) else raw
-            raise BundleError(f"{PLAN_NAME} has format {found!r}, this version reads format {FORMAT}.")
+        raw = read_object(text, PLAN_NAME, BundleError)
+        if raw.get("format") != FORMAT:
+            raise BundleError(f"{PLAN_NAME} has format {show(raw.get('format'))}, this version reads format {FORMAT}.")
         manifest = read_record(cls, raw, PLAN_NAME, BundleError)
         _check(manifest)
         return manifest

@@ -10,12 +10,14 @@ from typing import Any
 
 from qwenvl_edge.bundle.embedding import EMBEDDING_DTYPES, embedding_bytes
 from qwenvl_edge.bundle.files import FileInfo
-from qwenvl_edge.bundle.records import read_record
+from qwenvl_edge.bundle.records import read_object, read_record
 from qwenvl_edge.errors import BundleError
+from qwenvl_edge.machine.urls import show, shown
 
 FORMAT = 2
 MANIFEST_NAME = "bundle.json"
 _COMPUTE = ("fp32", "fp16", "bf16")
+_MOST_OF_A_MODEL = 1 << 28  # of any dimension: the largest vocabularies and contexts have a few million
 KV_CACHES = FLOAT_CACHE, INT8_CACHE = ("float", "int8")
 
 
@@ -145,15 +147,12 @@ class Manifest:
         Raises:
             BundleError: says which key is wrong and how.
         """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise BundleError(f"{MANIFEST_NAME} is not JSON ({error}); export the bundle again.") from None
-        if not isinstance(raw, dict) or "format" not in raw:
+        raw = read_object(text, MANIFEST_NAME, BundleError, "; this is not a Qwen-VL Edge bundle, or it is damaged")
+        if "format" not in raw:
             raise BundleError(f'{MANIFEST_NAME} has no "format"; this is not a Qwen-VL Edge bundle.')
         if raw["format"] != FORMAT:
             raise BundleError(
-                f"the bundle has format {raw['format']!r}, this version reads format {FORMAT}; make it again with "
+                f"the bundle has format {show(raw['format'])}, this version reads format {FORMAT}; make it again with "
                 "`qwenvl export CHECKPOINT BUNDLE --force`, or use the version that wrote it."
             )
         manifest = read_record(cls, raw, MANIFEST_NAME, BundleError)
@@ -174,6 +173,8 @@ def _check_model(model: ModelInfo) -> None:
         value = getattr(model, field.name)
         if not value > 0 and field.name != "deepstack_layers":
             raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value}; it must be positive.")
+        if not 0 <= value <= _MOST_OF_A_MODEL:
+            raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value:,}, which no model has.")
     if not 0 <= model.deepstack_layers <= model.num_layers:
         raise BundleError(
             f"{MANIFEST_NAME}: model.deepstack_layers is {model.deepstack_layers}; it must be 0 to {model.num_layers}."
@@ -182,12 +183,33 @@ def _check_model(model: ModelInfo) -> None:
         raise BundleError(f"{MANIFEST_NAME}: model.num_heads is not a multiple of model.num_kv_heads.")
 
 
+def _check_ranges(manifest: Manifest) -> None:
+    """Check numbers that nothing else in the manifest bounds."""
+    generation, workspace = manifest.generation, manifest.workspace
+    ranges = {
+        "generation.top_p": (0 < generation.top_p <= 1, generation.top_p),
+        "generation.top_k": (generation.top_k >= 0, generation.top_k),
+        "generation.temperature": (generation.temperature >= 0, generation.temperature),
+        "generation.repetition_penalty": (generation.repetition_penalty > 0, generation.repetition_penalty),
+        "generation.max_new_tokens": (generation.max_new_tokens >= 1, generation.max_new_tokens),
+        "generation.max_window_size": (generation.max_window_size >= 0, generation.max_window_size),
+        "workspace.token_bytes": (workspace.token_bytes >= 0, workspace.token_bytes),
+        "workspace.picture_bytes": (workspace.picture_bytes >= 0, workspace.picture_bytes),
+        "precision.block_size": (manifest.precision.block_size >= 0, manifest.precision.block_size),
+    }
+    ranges |= {f'files["{shown(name)}"].size': (file.size >= 0, file.size) for name, file in manifest.files.items()}
+    for name, (holds, value) in ranges.items():
+        if not holds:
+            raise BundleError(f"{MANIFEST_NAME}: {name} is {value}, which is out of range.")
+
+
 def _check_manifest(manifest: Manifest) -> None:
     model, embedding = manifest.model, manifest.embedding
     _check_model(model)
+    _check_ranges(manifest)
     if embedding.dtype not in EMBEDDING_DTYPES:
         known = ", ".join(EMBEDDING_DTYPES)
-        raise BundleError(f'{MANIFEST_NAME}: embedding.dtype is "{embedding.dtype}"; it must be one of {known}.')
+        raise BundleError(f'{MANIFEST_NAME}: embedding.dtype is "{shown(embedding.dtype)}"; it must be one of {known}.')
     compute = manifest.precision.compute
     if set(compute) != {"vision", "decoder"} or not set(compute.values()) <= set(_COMPUTE):
         raise BundleError(f"{MANIFEST_NAME}: precision.compute must give {', '.join(_COMPUTE)} for vision and decoder.")
@@ -198,12 +220,12 @@ def _check_manifest(manifest: Manifest) -> None:
     for name in manifest.files:
         pure = PurePosixPath(name)
         if not name or "\\" in name or ":" in name or pure.is_absolute() or ".." in pure.parts:
-            raise BundleError(f'{MANIFEST_NAME}: the file name "{name}" leaves the bundle\'s folder.')
+            raise BundleError(f'{MANIFEST_NAME}: the file name "{shown(name)}" leaves the bundle\'s folder.')
     graphs = manifest.graphs
     used = [graphs.vision, *graphs.decoder.values(), embedding.file, manifest.tokenizer]
     for name in used + [graphs.vision_ort] * bool(graphs.vision_ort):
         if name not in manifest.files:
-            raise BundleError(f'{MANIFEST_NAME}: "{name}" is used but not listed under "files".')
+            raise BundleError(f'{MANIFEST_NAME}: "{shown(name)}" is used but not listed under "files".')
     size = manifest.files[embedding.file].size
     if size != embedding_bytes(embedding.dtype, embedding.shape):
         raise BundleError(f'{MANIFEST_NAME}: "{embedding.file}" has {size:,} bytes, which is not its shape.')

@@ -4,13 +4,32 @@ has no default."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.machine.urls import show, shown
 
 Record = TypeVar("Record")
+_MOST = 1 << 53  # whole numbers beyond are no count, size or place of anything
+
+
+def read_object(text: str, where: str, error: type[QwenVLError], remedy: str = "") -> dict[str, Any]:
+    """Read the JSON object in `text`; `where` names it in messages, which end with `remedy`.
+
+    Raises:
+        error: it is not JSON, nested too deeply, or not an object.
+    """
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        reason = "it is nested too deeply" if isinstance(problem, RecursionError) else shown(problem)
+        raise error(f"{where} is not JSON ({reason}){remedy}.") from None
+    if not isinstance(raw, dict):
+        raise error(f"{where} is not a JSON object but {_name(raw)}{remedy}.")
+    return raw
 
 
 def read_record(cls: type[Record], raw: Any, where: str, error: type[QwenVLError]) -> Record:
@@ -25,7 +44,7 @@ def read_record(cls: type[Record], raw: Any, where: str, error: type[QwenVLError
         raise error(f"{where}: expected an object, found {_name(raw)}.")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(raw) - set(fields)):
-        raise error(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(fields)}.")
+        raise error(f"{where}: unknown key {', '.join(map(shown, unknown))}; known are {', '.join(fields)}.")
     if missing := [name for name, field in fields.items() if name not in raw and field.default is dataclasses.MISSING]:
         raise error(f"{where}: missing key {', '.join(missing)}.")
     hints = get_type_hints(cls)
@@ -41,13 +60,15 @@ def _read_value(hint: Any, raw: Any, where: str, error: type[QwenVLError]) -> An
     if get_origin(hint) is dict:
         if not isinstance(raw, Mapping):
             raise error(f"{where}: expected an object, found {_name(raw)}.")
-        return {key: _read_value(arguments[1], value, f'{where}["{key}"]', error) for key, value in raw.items()}
+        return {key: _read_value(arguments[1], value, f'{where}["{shown(key)}"]', error) for key, value in raw.items()}
     if get_origin(hint) is tuple:
         if arguments[-1] is Ellipsis and isinstance(raw, list):
             arguments = arguments[:1] * len(raw)
         if not isinstance(raw, list) or len(raw) != len(arguments):
             raise error(f"{where}: expected a list of {len(arguments)} values, found {_name(raw)}.")
         return tuple(_read_value(each, value, where, error) for each, value in zip(arguments, raw, strict=True))
+    if type(raw) is int and abs(raw) > _MOST:
+        raise error(f"{where}: the number {show(raw)} is out of range.")
     if hint is float and type(raw) in (int, float) and math.isfinite(raw):
         return float(raw)
     if type(raw) is not hint or hint is float:
@@ -56,4 +77,4 @@ def _read_value(hint: Any, raw: Any, where: str, error: type[QwenVLError]) -> An
 
 
 def _name(raw: Any) -> str:
-    return "null" if raw is None else f"{type(raw).__name__} {raw!r}"[:80]
+    return "null" if raw is None else f"{type(raw).__name__} {show(raw)}"

@@ -19,6 +19,7 @@ from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.machine.urls import show
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 
 MOST_LOGPROBS = 20
 """The most alternatives that are given with a token's log-probability, as in OpenAI's API."""
-_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -290,15 +290,6 @@ def check_fields(record: Any, error: type[QwenVLError]) -> None:
     """Check each field of a frozen dataclass that is annotated with a Kind, and put its plain form in its place."""
     for name, kind in _kinds(cast("Hashable", type(record))).items():
         object.__setattr__(record, name, check(name, getattr(record, name), kind, error))
-
-
-def show(value: Any) -> str:
-    """Return a value for a message: its repr, shortened; its type where it has none."""
-    try:
-        words = repr(value)
-    except Exception:  # also of an int with more digits than Python writes
-        return f"of type {type(value).__name__}"
-    return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
 
 
 @functools.cache

@@ -1,13 +1,14 @@
-"""Addresses where a file or a folder is expected: recognised, so that an error can say what was given."""
+"""Things given by others, for messages: values and names, shortened, and addresses where a file is expected."""
 
 from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 # At least two letters: C: is a drive. One slash may be missing, because Path turns // into /.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/{0,2})(?=[^/]|/)")
-_SHOWN = 80  # characters of a name in a message
+_SHOWN = 80  # characters of a name or a value
 
 
 def url_of(path: str | os.PathLike[str]) -> str | None:
@@ -24,3 +25,12 @@ def shown(name: object) -> str:
     """Return a name for a message, shortened if it is long."""
     text = str(name)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def show(value: Any) -> str:
+    """Return a value for a message: its repr, shortened; its type where it has none."""
+    try:
+        words = repr(value)
+    except Exception:  # also of an int with more digits than Python writes
+        return f"of type {type(value).__name__}"
+    return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
