@@ -5,7 +5,9 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from qwenvl_edge.bundle.manifest import MANIFEST_NAME
 from qwenvl_edge.errors import CheckpointError
+from qwenvl_edge.machine.urls import shown, url_of
 
 _HEAD_BYTES = 512
 _LFS_POINTER = b"version https://git-lfs"
@@ -26,11 +28,15 @@ def check_folder(folder: Path) -> None:
     """Check that `folder` is one that can be listed.
 
     Raises:
-        CheckpointError: it is not there, is a file, or may not be entered.
+        CheckpointError: it is not there, is a file, may not be entered, or is a bundle.
     """
+    if url := url_of(folder):
+        raise CheckpointError(f"{shown(url)} is a URL; download the checkpoint and give its folder.")
     try:
         if folder.is_dir():
             next(folder.iterdir(), None)
+            if (folder / MANIFEST_NAME).is_file() and not (folder / "config.json").exists():
+                raise CheckpointError(f'"{folder}" is a bundle, not a checkpoint; ask it with `qwenvl chat {folder}`.')
             return
         present = folder.exists() or folder.is_symlink()
     except PermissionError:
