@@ -16,6 +16,9 @@ from qwenvl_edge.families import create_family, open_family
 from qwenvl_edge.families.dynamic_config import DynamicVLConfig
 from qwenvl_edge.families.dynamic_vl import DynamicVLFamily
 from qwenvl_edge.families.vocabulary import byte_alphabet
+from qwenvl_edge.inputs.clips import Video
+from qwenvl_edge.inputs.pictures import Picture, load_picture
+from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder, parse_history, parse_message
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 from support.paths import DATA
 from support.scripted import ScriptedBackend, write_bundle
@@ -101,6 +104,52 @@ def golden_json(name: str, kind: str) -> dict[str, Any]:
 def picture_file(name: str, letter: str) -> Path:
     """A golden picture, "a" to "f"."""
     return GOLDEN / name / "images" / f"{letter}.png"
+
+
+FRAME_TIMES = {"video2": [0.0, 0.5], "video5": [0, 1 / 3, 2 / 3, 1.0, 4 / 3], "mixed": [0.0, 0.5]}
+"""When the frames of the golden clips were taken, in seconds."""
+
+
+def load(source: Any, name: str = "picture") -> Picture:
+    return load_picture(source, name=name)
+
+
+def video_of(name: str, prompt: str) -> Video:
+    """The clip of a golden prompt."""
+    return Video(list(golden(name, "text")[f"{prompt}.frames"]), times=FRAME_TIMES[prompt])
+
+
+def conversation_of(name: str, prompt: str) -> tuple[Any, list[Any], str | None]:
+    """Message, history and system text of a golden prompt, as `chat` takes them."""
+    meta = golden_json(name, "meta")["prompts"][prompt]
+    pictures = iter(meta["images"])
+
+    def items(content: Any) -> Any:
+        if isinstance(content, str):
+            return content
+        made = {
+            "text": lambda item: {"text": item["text"]},
+            "image": lambda _: {"image": picture_file(name, next(pictures))},
+            "video": lambda _: {"video": video_of(name, prompt)},
+        }
+        return [made[item["type"]](item) for item in content]
+
+    talk = [message for message in meta["messages"] if message["role"] != "system"]
+    system = next((message["content"] for message in meta["messages"] if message["role"] == "system"), None)
+    said = [
+        (items(asked["content"]), answered["content"]) for asked, answered in zip(talk[:-1:2], talk[1::2], strict=True)
+    ]
+    return items(talk[-1]["content"]), said, system
+
+
+def prompt_of(name: str, prompt: str) -> Prompt:
+    """A golden prompt, built by the runtime."""
+    message, history, system = conversation_of(name, prompt)
+    family = family_of(name)
+    builder = PromptBuilder(family, tokenizer_of(name))
+    turns = parse_history(history, load)
+    text = family.default_system if system is None else system
+    return builder.chat(parse_message(message, (), load), history=turns, system=text, window=10**6)
 
 
 BYTES = json.dumps({char: rank for rank, char in enumerate(byte_alphabet())}).encode()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qwenvl_edge.bundle.contract import DECODER_DATA
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
 
 if TYPE_CHECKING:
     from qwenvl_edge.backends.memory_estimate import MemoryEstimate
@@ -130,7 +131,9 @@ def find_board(name: str) -> Board:
     return BOARDS[name]
 
 
-def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int = 1) -> Fit:
+def plan_for(
+    bundle: Bundle, board: Board, *, max_context: int, max_batch: int = 1, limits: PixelLimits = NO_LIMITS
+) -> Fit:
     """Plan a bundle's memory on a board; its errors are those of estimate_memory.
 
     On a GPU weights lie in memory as they do in the bundle, and CUDA's own share is added.
@@ -140,7 +143,7 @@ def plan_for(bundle: Bundle, board: Board, *, max_context: int, max_batch: int =
 
     # A GPU's cache is the bundle's, a plan with the plugin taken for granted; a CPU's is float.
     kv_cache = FLOAT_CACHE if board.compute_capability is None else bundle.manifest.precision.kv_cache
-    plan = estimate_memory(bundle, max_context=max_context, max_batch=max_batch, kv_cache=kv_cache)
+    plan = estimate_memory(bundle, max_context=max_context, max_batch=max_batch, kv_cache=kv_cache, limits=limits)
     if board.compute_capability is not None:
         plan = dataclasses.replace(plan, weights=gpu_weight_bytes(bundle), process=plan.process + _CUDA_BYTES)
     cache = plan.cache // (max_batch + 1 if max_batch > 1 else 1)

@@ -15,14 +15,17 @@ from typing import Any
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import ImageError, QwenVLError
+from qwenvl_edge.inputs.clips import Video
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.inputs.prompt import Turn
-from qwenvl_edge.machine.terminal import note, say
+from qwenvl_edge.inputs.video_files import open_video
+from qwenvl_edge.machine.terminal import ProgressBar, note, say
 from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.replies.stream import Stream
 
 _HELP = """\
 /image FILE   add a picture to your next message
+/video FILE   add a video file to it, in families that take clips
 /save FILE    write the last answer's picture with its boxes
 /reset        forget the conversation
 /help         show this
@@ -37,6 +40,7 @@ class Console:
         self._system = system
         self._overrides = overrides
         self._pictures: list[Picture] = []
+        self._videos: list[Video] = []
         self._history: tuple[Turn, ...] = ()
         self._reply: Reply | None = None
 
@@ -44,27 +48,37 @@ class Console:
         """Read a picture now, for the next message. Raises ImageError."""
         self._pictures.append(load_picture(path))
 
+    def add_video(self, path: str) -> None:
+        """Decode a video file now, for the next message. Raises ImageError, and QwenVLError without PyAV."""
+        bar = ProgressBar(sys.stderr)
+        self._videos.append(open_video(path, progress=lambda part: bar(round(100 * part), 100, "decoding the video")))
+
     def ask(self, message: str) -> Reply:
         """Answer one message (a base model continues it), then list the boxes."""
         self._reply = reply = self._answer(message) if self._engine.can_chat else self._completion(message)
         self._history = reply.history
-        self._pictures = []
+        self._pictures, self._videos = [], []
         for line in _places(reply):
             say(line)
         return reply
 
     def _answer(self, message: str) -> Reply:
         stream = self._engine.stream(
-            message, images=self._pictures, history=self._history, system=self._system, **self._overrides
+            message,
+            images=self._pictures,
+            video=self._videos,
+            history=self._history,
+            system=self._system,
+            **self._overrides,
         )
         with _cancel_on_interrupt(stream):
-            for piece in stream:
-                say(piece, end="")
+            for kind, piece in stream.pieces():
+                say(piece, end="", to=sys.stderr if kind == "thinking" else None)
         say("")
         return stream.reply
 
     def _completion(self, message: str) -> Reply:
-        reply = self._engine.complete(message, images=self._pictures, **self._overrides)
+        reply = self._engine.complete(message, images=self._pictures, video=self._videos, **self._overrides)
         say(reply.text)
         return reply
 
@@ -97,12 +111,15 @@ class Console:
         elif command == "/image":
             self.add_picture(_file(command, argument))
             say(f"{len(self._pictures)} picture(s) wait for your next message")
+        elif command == "/video":
+            self.add_video(_file(command, argument))
+            say(f"{len(self._videos)} video(s) wait for your next message")
         elif command == "/save":
             if self._reply is None:
                 raise QwenVLError("there is no answer yet; ask something first.")
             save_drawing(self._reply, Path(_file(command, argument)))
         elif command == "/reset":
-            self._history, self._pictures, self._reply = (), [], None
+            self._history, self._pictures, self._videos, self._reply = (), [], [], None
             say("forgotten")
         elif command == "/help":
             say(_HELP)
@@ -156,6 +173,9 @@ def _places(reply: Reply) -> Iterator[str]:
     for quad in reply.quads:
         corners = ", ".join(f"({x:.0f}, {y:.0f})" for x, y in quad.points)
         yield f"  {quad.label or 'quad'}: {corners}" + (f"  in picture {quad.image + 1}" if several else "")
+    for point in reply.points:
+        where = f"  in picture {point.image + 1}" if several else ""
+        yield f"  {point.label or 'point'}: ({point.x:.0f}, {point.y:.0f}){where}"
     for markup in reply.malformed:
         yield f"  not a place in a picture: {markup}"
     if reply.finish_reason != "stop":

@@ -11,43 +11,20 @@ from qwenvl_edge.families.mrope import positions_of
 from qwenvl_edge.families.pieces import PictureLayout, PixelLimits, Span
 from qwenvl_edge.inputs.clips import load_clip
 from qwenvl_edge.inputs.prompt import PromptBuilder, Text, Turn
-from support.families import FAMILIES, GOLDEN, family_of, golden, golden_json, picture_file, tokenizer_of
+from support.families import (
+    FAMILIES,
+    GOLDEN,
+    family_of,
+    golden,
+    golden_json,
+    load,
+    picture_file,
+    prompt_of,
+    tokenizer_of,
+    video_of,
+)
 
 pytestmark = pytest.mark.parametrize("name", FAMILIES)
-FRAME_TIMES = {"video2": [0.0, 0.5], "video5": [0, 1 / 3, 2 / 3, 1.0, 4 / 3], "mixed": [0.0, 0.5]}
-
-
-def load(source, name):
-    return load_picture(source, name=name)
-
-
-def clip_of(name, prompt):
-    frames = golden(name, "text")[f"{prompt}.frames"]
-    return load_clip(Video(list(frames), times=FRAME_TIMES[prompt]), load, "clip")
-
-
-def prompt_of(name, prompt, numbered=False):
-    """A golden prompt built from its messages."""
-    meta = golden_json(name, "meta")["prompts"][prompt]
-    pictures = iter(meta["images"])
-    show = {"image": lambda: load_picture(picture_file(name, next(pictures))), "video": lambda: clip_of(name, prompt)}
-    return built(name, meta["messages"], show, numbered=numbered)
-
-
-def built(name, messages, show, numbered=False):
-    def parts(content):
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        return tuple(Text(item["text"]) if item["type"] == "text" else show[item["type"]]() for item in items)
-
-    family = family_of(name)
-    system = messages[0]["content"] if messages[0]["role"] == "system" else family.default_system
-    talk = [message for message in messages if message["role"] != "system"]
-    history = [
-        Turn(parts(asked["content"]), answered["content"])
-        for asked, answered in zip(talk[:-1:2], talk[1::2], strict=True)
-    ]
-    builder = PromptBuilder(family, tokenizer_of(name), numbered=numbered)
-    return builder.chat(parts(talk[-1]["content"]), history=history, system=system, window=10**6)
 
 
 def test_every_text_is_encoded_as_published_but_for_control_tokens(name):
@@ -64,6 +41,22 @@ def test_every_text_is_encoded_as_published_but_for_control_tokens(name):
         for case in golden_json(name, "tokenizer")["encode"]
         if any(token in case["text"] for token in known)
     ]
+
+
+def built(name, messages, show, numbered):
+    """A prompt of messages; show: makes a picture or clip of its kind."""
+
+    def parts(content):
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        return tuple(Text(item["text"]) if item["type"] == "text" else show[item["type"]]() for item in items)
+
+    family = family_of(name)
+    system = messages[0]["content"] if messages[0]["role"] == "system" else family.default_system
+    talk = [message for message in messages if message["role"] != "system"]
+    pairs = zip(talk[:-1:2], talk[1::2], strict=True)
+    history = [Turn(parts(asked["content"]), answered["content"]) for asked, answered in pairs]
+    builder = PromptBuilder(family, tokenizer_of(name), numbered=numbered)
+    return builder.chat(parts(talk[-1]["content"]), history=history, system=system, window=10**6)
 
 
 @pytest.mark.parametrize("numbered", [False, True])
@@ -157,7 +150,7 @@ def test_prompts_have_the_recorded_ids_and_positions(name, prompt):
 
 @pytest.mark.parametrize("prompt", ["video2", "video5"])
 def test_clips_become_the_recorded_inputs(name, prompt):
-    recorded, clip = golden(name, "text"), clip_of(name, prompt)
+    recorded, clip = golden(name, "text"), load_clip(video_of(name, prompt), load, "clip")
     inputs = clip.vision_inputs(family_of(name))
     values = recorded[f"{prompt}.pixel_values_videos"]
     np.testing.assert_allclose(inputs["pixel_values"].reshape(values.shape), values, rtol=0, atol=1e-6)

@@ -19,6 +19,8 @@ def add_chat(commands: Any) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="answer this and end; without it, converse")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    parser.add_argument("--video", metavar="FILE", help="a video file (newer families; needs the extra video)")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="the most pixels of a picture (newer families)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the picture with its boxes (with PROMPT)")
     parser.add_argument("--system", metavar="TEXT", help="the system text")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens")
@@ -43,12 +45,15 @@ def _chat(arguments: argparse.Namespace) -> int:
         max_context=arguments.max_context,
         backend=arguments.backend,
         device=arguments.device,
+        max_pixels=arguments.max_pixels,
     )
     if arguments.prompt is None or (arguments.backend, arguments.device) != ("auto", "auto"):
         say(f"qwenvl: {engine.describe()}", to=sys.stderr)
     console = Console(engine, system=arguments.system, overrides=_overrides(arguments))
     for path in arguments.image:
         console.add_picture(path)
+    if arguments.video is not None:
+        console.add_video(arguments.video)
     if arguments.prompt is None:
         console.converse()
         return 0
