@@ -20,7 +20,7 @@ from qwenvl_edge.families.boxes import Box
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import add_prompt_options, node_parser, open_engine, read_settings, run_command
 from qwenvl_edge.robotics.images import frame_to_rgb
-from qwenvl_edge.robotics.node import NodeAnswer, VlmNode
+from qwenvl_edge.robotics.node import Messages, NodeAnswer, VlmNode
 
 _ALL_INPUTS_CLOSED = "ALL_INPUTS_CLOSED"
 _TIMEOUT = "Timeout event stream error"  # how `next` says that nothing came in time
@@ -34,6 +34,7 @@ class DoraNode:
         self._vlm = vlm
         self._stop = CancelToken()
         self._open = True
+        self._messages = Messages(node.log_error)
 
     def run(self) -> None:
         """Answer until the dataflow is stopped, or until all inputs are closed and what came is answered."""
@@ -54,17 +55,15 @@ class DoraNode:
             if event["id"] != _ALL_INPUTS_CLOSED:
                 self._stop.cancel()
         elif event["type"] == "ERROR":
-            if not event["error"].startswith(_TIMEOUT):
-                self._node.log_error(event["error"].partition("\n")[0])
+            if not str(event.get("error")).startswith(_TIMEOUT):
+                self._messages.log(str(event.get("error")).partition("\n")[0])
         elif event["type"] == "INPUT":
-            try:
+            with self._messages.passing_over(f"input {event.get('id')}"):
                 self._take_input(event)
-            except QwenVLError as error:
-                self._node.log_error(f"input {event['id']}: {error}")
 
     def _take_input(self, event: dict[str, Any]) -> None:
         metadata = dict(event["metadata"])
-        sent = metadata.pop("timestamp")
+        sent = metadata.pop("timestamp", None)
         if event["id"] == "image":
             pixels = frame_to_rgb(
                 event["value"].to_numpy(zero_copy_only=False),
@@ -72,7 +71,8 @@ class DoraNode:
                 metadata.get("width", 0),
                 metadata.get("height", 0),
             )
-            self._vlm.put_frame(pixels, age_s=(self._node.timestamp() - sent).total_seconds(), header=metadata)
+            age_s = 0.0 if sent is None else (self._node.timestamp() - sent).total_seconds()
+            self._vlm.put_frame(pixels, age_s=age_s, header=metadata)
         elif event["id"] == "text":
             words = event["value"].to_pylist()
             if len(words) != 1 or not isinstance(words[0], str):
@@ -87,11 +87,12 @@ class DoraNode:
                 # Inputs are read between the pieces of an answer, so that a stop ends it and frames do not grow old.
                 answer = self._vlm.step(lambda piece: self._receive_waiting(), cancel=self._stop)
             except QwenVLError as error:
-                self._node.log_error(str(error))
+                self._messages.log(str(error))
                 continue
             if answer is None:
                 return
-            self._send(answer)
+            with self._messages.passing_over("the answer"):
+                self._send(answer)
 
     def _send(self, answer: NodeAnswer) -> None:
         import pyarrow as pa

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,9 +23,47 @@ from qwenvl_edge.replies.reply import Reply
 if TYPE_CHECKING:
     from qwenvl_edge.inputs.options import Overrides
 
+_REASON = 200  # characters of a library's message
+_LINES = 64  # remembered
 _NO_CAMERA = -1  # the frame number of a picture that came with its question
 _POSITIVE = optional(number("a number greater than 0", above=0))
 _WAITING = 8  # questions; as with frames, what a robot asked long ago is not worth an answer
+
+
+class Messages:
+    """Reads messages of others: whatever one holds, it is logged and passed over.
+
+    Args:
+        log: takes a line; the same line comes once in REPEAT_S seconds at most: a broken camera sends 30 a second.
+    """
+
+    REPEAT_S = 5.0
+
+    def __init__(self, log: Callable[[str], object]) -> None:
+        self._log = log
+        self._said: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def passing_over(self, what: str) -> Iterator[None]:
+        """Log an error of the `with` block, which reads or answers `what`, instead of raising it."""
+        try:
+            yield
+        except QwenVLError as error:
+            self.log(f"{what}: {error}")
+        except Exception as error:  # a message, and the library that brought it, may raise anything
+            reason = " ".join(str(error).split())[:_REASON] or "no reason given"
+            self.log(f"{what}: it cannot be used: {type(error).__name__}: {reason}.")
+
+    def log(self, line: str) -> None:
+        """Log a line, unless it was logged a moment ago."""
+        now = time.monotonic()
+        if now - self._said.get(line, -math.inf) < self.REPEAT_S:
+            return
+        if len(self._said) >= _LINES:
+            self._said.clear()
+        self._said[line] = now
+        with contextlib.suppress(Exception):  # nobody is left to be told
+            self._log(line)
 
 
 @dataclass(frozen=True)
@@ -204,17 +243,28 @@ class VlmNode:
         return self._answer(question, frame, on_piece, cancel)
 
     def run(self, on_answer: Callable[[NodeAnswer], None], on_error: Callable[[QwenVLError], None]) -> None:
-        """Answer until the node is closed; call on_answer and on_error from this thread."""
+        """Answer until the node is closed; call on_answer and on_error from this thread.
+
+        An error that on_answer raises goes to on_error.
+        """
         while not self._closed.is_set():
             self._wake.wait(self.wait_s())
             self._wake.clear()
             try:
                 while (answer := self.step()) is not None:
-                    on_answer(answer)
+                    self._deliver(answer, on_answer)
             except QwenVLError as error:
                 if not self._closed.is_set():
                     on_error(error)
                 self._wake.set()  # more may wait after the one that failed
+
+    def _deliver(self, answer: NodeAnswer, on_answer: Callable[[NodeAnswer], None]) -> None:
+        try:
+            on_answer(answer)
+        except QwenVLError:
+            raise
+        except Exception as error:  # the transport's
+            raise QwenVLError(f"the answer cannot be sent: {type(error).__name__}: {error}.") from error
 
     def wait_s(self) -> float | None:
         """Seconds after which `step` may have work without a new frame or question; None if never."""

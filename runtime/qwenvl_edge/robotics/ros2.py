@@ -21,8 +21,8 @@ from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.boxes import Box
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import run_command
-from qwenvl_edge.robotics.images import compressed_to_rgb, raw_to_rgb
-from qwenvl_edge.robotics.node import NodeAnswer, NodeSettings, Question, VlmNode
+from qwenvl_edge.robotics.images import message_to_rgb, raw_to_rgb
+from qwenvl_edge.robotics.node import Messages, NodeAnswer, NodeSettings, Question, VlmNode
 
 _NAME = "qwenvl"
 _DIAGNOSTICS_S = 1.0
@@ -59,6 +59,7 @@ class RosNode:
         self._node = node
         self._ros = ros
         self._vlm = vlm
+        self._messages = Messages(lambda line: node.get_logger().warning(line))
         self._response = node.create_publisher(ros.String, "response", 10)
         self._detections = node.create_publisher(ros.Detection2DArray, "detections", 10)
         self._diagnostics = node.create_publisher(ros.DiagnosticArray, "/diagnostics", 10)
@@ -78,17 +79,22 @@ class RosNode:
 
     def run(self) -> None:
         """Answer what the topics ask, in this thread, until the VlmNode is closed."""
-        self._vlm.run(self._publish, lambda error: self._node.get_logger().warning(str(error)))
+        self._vlm.run(self._publish, lambda error: self._messages.log(str(error)))
 
     def _take_image(self, image: Any) -> None:
-        try:
+        with self._messages.passing_over("image"):
             if hasattr(image, "encoding"):
-                pixels = raw_to_rgb(image.data, image.encoding, image.width, image.height, row_bytes=image.step)
+                pixels = raw_to_rgb(
+                    image.data,
+                    image.encoding,
+                    image.width,
+                    image.height,
+                    row_bytes=image.step,
+                    is_big_endian=image.is_bigendian,
+                )
             else:
-                pixels = compressed_to_rgb(image.data)
+                pixels = message_to_rgb(image.data, image.format)
             self._vlm.put_frame(pixels, age_s=self._age_s(image.header.stamp), header=image.header)
-        except QwenVLError as error:
-            self._node.get_logger().warning(f"image: {error}")
 
     def _age_s(self, stamp: Any) -> float:
         """Seconds since a stamp; 0 for one that was not set."""
@@ -96,10 +102,8 @@ class RosNode:
         return (self._node.get_clock().now().nanoseconds - captured) / 1e9 if captured else 0.0
 
     def _take_prompt(self, message: Any) -> None:
-        try:
+        with self._messages.passing_over("prompt"):
             self._vlm.put_question(message.data)
-        except QwenVLError as error:
-            self._node.get_logger().warning(f"prompt: {error}")
 
     def _publish(self, answer: NodeAnswer) -> None:
         self._response.publish(self._ros.String(data=answer.reply.text))
@@ -117,8 +121,8 @@ class RosNode:
 
         try:
             answer = self._vlm.answer(Question(goal.request.prompt), take, cancel=cancel)
-        except QwenVLError as error:
-            self._node.get_logger().warning(f"ask: {error}")
+        except Exception as error:  # also the transport's
+            self._messages.log(f"ask: {error}")
             result.text, result.finish_reason = str(error), "error"
             goal.abort()
             return result

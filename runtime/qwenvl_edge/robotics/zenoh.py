@@ -22,7 +22,7 @@ from qwenvl_edge.inputs.pictures import load_picture
 from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.robotics.command import node_parser, open_engine, read_settings, run_command
 from qwenvl_edge.robotics.images import compressed_to_rgb
-from qwenvl_edge.robotics.node import NodeAnswer, Question, VlmNode
+from qwenvl_edge.robotics.node import Messages, NodeAnswer, Question, VlmNode
 
 _WAITING = 16  # queries; more wait in the transport, where the asker's own timeout rules
 
@@ -41,6 +41,7 @@ class ZenohNode:
         import zenoh
 
         self._vlm = vlm
+        self._messages = Messages(lambda line: say(line, to=sys.stderr))
         self._json = zenoh.Encoding.APPLICATION_JSON
         self._queryable = session.declare_queryable(key, zenoh.handlers.FifoChannel(_WAITING))
         self._subscriber = None if camera is None else session.declare_subscriber(camera, self._take_frame)
@@ -48,7 +49,8 @@ class ZenohNode:
     def run(self) -> None:
         """Answer until `close`."""
         for query in self._queryable:
-            with query:  # a query that is not dropped keeps its asker waiting
+            # A query that is not dropped keeps its asker waiting.
+            with query, self._messages.passing_over("query"):
                 self._answer(query)
 
     def close(self) -> None:
@@ -59,10 +61,8 @@ class ZenohNode:
         self._queryable.undeclare()
 
     def _take_frame(self, sample: Any) -> None:
-        try:
+        with self._messages.passing_over(str(sample.key_expr)):
             self._vlm.put_frame(compressed_to_rgb(sample.payload.to_bytes()))
-        except QwenVLError as error:
-            say(f"{sample.key_expr}: {error}", to=sys.stderr)
 
     def _answer(self, query: Any) -> None:
         try:
@@ -72,6 +72,9 @@ class ZenohNode:
         except QwenVLError as error:
             query.reply_err(json.dumps({"error": str(error)}), encoding=self._json)
             return
+        except Exception as error:
+            query.reply_err(json.dumps({"error": f"the query cannot be answered: {error}"}), encoding=self._json)
+            raise
         query.reply(query.key_expr, json.dumps(encode(answer), ensure_ascii=False), encoding=self._json)
 
 
