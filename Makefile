@@ -31,7 +31,7 @@ $(READY): pyproject.toml setup.py $(CORE)
 
 ## Export the small model, ask it about a picture and draw the boxes.
 demo: $(READY)
-	$(BIN)/qwenvl export models/nano $(BUNDLE) --force
+	$(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32 --force
 	$(BIN)/python tools/demo.py $(BUNDLE) $(PICTURE) out/demo.png
 
 .cache/qwen.tiktoken: | $(READY)
@@ -92,7 +92,7 @@ format: $(READY)
 
 ## Run the benchmarks that need minutes; fetches the vocabulary first.
 bench: $(READY) .cache/qwen.tiktoken
-	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	$(BIN)/python benchmarks/latency.py $(BUNDLE) --checkpoint models/nano
 	$(BIN)/python benchmarks/accuracy.py fp32=$(BUNDLE)
 	$(BIN)/python benchmarks/server.py $(BUNDLE)
@@ -111,7 +111,7 @@ soak: $(READY)
 
 ## Let sixteen clients ask a server 10,000 questions; every answer is checked.
 server-soak: $(READY)
-	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --repeats 0 --json benchmarks/results/server-soak.json
 
 ## Test the Ray Serve application with two replicas, one of them killed; installs 250 MB of packages.
@@ -144,7 +144,7 @@ wheel: $(READY)
 
 ## Install the wheel into an empty environment and ask it about a picture.
 wheel-test: wheel
-	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	release/wheel_test.sh $(BUNDLE) $(PICTURE)
 
 RECORDS := benchmarks/results
@@ -152,7 +152,7 @@ RECORDS := benchmarks/results
 ## Build, install and ask the source package in an emulated arm64 Debian; needs root and debootstrap, half an hour.
 arm64-test: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[package]'
-	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	PYTHON=$(BIN)/python release/arm64_test.sh $(BUNDLE) $(PICTURE) $(RECORDS)/arm64.json
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
@@ -160,7 +160,7 @@ PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 ## Build, install and ask the source package with every Python of PYTHONS (3.10 to 3.13).
 pythons-test: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[package]'
-	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	PYTHON=$(BIN)/python release/pythons_test.sh $(BUNDLE) $(PICTURE) $(RECORDS)/pythons.json $(PYTHONS)
 
 ## Remove everything that make has made, except .cache/.

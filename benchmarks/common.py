@@ -37,7 +37,7 @@ def needed(path: Path, made_by: str) -> Path:
 def needed_bundle(path: Path | str) -> Path:
     """Return the folder of a bundle, or end the program with one sentence if there is none."""
     path = Path(path)
-    needed(path / "bundle.json", f"qwenvl export models/nano {path}")
+    needed(path / "bundle.json", f"qwenvl export models/nano {path} --precision fp32")
     return path
 
 

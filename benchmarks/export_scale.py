@@ -1,12 +1,14 @@
 """Cost of exporting a checkpoint of any size (seconds, memory, disk) and of the answers of its bundle.
 
-    python benchmarks/export_scale.py --preset full --precision int4 [--calibrate [N]] [--folder DIR] [--verify] [--ask]
+    python benchmarks/export_scale.py --preset {1b,full,wide} --precision {int8,int4,fp16} [--skip-verify]
+        [--calibrate [N]] [--folder DIR] [--ask]
 
 A random checkpoint of the preset is written to DIR (or one given by --checkpoint is read), `qwenvl export` runs as a
 process of its own, and its anonymous memory (what cannot be dropped, unlike mapped pages of files) is read every 20 ms,
-the disk that its folders take (the bundle that is being made, and `.calibration` beside it) every 60 ms.
-With --ask a new process loads the bundle and answers questions about pictures, which PyTorch encodes too, and a token's
-share of the read bandwidth is measured.
+the disk that its folders take (the bundle that is being made, and `.calibration` beside it) every 60 ms. The export is
+compared with PyTorch as a user's is; verify_seconds are those of the comparison. "wide" has three layers of the
+full-size model's width, for machines that cannot hold more. With --ask a new process loads the bundle and answers
+questions about pictures, which PyTorch encodes too, and a token's share of the read bandwidth is measured.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from processes import run
 def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[str, Any]:
     """Export in a process of its own."""
     program = [sys.executable, "-m", "qwenvl_edge.cli", "export", str(checkpoint), str(bundle)]
-    chosen = ["--precision", options.precision, "--target", options.target]
+    target = options.target or ("gpu" if options.precision == "fp16" else "cpu")
+    chosen = ["--precision", options.precision, "--target", target]
     if options.block_size:
         chosen += ["--block-size", str(options.block_size)]
     if options.head_precision:
@@ -39,7 +42,8 @@ def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[
     if options.calibrate is not None:
         chosen += ["--calibrate", *([str(samples(bundle.parent, options.calibrate))] if options.calibrate else [])]
     shutil.rmtree(bundle, ignore_errors=True)  # its disk would be counted
-    return run([*program, *chosen, "--allow-loss", *([] if options.verify else ["--skip-verify"])], made=bundle)
+    chosen += ["--skip-verify"] if options.skip_verify else []
+    return run([*program, *chosen, "--allow-loss"], made=bundle, steps=True)
 
 
 def samples(folder: Path, count: int) -> Path:
@@ -72,18 +76,22 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
     shapes = Checkpoint.open(checkpoint).family.tensors.values()
     parameters = sum(math.prod(shape) for shape in shapes)
     exported = export(options, checkpoint, bundle)
+    compared = [at for at, what in exported["steps"] if what.startswith("comparing")]
+    manifest = json.loads((bundle / "bundle.json").read_text())
     headline = {
         "precision": options.precision,
         "parameters": parameters,
         "seconds": exported["seconds"],
+        "verify_seconds": exported["seconds"] - compared[0] if compared else None,
         "peak_anonymous_gb": exported["peak_anonymous_gb"],
         "disk_gb": size_gb(bundle),
         "peak_disk_gb": exported["peak_disk_gb"],
+        "verified": manifest["parity"].get("status", "no"),
     }
-    manifest = json.loads((bundle / "bundle.json").read_text())
     details = {
         "precision": manifest["precision"],
-        "verified": options.verify,
+        "parity": manifest["parity"],
+        "steps_s": exported["steps"],
         "calibrated": "no" if options.calibrate is None else options.calibrate or "built-in samples",
         "peak_resident_gb": exported["peak_resident_gb"],
         "checkpoint_gb": size_gb(checkpoint),
@@ -99,17 +107,17 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
 def main() -> None:
     """Measure, print, write what was asked for."""
     parser = arguments(__doc__)
-    parser.add_argument("--preset", choices=("tiny", "1b", "full"), default="1b")
+    parser.add_argument("--preset", choices=("tiny", "1b", "wide", "full"), default="1b")
     parser.add_argument("--checkpoint", type=Path, help="export this one instead of a random one")
-    parser.add_argument("--precision", default="int4")
+    parser.add_argument("--precision", default="int8")
     parser.add_argument("--block-size", type=int)
     parser.add_argument("--head-precision")
-    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--target", help="default: gpu for fp16, else cpu")
     parser.add_argument(
         "--calibrate", type=int, nargs="?", const=0, metavar="N", help="on N samples; without N on the built-in ones"
     )
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
-    parser.add_argument("--verify", action="store_true", help="compare with PyTorch too, and count its time")
+    parser.add_argument("--skip-verify", action="store_true", help="do not compare with PyTorch")
     parser.add_argument("--ask", action="store_true", help="load the bundle and answer a question")
     parser.add_argument("--max-context", type=int, default=1024)
     parser.add_argument("--new-tokens", type=int, default=32)

@@ -96,7 +96,8 @@ def headline() -> str:
         f"**{exported['parameters'] / 1e9:.2f} billion weights are exported to int4 in {exported['seconds']:.0f} s "
         f"with {number(exported['peak_anonymous_gb'], 'GB')} of memory, and answer with "
         f"{number(answered['peak_anonymous_gb'], 'GB')}** beside the mapped files "
-        "(`python benchmarks/export_scale.py --preset full --precision int4 --ask`, results/export-full-int4.json).",
+        "(`python benchmarks/export_scale.py --preset full --precision int4 --skip-verify --ask`, "
+        "results/export-full-int4.json).",
     )
     return "".join(
         textwrap.fill(item, 119, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False) + "\n"

@@ -5,22 +5,29 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _SAMPLE_S = 0.02
 _SAMPLES_A_DISK_SAMPLE = 3
 
 
-def run(command: list[str], made: Path | None = None) -> dict[str, Any]:
+def run(command: list[str], made: Path | None = None, *, steps: bool = False) -> dict[str, Any]:
     """Run a process: its seconds, peak memory in GB (anonymous; resident with mapped files), and standard output.
 
+    steps: its lines on stderr are taken for steps, each with the seconds at which it came.
     made: a folder that the process makes; peak_disk_gb is the most that it and folders beside it whose names begin with
     its name and a dot held at any moment, read every 60 ms.
     """
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if steps else None, text=True)
+    said: list[tuple[float, str]] = []
+    listener = threading.Thread(target=_listen, args=(process.stderr, started, said), daemon=True)
+    if steps:
+        listener.start()
     anonymous = resident = disk = 0
     for i in itertools.count():
         if made is not None and i % _SAMPLES_A_DISK_SAMPLE == 0:
@@ -35,10 +42,14 @@ def run(command: list[str], made: Path | None = None) -> dict[str, Any]:
         anonymous = max(anonymous, int(fields.get("RssAnon", "0 kB").split()[0]))
         resident = max(resident, int(fields.get("VmRSS", "0 kB").split()[0]))
         time.sleep(_SAMPLE_S)
-    output = process.communicate()[0]
-    if process.returncode:
-        raise SystemExit(f"{command[:6]} ended with code {process.returncode}")
+    assert process.stdout is not None
+    output = process.stdout.read()
+    process.wait()
     seconds = time.perf_counter() - started
+    if steps:
+        listener.join()
+    if process.returncode:
+        raise SystemExit(f"{command[:6]} ended with code {process.returncode}{': ' + said[-1][1] if said else ''}")
     if made is not None:
         disk = max(disk, allocated_bytes(made))
     return {
@@ -46,7 +57,14 @@ def run(command: list[str], made: Path | None = None) -> dict[str, Any]:
         "peak_anonymous_gb": anonymous * 1024 / 1e9,
         "peak_resident_gb": resident * 1024 / 1e9,
         "output": output,
+        "steps": said,
     } | ({} if made is None else {"peak_disk_gb": disk / 1e9})
+
+
+def _listen(lines: IO[str], started: float, said: list[tuple[float, str]]) -> None:
+    for line in lines:
+        said.append((time.perf_counter() - started, line.rstrip()))
+        sys.stderr.write(line)
 
 
 def allocated_bytes(folder: Path) -> int:

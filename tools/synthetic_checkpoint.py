@@ -1,12 +1,13 @@
 """Checkpoints of random weights in the published layout, of any size, a shard at a time.
 
-    python -m tools.synthetic_checkpoint FOLDER --preset {tiny,small,1b,full} [--format {bin,safetensors}]
+    python -m tools.synthetic_checkpoint FOLDER --preset {tiny,small,1b,wide,full} [--format {bin,safetensors}]
         [--tokenizer FILE]
 
 "full" has the names and shapes of the published model: 853 tensors, 9,656,935,168 parameters, 19.3 GB. What such a
-model says is noise; it stands in for the real one where size is what matters. "small" has the published vocabulary, its
-pictures of 448 pixels and a twentieth of its parameters. Values are normal and scaled so that
-activations stay of order one; those of large tensors repeat one pool of values from different places.
+model says is noise; it stands in for the real one where size is what matters. "wide" has three decoder layers of its
+width and little else. "small" has the published vocabulary, its pictures of 448 pixels and a twentieth of its
+parameters. Values are normal and scaled so that activations stay of order one; those of large tensors repeat one pool
+of values from different places.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ GENERATION = {"chat_format": "chatml", "do_sample": True, "top_p": 0.3, "top_k":
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The config.json of a preset: "tiny", "small", "1b" or "full"."""
+    """The config.json of a preset: "tiny", "small", "1b", "wide" or "full"."""
     ranks, hidden, layers, heads, inner, vision = {
         "tiny": (256, 128, 2, 4, 192, (32, 2, 2, 2.0, 42, 4)),
         "small": (151643, 1024, 6, 8, 8192, (512, 8, 8, 4.0, 448, 256)),
         "1b": (32000, 2048, 16, 16, 11008, (1024, 12, 16, 4.0, 448, 256)),
+        "wide": (2000, 4096, 3, 32, 22016, (64, 2, 4, 4.0, 56, 16)),
         "full": (151643, 4096, 32, 32, 22016, (1664, 48, 16, 4.9231, 448, 256)),
     }[name]
     width, blocks, vision_heads, ratio, size, queries = vision
@@ -161,7 +163,7 @@ def main() -> None:
     """Write what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--preset", choices=("tiny", "small", "1b", "full"), default="tiny")
+    parser.add_argument("--preset", choices=("tiny", "small", "1b", "wide", "full"), default="tiny")
     parser.add_argument("--format", choices=("bin", "safetensors"), default="bin")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="copy this vocabulary instead of making one up")
     options = parser.parse_args()

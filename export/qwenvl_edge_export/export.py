@@ -44,6 +44,7 @@ from qwenvl_edge_export.quantization.calibration import Calibration
 from qwenvl_edge_export.quantization.results import Kept
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.cases import source_case_builder
+from qwenvl_edge_export.verification.stages import silent
 from qwenvl_edge_export.verification.verify import compare
 from qwenvl_edge_export.weight_formats import no_scales
 
@@ -66,7 +67,7 @@ def export(
     Args:
         checkpoint_path: a Qwen-VL checkpoint in the published layout.
         bundle_path: the folder to write; it appears when it is whole.
-        precision: of the weights; None keeps float32.
+        precision: of the weights; None takes 8-bit blocks, which run on an ordinary CPU.
         force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
         allow_loss: keep a bundle that differs from its checkpoint by more than its precision allows.
         check: compare the bundle with PyTorch when it is written.
@@ -99,11 +100,9 @@ def export(
         precision = precision.of_groups(imported)
     calibrated = _calibrate(checkpoint, precision, calibration, target, progress)
     with staged_folder(target, replace=force) as folder:
-        done = write_bundle(checkpoint, folder, precision, calibrated, progress)
+        write_bundle(checkpoint, folder, precision, calibrated, progress)
         if check:
-            if progress is not None:
-                progress(done, done, "comparing with PyTorch")
-            _record_parity(folder, checkpoint, allow_loss)
+            _record_parity(folder, checkpoint, allow_loss, calibrated is not None, progress)
     if calibrated is not None:
         calibrated.remove()
     return Bundle.open(target)
@@ -170,14 +169,18 @@ def _calibrate(
     return calibration
 
 
-def _record_parity(folder: Path, checkpoint: Checkpoint, allow_loss: bool) -> None:
+def _record_parity(
+    folder: Path, checkpoint: Checkpoint, allow_loss: bool, calibrated: bool, progress: Progress | None
+) -> None:
     """Compare the written bundle with its checkpoint and keep the figures in its manifest."""
     bundle = Bundle.open(folder)
-    report = compare(bundle, checkpoint)
+    report = compare(bundle, checkpoint, progress=progress or silent)
     if not report.passed and not allow_loss:
+        rounded = bundle.manifest.precision.method == "rtn" and not calibrated
+        better = "--calibrate finds better integers, " if rounded else ""
         raise BundleError(
-            "the exported graphs do not compute what the checkpoint computes, so nothing was kept (--allow-loss would "
-            f"keep it): {report.failures}."
+            "the exported graphs do not compute what the checkpoint computes, so nothing was kept "
+            f"({better}--allow-loss would keep it): {report.failures}."
         )
     dataclasses.replace(bundle.manifest, parity=report.to_dict()).write(folder)
 

@@ -27,6 +27,8 @@ STATIC = "w8a8"
 PRECISIONS = (*FLOATS, "int8", "int4", STATIC)
 VISION_PRECISIONS = (*FLOATS, "int8", STATIC)
 TARGETS = ("cpu", "gpu")
+_DEFAULTS = {"cpu": "int8", "gpu": "fp16"}
+"""What runs at each target on an ordinary machine without being asked for."""
 _VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
 _BITS = {"int8": 8, "int4": 4}
 # On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token (docs/decisions/block-size.md).
@@ -96,7 +98,7 @@ class ExportPrecision:
     @classmethod
     def choose(
         cls,
-        precision: str = "fp32",
+        precision: str | None = None,
         *,
         vision: str | None = None,
         target: str = "cpu",
@@ -110,16 +112,21 @@ class ExportPrecision:
         Blocks are 128 on the CPU and 32 on a GPU by default, or smaller where `fitted` finds that these suit better.
 
         Raises:
-            QwenVLError: an option has no such value.
+            QwenVLError: an option has no such value, or the target cannot compute it.
         """
-        _check("precision", precision, PRECISIONS)
         _check("target", target, TARGETS)
+        precision = _DEFAULTS[target] if precision is None else precision
+        _check("precision", precision, PRECISIONS)
         fixed = block is not None
         block = _BLOCKS[target] if block is None else block
         _check("block size", block, BLOCK_SIZES)
         _check("KV cache", kv_cache, KV_CACHES)
         vision = vision or _VISION_DEFAULTS[target].get(precision, precision)
         _check("vision precision", vision, VISION_PRECISIONS)
+        if target == "cpu" and "bf16" in (precision, vision):
+            raise QwenVLError(
+                "nothing here computes bfloat16 on a CPU; choose --precision int8 or fp32, or say --target gpu."
+            )
         # The head's rows decide between neighbouring tokens: 8 bits where the layers have 4.
         head = head or ("int8" if precision == "int4" else precision)
         _check("head precision", head, _heads(precision))

@@ -32,6 +32,11 @@ def test_defaults_of_the_targets(precision, target, vision, decoder, embedding):
     assert chosen.embedding == embedding
 
 
+@pytest.mark.parametrize(("target", "precision"), [("cpu", "int8"), ("gpu", "fp16")])
+def test_without_a_precision_the_target_decides(target, precision):
+    assert ExportPrecision.choose(target=target) == ExportPrecision.choose(precision, target=target)
+
+
 def test_formats_of_layers():
     chosen = ExportPrecision.choose("int4", block=64, keep=["*.h.0.*"])
     assert chosen.vision.format(PICTURE) == Rows()
@@ -47,7 +52,7 @@ def test_formats_of_layers():
     assert static.decoder.format(HEAD, head=True) == Blocks(8, 128)
     assert ExportPrecision.choose("w8a8").decoder.format(HEAD, head=True) == StaticRows()
     for name in PRECISIONS[:3]:
-        assert ExportPrecision.choose(name).decoder.format(LAYER) is None
+        assert ExportPrecision.choose(name, target="gpu").decoder.format(LAYER) is None
 
 
 @pytest.mark.parametrize(
@@ -100,6 +105,12 @@ def test_the_manifest_says_what_was_chosen():
         (("int4",), {"block": 48}, 'block size "48" is not one of 32, 64, 128'),
         (("int4",), {"target": "tpu"}, 'target "tpu" is not one of cpu, gpu'),
         (("int4",), {"head": "w8a8"}, 'head precision "w8a8" is not one of fp32, fp16, bf16, int8, int4'),
+        (
+            ("bf16",),
+            {},
+            "nothing here computes bfloat16 on a CPU; choose --precision int8 or fp32, or say --target gpu",
+        ),
+        (("int8",), {"vision": "bf16"}, "nothing here computes bfloat16 on a CPU"),
         (("fp32",), {"head": "int8"}, 'head precision "int8" is not one of fp32'),
     ],
 )

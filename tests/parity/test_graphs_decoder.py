@@ -10,6 +10,7 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
+from qwenvl_edge_export.options import ExportPrecision
 from support.decoding import rotary
 from support.dialects import DIALECTS
 from support.random_checkpoint import config_dict, write_checkpoint
@@ -32,7 +33,7 @@ class Pair:
     def __init__(self, folder, dialect, changes):
         path = write_checkpoint(folder / "checkpoint", raw=config_dict(**changes), seed=3)
         self.model = load_model(Checkpoint.open(path))
-        self.bundle = export(path, folder / "bundle")
+        self.bundle = export(path, folder / "bundle", precision=ExportPrecision.choose("fp32"))
         self.backend = OnnxRuntimeBackend(self.bundle, threads=1, dialect=dialect)
 
     def embeds(self, *shape, seed=0):

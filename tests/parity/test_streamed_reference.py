@@ -67,7 +67,7 @@ def test_logits_of_a_prompt_alone(source):
 
 
 def test_a_clips_spans_show_its_rows_in_order():
-    spans = [Span(2, 2, 0, ONE_TOKEN), Span(6, 3, 1, ONE_TOKEN), Span(10, 2, 0, ONE_TOKEN)]
+    spans = [Span(2, 2, 0, ONE_TOKEN), Span(6, 3, 1, ONE_TOKEN), Span(10, 2, 0, ONE_TOKEN, first=2)]
     assert list(picture_rows(spans)) == [
         (slice(2, 4), 0, slice(0, 2)),
         (slice(6, 9), 1, slice(0, 3)),

@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 import torch
 
-from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.errors import BackendError, BundleError, CheckpointError
@@ -16,9 +15,12 @@ from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.verification.cases import builtin_box_case, builtin_cases, case_builder
-from qwenvl_edge_export.verification.limits import overlap
-from qwenvl_edge_export.verification.streamed_reference import StreamedReference
-from qwenvl_edge_export.verification.verify import GREEDY_TOKENS, _Reference, _Side, compare, verify
+from qwenvl_edge_export.verification.comparison import Comparison
+from qwenvl_edge_export.verification.graph_runner import PIECE_BYTES
+from qwenvl_edge_export.verification.limits import agreement, overlap
+from qwenvl_edge_export.verification.sides import GREEDY_TOKENS, GraphSide
+from qwenvl_edge_export.verification.stages import silent
+from qwenvl_edge_export.verification.verify import compare, verify
 from support.dialects import RUNNABLE
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 from support.reference import load_model, pixels_of
@@ -28,7 +30,7 @@ from support.reference import load_model, pixels_of
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify")
     source = write_checkpoint(folder / "checkpoint")
-    return source, export(source, folder / "bundle")
+    return source, export(source, folder / "bundle", precision=ExportPrecision.choose("fp32"))
 
 
 def copy(bundle: Bundle, target) -> Bundle:
@@ -186,34 +188,66 @@ def test_the_drafted_reference_is_pytorchs_own_answer(exported, tmp_path):
     tensors = random_tensors(config_dict())
     noise = torch.randn(tensors["lm_head.weight"].shape, generator=torch.Generator().manual_seed(0))
     tensors["lm_head.weight"] = tensors["lm_head.weight"] + 0.02 * noise
-    other = write_checkpoint(tmp_path / "other", tensors=tensors)
-    model = load_model(Checkpoint.open(other))
-    side = _Side(exported[1], OnnxRuntimeBackend(exported[1], threads=1))
+    other = Checkpoint.open(write_checkpoint(tmp_path / "other", tensors=tensors))
+    side = GraphSide(exported[1], "onnxruntime", budget_bytes=PIECE_BYTES)
+    comparison = Comparison(exported[1], other, [side], silent)
     case = builtin_box_case(case_builder(exported[1]))
-    features = side.encode(case)
-    reference = _Reference(StreamedReference(Checkpoint.open(other)), case, side.answerable)
+    wanted, found = comparison._wanted_features(), comparison._found_features()[side.vision]
+    drafted = comparison._text(case, found)
+    draft = side.greedy(drafted, (), comparison._answerable)
+    model = load_model(other)
     pixels = torch.from_numpy(pixels_of(case))
     embeds = model.embed(torch.from_numpy(case.prompt.ids)[None], model.encode_images(pixels))
     expected = model.generate(embeds, GREEDY_TOKENS)
-    assert side.answer(case, features) != expected
-    assert reference.answer(side, features) == expected
+    assert draft != expected and len(draft) == GREEDY_TOKENS
+    assert comparison._corrected(comparison._text(case, wanted), side, drafted, draft) == expected
 
 
-def test_bfloat16_runs_on_its_stored_values(exported, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([1, 2, 3], [1, 2, 3], (3, 3)),
+        ([1, 9, 3], [1, 2, 3], (1, 3)),
+        ([1, 2, 9], [1, 9, 3], (1, 3)),
+        ([1, 8, 3], [1, 9, 3], (1, 3)),
+        ([1, 9, 3], [1, 9, 3], None),
+    ],
+)
+def test_where_two_greedy_answers_part(ours, theirs, expected):
+    """Both are given 1, 2, 3: where they choose otherwise and alike, what follows is not known."""
+    assert agreement([1, 2, 3], np.array(ours), np.array(theirs)) == expected
+
+
+def test_bfloat16_runs_on_its_stored_values(exported, tmp_path):
     source, _ = exported
-    half = ExportPrecision.choose("bf16")
-    bundle = export(source, tmp_path / "bf16", precision=half)
+    bundle = export(source, tmp_path / "bf16", precision=ExportPrecision.choose("bf16", target="gpu"))
     report = verify(bundle, source)
     assert report.status == "passed"
-    assert {row.graph for row in report.rows} == {"vision", *RUNNABLE}
+    assert {row.graph for row in report.rows} == {"vision", "standard", "onnxruntime"}
     assert all(row.max_abs > 1e-4 for row in report.rows)
     assert "no bfloat16" in report.table()
     altered = verify(bundle, changed(tmp_path, "transformer.h.1.mlp.w2.weight", slice(None), 3.0))
     assert altered.status == "failed"
-    monkeypatch.setattr("qwenvl_edge_export.verification.verify.WIDEN_UP_TO_BYTES", 1000)
+
+
+def test_nothing_that_can_be_run_here(exported, monkeypatch):
+    source, bundle = exported
+    monkeypatch.setattr("qwenvl_edge_export.verification.verify.can_run", lambda name: False)
     unseen = verify(bundle, source)
     assert (unseen.status, unseen.to_dict()["passed"]) == ("not run here", None)
     assert unseen.table().splitlines()[-1] == "not run here"
+
+
+def test_the_stages_and_how_far_they_are(exported):
+    source, bundle = exported
+    told = []
+    verify(bundle, source, progress=lambda *call: told.append(call))
+    names = list(dict.fromkeys(what for _, _, what in told))
+    decoders = [f"comparing: decoder {name}" for name in RUNNABLE]
+    assert names[0] == "comparing: pictures in PyTorch" and "comparing: answers in PyTorch" in names
+    assert set(decoders) < set(names)
+    done = [done for done, _, _ in told]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == told[-1][1]
 
 
 def test_an_unknown_backend(exported):

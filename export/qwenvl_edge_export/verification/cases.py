@@ -72,8 +72,12 @@ class CaseBuilder:
             prompt = self._prompts.chat(parts, history=history, system=family.default_system, window=window)
         else:
             prompt = self._prompts.raw([part for turn in history for part in turn.user] + list(parts))
-        ids = self._tokenizer.encode(answer, allowed_special=family.markup_tags)
-        return Case(name, prompt, self._pictures(prompt), np.array([*ids, family.end_of_text], np.int64))
+        return Case(name, prompt, self._pictures(prompt), self.answer_ids(answer))
+
+    def answer_ids(self, answer: str) -> npt.NDArray[np.int64]:
+        """Ids [M] of an answer, which may hold grounding markup, and of the end of the text."""
+        ids = self._tokenizer.encode(answer, allowed_special=self._family.markup_tags)
+        return np.array([*ids, self._family.end_of_text], np.int64)
 
     def box_case(self, name: str, picture: Picture, phrase: str) -> Case:
         """The question where `phrase` is, in the form that boxes were trained in; its answer is left empty."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+Choices: TypeAlias = npt.NDArray[np.int64]
+"""Best tokens [M]."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ INT8_CACHE_LIMITS = Limits(max_relative=5e-2, tie=1e-2, min_cosine=0.998, max_kl
 class Row:
     """One comparison.
 
-    max_abs and its limit are absolute; cosine is the worst vector's. kl and top1 (ties count as agreement) are of
-    logits only. agreed, of greedy answers only: tokens before the first that differs, of `tokens`.
+    max_abs and its limit are absolute; cosine is the worst vector's. broken: the figures beyond their limits, in words.
+    kl and top1 (ties count as agreement) are of logits only. agreed, of greedy answers only: tokens before the first
+    that differs, of `tokens`.
     iou: of the box that the graph answers with and the reference's. Neither of the last two has a limit: where two
     tokens are about as likely, any rounding decides.
     """
@@ -57,6 +61,7 @@ class Row:
     limit: float
     cosine: float
     passed: bool
+    broken: str = ""
     kl: float | None = None
     top1: float | None = None
     agreed: int | None = None
@@ -86,12 +91,7 @@ class Report:
     @property
     def failures(self) -> str:
         """The comparisons beyond their limits, in words."""
-        return "; ".join(
-            f"{row.stage} ({row.graph}, {row.case}) differ by {row.max_abs:.2e}, limit {row.limit:.2e}, "
-            f"cosine {row.cosine:.5f}" + (f", KL {row.kl:.2e}, top-1 {row.top1:.1%}" if row.top1 is not None else "")
-            for row in self.rows
-            if not row.passed
-        )
+        return "; ".join(f"{row.stage} ({row.graph}, {row.case}): {row.broken}" for row in self.rows if not row.passed)
 
     def table(self) -> str:
         """The report as a table for a terminal."""
@@ -111,28 +111,73 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, for the manifest."""
         rows = map(dataclasses.asdict, self.rows)
-        stages = [{key: value for key, value in row.items() if value is not None} for row in rows]
+        stages = [{key: value for key, value in row.items() if value not in (None, "")} for row in rows]
         passed = self.passed if self.rows else None
         return {"passed": passed, "status": self.status, "skipped": list(self.skipped), "stages": stages}
 
 
-def features_row(graph: str, case: str, found: FloatArray, wanted: FloatArray, limits: Limits) -> Row:
-    """Compare image features [N, Q, H]."""
-    max_abs, limit, cosine = _distance(found, wanted, limits)
-    return Row("image features", graph, case, max_abs, limit, cosine, max_abs <= limit and cosine >= limits.min_cosine)
+def values_row(
+    stage: str,
+    graph: str,
+    case: str,
+    found: FloatArray,
+    wanted: FloatArray,
+    limit: float,
+    min_cosine: float = -1.0,
+) -> Row:
+    """Compare values [.., H] whose differences may be `limit`, an absolute one."""
+    max_abs, cosine = float(np.abs(found - wanted).max()), _cosine(found, wanted)
+    broken = _broken((max_abs > limit, f"differ by {max_abs:.2e} (limit {limit:.2e})"), _low_cosine(cosine, min_cosine))
+    return Row(stage, graph, case, max_abs, limit, cosine, not broken, broken)
+
+
+def features_row(
+    graph: str, case: str, found: FloatArray, wanted: FloatArray, limits: Limits, *, stage: str = "image features"
+) -> Row:
+    """Compare image features [.., H]."""
+    limit = limits.max_relative * float(np.abs(wanted).max())
+    return values_row(stage, graph, case, found, wanted, limit, limits.min_cosine)
 
 
 def logits_row(
-    graph: str, case: str, found: FloatArray, wanted: FloatArray, limits: Limits, greedy: tuple[int, int] | None = None
+    graph: str,
+    case: str,
+    found: FloatArray,
+    wanted: FloatArray,
+    limits: Limits,
+    greedy: tuple[int, int] | None = None,
+    *,
+    stage: str = "logits",
+    exact: float | None = None,
 ) -> Row:
-    """Compare teacher-forced logits [rows, V]; `greedy` is what `agreement` found of the graph's own answer."""
-    max_abs, limit, cosine = _distance(found, wanted, limits)
+    """Compare teacher-forced logits [rows, V].
+
+    greedy: what `agreement` found of the graph's own answer. exact: the largest difference where that is smaller than
+    `limits` allow; the greedy answers must then be equal.
+    """
+    limit = limits.max_relative * float(np.abs(wanted).max())
+    limit = limit if exact is None else min(limit, exact)
+    agreed, tokens = greedy or (None, None)
+    max_abs, cosine = float(np.abs(found - wanted).max()), _cosine(found, wanted)
     chosen = np.take_along_axis(wanted, found.argmax(-1)[:, None], axis=-1)[:, 0]
     top1 = float(np.mean(wanted.max(-1) - chosen <= limits.tie * np.abs(wanted).max()))
     kl = divergence(found, wanted)
-    passed = max_abs <= limit and cosine >= limits.min_cosine and kl <= limits.max_kl and top1 >= limits.min_top1
-    agreed, tokens = greedy or (None, None)
-    return Row("logits", graph, case, max_abs, limit, cosine, passed, kl, top1, agreed, tokens)
+    broken = _broken(
+        (max_abs > limit, f"differ by {max_abs:.2e} (limit {limit:.2e})"),
+        _low_cosine(cosine, limits.min_cosine),
+        (kl > limits.max_kl, f"KL {kl:.2e} (limit {limits.max_kl:.0e})"),
+        (top1 < limits.min_top1, f"top-1 {top1:.1%} (limit {limits.min_top1:.0%})"),
+        (exact is not None and agreed != tokens, f"greedy answers part after {agreed} tokens"),
+    )
+    return Row(stage, graph, case, max_abs, limit, cosine, not broken, broken, kl, top1, agreed, tokens)
+
+
+def _broken(*limits: tuple[bool, str]) -> str:
+    return ", ".join(words for broken, words in limits if broken)
+
+
+def _low_cosine(cosine: float, limit: float) -> tuple[bool, str]:
+    return cosine < limit, f"cosine {cosine:.5f} (limit {limit})"
 
 
 def overlap(a: tuple[int, int, int, int] | None, b: tuple[int, int, int, int] | None) -> float | None:
@@ -151,15 +196,20 @@ def divergence(found: FloatArray, wanted: FloatArray) -> float:
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def agreement(tokens: list[int], wanted: FloatArray) -> tuple[int, int]:
-    """Count the leading tokens of a greedy answer that the reference would have chosen too, and all tokens.
+def agreement(tokens: Sequence[int], ours: Choices, theirs: Choices) -> tuple[int, int] | None:
+    """Count the tokens before the first at which two greedy answers part, and all tokens; None: it lies too far on.
 
     Args:
-        tokens: M ids.
-        wanted: reference logits [M, V] at the positions that chose them, given the same tokens before.
+        tokens: M ids that both were given, a greedy answer of one of them or of another decoder.
+        ours: best tokens [M] of the one, given the tokens before.
+        theirs: those of the other.
     """
-    same = wanted.argmax(-1) == np.array(tokens)
-    return (len(tokens) if same.all() else int(same.argmin())), len(tokens)
+    equal = [np.array(tokens) == best for best in (ours, theirs)]
+    first = [len(tokens) if each.all() else int(np.argmin(each)) for each in equal]
+    same = min(first)
+    if first[0] == first[1] < len(tokens) and ours[same] == theirs[same]:
+        return None  # both go on otherwise than the tokens do, and alike
+    return same, len(tokens)
 
 
 def _log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -168,9 +218,8 @@ def _log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return logs
 
 
-def _distance(found: FloatArray, wanted: FloatArray, limits: Limits) -> tuple[float, float, float]:
-    """Largest absolute difference, its limit, and the smallest cosine of two vectors."""
-    limit = limits.max_relative * float(np.abs(wanted).max())
+def _cosine(found: FloatArray, wanted: FloatArray) -> float:
+    """The smallest cosine of two vectors."""
     a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (found, wanted))
     cosine = (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-30)
-    return float(np.abs(found - wanted).max()), limit, float(cosine.min())
+    return float(cosine.min())

@@ -98,11 +98,9 @@ class StreamedReference:
 
 def picture_rows(spans: Sequence[Span]) -> Iterator[tuple[slice, int, slice]]:
     """For each span its place in the prompt, its picture's number, and which of the picture's rows it shows."""
-    shown: dict[int, int] = {}
     for span in spans:
-        first = shown.get(span.picture, 0)
-        shown[span.picture] = first + span.length
-        yield slice(span.start, span.start + span.length), span.picture, slice(first, first + span.length)
+        place = slice(span.start, span.start + span.length)
+        yield place, span.picture, slice(span.first, span.first + span.length)
 
 
 def add_deepstack(rows: Tensor, prompt: Prompt, features: Sequence[ImageFeatures], layer: int) -> None:

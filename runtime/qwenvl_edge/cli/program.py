@@ -1,7 +1,8 @@
 """The program `qwenvl`: its parser, and the exit codes of its commands.
 
-Exit codes: 0 success, 1 a bundle that fails verification or does not fit a board, 2 an error (one line on stderr),
-130 interrupted (128 + its number by another signal), 141 the reader of the output has gone, as SIGPIPE would give it.
+Exit codes: 0 success, 1 a bundle that fails verification or does not fit a board, 2 an error (one line on stderr) or a
+bundle that differs from recorded tensors, 130 interrupted (128 + its number by another signal), 141 the reader of the
+output has gone, as SIGPIPE would give it.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ import contextlib
 import io
 import os
 import sys
+import time
 from types import TracebackType
 from typing import TextIO
 
 _BAR_WIDTH = 30
+_JUDGED_AFTER_S = 5.0
 
 
 class OutputError(Exception):
@@ -67,12 +69,16 @@ def give_up_output() -> None:
 
 
 class ProgressBar:
-    """Called with (done, total, what): draws a bar on a terminal, else writes one plain line per step."""
+    """Called with (done, total, what): draws a bar on a terminal, else writes one plain line per step.
+
+    The bar says how much time is left, by the units done since the total was first given, unless `what` ends with it.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream or io.StringIO()  # a closed stderr
         self._bar = self._stream.isatty()
         self._shown = ""
+        self._begun = (0, 0, 0.0)  # the total, and how many units of it were done when
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that `done` of `total` units are done, and `what` is the present step."""
@@ -83,10 +89,22 @@ class ProgressBar:
             return
         share = done / total if total else 0.0
         filled = round(share * _BAR_WIDTH)
-        line = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {share:4.0%} {what}"[:79]
+        left = "" if what.endswith(" left") else self._left(done, total)
+        line = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {share:4.0%} {what}"[: 79 - len(left)] + left
         if line != self._shown:
             say(f"\r{line.ljust(len(self._shown))}", end="", to=self._stream)
         self._shown = line
+
+    def _left(self, done: int, total: int) -> str:
+        """The time left in words; nothing while there is too little to judge by."""
+        now = time.monotonic()
+        if self._begun[0] != total or done < self._begun[1]:
+            self._begun = (total, done, now)
+        _, first, begun = self._begun
+        if done in (first, total) or now - begun < _JUDGED_AFTER_S:
+            return ""
+        left = (now - begun) / (done - first) * (total - done)
+        return f", {left / 60:.0f} min left" if left >= 60 else f", {left:.0f} s left"
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -270,15 +270,26 @@ def test_export_errors(monkeypatch, capsys):
     assert capsys.readouterr().err == "qwenvl: it exists.\n"
 
 
-@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
-def test_verify_prints_the_table(monkeypatch, capsys, passed, code):
-    def verify(bundle, checkpoint, backend):
-        assert (str(bundle), str(checkpoint), backend) == ("bundle", "checkpoint", "onnxruntime")
+@pytest.mark.parametrize(
+    ("option", "function", "passed", "code"),
+    [
+        ("--checkpoint", "verify", True, 0),
+        ("--checkpoint", "verify", False, 1),
+        ("--golden", "verify_golden", True, 0),
+        ("--golden", "verify_golden", False, 2),
+    ],
+)
+def test_verify_prints_the_table(monkeypatch, capsys, option, function, passed, code):
+    def verify(bundle, other, backend, progress):
+        assert (str(bundle), str(other), backend) == ("bundle", "folder", "onnxruntime")
+        progress(0, 2, "comparing")
+        progress(1, 2, "comparing")
         return types.SimpleNamespace(table=lambda: "stage  limit", passed=passed)
 
-    package(monkeypatch, "verification.verify", verify=verify)
-    assert cli.main(["verify", "bundle", "--checkpoint", "checkpoint"]) == code
-    assert capsys.readouterr().out == "stage  limit\n"
+    package(monkeypatch, "verification.verify", **{function: verify})
+    assert cli.main(["verify", "bundle", option, "folder"]) == code
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("stage  limit\n", "comparing\n")
 
 
 def test_a_missing_export_package_is_explained(monkeypatch, capsys):
@@ -310,6 +321,29 @@ def test_the_progress_bar_overwrites_itself():
     lines = stream.getvalue().split("\r")
     assert len(lines) == 4 and lines[2].startswith("[" + "#" * 15 + "." * 15 + "]  50% half")
     assert lines[3].endswith("\n") and len(lines[2]) >= len(lines[1])
+
+
+def test_the_progress_bar_says_how_much_time_is_left(monkeypatch):
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr("qwenvl_edge.machine.terminal.time.monotonic", lambda: clock.now)
+    stream = Terminal()
+
+    def told(done, total, what, seconds):
+        clock.now += seconds
+        stream.seek(0)
+        stream.truncate()
+        bar(done, total, what)
+        return stream.getvalue().strip().split("% ")[1]
+
+    with ProgressBar(stream) as bar:
+        assert told(2, 10, "a", 50) == "a"  # what was done before is not in this time
+        assert told(4, 10, "b", 20) == "b, 1 min left"
+        assert told(8, 10, "b", 40) == "b, 20 s left"
+        assert told(10, 10, "b", 10) == "b"
+        assert told(1, 3, "c", 10) == "c"
+        assert told(2, 3, "c, 7 min left", 60) == "c, 7 min left"
+        assert told(2, 3, "w" * 99, 60).endswith("w, 2 min left")
+        assert len(stream.getvalue().strip("\r")) <= 79
 
 
 def test_pictures_are_read_once(scripted, monkeypatch):

@@ -29,7 +29,7 @@ from qwenvl_edge.machine.forks import keep
 
 STANDARD_SINCE = (1, 25)
 """The first ONNX Runtime that can run the "standard" dialect on the CPU (TensorScatter of opset 24)."""
-_PROVIDERS = ["CPUExecutionProvider"]
+PROVIDERS = ["CPUExecutionProvider"]
 _PREPACK_UP_TO_BYTES = 1 << 30
 _BITS = {"int4": 4, "int8": 8}
 _CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
@@ -108,12 +108,8 @@ def _makes_unsigned(bundle: Bundle, graph: str) -> bool:
     return graph == "vision" and bundle.manifest.precision.vision == "int8" and signed_products_saturate()
 
 
-def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> ort.InferenceSession:
-    """Load the file `name` of a bundle, its "vision" or "decoder" `graph`.
-
-    Raises:
-        BackendError: ONNX Runtime cannot load it.
-    """
+def session_options(bundle: Bundle, name: str, threads: int | None, graph: str) -> ort.SessionOptions:
+    """Settings for the file `name` of a bundle, its "vision" or "decoder" `graph`."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if not _prepacks(bundle, graph):
@@ -128,9 +124,19 @@ def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> 
     if name == bundle.manifest.graphs.decoder.get(NATIVE):
         options.register_custom_ops_library(_core.__file__)
     options.intra_op_num_threads = _threads(threads)
+    return options
+
+
+def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> ort.InferenceSession:
+    """Load the file `name` of a bundle, its "vision" or "decoder" `graph`.
+
+    Raises:
+        BackendError: ONNX Runtime cannot load it.
+    """
+    options = session_options(bundle, name, threads, graph)
     path = bundle.file(name)
     try:
-        return keep(ort.InferenceSession(str(path), options, providers=_PROVIDERS))
+        return keep(ort.InferenceSession(str(path), options, providers=PROVIDERS))
     except Exception as error:
         raise failed(f'load "{path}"', error) from None
 

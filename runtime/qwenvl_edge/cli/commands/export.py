@@ -19,7 +19,9 @@ def add_export(commands: Any) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is there")
     parser.add_argument(
-        "--precision", default="fp32", metavar="P", help="fp32, fp16, bf16, int8, int4 or w8a8 (default fp32)"
+        "--precision",
+        metavar="P",
+        help="fp32, fp16, bf16, int8, int4 or w8a8 (default: int8 for the CPU, fp16 for a GPU)",
     )
     parser.add_argument(
         "--vision-precision", metavar="P", help="fp32, fp16, bf16, int8 or w8a8 (default: the target's)"

@@ -1,20 +1,29 @@
-"""`qwenvl verify`: compare a bundle with its checkpoint."""
+"""`qwenvl verify`: compare a bundle with its checkpoint, or with tensors that another implementation recorded."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from qwenvl_edge.cli.export_package import import_export
-from qwenvl_edge.machine.terminal import say
+from qwenvl_edge.machine.signals import terminable
+from qwenvl_edge.machine.terminal import ProgressBar, say
 
 
 def add_verify(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("verify", help="compare a bundle with its checkpoint (needs PyTorch)")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CHECKPOINT")
+    against = parser.add_mutually_exclusive_group(required=True)
+    against.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was exported from")
+    against.add_argument(
+        "--golden",
+        type=Path,
+        metavar="FOLDER",
+        help="recorded tensors: golden_vision.npz, golden_text.npz and pictures",
+    )
     parser.add_argument(
         "--backend", default="onnxruntime", metavar="B", help="onnxruntime (default), or tensorrt: this machine's plan"
     )
@@ -22,8 +31,12 @@ def add_verify(commands: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    report = import_export("verification.verify").verify(
-        arguments.bundle, arguments.checkpoint, backend=arguments.backend
-    )
+    verification = import_export("verification.verify")
+    with terminable(), ProgressBar(sys.stderr) as progress:
+        options = {"backend": arguments.backend, "progress": progress}
+        if arguments.golden is not None:
+            report, failed = verification.verify_golden(arguments.bundle, arguments.golden, **options), 2
+        else:
+            report, failed = verification.verify(arguments.bundle, arguments.checkpoint, **options), 1
     say(report.table())
-    return 0 if report.passed else 1
+    return 0 if report.passed else failed

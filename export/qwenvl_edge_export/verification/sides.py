@@ -1,0 +1,294 @@
+"""The bundle's side of a comparison: its decoder in one dialect on ONNX Runtime, or its TensorRT plan."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qwenvl_edge.backends.base import check_finite
+from qwenvl_edge.backends.onnxruntime.cpu import last_indices
+from qwenvl_edge.backends.onnxruntime.session import vision_graph
+from qwenvl_edge.backends.select import TENSORRT
+from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import (
+    DEEPSTACK,
+    DEEPSTACK_FEATURES,
+    IMAGE_FEATURES,
+    INPUTS_EMBEDS,
+    LAST_INDICES,
+    LOGITS,
+    LOGITS_INDICES,
+    PIXEL_VALUES,
+    QUERY_SCALE,
+    ROPE_COS,
+    ROPE_SIN,
+    TOTAL_LENGTH,
+    WRITE_INDICES,
+)
+from qwenvl_edge_export.families.base import ImageFeatures, PictureInputs
+from qwenvl_edge_export.verification.graph_runner import Arrays, GraphRunner, as_values
+from qwenvl_edge_export.verification.limits import FloatArray
+from qwenvl_edge_export.verification.streamed_reference import Asked, picture_rows
+
+PROMPT_ROWS = 16
+"""Number of a prompt's last positions that are compared; of the answer all are."""
+SINGLE_STEPS = 2
+"""Number of the first answer's tokens that are decoded one at a time, before the rest in one chunk."""
+GREEDY_TOKENS = 24
+"""Number of tokens that the bundle answers by itself: a box has 21 at most, closing tag included."""
+
+Done = Callable[[], object]
+
+
+class Side(ABC):
+    """One of a bundle's decoders with its picture side.
+
+    name: for the report. vision: the name of its vision graph: sides with one name have the same features.
+    vision_steps: how often `encode` calls its `on_step`.
+    answers: whether it can answer token by token within the memory that a comparison may take.
+    steps: how often `logits` calls its `on_step`. cost_bytes: memory that its weights take while its session is open.
+    """
+
+    name: str
+    vision: str
+    vision_steps: int = 1
+    answers: bool
+    steps: int
+    cost_bytes: int = 0
+    _bundle: Bundle
+
+    @abstractmethod
+    def encode(self, pictures: Sequence[PictureInputs], on_step: Done) -> list[ImageFeatures]:
+        """The features of each picture.
+
+        Raises:
+            BackendError: the library failed, or features hold NaN or infinity.
+        """
+
+    @abstractmethod
+    def logits(self, texts: Sequence[Asked], on_step: Done) -> list[list[FloatArray]]:
+        """What StreamedReference.logits gives for PROMPT_ROWS: the prompt is prefilled, and answers go on from it.
+
+        The first answer's tokens come as single steps and a chunk, those of others in one chunk.
+
+        Raises:
+            BackendError: the library failed, or logits hold NaN or infinity.
+        """
+
+    def greedy(self, asked: Asked, begun: Sequence[int], answerable: int) -> list[int]:
+        """The decoder's own greedy answer of ids below `answerable`, which begins with `begun`: GREEDY_TOKENS ids.
+
+        Raises:
+            BackendError: as `logits`.
+        """
+        length, tokens = len(asked.prompt.ids), list(begun)
+        cache = self._new_cache(length + GREEDY_TOKENS)
+        rows = self._run(cache, asked, prompt_call(self._bundle, asked, length - 1))
+        new = tokens
+        while len(tokens) < GREEDY_TOKENS:
+            if new:
+                rows = self._run(cache, asked, token_call(self._bundle, new, length + len(tokens) - len(new)))
+            new = [int(rows[-1, :answerable].argmax())]
+            tokens += new
+        return tokens
+
+    @abstractmethod
+    def _new_cache(self, capacity: int) -> Any:
+        """A cache for one text."""
+
+    @abstractmethod
+    def _run(self, cache: Any, asked: Asked, call: Call) -> FloatArray:
+        """Logits [K, V] of a call."""
+
+    def close(self) -> None:  # noqa: B027 - a plan stays open
+        """Give back the memory of the decoder's session."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Tokens of one text that are computed together, from place `start` on; logits are wanted from place `first` on.
+
+    embeds: [1, T, H], features in their places. deepstack: [L, 1, T, H], or None without a picture that has some.
+    """
+
+    embeds: FloatArray
+    start: int
+    first: int
+    deepstack: FloatArray | None = None
+
+    @property
+    def end(self) -> int:
+        """The place after the last token."""
+        return self.start + int(self.embeds.shape[1])
+
+    @property
+    def wanted(self) -> npt.NDArray[np.int64]:
+        """Indices [1, K] of the call's tokens that need logits."""
+        return np.arange(self.first - self.start, self.end - self.start, dtype=np.int64)[None]
+
+
+def prompt_call(bundle: Bundle, asked: Asked, first: int) -> Call:
+    """The whole prompt."""
+    embeds: FloatArray = bundle.embedding[asked.prompt.ids][None]
+    layers = max((len(each.deepstack) for each in asked.features if each.deepstack is not None), default=0)
+    deepstack = np.zeros((layers, *embeds.shape), np.float32) if layers else None
+    for place, picture, part in picture_rows(asked.prompt.spans):
+        features = asked.features[picture]
+        embeds[0, place] = features.rows[part]
+        if deepstack is not None and features.deepstack is not None:
+            deepstack[:, 0, place] = features.deepstack[:, part]
+    return Call(embeds, 0, first, deepstack)
+
+
+def token_call(bundle: Bundle, ids: Sequence[int] | npt.NDArray[np.int64], start: int) -> Call:
+    """Tokens of an answer, all of which need logits."""
+    return Call(bundle.embedding[np.array(ids, np.int64)][None], start, start)
+
+
+def calls_of(bundle: Bundle, asked: Asked) -> Iterator[Call]:
+    """The calls that compute a prompt and its answers, see Side.logits."""
+    length = len(asked.prompt.ids)
+    yield prompt_call(bundle, asked, max(length - PROMPT_ROWS, 0))
+    for number, answer in enumerate(asked.answers):
+        singles = min(SINGLE_STEPS, len(answer) - 1) if number == 0 else 0
+        bounds = [*range(singles + 1), len(answer)] if len(answer) else []
+        for start, end in itertools.pairwise(bounds):
+            yield token_call(bundle, answer[start:end], length + start)
+
+
+def by_answer(rows: Iterator[FloatArray], asked: Asked) -> list[FloatArray]:
+    """For each answer the logits [rows, V] of the prompt and its own, from those of the calls in order."""
+    prompt = next(rows)
+    found = []
+    for answer in asked.answers:
+        parts, count = [prompt], 0
+        while count < len(answer):
+            parts.append(next(rows))
+            count += len(parts[-1])
+        found.append(np.concatenate(parts))
+    return found or [prompt]
+
+
+class GraphSide(Side):
+    """A dialect of the decoder on ONNX Runtime; `budget_bytes` as in GraphRunner."""
+
+    def __init__(self, bundle: Bundle, dialect: str, *, budget_bytes: int):
+        self.name = dialect
+        self.vision = vision_graph(bundle, dialect)
+        self._bundle = bundle
+        self._pictures = GraphRunner(bundle, self.vision, "vision", budget_bytes)
+        self.vision_steps = self._pictures.pieces
+        self._decoder = GraphRunner(bundle, bundle.manifest.graphs.decoder[dialect], "decoder", budget_bytes)
+        self.answers = self._decoder.is_whole
+        self.steps = self._decoder.pieces
+        self.cost_bytes = self._decoder.cost_bytes
+
+    def close(self) -> None:
+        """See Side."""
+        self._decoder.close()
+
+    def encode(self, pictures: Sequence[PictureInputs], on_step: Done) -> list[ImageFeatures]:
+        """See Side."""
+        found = self._pictures.run([[picture.arrays] for picture in pictures], [0] * len(pictures), on_step)
+        self._pictures.close()
+        return [_features(outputs) for (outputs,) in found]
+
+    def logits(self, texts: Sequence[Asked], on_step: Done) -> list[list[FloatArray]]:
+        """See Side."""
+        calls = [[self._inputs(asked, call) for call in calls_of(self._bundle, asked)] for asked in texts]
+        capacities = [len(asked.prompt.ids) + max(map(len, asked.answers), default=0) for asked in texts]
+        found = self._decoder.run(calls, capacities, on_step)
+        return [
+            by_answer((_finite(outputs) for outputs in done), asked) for done, asked in zip(found, texts, strict=True)
+        ]
+
+    def _new_cache(self, capacity: int) -> Any:
+        return self._decoder.whole().new_caches(capacity)
+
+    def _run(self, cache: Any, asked: Asked, call: Call) -> FloatArray:
+        outputs = self._decoder.whole()(as_values(self._inputs(asked, call)), cache)
+        return _finite({LOGITS: outputs[LOGITS].numpy()})
+
+    def _inputs(self, asked: Asked, call: Call) -> dict[str, npt.NDArray[Any]]:
+        """What a graph of any dialect and family takes, by name."""
+        tokens = call.end - call.start
+        rotary = asked.prompt.positions.rows(call.start, tokens)
+        first = np.array([call.start])
+        inputs: dict[str, npt.NDArray[Any]] = {
+            INPUTS_EMBEDS: call.embeds,
+            ROPE_COS: rotary.cos,
+            ROPE_SIN: rotary.sin,
+            LOGITS_INDICES: call.wanted,
+            WRITE_INDICES: first,
+            LAST_INDICES: last_indices(first, tokens),
+            TOTAL_LENGTH: np.array([call.end], np.int32),
+        }
+        if rotary.query_scale is not None:
+            inputs[QUERY_SCALE] = rotary.query_scale
+        if DEEPSTACK in self._decoder.inputs:
+            layers = self._decoder.inputs[DEEPSTACK].type.tensor_type.shape.dim[0].dim_value
+            none = np.zeros((layers, 1, 1, call.embeds.shape[-1]), np.float32)
+            inputs[DEEPSTACK] = none if call.deepstack is None else call.deepstack
+        return inputs
+
+
+class PlanSide(Side):
+    """This machine's TensorRT plan."""
+
+    name = TENSORRT
+    answers = True
+    steps = 1
+
+    def __init__(self, bundle: Bundle, backend: TensorRTBackend):
+        self.vision = TENSORRT
+        self._bundle = bundle
+        self._backend = backend
+
+    def encode(self, pictures: Sequence[PictureInputs], on_step: Done) -> list[ImageFeatures]:
+        """See Side."""
+        found = [self._backend.encode_pixels(picture.arrays[PIXEL_VALUES])[0] for picture in pictures]
+        on_step()
+        return [ImageFeatures(torch.from_numpy(features)) for features in found]
+
+    def logits(self, texts: Sequence[Asked], on_step: Done) -> list[list[FloatArray]]:
+        """See Side."""
+        found = []
+        for asked in texts:
+            cache = self._new_cache(len(asked.prompt.ids) + max(map(len, asked.answers), default=0))
+            calls = calls_of(self._bundle, asked)
+            found.append(by_answer((self._run(cache, asked, call) for call in calls), asked))
+        on_step()
+        return found
+
+    def _new_cache(self, capacity: int) -> Any:
+        return self._backend.new_cache(1, capacity)
+
+    def _run(self, cache: Any, asked: Asked, call: Call) -> FloatArray:
+        rotary = asked.prompt.positions.rows(call.start, call.end - call.start)
+        logits: FloatArray = self._backend.decode(cache, call.embeds, rotary, np.array([call.start]), call.wanted)[0]
+        return logits
+
+
+def _features(outputs: Arrays) -> ImageFeatures:
+    """One picture's outputs, [1, Q, H] or a clip's [N, Q, H], as rows."""
+    for values in outputs.values():
+        check_finite(values, "image features")
+    rows = torch.from_numpy(outputs[IMAGE_FEATURES]).flatten(0, 1)
+    if DEEPSTACK_FEATURES not in outputs:
+        return ImageFeatures(rows)
+    return ImageFeatures(rows, torch.from_numpy(outputs[DEEPSTACK_FEATURES]).flatten(1, 2))
+
+
+def _finite(outputs: Arrays) -> FloatArray:
+    """Logits [K, V] of a call."""
+    logits: FloatArray = outputs[LOGITS][0]
+    check_finite(logits, "logits")
+    return logits
