@@ -206,6 +206,8 @@ class Comparison:
 
     def _iou(self, draft: list[int], asked: Case, greedy: tuple[int, int] | None, *, given: bool) -> float | None:
         """Overlap of the graph's own box and PyTorch's; None where one is not known, or neither is a box."""
+        if not draft:
+            return None
         if self._corrects and given:
             return overlap(self._builder.box(draft), self._builder.box(asked.answer.tolist()))
         if greedy is None:
