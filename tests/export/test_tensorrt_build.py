@@ -127,7 +127,7 @@ def test_limits_that_are_refused(tiny_bundle, options, message):
 
 def test_profiles_follow_the_limits():
     assert decoder_profiles(PlanLimits(2048, 1, 1, 256)) == {
-        "decode": Profile(0, (1, 1, 2), (1, 1, 1)),
+        "decode": Profile(0, (1, 1, 1), (1, 1, 1)),
         "prefill": Profile(1, (1, 256, 256), (1, 1, 16)),
         "verify": Profile(2, (1, 8, 16), (1, 8, 16)),
     }
@@ -152,7 +152,7 @@ def test_too_little_memory(bundle, rtx, monkeypatch):
     target = Target("sm_86", 86, rtx)
     monkeypatch.setattr(memory, "available_bytes", lambda: 1_000_000)
     monkeypatch.setattr(memory, "swap_bytes", lambda: 20_000_000)
-    with pytest.raises(BackendError, match=r"takes about 0\.\d\d GB of memory .* 0\.02 GB are free, swap included"):
+    with pytest.raises(BackendError, match=r"takes about 0\.\d\d GB of memory .* 0\.01 GB are free, a quarter of the "):
         memory.check_resources(bundle, target, bundle.path)
     monkeypatch.setattr(memory, "swap_bytes", lambda: 10**10)
     memory.check_resources(bundle, target, bundle.path)
@@ -164,7 +164,8 @@ def test_the_estimate_follows_the_weights(bundle, rtx):
     target = Target("sm_86", 86, rtx)
     largest = max(bundle.manifest.files[name].size for name in ("vision.data", "decoder.data"))
     assert memory.build_bytes(bundle, target) - (300 << 20) == pytest.approx(1.5 * largest, rel=0.1)  # fp32
-    assert memory.build_bytes(bundle, Target("local", 87, tensorrt())) > memory.build_bytes(bundle, target)
+    needed = [memory.build_bytes(bundle, Target("local", 87, tensorrt(version))) for version in ("10.13.0", "10.3.0")]
+    assert memory.build_bytes(bundle, target) < needed[0] < needed[1]
 
 
 def test_too_little_disk(bundle, monkeypatch):

@@ -172,10 +172,9 @@ class Recorder:
     """Stands in for TensorRT 10.3: notes the plugins that are loaded and the settings of every build."""
 
     def __init__(self):
-        self.loaded, self.previews, self.timings = [], [], []
+        self.loaded, self.timings = [], []
         self.BuilderFlag = SimpleNamespace(TF32="tf32")
         self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
-        self.PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
         self.__version__ = "10.3.0.26"
         self.IProgressMonitor = object
 
@@ -188,7 +187,6 @@ class Recorder:
     def create_builder_config(self):
         return SimpleNamespace(
             clear_flag=lambda flag: None,
-            set_preview_feature=lambda feature, on: self.previews.append((feature, on)),
             add_optimization_profile=lambda profile: None,
             create_timing_cache=lambda data: data,
             set_timing_cache=lambda cache, force: self.timings.append(cache) or cache == b"",
@@ -224,7 +222,6 @@ def test_a_plan_with_the_plugin(fp16, tmp_path, monkeypatch):
     assert plan == Plan.open(fp16, "orin")
     assert (plan.manifest.dialect, plan.manifest.plugin) == ("plugin", "libqwenvl_tensorrt_plugin.so 2")
     assert set(plan.manifest.files) == {VISION_PLAN, DECODER_PLAN, plugin.name}
-    assert recorder.previews == [("aliased", True)] * 2
     assert Path(recorder.loaded[0]).name == plugin.name
     assert sum(node.op_type == "KVCacheAttention" for node in models["decoder.onnx"].graph.node) == 2
     assert models["vision.onnx"].opset_import[0].version == 20

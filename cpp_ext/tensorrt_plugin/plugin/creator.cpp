@@ -75,9 +75,9 @@ KVCacheAttentionCreator::KVCacheAttentionCreator()
 }
 
 nvinfer1::IPluginV3* KVCacheAttentionCreator::createPlugin(char const*, nvinfer1::PluginFieldCollection const* fields,
-                                                           nvinfer1::TensorRTPhase) noexcept {
+                                                           nvinfer1::TensorRTPhase phase) noexcept {
     const auto attributes = read_attributes(fields);
-    return attributes ? new (std::nothrow) KVCacheAttention(*attributes) : nullptr;
+    return attributes ? new (std::nothrow) KVCacheAttention(*attributes, phase) : nullptr;
 }
 
 }  // namespace qwenvl

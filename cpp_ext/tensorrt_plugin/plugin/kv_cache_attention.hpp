@@ -22,7 +22,7 @@ class KVCacheAttention final : public nvinfer1::IPluginV3,
                                public nvinfer1::IPluginV3OneBuildV2,
                                public nvinfer1::IPluginV3OneRuntime {
 public:
-    explicit KVCacheAttention(const Attributes& attributes);
+    KVCacheAttention(const Attributes& attributes, nvinfer1::TensorRTPhase phase);
 
     // IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
@@ -50,7 +50,9 @@ public:
     std::size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, std::int32_t nbInputs,
                                  nvinfer1::DynamicPluginTensorDesc const* outputs,
                                  std::int32_t nbOutputs) const noexcept override;
-    std::int32_t getAliasedInput(std::int32_t outputIndex) noexcept override;
+    // None: with a declared alias TensorRT may keep a second cache and copy it at every call. A present output works
+    // in place all the same, because whoever runs the engine binds it to the address of its past input.
+    std::int32_t getAliasedInput(std::int32_t) noexcept override { return -1; }
 
     // IPluginV3OneRuntime
     std::int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, std::int32_t nbInputs,
@@ -63,6 +65,7 @@ public:
 
 private:
     Attributes attributes_;
+    nvinfer1::TensorRTPhase phase_;
     std::array<nvinfer1::PluginField, 4> fields_;
     nvinfer1::PluginFieldCollection collection_;
 };

@@ -54,7 +54,7 @@ bool has_tensor_counts(const Attributes& attributes, int inputs, int outputs) no
     return inputs == input_count(attributes.int8_cache) && outputs == output_count(attributes.int8_cache);
 }
 
-int input_like(int output) noexcept { return output == kOut ? kQkv : aliased_input(output); }
+int input_like(int output) noexcept { return output == kOut ? kQkv : past_of(output); }
 
 bool is_type_of(const Attributes& attributes, int input, DataType type, DataType qkv) noexcept {
     switch (input) {

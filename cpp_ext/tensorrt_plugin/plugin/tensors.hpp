@@ -30,8 +30,8 @@ enum Output : int {
 constexpr int input_count(bool int8_cache) { return int8_cache ? kInt8CacheInputs : kFloatCacheInputs; }
 constexpr int output_count(bool int8_cache) { return int8_cache ? kInt8CacheOutputs : kFloatCacheOutputs; }
 
-// The input whose memory an output is, or -1.
-constexpr int aliased_input(int output) {
+// The past cache that an output continues: bound to the same memory when an engine runs. -1: it continues none.
+constexpr int past_of(int output) {
     switch (output) {
         case kPresentKey:
             return kPastKey;

@@ -33,7 +33,7 @@ public:
             cuda(cudaMemcpy(inputs.back(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
         }
         outputs.push_back(allocate(out_bytes()));
-        for (int i = kPresentKey; i < output_count(host.int8); ++i) outputs.push_back(inputs[aliased_input(i)]);
+        for (int i = kPresentKey; i < output_count(host.int8); ++i) outputs.push_back(inputs[past_of(i)]);
         workspace = allocate(workspace_bytes);
     }
     DeviceCall(const DeviceCall&) = delete;

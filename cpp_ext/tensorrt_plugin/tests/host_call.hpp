@@ -74,7 +74,7 @@ public:
     // Every output in its place: the caches in the inputs' memory.
     std::vector<void*> outputs() {
         std::vector<void*> pointers{out.data()};
-        for (int i = kPresentKey; i < output_count(int8); ++i) pointers.push_back(memory[aliased_input(i)].data());
+        for (int i = kPresentKey; i < output_count(int8); ++i) pointers.push_back(memory[past_of(i)].data());
         return pointers;
     }
 

@@ -1,4 +1,5 @@
 // Drives the plugin through TensorRT's interfaces, without TensorRT and without a GPU: enqueue runs emulated kernels.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -51,14 +52,18 @@ PluginPointer create(std::vector<PluginField> fields, TensorRTPhase phase = Tens
     return PluginPointer(creator().createPlugin("attention", &collection, phase));
 }
 
-PluginPointer create(std::int32_t heads, std::int32_t kv_heads, std::int32_t head_dim, std::int32_t int8) {
+PluginPointer create(std::int32_t heads, std::int32_t kv_heads, std::int32_t head_dim, std::int32_t int8,
+                     TensorRTPhase phase = TensorRTPhase::kBUILD) {
     return create({PluginField("num_heads", &heads, PluginFieldType::kINT32, 1),
                    PluginField("num_kv_heads", &kv_heads, PluginFieldType::kINT32, 1),
                    PluginField("head_dim", &head_dim, PluginFieldType::kINT32, 1),
-                   PluginField("int8_cache", &int8, PluginFieldType::kINT32, 1)});
+                   PluginField("int8_cache", &int8, PluginFieldType::kINT32, 1)},
+                  phase);
 }
 
-PluginPointer create(bool int8) { return create(kSizes.heads, kSizes.kv_heads, kSizes.head_dim, int8); }
+PluginPointer create(bool int8, TensorRTPhase phase = TensorRTPhase::kBUILD) {
+    return create(kSizes.heads, kSizes.kv_heads, kSizes.head_dim, int8, phase);
+}
 
 template <typename Capability>
 Capability& capability(nvinfer1::IPluginV3& plugin, nvinfer1::PluginCapabilityType type) {
@@ -108,7 +113,7 @@ std::vector<nvinfer1::DynamicPluginTensorDesc> negotiable(DataType type, bool in
     for (const auto& desc : input_descriptions(kSizes, type, int8))
         all.push_back({desc, desc.dims, desc.dims, desc.dims});
     all.push_back(all[kQkv]);
-    for (int i = kPresentKey; i < output_count(int8); ++i) all.push_back(all[aliased_input(i)]);
+    for (int i = kPresentKey; i < output_count(int8); ++i) all.push_back(all[past_of(i)]);
     return all;
 }
 
@@ -152,12 +157,13 @@ void outputs_follow_the_inputs() {
         CHECK(build(plugin).getOutputDataTypes(results.data(), outputs, types.data(), inputs) == 0);
         CHECK(build(plugin).getOutputDataTypes(results.data(), outputs, types.data(), inputs - 1) != 0);
         CHECK(build(plugin).getOutputShapes(shapes.data(), inputs, nullptr, 0, out.data(), outputs, builder) == 0);
-        CHECK(results[kOut] == DataType::kBF16 && build(plugin).getAliasedInput(kOut) == -1);
+        CHECK(results[kOut] == DataType::kBF16);
+        for (int i = 0; i < outputs; ++i) CHECK(build(plugin).getAliasedInput(i) == -1);
         CHECK(out[kOut].nbDims == 3 && out[kOut].d[1] == shapes[kQkv].d[1]);
         CHECK(out[kOut].d[2]->getConstantValue() == kSizes.heads * kSizes.head_dim);
         for (int i = kPresentKey; i < outputs; ++i) {
-            const int source = build(plugin).getAliasedInput(i);
-            CHECK(source == aliased_input(i) && results[i] == types[source]);
+            const int source = past_of(i);
+            CHECK(source >= 0 && results[i] == types[source]);
             CHECK(out[i].nbDims == shapes[source].nbDims && out[i].d[2] == shapes[source].d[2]);
         }
         CHECK(results[kPresentKey] == (int8 ? DataType::kINT8 : DataType::kBF16));
@@ -223,15 +229,32 @@ void enqueue_computes_what_the_reference_does() {
         }
 }
 
-void enqueue_insists_on_the_caches_own_memory() {
-    const auto plugin = create(false);
+// Runs a plugin on a present key that is not the past one's memory; true if it wrote there.
+bool writes_elsewhere(const PluginPointer& plugin) {
     HostCall call(kSizes, DataType::kHALF, false);
+    const auto inputs = call.inputs();
     auto outputs = call.outputs();
     std::vector<unsigned char> elsewhere(call.memory[kPastKey].size());
     outputs[kPresentKey] = elsewhere.data();
-    CHECK(runtime(plugin).enqueue(call.descriptions.data(), nullptr, call.inputs().data(), outputs.data(), nullptr,
-                                  nullptr) != 0);
-    CHECK(logged("kALIASED_PLUGIN_IO_10_03"));
+    std::vector<float> workspace(build(plugin).getWorkspaceSize(nullptr, 0, nullptr, 0) / sizeof(float));
+    const std::int32_t status = runtime(plugin).enqueue(call.descriptions.data(), nullptr, inputs.data(),
+                                                        outputs.data(), workspace.data(), nullptr);
+    const bool written = std::any_of(elsewhere.begin(), elsewhere.end(), [](unsigned char byte) { return byte != 0; });
+    CHECK(written == (status == 0));
+    return written;
+}
+
+void an_engine_insists_on_the_caches_own_memory_and_the_builder_does_not() {
+    for (const TensorRTPhase phase : {TensorRTPhase::kBUILD, TensorRTPhase::kRUNTIME}) {
+        PluginPointer plugins[3] = {create(false, phase), nullptr, nullptr};
+        plugins[1].reset(plugins[0]->clone());
+        plugins[2].reset(runtime(plugins[0]).attachToContext(nullptr));
+        for (const auto& plugin : plugins) {
+            logger.last.clear();
+            CHECK(writes_elsewhere(plugin) == (phase == TensorRTPhase::kBUILD));
+            CHECK(logged("bind both to the same address") == (phase == TensorRTPhase::kRUNTIME));
+        }
+    }
 }
 
 }  // namespace
@@ -247,6 +270,6 @@ int main() {
     wrong_shapes_are_refused_with_a_sentence();
     plugins_survive_serialization_and_cloning();
     enqueue_computes_what_the_reference_does();
-    enqueue_insists_on_the_caches_own_memory();
+    an_engine_insists_on_the_caches_own_memory_and_the_builder_does_not();
     std::puts("the plugin's interfaces hold");
 }

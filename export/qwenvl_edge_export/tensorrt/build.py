@@ -28,6 +28,7 @@ from qwenvl_edge.bundle.engines import (
 from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.errors import BackendError, BundleError
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
+from qwenvl_edge_export.tensorrt.lint import check_weights
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.memory import check_resources
 from qwenvl_edge_export.tensorrt.network import Network
@@ -73,13 +74,15 @@ def build(
         The plan, opened.
 
     Raises:
-        BackendError: no TensorRT here builds for the target, it lacks a precision, memory or disk do not suffice, or
-            TensorRT refuses a graph; its own lines are in the message.
+        BackendError: no TensorRT here builds for the target, it lacks a precision, weights are stored in a form that it
+            does not multiply, memory or disk do not suffice, or TensorRT refuses a graph; its own lines are in the
+            message.
         BundleError: the plan exists and `force` is not set, or it cannot be written.
     """
     chosen = choose(target, installed_libraries(), local_gpu())
     precision = bundle.manifest.precision
     check_precision(chosen, [precision.decoder, precision.lm_head, precision.vision, *precision.compute.values()])
+    check_weights(bundle)
     with_plugin = needs_plugin(chosen.library, bundle)
     place = (bundle.path / PLANS_FOLDER / chosen.name).absolute()
     if place.exists() and not force:
@@ -198,8 +201,6 @@ class _PlanBuild:
         if self._strip:
             config.set_flag(trt.BuilderFlag.STRIP_PLAN)
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # by the weights that it was built with
-        if self._plugin:  # it updates the caches in place
-            config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         for shapes in profiles:
             profile = network.builder.create_optimization_profile()
             for tensor, (least, tuned, most) in shapes.items():

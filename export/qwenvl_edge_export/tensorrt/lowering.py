@@ -18,6 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge_export.tensorrt.split_products import split_products
 
 SIGNED_NAME = "signed.data"
 _ALIGNMENT_BYTES = 4096
@@ -49,6 +50,7 @@ class Lowering:
         return self._finish()
 
     def _finish(self) -> bytes:
+        split_products(self.graph)
         self._sign_integers()
         RemoveUnusedNodesPass()(self.model)
         return bytes(ir.to_proto(self.model).SerializeToString())

@@ -12,20 +12,24 @@ from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
 from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.memory import available_bytes, swap_bytes
-from qwenvl_edge_export.tensorrt.targets import Target
+from qwenvl_edge_export.tensorrt.targets import Target, release
 
 _PROCESS_BYTES = 300 << 20  # Python, onnx and TensorRT's own libraries and kernels
 _FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Anonymous memory in copies of the weights as floats of the graph's type, in which integers are unpacked too; the
-# bundle's own are mapped and not counted. 1.2 to 1.5 were measured with TensorRT-RTX 1.7. That TensorRT takes a copy
-# more, for the plan before it is written, is an assumption.
-_COPIES = {TENSORRT_RTX: 1.5}
-_OTHER_COPIES = 2.5
+# bundle's own are mapped and not counted. 1.2 to 1.5 were measured with TensorRT-RTX 1.7. TensorRT's figures are
+# assumptions: users of 10.3 saw 3 to 4 copies; from 10.13 on it takes external weights with less, and writes the plan
+# in pieces.
+_RTX_COPIES, _COPIES, _OLD_COPIES = 1.5, 3.0, 4.0
+_LEAN_SINCE = (10, 13)
+_SWAP_SHARE = 0.25  # what a builder pins for the GPU cannot be swapped out
 
 
 def build_bytes(bundle: Bundle, target: Target) -> int:
     """Peak of a build's anonymous memory: one engine is built after the other, so the larger one's."""
-    copies = _COPIES.get(target.library.api, _OTHER_COPIES)
+    copies = _COPIES if release(target.library) >= _LEAN_SINCE else _OLD_COPIES
+    if target.library.api == TENSORRT_RTX:
+        copies = _RTX_COPIES
     return _PROCESS_BYTES + round(copies * max(_float_bytes(bundle).values()))
 
 
@@ -36,11 +40,11 @@ def check_resources(bundle: Bundle, target: Target, folder: Path) -> None:
         BackendError: one of them does not suffice; gives the figures.
     """
     needed, free = build_bytes(bundle, target), available_bytes()
-    if free is not None and needed > (free := free + swap_bytes()):
+    if free is not None and needed > (free := free + round(_SWAP_SHARE * swap_bytes())):
         raise BackendError(
             f"building takes about {needed / 1e9:.2f} GB of memory (the larger graph's weights as floats: "
-            f"{max(_float_bytes(bundle).values()) / 1e9:.2f} GB), but {free / 1e9:.2f} GB are free, swap included; "
-            "end other programs, add swap, or build on another machine where the target allows it."
+            f"{max(_float_bytes(bundle).values()) / 1e9:.2f} GB), but {free / 1e9:.2f} GB are free, "
+            "a quarter of the swap included; end other programs, add swap, or build on another machine where the target allows it."
         )
     # Both plans, and for a time the signed copy of one graph's integers.
     stored = [info.size for name, info in bundle.manifest.files.items() if name in (VISION_DATA, DECODER_DATA)]

@@ -13,7 +13,7 @@ from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
 
 MAX_ROWS = 16  # logits of one call: the proposals of look-up decoding, or the end of a prompt in verification
-DEFAULT_CHUNK = 256
+DEFAULT_CHUNK = 512  # a question about one picture in one call
 
 Range: TypeAlias = tuple[int, int, int]
 Shapes: TypeAlias = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -27,7 +27,7 @@ def choose_limits(
     max_images: int = 1,
     chunk: int | None = None,
 ) -> PlanLimits:
-    """The limits that the options ask for; None takes the model's training length and 256 tokens per call.
+    """The limits that the options ask for; None takes the model's training length and 512 tokens per call.
 
     Raises:
         BackendError: a limit is less than 1, or beyond what the model takes.
@@ -46,15 +46,11 @@ def choose_limits(
 
 
 def decoder_profiles(limits: PlanLimits) -> dict[str, Profile]:
-    """The decoder's profiles by use.
-
-    "decode" takes two tokens as well: where every dimension of a profile is fixed, TensorRT-RTX packs weights for it
-    alone, and the plan holds most of them twice (382 instead of 242 MB on a decoder of 118 M parameters in fp16).
-    """
+    """The decoder's profiles by use; "decode" takes one token per row (docs/decisions/decode-profile.md)."""
     rows = min(MAX_ROWS, limits.chunk)
     middle = -(-rows // 2)
     return {
-        "decode": Profile(0, (1, 1, min(2, limits.chunk)), (1, 1, 1)),
+        "decode": Profile(0, (1, 1, 1), (1, 1, 1)),
         "prefill": Profile(1, (1, limits.chunk, limits.chunk), (1, 1, rows)),
         "verify": Profile(2, (1, middle, rows), (1, middle, rows)),
     }
@@ -62,9 +58,15 @@ def decoder_profiles(limits: PlanLimits) -> dict[str, Profile]:
 
 def decoder_shapes(graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
     """(least, tuned for, most) of every input with a free dimension, per profile, in the order of their numbers."""
-    profiles = sorted(decoder_profiles(limits).values(), key=lambda profile: profile.index)
-    batch = (1, 1, limits.max_batch)
-    return [_shapes(graph, {"B": batch, "T": profile.tokens, "K": profile.rows}) for profile in profiles]
+    shapes = []
+    for name, profile in sorted(decoder_profiles(limits).items(), key=lambda item: item[1].index):
+        batch = (1, 1, limits.max_batch)
+        if name == "decode":
+            # Tuned for all rows. At least two, though a plan may never get them: where every dimension is fixed,
+            # TensorRT-RTX packs weights for the profile alone, and the plan holds most of them twice.
+            batch = (1, limits.max_batch, max(2, limits.max_batch))
+        shapes.append(_shapes(graph, {"B": batch, "T": profile.tokens, "K": profile.rows}))
+    return shapes
 
 
 def vision_shapes(graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:

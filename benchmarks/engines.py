@@ -1,0 +1,137 @@
+"""TensorRT-RTX engines of a checkpoint, layer by layer: what is copied, widened and left unfused at each token.
+
+    python benchmarks/engines.py [--checkpoint models/nano] [--target sm_86] [--json FILE]
+
+No GPU is needed: the figures are read off the builder's list of layers after fusion, not off a clock. The decoder's
+decode profile counts, and the picture side. standalone_dequantize are layers that only widen a weight.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from common import arguments, conditions, finish
+
+from qwenvl_edge.backends.tensorrt.library import Library, installed_libraries
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import STANDARD
+from qwenvl_edge.bundle.engines import TENSORRT_RTX
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.tensorrt.build import write_engine
+from qwenvl_edge_export.tensorrt.engine_layers import Layer, read_layers, share
+from qwenvl_edge_export.tensorrt.lowering import Lowering
+from qwenvl_edge_export.tensorrt.network import Network
+from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_shapes, vision_shapes
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp16": {"precision": "fp16"},
+    "int4": {"precision": "int4", "block": 128, "head": "fp16"},
+    "w8a8": {"precision": "w8a8"},
+}
+MAX_CONTEXT, CHUNK = 256, 64
+
+
+def verbose_library() -> Library:
+    """Return TensorRT-RTX with a log that keeps every line, or end the program with one sentence."""
+    for found in installed_libraries():
+        if found.api == TENSORRT_RTX:
+            return Library(found.api, found.module, _verbose_log(found.module))
+    sys.exit("TensorRT-RTX is not installed; pip install 'qwenvl-edge[tensorrt-rtx]'.")
+
+
+def _verbose_log(module: Any) -> Any:
+    class Log(module.ILogger):  # type: ignore[misc,name-defined,unused-ignore]
+        """Keeps every line in `everything`, and warnings and errors in `lines`, as Library wants them."""
+
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.everything: list[str] = []
+            self.lines: deque[str] = deque(maxlen=6)
+
+        def log(self, severity: Any, msg: str) -> None:
+            self.everything.append(msg)
+            if int(severity) <= 2:
+                self.lines.append(msg)
+
+    return Log()
+
+
+def layers_of(bundle: Bundle, graph: str, target: str, folder: Path) -> tuple[list[Layer], int]:
+    """Build one engine; return its layers and the bytes of its plan. graph: "decoder" or "vision"."""
+    library = verbose_library()
+    trt, limits = library.module, choose_limits(bundle, max_context=MAX_CONTEXT, chunk=CHUNK)
+    names = {"decoder": bundle.manifest.graphs.decoder[STANDARD], "vision": bundle.manifest.graphs.vision}
+    lowering = Lowering(bundle, names[graph], folder)
+    model = lowering.decoder(MAX_CONTEXT) if graph == "decoder" else lowering.vision()
+    profiles = (decoder_shapes if graph == "decoder" else vision_shapes)(lowering.graph, limits)
+    network = Network(library, model, folder / names[graph])
+    config = network.builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    for shapes in profiles:
+        profile = network.builder.create_optimization_profile()
+        for name, ranges in shapes.items():
+            profile.set_shape(name, *ranges)
+        config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, target.upper().replace("_", "")), 0)
+    plan = folder / f"{graph}.plan"
+    if not write_engine(network, config, plan):
+        raise library.failed(f"build {graph}")
+    return read_layers(library.log.everything), plan.stat().st_size
+
+
+def measure(bundle: Bundle, target: str) -> dict[str, Any]:
+    """Figures of one bundle's engines."""
+    with tempfile.TemporaryDirectory() as work:
+        folders = {name: Path(work) / name for name in ("decoder", "vision")}
+        for folder in folders.values():
+            folder.mkdir()
+        built = {name: layers_of(bundle, name, target, folder) for name, folder in folders.items()}
+    decode = [layer for layer in built["decoder"][0] if layer.profile == 0]
+    layers = decode + built["vision"][0]
+    if not decode or not built["vision"][0]:
+        sys.exit("TensorRT-RTX listed no layers; this version prints them otherwise than 1.7.1.")
+    products = [layer for layer in layers if layer.is_product]
+    int4 = [layer for layer in layers if any(tensor.dtype == "Int4" for tensor in layer.constants)]
+    return {
+        "layers": len(layers),
+        "products": len(products),
+        "whole_cache_copies": sum(layer.copies_cache for layer in decode),
+        "standalone_dequantize": sum(layer.widens_weight for layer in layers),
+        "int4_fused_share": share(int4, [layer for layer in int4 if layer.is_product]),
+        "int8_share": share(products, [layer for layer in products if layer.multiplies_integers]),
+        "plan_bytes": {name: size for name, (_, size) in built.items()},
+        "widened": [layer.name for layer in layers if layer.widens_weight],
+    }
+
+
+def main() -> None:
+    """Export, build and read every precision."""
+    parser = arguments(__doc__)
+    parser.add_argument("--checkpoint", type=Path, default=Path("models/nano"))
+    parser.add_argument("--target", default="sm_86")
+    options = parser.parse_args()
+    before, found = conditions(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, chosen in PRECISIONS.items():
+            precision = ExportPrecision.choose(**{**chosen, "target": "gpu"})
+            bundle = export(options.checkpoint, Path(folder) / name, precision=precision, check=False)
+            found[name] = measure(bundle, options.target)
+            print(f"{name:6}", found[name])
+    headline = {
+        "whole_cache_copies": sum(each["whole_cache_copies"] for each in found.values()),
+        "standalone_dequantize": sum(each["standalone_dequantize"] for each in found.values()),
+        "int4_fused_share": found["int4"]["int4_fused_share"],
+        "w8a8_int8_share": found["w8a8"]["int8_share"],
+        "plans": len(found),
+    }
+    finish(options, before, headline, found)
+
+
+if __name__ == "__main__":
+    main()
