@@ -30,7 +30,7 @@ from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_shapes, 
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
-    "int4": {"precision": "int4", "block": 128, "head": "fp16"},
+    "int4": {"precision": "int4"},
     "w8a8": {"precision": "w8a8"},
 }
 MAX_CONTEXT, CHUNK = 256, 64

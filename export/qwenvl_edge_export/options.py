@@ -32,7 +32,10 @@ _DEFAULTS = {"cpu": "int8", "gpu": "fp16"}
 _VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
 _BITS = {"int8": 8, "int4": 4}
 # On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token (docs/decisions/block-size.md).
-_BLOCKS = {"cpu": 128, "gpu": 32}
+_BLOCKS = {"cpu": 128, "gpu": 128}
+_TENSORRT_BLOCKS = (64, 128)
+# TensorRT multiplies no 8-bit blocks (docs/decisions/lm-head.md).
+_INT4_HEADS = {"cpu": "int8", "gpu": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class ExportPrecision:
     ) -> ExportPrecision:
         """The precision that the options ask for; None takes the target's default.
 
-        Blocks are 128 on the CPU and 32 on a GPU by default, or smaller where `fitted` finds that these suit better.
+        Blocks are 128 by default, or smaller where `fitted` finds that these suit better.
 
         Raises:
             QwenVLError: an option has no such value, or the target cannot compute it.
@@ -123,12 +126,9 @@ class ExportPrecision:
         _check("KV cache", kv_cache, KV_CACHES)
         vision = vision or _VISION_DEFAULTS[target].get(precision, precision)
         _check("vision precision", vision, VISION_PRECISIONS)
-        if target == "cpu" and "bf16" in (precision, vision):
-            raise QwenVLError(
-                "nothing here computes bfloat16 on a CPU; choose --precision int8 or fp32, or say --target gpu."
-            )
-        # The head's rows decide between neighbouring tokens: 8 bits where the layers have 4.
-        head = head or ("int8" if precision == "int4" else precision)
+        _check_target(target, precision, vision, block)
+        # The head's rows decide between neighbouring tokens: more bits where the layers have 4.
+        head = head or (_INT4_HEADS[target] if precision == "int4" else precision)
         _check("head precision", head, _heads(precision))
         wide = "fp16" if target == "gpu" else "fp32"
         keep = tuple(keep)
@@ -207,6 +207,16 @@ def _heads(precision: str) -> tuple[str, ...]:
     if precision in FLOATS:
         return (precision,)
     return PRECISIONS if precision == STATIC else tuple(name for name in PRECISIONS if name != STATIC)
+
+
+def _check_target(target: str, precision: str, vision: str, block: int) -> None:
+    """Refuse what cannot run at the target."""
+    if target == "cpu" and "bf16" in (precision, vision):
+        raise QwenVLError(
+            "nothing here computes bfloat16 on a CPU; choose --precision int8 or fp32, or say --target gpu."
+        )
+    if target == "gpu" and precision == "int4" and block not in _TENSORRT_BLOCKS:
+        raise QwenVLError(f"TensorRT takes 4-bit weights in blocks of 64 or 128, not {block}; leave --block-size out.")
 
 
 def _check(what: str, value: object, known: Sequence[object]) -> None:

@@ -45,13 +45,12 @@ BUILDS = {
 REFUSED = {
     "int8": ("sm_89", "int8", "gpu"),
     "int8 of a CPU": ("sm_89", "int8", "cpu"),
-    "int4 in blocks of 32": ("sm_89", "int4", "gpu"),
+    "int4 in blocks of 32": ("sm_89", "int4", "cpu"),
     "int4 with a head of 8 bits": ("sm_89", "int4", "gpu"),
 }
 OPTIONS = {
-    "int4": {"block": 128, "head": "fp16"},
-    "int4 in blocks of 32": {"block": 32, "head": "fp16"},
-    "int4 with a head of 8 bits": {"block": 128, "head": "int8"},
+    "int4 in blocks of 32": {"block": 32, "head": "int4"},
+    "int4 with a head of 8 bits": {"head": "int8"},
     "fp16 with pictures of a CPU": {"vision": "int8"},
 }
 

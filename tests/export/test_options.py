@@ -59,7 +59,7 @@ def test_formats_of_layers():
     ("options", "inputs", "block"),
     [
         ({}, (4096, 11008), 128),
-        ({"target": "gpu"}, (4096, 11008), 32),
+        ({"target": "gpu"}, (4096, 11008), 128),
         ({}, (256, 192), 64),
         ({}, (128, 96), 32),
         ({}, (128, 128, 40), 128),
@@ -102,6 +102,7 @@ def test_the_manifest_says_what_was_chosen():
     [
         (("int3",), {}, 'precision "int3" is not one of fp32, fp16, bf16, int8, int4, w8a8'),
         (("int4",), {"vision": "int4"}, 'vision precision "int4"'),
+        (("int4",), {"target": "gpu", "block": 32}, "TensorRT takes 4-bit weights in blocks of 64 or 128, not 32"),
         (("int4",), {"block": 48}, 'block size "48" is not one of 32, 64, 128'),
         (("int4",), {"target": "tpu"}, 'target "tpu" is not one of cpu, gpu'),
         (("int4",), {"head": "w8a8"}, 'head precision "w8a8" is not one of fp32, fp16, bf16, int8, int4'),

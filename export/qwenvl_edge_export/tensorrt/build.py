@@ -82,13 +82,13 @@ def build(
     chosen = choose(target, installed_libraries(), local_gpu())
     precision = bundle.manifest.precision
     check_precision(chosen, [precision.decoder, precision.lm_head, precision.vision, *precision.compute.values()])
-    check_weights(bundle)
     with_plugin = needs_plugin(chosen.library, bundle)
     place = (bundle.path / PLANS_FOLDER / chosen.name).absolute()
     if place.exists() and not force:
         raise BundleError(f'"{place}" exists already; replace it with --force.')
     if strip:
         _check_strippable(bundle)
+    check_weights(bundle)
     check_resources(bundle, chosen, bundle.path)
     clean_up(place)
     with staged_folder(place, replace=force) as folder:

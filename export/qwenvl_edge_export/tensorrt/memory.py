@@ -44,7 +44,8 @@ def check_resources(bundle: Bundle, target: Target, folder: Path) -> None:
         raise BackendError(
             f"building takes about {needed / 1e9:.2f} GB of memory (the larger graph's weights as floats: "
             f"{max(_float_bytes(bundle).values()) / 1e9:.2f} GB), but {free / 1e9:.2f} GB are free, "
-            "a quarter of the swap included; end other programs, add swap, or build on another machine where the target allows it."
+            "a quarter of the swap included; end other programs, add swap, or build on another machine where the "
+            "target allows it."
         )
     # Both plans, and for a time the signed copy of one graph's integers.
     stored = [info.size for name, info in bundle.manifest.files.items() if name in (VISION_DATA, DECODER_DATA)]

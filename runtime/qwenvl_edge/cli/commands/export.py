@@ -31,7 +31,7 @@ def add_export(commands: Any) -> None:
         "--block-size",
         type=int,
         metavar="N",
-        help="weights that share a scale: 32, 64, 128 (default: 128 for the CPU, 32 for a GPU, or what divides)",
+        help="weights that share a scale: 32, 64, 128 (default: 128, or what divides)",
     )
     parser.add_argument("--head-precision", metavar="P", help="of the output layer (default: int8 with int4)")
     parser.add_argument(
