@@ -142,7 +142,7 @@ def fp16(tmp_path_factory):
     from support.random_checkpoint import write_checkpoint
 
     folder = tmp_path_factory.mktemp("fp16")
-    changes = {"hidden_size": 256, "kv_channels": 64}
+    changes = {"hidden_size": 256, "kv_channels": 64, "intermediate_size": 512}
     path = write_checkpoint(folder / "checkpoint", raw=config_dict({"output_dim": 256}, **changes), seed=5)
     precision = ExportPrecision.choose("int4", target="gpu", kv_cache="int8")
     return export(path, folder / "bundle", precision=precision, check=False)

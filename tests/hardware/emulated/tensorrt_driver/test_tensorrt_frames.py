@@ -215,7 +215,7 @@ def test_without_nvrtc_frames_are_copied_and_it_is_said(opened):
     ("source", "architectures", "match"),
     [
         ("void broken( {\n", [87], r"broken\.cu does not compile for sm_87: .*broken\.cu:1:\d+: error: "),
-        ("\n", [75, 87], r"CUDA's driver could not find pack_rgb: CUDA_ERROR_NOT_FOUND"),
+        ("\n", [75, 87], r"CUDA's driver could not find find_alpha: CUDA_ERROR_NOT_FOUND"),
         ("\n", [90], r"NVRTC makes no code for sm_87"),
     ],
 )
