@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,19 @@ LEAVING = 8  # one in so many
 Samples = dict[str, list[float]]
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that runs: its address and its process."""
+
+    address: str
+    pid: int
+
+
 @contextlib.contextmanager
-def served(bundle: str, threads: int | None) -> Iterator[str]:
-    """`qwenvl serve` on a free port; yields its address."""
+def served(bundle: str, threads: int | None, *, limits: bool = False) -> Iterator[Served]:
+    """`qwenvl serve` on a free port. limits: those that it has by default."""
     # A machine that stops for a while, as a laptop or a shared one does, must not cut answers.
-    options = ["--max-seconds", "1e6", "--max-read-seconds", "1e6"]
+    options = [] if limits else ["--max-seconds", "1e6", "--max-read-seconds", "1e6"]
     options += [] if threads is None else ["--threads", str(threads)]
     command = [sys.executable, "-m", "qwenvl_edge.cli", "serve", bundle, "--port", "0", "--model-name", "m", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -61,7 +70,7 @@ def served(bundle: str, threads: int | None) -> Iterator[str]:
         try:
             drain = threading.Thread(target=lambda: [None for _ in log])  # a full pipe would block the server
             drain.start()
-            yield address
+            yield Served(address, process.pid)
         finally:
             process.terminate()
             drain.join()
@@ -227,8 +236,8 @@ def main() -> None:
     options = parse()
     needed_bundle(options.bundle)
     before = conditions()
-    with served(options.bundle, options.threads) as address:
-        load = Load(options.bundle, address, options.tokens)
+    with served(options.bundle, options.threads) as server:
+        load = Load(options.bundle, server.address, options.tokens)
         samples = measure(load, options.repeats) if options.repeats else {}
         counts, wrong = asyncio.run(crossed(load, options.requests)) if options.requests else ({}, [])
     headline: dict[str, Any] = dict(counts)

@@ -1,7 +1,11 @@
-"""Free memory and swap space, as the system reports them."""
+"""Free memory and swap space, as the system reports them, and memory given back to it."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -15,6 +19,18 @@ def available_bytes() -> int | None:
 def swap_bytes() -> int:
     """Free swap space; 0 if the system does not tell."""
     return _meminfo_bytes("SwapFree") or 0
+
+
+def give_back() -> None:
+    """Give freed memory back to the system, which glibc else keeps for a next picture as large; takes milliseconds."""
+    _trimmer()(0)
+
+
+@functools.lru_cache(maxsize=1)
+def _trimmer() -> Callable[[int], object]:
+    with contextlib.suppress(OSError, AttributeError):
+        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+    return lambda _: None
 
 
 def _meminfo_bytes(field: str) -> int | None:

@@ -15,8 +15,12 @@ _EXPECTED = "Input should be "
 
 def complaint(error: ValidationError, raw: Any, model: type[BaseModel]) -> ApiError:
     """Return the first error of a request `raw`, validated by `model`, as the one that its client gets."""
-    first = error.errors(include_url=False, include_input=True)[0]
-    where = _place(first["loc"], raw)
+    found = [(_place(each["loc"], raw), each) for each in error.errors(include_url=False)]
+    # Of a field that may be words or a list, the first error is that it is no words; one inside the list tells more,
+    # and of a misspelt field its name more than that the right one is missing.
+    inside = [each for each in found if each[0].startswith(f"{found[0][0]}.")]
+    told = max(inside, key=lambda each: (each[0].count("."), each[1]["type"] == "extra_forbidden"), default=found[0])
+    where, first = told
     value, context = first.get("input"), first.get("ctx", {})
     match first["type"]:
         case "extra_forbidden":

@@ -19,12 +19,15 @@ from PIL import Image
 
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.inputs.shrink import shrunk
+from qwenvl_edge.machine.memory import give_back
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
 from qwenvl_edge.server.settings import ServerSettings
 from qwenvl_edge.server.workers import Workers
 
 _KEPT_BYTES = 64 << 20
+_LARGE_BYTES = 8 << 20
+_MOST_RATIO = 1000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are decoded; the rest of Pillow's decoders are rarely used, so rarely tried by anyone."""
 _WHITE_SPACE = b" \t\n\r\f"
@@ -112,11 +115,17 @@ class PictureSource:
             raise _bad(f"{name} is no picture in one of the formats {', '.join(FORMATS)}") from None
         if width * height > self._limits.picture_pixels:
             raise _bad(f"{name} has more than {self._limits.picture_pixels:,} pixels; scale it down")
+        if max(width, height) > _MOST_RATIO * min(width, height):
+            raise _bad(f"{name} has {width}x{height} pixels, a side of more than {_MOST_RATIO} times the other; cut it")
         return int(width * height)
 
     def _decode(self, data: bytes, name: str) -> Picture:
         picture = load_picture(data, name=name)
-        return shrunk(picture, self._seen(picture.size))
+        kept = shrunk(picture, self._seen(picture.size))
+        if kept is not picture and picture.pixels.nbytes > _LARGE_BYTES:
+            del picture
+            give_back()
+        return kept
 
 
 class _Decoded:

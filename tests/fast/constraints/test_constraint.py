@@ -2,7 +2,9 @@
 
 import json
 import re
+import resource
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -307,3 +309,22 @@ def test_masks_cover_the_full_vocabulary():
     boxes = factory.start(Constraint.boxes())
     tags = [family.special_tokens[tag] for tag in ("<ref>", "<box>")]
     assert np.flatnonzero(list(boxes.allowed())).tolist() == sorted(tags)
+
+
+def test_an_end_that_is_too_far_is_not_looked_for_with_gigabytes():
+    family = family_of(151643)
+    factory = MatcherFactory(family, Tokenizer(full_vocabulary(), family.special_tokens))
+    far = {"type": "null"}
+    for _ in range(3):
+        far = {"type": "array", "minItems": 1000, "items": far}
+    for schema in (far, {"type": "string", "minLength": 10**6}, {"type": "array", "minItems": 10**5, "items": {}}):
+        matcher = factory.start(Constraint.json(schema))
+        for token in matcher.forced()[:8]:
+            matcher.take(token)
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        assert matcher.closing() == []
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+        assert time.process_time() - started < 5
+    assert len(
+        factory.start(Constraint.json({"type": "array", "minItems": 200, "items": {"type": "integer"}})).closing()
+    )
