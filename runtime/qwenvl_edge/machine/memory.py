@@ -29,7 +29,7 @@ def give_back() -> None:
 @functools.lru_cache(maxsize=1)
 def _trimmer() -> Callable[[int], object]:
     with contextlib.suppress(OSError, AttributeError):
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).malloc_trim
     return lambda _: None
 
 

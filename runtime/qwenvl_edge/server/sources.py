@@ -17,7 +17,8 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from PIL import Image
 
-from qwenvl_edge.inputs.pictures import Picture, load_picture
+from qwenvl_edge.inputs.image_files import FORMATS
+from qwenvl_edge.inputs.pictures import Picture, check_size, load_picture
 from qwenvl_edge.inputs.shrink import shrunk
 from qwenvl_edge.machine.memory import give_back
 from qwenvl_edge.server.errors import ApiError
@@ -27,9 +28,7 @@ from qwenvl_edge.server.workers import Workers
 
 _KEPT_BYTES = 64 << 20
 _LARGE_BYTES = 8 << 20
-_MOST_RATIO = 1000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Formats that are decoded; the rest of Pillow's decoders are rarely used, so rarely tried by anyone."""
+
 _WHITE_SPACE = b" \t\n\r\f"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
@@ -115,8 +114,7 @@ class PictureSource:
             raise _bad(f"{name} is no picture in one of the formats {', '.join(FORMATS)}") from None
         if width * height > self._limits.picture_pixels:
             raise _bad(f"{name} has more than {self._limits.picture_pixels:,} pixels; scale it down")
-        if max(width, height) > _MOST_RATIO * min(width, height):
-            raise _bad(f"{name} has {width}x{height} pixels, a side of more than {_MOST_RATIO} times the other; cut it")
+        check_size(width, height, name)
         return int(width * height)
 
     def _decode(self, data: bytes, name: str) -> Picture:
