@@ -9,7 +9,7 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
-.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak nano ray-test \
+.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak hostile nano ray-test \
     triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
@@ -75,9 +75,10 @@ gpu-test: $(READY) $(TENSORRT_HEADERS)/NvInfer.h
 
 FUZZ_SECONDS ?= 20
 
-## Fuzz the native core, FUZZ_SECONDS (20) per fuzzer; needs clang.
-fuzz:
+## Fuzz the native core, FUZZ_SECONDS (20) per fuzzer, which needs clang, and the reading of requests.
+fuzz: $(READY)
 	cpp_ext/fuzz/run.sh $(FUZZ_SECONDS)
+	$(BIN)/python -m pytest tests/server/test_requests_random.py --hypothesis-profile soak
 
 ## Check style and types.
 lint: $(READY)
@@ -113,6 +114,13 @@ soak: $(READY)
 server-soak: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --repeats 0 --json benchmarks/results/server-soak.json
+
+HOSTILE_MINUTES ?= 60
+
+## Let one honest client ask a server beside hostile ones, HOSTILE_MINUTES (60); its answers must be right and in time.
+hostile: $(READY)
+	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
+	$(BIN)/python benchmarks/hostile.py $(BUNDLE) --minutes $(HOSTILE_MINUTES) --json benchmarks/results/hostile.json
 
 ## Test the Ray Serve application with two replicas, one of them killed; installs 250 MB of packages.
 ray-test: $(READY)

@@ -55,6 +55,8 @@ class _Closer:
         if not names and "properties" not in schema:
             return result
         own = result.get("properties", {})
+        if not isinstance(own, dict):  # malformed, which llguidance will say
+            return result
         return {
             **result,
             "properties": {**own, **{name: {} for name in names if name not in own}},

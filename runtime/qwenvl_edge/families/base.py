@@ -234,6 +234,10 @@ class Family(ABC):
         """The preprocessing of pictures."""
 
     @abstractmethod
+    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (width, height) to which a picture of `size` is resized, without limits. Raises as layout."""
+
+    @abstractmethod
     def layout(self, size: tuple[int, int], limits: PixelLimits = NO_LIMITS) -> PictureLayout:
         """Return the room that a picture of `size` (width, height) takes in a prompt.
 

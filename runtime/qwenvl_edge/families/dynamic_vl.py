@@ -189,6 +189,10 @@ class DynamicVLFamily(Family):
         """See Family.preprocessing."""
         return Preprocessing(0, self.config.image_mean, self.config.image_std)
 
+    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """See Family.seen_size."""
+        return picture_size(*size, self._bounds)
+
     def layout(self, size: tuple[int, int], limits: PixelLimits = NO_LIMITS) -> PictureLayout:
         """See Family.layout."""
         return self._laid_out(1, *picture_size(*size, self._bounds.within(limits)))

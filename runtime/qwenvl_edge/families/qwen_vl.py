@@ -216,6 +216,10 @@ class QwenVLFamily(Family):
         """See Family.preprocessing; pictures become squares, their aspect ratio is not kept."""
         return Preprocessing(self.config.image_size, MEAN, STD)
 
+    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """See Family.seen_size."""
+        return self.config.image_size, self.config.image_size
+
     def layout(self, size: tuple[int, int], limits: PixelLimits = NO_LIMITS) -> PictureLayout:
         """See Family.layout; the resampler's queries are one row for pictures of any size."""
         if limits != NO_LIMITS:

@@ -41,11 +41,10 @@ class Translator:
         self._vocab_size = manifest.model.vocab_size
         self._default_tokens = min(manifest.generation.max_new_tokens, settings.limits.tokens)
         family = open_family(manifest)
-        side = family.preprocessing.image_size
         self._can_chat = family.can_chat(manifest.generation.chat_format)
         self._workers = workers
         self._trials = Trials()
-        self._pictures = PictureSource(settings, workers, lambda size: (side, side) if side else size)
+        self._pictures = PictureSource(settings, workers, family.seen_size)
 
     async def close(self) -> None:
         """End what was started."""
