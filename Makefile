@@ -9,7 +9,7 @@ PICTURE := models/nano/demo.png
 NANO := .cache/nano
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
-.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak hostile nano ray-test \
+.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak hostile clients-test nano ray-test \
     triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
@@ -114,6 +114,11 @@ soak: $(READY)
 server-soak: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --repeats 0 --json benchmarks/results/server-soak.json
+
+## Run client libraries against the server and write the table of docs/server.md; installs them.
+clients-test: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[clients]'
+	$(BIN)/python -m pytest tests/server/test_clients.py -rs --clients-table docs/server.md
 
 HOSTILE_MINUTES ?= 60
 

@@ -24,6 +24,7 @@ hypothesis.settings.register_profile("soak", max_examples=3000)  # pytest --hypo
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--soak-minutes N turns on the test that watches memory for so long; --soak-json FILE has it write what it saw."""
     parser.addoption("--soak-minutes", type=float, default=0.0, help="watch a stressed engine for so many minutes")
+    parser.addoption("--clients-table", type=Path, default=None, help="page whose table of clients is written anew")
     parser.addoption("--soak-json", type=Path, default=None, help="where to write what it did")
 
 
