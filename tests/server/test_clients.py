@@ -11,7 +11,7 @@ import json
 import re
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from support.served import PICTURE, WAIT_S
 
@@ -25,7 +25,7 @@ MARKS = ("<!-- clients -->", "<!-- end of clients -->")
 class Count(BaseModel):
     """A form as users write it: pydantic leaves its object open."""
 
-    n: int
+    n: int = Field(ge=0, le=9)
 
 
 def parts(words, *, first="picture"):
