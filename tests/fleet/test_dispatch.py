@@ -38,6 +38,7 @@ def test_the_key_is_the_first_picture_of_the_conversation():
     assert routing.picture_key({"history": [], "message": about}) == first.digest
     assert routing.picture_key({"history": [(about, "red")], "message": [{"image": second}]}) == first.digest
     assert routing.picture_key({"history": [(words, "yes")], "message": words}) == ""
+    assert routing.picture_key({"history": [(None, "Hello!")], "message": about}) == first.digest
 
 
 class Handle:

@@ -21,7 +21,7 @@ def picture_key(arguments: Mapping[str, Any]) -> str:
     Args:
         arguments: those of Batcher.submit, pictures loaded.
     """
-    turns = [items for items, _ in arguments["history"]]
+    turns = [items or () for items, _ in arguments["history"]]  # none where the assistant spoke first
     for items in (*turns, arguments["message"]):
         for item in items:
             if isinstance(picture := item.get("image"), Picture):

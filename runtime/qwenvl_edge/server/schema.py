@@ -144,9 +144,13 @@ class StructuredOutputs(Record):
 
 
 class StreamOptions(Record):
-    """Options of a stream; include_usage ends it with the token counts."""
+    """Options of a stream; include_usage ends it with the token counts.
+
+    continuous_usage_stats: has no effect; the counts come at the end.
+    """
 
     include_usage: bool = False
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
