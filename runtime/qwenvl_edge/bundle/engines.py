@@ -45,12 +45,13 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import HASHED_AT_OPEN_BYTES, FileInfo, check_files
 from qwenvl_edge.bundle.hashing import LargeFile
 from qwenvl_edge.bundle.manifest import Manifest
-from qwenvl_edge.bundle.records import read_object, read_record
+from qwenvl_edge.bundle.records import Document, read_object, read_record
 from qwenvl_edge.errors import BackendError, BundleError
 from qwenvl_edge.machine.urls import show
 
@@ -95,8 +96,10 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class PlanManifest:
+class PlanManifest(Document):
     """plan.json. compute_capabilities are 10 * major + minor; plugin is empty without one."""
+
+    FILE_NAME: ClassVar[str] = PLAN_NAME
 
     format: int
     target: str
@@ -123,14 +126,6 @@ class PlanManifest:
         manifest = read_record(cls, raw, PLAN_NAME, BundleError)
         _check(manifest)
         return manifest
-
-    def to_json(self) -> str:
-        """Return the text of plan.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    def write(self, folder: Path) -> None:
-        """Write `folder`/plan.json."""
-        (folder / PLAN_NAME).write_text(self.to_json(), encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def check_files(
     Files that were hashed before and not written to since are not hashed again, unless all are to be.
 
     Args:
-        folder: what the names in `files` are relative to; no file may lie outside it, not even through a link.
+        folder: what the names in `files` are relative to. A file may be a link to a regular file anywhere, as the Hub's
+            cache lays it; folders on the way to it may not lead outside.
         files: what each file must be.
         hash_up_to_bytes: larger files are only checked for their size.
         what: what the folder is, for messages; so are `listed_in` and `remedy`, the advice that ends them.
@@ -53,10 +54,10 @@ def check_files(
     root = folder.resolve()
     for name, info in files.items():
         path = folder / name
+        if not path.parent.resolve().is_relative_to(root):
+            raise BundleError(f'"{name}" in the {what} "{folder}" lies in a linked folder that leaves it; {remedy}.')
         if not is_file(path):
-            raise BundleError(f'the {what} "{folder}" lacks "{name}"; {remedy}.')
-        if not path.resolve().is_relative_to(root):
-            raise BundleError(f'"{name}" in the {what} "{folder}" is a link that leaves the folder.')
+            raise BundleError(_no_file(path, f'the {what} "{folder}"', name, remedy))
         if (size := path.stat().st_size) != info.size:
             raise BundleError(
                 f'"{path}" has {size:,} bytes instead of {info.size:,}: it is truncated or altered; {remedy}.'
@@ -95,6 +96,13 @@ def is_file(path: Path) -> bool:
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or str(error)
         raise BundleError(f'cannot read "{shown(path)}": {reason}.') from None
+
+
+def _no_file(path: Path, where: str, name: str, remedy: str) -> str:
+    """The sentence about a file that is missing, or is none."""
+    if path.is_symlink() and not path.exists():
+        return f'"{path}" is a link to "{path.readlink()}", which is not there; {remedy}.'
+    return f'{where} {"has something else than a file as" if path.exists() else "lacks"} "{name}"; {remedy}.'
 
 
 def sha256(path: Path) -> str:

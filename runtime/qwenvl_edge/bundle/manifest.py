@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
 
 from qwenvl_edge.bundle.embedding import EMBEDDING_DTYPES, embedding_bytes
 from qwenvl_edge.bundle.files import FileInfo
-from qwenvl_edge.bundle.records import read_object, read_record
+from qwenvl_edge.bundle.records import Document, read_object, read_record
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge.machine.urls import show, shown
 
@@ -123,8 +123,10 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Document):
     """bundle.json. sensitivity: for each calibrated weight, the relative change of its layer's outputs."""
+
+    FILE_NAME: ClassVar[str] = MANIFEST_NAME
 
     format: int
     family: FamilyInfo
@@ -158,14 +160,6 @@ class Manifest:
         manifest = read_record(cls, raw, MANIFEST_NAME, BundleError)
         _check_manifest(manifest)
         return manifest
-
-    def to_json(self) -> str:
-        """Return the text of bundle.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    def write(self, folder: Path) -> None:
-        """Write `folder`/bundle.json."""
-        (folder / MANIFEST_NAME).write_text(self.to_json(), encoding="utf-8")
 
 
 def _check_model(model: ModelInfo) -> None:
@@ -207,14 +201,11 @@ def _check_manifest(manifest: Manifest) -> None:
     model, embedding = manifest.model, manifest.embedding
     _check_model(model)
     _check_ranges(manifest)
-    if embedding.dtype not in EMBEDDING_DTYPES:
-        known = ", ".join(EMBEDDING_DTYPES)
-        raise BundleError(f'{MANIFEST_NAME}: embedding.dtype is "{shown(embedding.dtype)}"; it must be one of {known}.')
+    _check_known("embedding.dtype", embedding.dtype, EMBEDDING_DTYPES)
     compute = manifest.precision.compute
     if set(compute) != {"vision", "decoder"} or not set(compute.values()) <= set(_COMPUTE):
         raise BundleError(f"{MANIFEST_NAME}: precision.compute must give {', '.join(_COMPUTE)} for vision and decoder.")
-    if manifest.precision.kv_cache not in KV_CACHES:
-        raise BundleError(f"{MANIFEST_NAME}: precision.kv_cache must be one of {', '.join(KV_CACHES)}.")
+    _check_known("precision.kv_cache", manifest.precision.kv_cache, KV_CACHES)
     if embedding.shape != (model.vocab_size, model.hidden_size):
         raise BundleError(f"{MANIFEST_NAME}: embedding.shape is not [model.vocab_size, model.hidden_size].")
     for name in manifest.files:
@@ -229,3 +220,8 @@ def _check_manifest(manifest: Manifest) -> None:
     size = manifest.files[embedding.file].size
     if size != embedding_bytes(embedding.dtype, embedding.shape):
         raise BundleError(f'{MANIFEST_NAME}: "{embedding.file}" has {size:,} bytes, which is not its shape.')
+
+
+def _check_known(key: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise BundleError(f'{MANIFEST_NAME}: {key} is "{shown(value)}"; it must be one of {", ".join(known)}.')

@@ -7,7 +7,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.urls import show, shown
@@ -30,6 +31,20 @@ def read_object(text: str, where: str, error: type[QwenVLError], remedy: str = "
     if not isinstance(raw, dict):
         raise error(f"{where} is not a JSON object but {_name(raw)}{remedy}.")
     return raw
+
+
+class Document:
+    """A dataclass that is a JSON file of its own, called FILE_NAME."""
+
+    FILE_NAME: ClassVar[str]
+
+    def to_json(self) -> str:
+        """Return the file's text."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"  # type: ignore[call-overload]
+
+    def write(self, folder: Path) -> None:
+        """Write the file into `folder`."""
+        (folder / self.FILE_NAME).write_text(self.to_json(), encoding="utf-8")
 
 
 def read_record(cls: type[Record], raw: Any, where: str, error: type[QwenVLError]) -> Record:

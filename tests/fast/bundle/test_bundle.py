@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_folder_without_manifest_is_not_a_bundle(tmp_path):
     [
         ("", "not JSON"),
         ('{"format": 2,', "not JSON"),
-        ("[]", "not a Qwen-VL Edge bundle"),
+        ("[]", "is not a JSON object but list \\[\\]; export the bundle again"),
         ('{"model": {}}', "not a Qwen-VL Edge bundle"),
         ('{"format": 1}', "has format 1, .* format 2; make it again with `qwenvl export CHECKPOINT BUNDLE --force`"),
         ('{"format": 3}', "has format 3, .* or use the version that wrote it"),
@@ -171,13 +172,67 @@ def test_names_that_leave_the_folder(folder, name):
         Bundle.open(folder)
 
 
-def test_links_that_leave_the_folder(folder, tmp_path):
-    outside = tmp_path / "vision.onnx"
-    outside.write_bytes(CONTENT["vision.onnx"])
+@pytest.fixture
+def linked(folder, tmp_path):
+    """The bundle as the Hub's cache lays it: links to files that are called by their digests."""
+    snapshot = tmp_path / "snapshots" / "0123"
+    for place in (snapshot, tmp_path / "blobs"):
+        place.mkdir(parents=True)
+    for path in folder.iterdir():
+        blob = tmp_path / "blobs" / sha256(path)
+        path.rename(blob)
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob.name}")
+    return snapshot
+
+
+def test_links_to_files_elsewhere(linked):
+    bundle = Bundle.open(linked)
+    assert bundle.manifest == MANIFEST
+    bundle.check_files()
+    np.testing.assert_array_equal(bundle.embedding[[1]], [np.arange(8, 16)])
+
+
+def test_files_behind_links_are_checked(linked):
+    path = (linked / "embedding.bin").resolve()
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match=r'embedding\.bin" was altered'):
+        Bundle.open(linked)
+
+
+def test_a_link_to_nothing(linked):
+    """As in a cache that was fetched in part."""
+    (linked / "vision.onnx").resolve().unlink()
+    with pytest.raises(BundleError, match=r'vision.onnx" is a link to "\.\./\.\./blobs/.*", which is not there'):
+        Bundle.open(linked)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/dev", "pipe"])
+def test_links_to_what_is_no_file(folder, tmp_path, target):
+    if target == "pipe":
+        os.mkfifo(target := tmp_path / "pipe")
     (folder / "vision.onnx").unlink()
-    (folder / "vision.onnx").symlink_to(outside)
-    with pytest.raises(BundleError, match="link that leaves the folder"):
+    (folder / "vision.onnx").symlink_to(target)
+    with pytest.raises(BundleError, match=r'has something else than a file as "vision\.onnx"'):
         Bundle.open(folder)
+
+
+def test_linked_folders_that_leave_the_folder(folder, tmp_path):
+    """A name with folders in it must not lead outside, whatever lies there."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (folder / "vision.onnx").rename(outside / "vision.onnx")
+    (folder / "graphs").symlink_to(outside)
+    raw = json.loads((folder / "bundle.json").read_text())
+    raw["files"]["graphs/vision.onnx"] = raw["files"].pop("vision.onnx")
+    raw["graphs"]["vision"] = "graphs/vision.onnx"
+    (folder / "bundle.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match="lies in a linked folder that leaves it"):
+        Bundle.open(folder)
+    (folder / "graphs").unlink()
+    (folder / "real").mkdir()
+    (outside / "vision.onnx").rename(folder / "real" / "vision.onnx")
+    (folder / "graphs").symlink_to("real")
+    Bundle.open(folder)
 
 
 def test_a_bundle_behind_a_link_opens(folder, tmp_path):
