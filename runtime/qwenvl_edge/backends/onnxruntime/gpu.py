@@ -16,7 +16,7 @@ from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
 from qwenvl_edge.backends.onnxruntime.cpu import check_inputs
 from qwenvl_edge.backends.onnxruntime.gpu_graphs import Exchange, OrtDecoder, OrtVision
-from qwenvl_edge.backends.onnxruntime.session import cache_note, failed
+from qwenvl_edge.backends.onnxruntime.session import cache_note, failed, give_weights
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import ONNXRUNTIME
 from qwenvl_edge.bundle.manifest import ModelInfo
@@ -46,13 +46,13 @@ class OnnxRuntimeCudaBackend(Backend):
         self.family = open_family(bundle.manifest)
         manifest = bundle.manifest
         self.model: ModelInfo = manifest.model
-        vision = self._session(bundle, manifest.graphs.vision)
+        vision = self._session(bundle, manifest.graphs.vision, "vision")
         name = manifest.graphs.decoder[ONNXRUNTIME]
         refusal = ""
         try:
-            decoder = self._session(bundle, name, capture=True)
+            decoder = self._session(bundle, name, "decoder", capture=True)
         except BackendError as error:
-            decoder = self._session(bundle, name)
+            decoder = self._session(bundle, name, "decoder")
             refusal = str(error)
         self.captures = not refusal
         check_inputs(decoder, bundle.file(name), ONNXRUNTIME, self.model)
@@ -110,9 +110,10 @@ class OnnxRuntimeCudaBackend(Backend):
     def _clear(self, cache: KVCache) -> None:
         cache.buffers.memory.clear()
 
-    def _session(self, bundle: Bundle, name: str, *, capture: bool = False) -> ort.InferenceSession:
+    def _session(self, bundle: Bundle, name: str, graph: str, *, capture: bool = False) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        weights = give_weights(options, bundle, name, graph)  # noqa: F841 - must live until they are copied
         provider = {"device_id": "0", "user_compute_stream": str(self.stream.handle)}
         if capture:
             provider["enable_cuda_graph"] = "1"

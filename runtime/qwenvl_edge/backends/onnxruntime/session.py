@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from qwenvl_edge import _core
@@ -135,10 +136,30 @@ def open_session(bundle: Bundle, name: str, threads: int | None, graph: str) -> 
     """
     options = session_options(bundle, name, threads, graph)
     path = bundle.file(name)
+    weights = give_weights(options, bundle, name, graph)  # noqa: F841 - must live until they are copied
     try:
         return keep(ort.InferenceSession(str(path), options, providers=PROVIDERS))
     except Exception as error:
         raise failed(f'load "{path}"', error) from None
+
+
+def give_weights(options: ort.SessionOptions, bundle: Bundle, name: str, graph: str) -> npt.NDArray[np.uint8] | None:
+    """Say where the weights of file `name`, of the "vision" or "decoder" `graph`, are if links lead to them.
+
+    ONNX Runtime maps weights in the graph's folder, before or after links: so the Hub's cache, where both are links
+    into one folder, is read as it is. Weights in another folder are mapped there if they have the same name in it, and
+    otherwise copied into memory: then the array that is returned must live until the session is made.
+    """
+    path, weights = bundle.file(name), bundle.file(f"{graph}.data")
+    real = weights.resolve()
+    if real.parent in (path.parent.resolve(), path.resolve().parent):
+        return None
+    if real.name == weights.name:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(real.parent))
+        return None
+    mapped = np.memmap(real, np.uint8, "r")
+    options.add_external_initializers_from_files_in_memory([weights.name], [mapped], [mapped.nbytes])
+    return mapped
 
 
 def _threads(asked: int | None) -> int:
