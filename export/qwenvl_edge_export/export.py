@@ -33,6 +33,7 @@ from qwenvl_edge.bundle.manifest import (
 from qwenvl_edge.errors import BundleError, QwenVLError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
+from qwenvl_edge_export.files.path_lock import sole_writer
 from qwenvl_edge_export.files.thread_map import one_thread_an_operator
 from qwenvl_edge_export.graphs.data_file import DataFile, HashingWriter
 from qwenvl_edge_export.graphs.decoder import build_decoder
@@ -60,6 +61,8 @@ def export(
     allow_loss: bool = False,
     check: bool = True,
     calibration: Path | bool = False,
+    restart_calibration: bool = False,
+    wait: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export the checkpoint in folder `checkpoint_path` to a new bundle at `bundle_path`.
@@ -74,6 +77,9 @@ def export(
         calibration: quantize the decoder on samples of its use: True for built-in ones, or a folder of pictures, or a
             JSONL file (quantization/samples.py). W8A8 is always calibrated, on built-in ones if this is False. The
             results of an interrupted calibration lie beside `bundle_path`, and it is continued.
+        restart_calibration: give up the results of an interrupted calibration that had other settings; without it, such
+            a one is an error.
+        wait: wait for another process that writes the same bundle; without it that is an error.
         progress: called with (bytes done, bytes in total, the step at hand).
 
     Returns:
@@ -83,11 +89,11 @@ def export(
         CheckpointError: the checkpoint is not whole, or does not fit its configuration.
         QwenVLError: a pattern of layers to be kept matches none; or there is nothing to calibrate, or not on these
             samples.
-        BundleError: `bundle_path` exists and `force` is not set or it is no bundle; it cannot be written (disk full,
-            no permission); or the graphs do not compute what the checkpoint computes, within their precision's limits.
+        BundleError: `bundle_path` exists and `force` is not set or it is no bundle; another process is at work on it;
+            it cannot be written (disk full, no permission); or the graphs do not compute what the checkpoint computes,
+            within their precision's limits.
     """
     target = Path(bundle_path).absolute()
-    clean_up(target)
     _check_target(target, force)
     checkpoint = Checkpoint.open(checkpoint_path)
     family = checkpoint.family
@@ -98,13 +104,16 @@ def export(
     imported = checkpoint.group if precision.decoder.weights == "int4" else None
     if imported is not None:
         precision = precision.of_groups(imported)
-    calibrated = _calibrate(checkpoint, precision, calibration, target, progress)
-    with staged_folder(target, replace=force) as folder:
-        write_bundle(checkpoint, folder, precision, calibrated, progress)
-        if check:
-            _record_parity(folder, checkpoint, allow_loss, calibrated is not None, progress)
-    if calibrated is not None:
-        calibrated.remove()
+    with sole_writer(target, "an export", wait=wait, progress=progress):
+        clean_up(target)
+        _check_target(target, force)
+        calibrated = _calibrate(checkpoint, precision, calibration, target, progress, restart_calibration)
+        with staged_folder(target, replace=force) as folder:
+            write_bundle(checkpoint, folder, precision, calibrated, progress)
+            if check:
+                _record_parity(folder, checkpoint, allow_loss, calibrated is not None, progress)
+        if calibrated is not None:
+            calibrated.remove()
     return Bundle.open(target)
 
 
@@ -144,6 +153,7 @@ def _calibrate(
     source: Path | bool,
     target: Path,
     progress: Progress | None,
+    restart: bool,
 ) -> Calibration | None:
     vision, decoder = (graph.weights for graph in (precision.vision, precision.decoder))
     if source and decoder != STATIC and checkpoint.group is not None:
@@ -163,6 +173,7 @@ def _calibrate(
         folder,
         progress or (lambda *_: None),
         decoder=decoder == STATIC or (bool(source) and decoder not in FLOATS),
+        restart=restart,
         notes=notes,
     )
     calibration.run()

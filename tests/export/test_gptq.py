@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwenvl_edge_export.quantization.gptq import quantize, relative_loss
+from qwenvl_edge_export.quantization import gptq
+from qwenvl_edge_export.quantization.gptq import Rounding, relative_losses, squared_losses
+from qwenvl_edge_export.quantization.input_products import InputProducts
 from qwenvl_edge_export.weight_formats import Blocks
 
 
@@ -15,6 +17,16 @@ def layer():
     inputs = torch.randn(2000, 16, generator=generator) @ torch.randn(16, 256, generator=generator)
     inputs += 0.1 * torch.randn(2000, 256, generator=generator)
     return weight, inputs.T @ inputs
+
+
+def quantize(weight, hessian, blocks, dtype):
+    return Rounding(hessian).quantize(weight, blocks, dtype)
+
+
+def relative_loss(weight, rounded, hessian):
+    """As the method defines it, from H."""
+    change = weight - rounded
+    return float((((change @ hessian) * change).sum() / ((weight @ hessian) * weight).sum()).sqrt())
 
 
 def nearest(weight, blocks):
@@ -85,7 +97,43 @@ def test_scales_are_rounded_to_the_type_they_are_stored_in(layer):
 
 def test_the_loss_is_that_of_the_outputs():
     generator = torch.Generator().manual_seed(2)
-    weight, inputs = torch.randn(5, 8, generator=generator), torch.randn(30, 8, generator=generator)
-    rounded = weight + 0.1
-    expected = ((weight - rounded) @ inputs.T).norm() / (weight @ inputs.T).norm()
-    assert relative_loss(weight, rounded, inputs.T @ inputs) == pytest.approx(expected.item(), rel=1e-4)
+    weight, inputs = torch.randn(6, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    rounded = [weight + 0.1, weight * 0.9]
+    parts = [squared_losses(weight[i : i + 3], [each[i : i + 3] for each in rounded], inputs) for i in (0, 3)]
+    expected = [((weight - each) @ inputs.T).norm() / (weight @ inputs.T).norm() for each in rounded]
+    assert relative_losses(sum(parts)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rows_of_a_weight_may_be_quantized_apart(layer):
+    """Up to what a product of other sizes rounds elsewhere."""
+    weight, hessian = layer
+    rounding, blocks = Rounding(hessian), Blocks(4, 32)
+    whole = rounding.quantize(weight, blocks, torch.float32)
+    parts = [rounding.quantize(part, blocks, torch.float32) for part in torch.split(weight, 20)]
+    assert (torch.cat([part for part, _ in parts]) == whole[0]).float().mean() > 0.999
+    assert torch.equal(torch.cat([scales for _, scales in parts]), whole[1])
+
+
+def test_a_factor_that_does_not_exist(layer, monkeypatch):
+    """More damping is tried, and with none that helps weights are rounded to nearest."""
+    weight, hessian = layer
+    blocks = Blocks(4, 32)
+    broken = hessian - 0.05 * hessian.diagonal().mean() * torch.eye(len(hessian))  # not positive any more
+    found = blocks.floats(*quantize(weight, broken, blocks, torch.float32))
+    assert relative_loss(weight, found, hessian) < 0.9 * relative_loss(weight, nearest(weight, blocks), hessian)
+    monkeypatch.setattr(gptq, "_DAMPINGS", (0.01,))
+    integers, scales = quantize(weight, broken, blocks, torch.float32)
+    assert torch.equal(integers, blocks.integers(weight, scales))
+
+
+@pytest.mark.parametrize("lengths", [[3], [2000, 100, 30], [2048], [7] * 400])
+def test_products_are_those_of_all_inputs(lengths, monkeypatch):
+    monkeypatch.setattr("qwenvl_edge_export.quantization.input_products._COLUMNS", 40)
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(1, length, 96, generator=generator) for length in lengths]
+    seen = InputProducts(96, len(lengths))
+    for each in inputs:
+        seen.add(each)
+    whole = torch.cat([each[0] for each in inputs])
+    assert 1 <= len(seen.rows) <= max(256, len(lengths))
+    torch.testing.assert_close(seen.take(), whole.T @ whole, rtol=1e-4, atol=1e-3)

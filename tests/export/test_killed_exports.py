@@ -33,7 +33,7 @@ REPLACING = [
 ]
 CALIBRATING = [
     ("KILL", "open", "activations-0", 1),
-    ("KILL", "open", "key.json", 1),
+    ("KILL", "open", "key.partial", 1),
     ("KILL", "open", "layer-0.partial", 1),
     ("KILL", "os.remove", "activations-0.f32", 1),
     ("KILL", "os.rename", "layer-1.partial", 1),

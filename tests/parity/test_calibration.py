@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,8 +24,8 @@ from qwenvl_edge_export.graphs.weight_layout import ALIGNMENT_BYTES
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization import activations as spool
 from qwenvl_edge_export.quantization import calibration as calibrate
-from qwenvl_edge_export.quantization import layer_calibration
 from qwenvl_edge_export.quantization import results as kept
+from qwenvl_edge_export.quantization.gptq import Rounding
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.cases import source_case_builder
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
@@ -48,8 +49,8 @@ def builder_of(path):
     return source_case_builder(Checkpoint.open(path))
 
 
-def interrupted(quantize, call=7):
-    """`quantize`, interrupted at one of its calls: the seventh is in the second layer."""
+def interrupted(quantize, call=17):
+    """`quantize`, interrupted at one of its calls, two for each of a layer's five weights: in the second layer."""
     seen = []
 
     def function(*arguments):
@@ -118,7 +119,7 @@ STAGES = {"writing vision.data": 5, "writing decoder.data": 5, "writing embeddin
 @pytest.mark.parametrize("stage", ["layer", "keeping", *STAGES])
 def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, monkeypatch, stage):
     target, folder = tmp_path / "bundle", tmp_path / "bundle.calibration"
-    quantize, seen, told = layer_calibration.quantize, [], []
+    quantize, seen, told = Rounding.quantize, [], []
 
     def progress(done, total, what):
         told.append(what)
@@ -127,15 +128,15 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
 
     with monkeypatch.context() as patch:
         if stage == "layer":
-            patch.setattr(layer_calibration, "quantize", interrupted(quantize))
+            patch.setattr(Rounding, "quantize", interrupted(quantize))
         elif stage == "keeping":
             patch.setattr(kept, "float_pieces", cut(kept.float_pieces, call=7))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True, progress=progress)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-    monkeypatch.setattr(layer_calibration, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
+    monkeypatch.setattr(Rounding, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
     resumed = export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
-    assert seen.count(2) == (0 if stage in STAGES else 5)
+    assert seen.count(2) == (0 if stage in STAGES else 10)
     assert resumed.manifest.files == calibrated.manifest.files
     assert resumed.manifest.sensitivity == calibrated.manifest.sensitivity
     assert not folder.exists()
@@ -195,7 +196,7 @@ def test_a_finished_bundle_is_not_written_to(checkpoint, calibrated, tmp_path, m
     assert finished.samefile(left)
     (tmp_path / "bundle").rename(tmp_path / "first")
     before = (tmp_path / "first" / "decoder.data").stat()
-    monkeypatch.setattr(layer_calibration, "quantize", lambda *arguments: pytest.fail("calibrated again"))
+    monkeypatch.setattr(Rounding, "quantize", lambda *arguments: pytest.fail("calibrated again"))
     again = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
     after = (tmp_path / "first" / "decoder.data").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -227,15 +228,39 @@ def test_the_disk_need_not_hold_twice_what_is_kept(checkpoint, calibrated, tmp_p
     export(checkpoint, tmp_path / "bundle", **options)
 
 
-def test_other_work_starts_anew(checkpoint, tmp_path, monkeypatch):
-    target = tmp_path / "bundle"
-    with monkeypatch.context() as patch:
-        patch.setattr(exporter, "vision_layout", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
+def test_results_of_other_settings_are_kept(checkpoint, calibrated, begun):
+    """They are refused with what differs, given up when asked, and until then can be finished."""
+    target, wider = begun.with_name("bundle"), ExportPrecision.choose("int8", vision="fp32", block=32)
+    options = {"precision": wider, "calibration": True, "check": False}
+    kept = {path.name: path.stat().st_mtime_ns for path in begun.iterdir()}
+    said = (
+        r'bundle.calibration" holds a calibration of which 1 layers are done, with another precision; finish it .*'
+        r"or give it up with --restart-calibration\.$"
+    )
+    with pytest.raises(BundleError, match=said):
+        export(checkpoint, target, **options)
+    assert {path.name: path.stat().st_mtime_ns for path in begun.iterdir()} == kept
+    export(checkpoint, target, precision=INT4, check=False)  # needs no calibration, so it touches none
+    assert {path.name: path.stat().st_mtime_ns for path in begun.iterdir()} == kept
+    resumed = export(checkpoint, target, precision=INT4, calibration=True, check=False, force=True)
+    assert resumed.manifest.files == calibrated.manifest.files
+
+
+def test_results_of_other_settings_are_given_up_when_asked(checkpoint, begun):
     wider = ExportPrecision.choose("int8", vision="fp32", block=32)
-    found = export(checkpoint, target, precision=wider, calibration=True)
+    found = export(checkpoint, begun.with_name("bundle"), precision=wider, calibration=True, restart_calibration=True)
     assert found.manifest.parity["passed"]
+    assert not begun.exists()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(checkpoint, tmp_path):
+    """Such as the samples themselves."""
+    samples = tmp_path / "bundle.calibration"
+    samples.mkdir()
+    Image.new("RGB", (20, 10)).save(samples / "a.png")
+    with pytest.raises(BundleError, match="but it holds something else; move it away"):
+        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples)
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle.calibration", "a.png"]
 
 
 def write_samples(folder, answer="1 2 3", prompt="ab", columns=1):
@@ -249,27 +274,31 @@ def write_samples(folder, answer="1 2 3", prompt="ab", columns=1):
 
 @pytest.mark.parametrize("change", [{"answer": "3 1 2"}, {"prompt": "ba"}, {"columns": 21}])
 def test_samples_of_equal_length_and_sum_are_not_taken_for_each_other(checkpoint, tmp_path, monkeypatch, change):
-    quantize, seen = layer_calibration.quantize, []
+    quantize, seen = Rounding.quantize, []
     options = {"precision": INT4, "allow_loss": True, "check": False}
     with monkeypatch.context() as patch:
-        patch.setattr(layer_calibration, "quantize", interrupted(layer_calibration.quantize))
+        patch.setattr(Rounding, "quantize", interrupted(Rounding.quantize))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, tmp_path / "bundle", calibration=write_samples(tmp_path), **options)
-    monkeypatch.setattr(layer_calibration, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
+    monkeypatch.setattr(Rounding, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
     samples = write_samples(tmp_path, **change)
-    rerun = export(checkpoint, tmp_path / "bundle", calibration=samples, **options)
-    assert seen.count(2) == 10
+    with pytest.raises(BundleError, match="with another set of samples; finish it"):
+        export(checkpoint, tmp_path / "bundle", calibration=samples, **options)
+    rerun = export(checkpoint, tmp_path / "bundle", calibration=samples, restart_calibration=True, **options)
+    assert seen.count(2) == 20
     assert rerun.manifest.files == export(checkpoint, tmp_path / "fresh", calibration=samples, **options).manifest.files
 
 
-def test_another_exporter_starts_anew(checkpoint, tmp_path, monkeypatch):
+def test_another_exporter_does_not_go_on(checkpoint, tmp_path, monkeypatch):
     """What an older version found may not be what this one would find."""
     cases = read_samples(None, builder_of(checkpoint))[-2:]
     told = []
-    for version in ("1", "1", "2"):
+    for version, restart in (("1", False), ("1", False), ("2", False), ("2", True)):
         monkeypatch.setattr(calibrate, "exporter_name", lambda version=version: version)
         arguments = (Checkpoint.open(checkpoint), INT4, cases, tmp_path / "work")
-        calibrate.Calibration(*arguments, lambda *call: told.append(call[2])).run()
+        run = calibrate.Calibration(*arguments, lambda *call: told.append(call[2]), restart=restart)
+        with nullcontext() if (version, restart) != ("2", False) else pytest.raises(BundleError, match="version"):
+            run.run()
     assert told.count("calibrating layer 1 of 2") == 2
 
 
@@ -305,7 +334,7 @@ def test_too_little_disk_space_is_said_before_calibrating(checkpoint, tmp_path, 
 def begun(checkpoint, tmp_path, monkeypatch):
     """A calibration that was interrupted in its second layer."""
     with monkeypatch.context() as patch:
-        patch.setattr(layer_calibration, "quantize", interrupted(layer_calibration.quantize))
+        patch.setattr(Rounding, "quantize", interrupted(Rounding.quantize))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
     return tmp_path / "bundle.calibration"

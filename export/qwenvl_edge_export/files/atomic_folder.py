@@ -1,4 +1,7 @@
-"""A folder that is whole or not there: written under another name beside its place, flushed to disk, then renamed."""
+"""A folder that is whole or not there: written under another name beside its place, flushed to disk, then renamed.
+
+Whoever calls these functions is the sole writer at `target` (path_lock.py).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import errno
 import glob
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,7 +25,7 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def staged_folder(target: Path, *, replace: bool) -> Iterator[Path]:
-    """Give a new folder `<target>.partial-<pid>`; after the block, without an error, it takes the place of `target`.
+    """Give a new folder `<target>.partial-<random>`; after the block, without an error, it takes the place of `target`.
 
     If the block fails or is interrupted the new folder goes and `target` stays as it was.
 
@@ -32,9 +36,8 @@ def staged_folder(target: Path, *, replace: bool) -> Iterator[Path]:
     Raises:
         BundleError: the folder cannot be made, written or renamed (disk full, no permission); says why.
     """
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    partial = _beside(target, "partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.mkdir()
             yield partial
@@ -52,10 +55,10 @@ def staged_folder(target: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def clean_up(target: Path) -> None:
-    """Remove folders of dead processes beside `target`, and bring back the old one after an interrupted swap."""
+    """Remove what dead writers left beside `target`, and bring back the old folder after an interrupted swap."""
     for path in target.parent.glob(f"{glob.escape(target.name)}.*"):
-        match = re.fullmatch(re.escape(target.name) + r"\.(partial|old)-(\d+)", path.name)
-        if match is None or _is_running(int(match[2])):
+        match = re.fullmatch(re.escape(target.name) + r"\.(partial|old)-[0-9a-f]+", path.name)
+        if match is None:
             continue
         if match[1] == "old" and not target.exists():
             path.rename(target)
@@ -63,12 +66,16 @@ def clean_up(target: Path) -> None:
             _discard(path)
 
 
+def _beside(target: Path, kind: str) -> Path:
+    return target.with_name(f"{target.name}.{kind}-{secrets.token_hex(4)}")
+
+
 def _swap(partial: Path, target: Path) -> None:
     """Put `partial` in the place of `target`, in one step where the system can; the old one is discarded."""
     if _exchange(partial, target):
         _discard(partial)
         return
-    old = target.with_name(f"{target.name}.old-{os.getpid()}")
+    old = _beside(target, "old")
     target.rename(old)
     try:
         partial.rename(target)
@@ -116,15 +123,3 @@ def _flush_one(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_running(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -20,20 +20,23 @@ from safetensors import SafetensorError
 
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.files.path_lock import sole_writer
 from qwenvl_edge_export.graphs.roles import Decoder
 from qwenvl_edge_export.graphs.stored import TORCH_DTYPES
 from qwenvl_edge_export.options import STATIC, ExportPrecision
 from qwenvl_edge_export.provenance import exporter_name
-from qwenvl_edge_export.quantization.activations import Spool
+from qwenvl_edge_export.quantization.activations import PARTIAL, Spool
 from qwenvl_edge_export.quantization.input_groups import quantized_groups
 from qwenvl_edge_export.quantization.layer_calibration import LayerCalibration, head_scales
-from qwenvl_edge_export.quantization.results import HEAD_STAGE, VISION_STAGE, Kept, Losses, kept_bytes
+from qwenvl_edge_export.quantization.results import HEAD_STAGE, VISION_STAGE, Kept, Losses, kept_bytes, whole
 from qwenvl_edge_export.quantization.sample_embeddings import SampleEmbeddings
 from qwenvl_edge_export.verification.cases import Case
 from qwenvl_edge_export.weight_formats import InputScales, StaticRows
 
 LayerDone = Callable[[int, int, str], None]
 
+_KEY = {"exporter": "exporter version", "files": "checkpoint", "precision": "precision", "samples": "set of samples"}
+"""What the results depend on, in the working folder's file and in messages."""
 _ENCODING = "encoding the calibration samples"  # shorter with remarks: a line has 79 characters
 
 
@@ -45,6 +48,7 @@ class Calibration:
         precision: of both graphs; the picture side is calibrated where it is W8A8.
         cases: prompts with pictures and answers, in the format the model is used with.
         folder: made, or continued if it is of the same checkpoint, precision and cases; `remove` it afterwards.
+            Results of other settings are an error unless `restart` gives them up.
         on_layer: called with (layers done, layers, the step at hand and the time left).
         decoder: whether to calibrate the decoder.
         notes: remarks on the samples, shown while they are encoded.
@@ -59,12 +63,14 @@ class Calibration:
         on_layer: LayerDone,
         *,
         decoder: bool = True,
+        restart: bool = False,
         notes: Sequence[str] = (),
     ):
         self.checkpoint = checkpoint
         self.precision = precision
         self.folder = folder
         self._cases = cases
+        self._restart = restart
         self._notes = notes
         self._on_layer = on_layer
         self._decoder = checkpoint.family.decoder if decoder else None
@@ -78,11 +84,13 @@ class Calibration:
         """Calibrate everything that is not done yet.
 
         Raises:
-            BundleError: the disk is full, or the working folder cannot be written.
+            BundleError: the disk is full, or the working folder cannot be written, holds results of other settings or
+                somebody else's files, or another process is at work in it.
             CheckpointError: a tensor holds NaN or infinity.
         """
         try:
-            self._run()
+            with sole_writer(self.folder.absolute(), "a calibration"):
+                self._run()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             kept = (
@@ -114,9 +122,8 @@ class Calibration:
 
     def _open(self) -> None:
         """Continue the folder if it is of the same work, else start it anew with the samples' embeddings."""
-        key, done = json.dumps(self._key()), self.kept.layers_done()
-        same = self._key_path.exists() and self._key_path.read_text() == key
-        if same and self._spool.path(done).exists() and self.kept.is_begun():
+        done = self.kept.layers_done()
+        if self._is_same() and self._spool.path(done).exists() and self.kept.is_begun():
             self._spool.keep_only(done)
             self._check_space()
             self.kept.go_on()
@@ -124,13 +131,41 @@ class Calibration:
         self.remove()
         try:
             self.folder.mkdir(parents=True)
+            with whole(self._key_path) as partial:
+                partial.write_text(json.dumps(self._key(), indent=1))
             self._check_space()
             self.kept.begin()
             self._begin()
-            self._key_path.write_text(key)
         except BaseException:
             self.remove()
             raise
+
+    def _is_same(self) -> bool:
+        """Tell if the folder holds work of the same settings; False where it may be made anew.
+
+        Raises:
+            BundleError: it is somebody else's, or of other settings.
+        """
+        try:
+            found = json.loads(self._key_path.read_bytes())
+        except FileNotFoundError:
+            if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {self._key_path.stem + PARTIAL}:
+                raise BundleError(
+                    f'"{self.folder}" is where results of the calibration are kept, but it holds something else; move '
+                    "it away, or choose another name for the bundle."
+                ) from None
+            return False
+        except ValueError:
+            found = {}
+        wanted = json.loads(json.dumps(self._key()))
+        if found == wanted or self._restart:
+            return bool(found == wanted)
+        other = " and ".join(words for name, words in _KEY.items() if found.get(name) != wanted[name])
+        raise BundleError(
+            f'"{self.folder}" holds a calibration of which {self.kept.layers_done()} layers are done, with another '
+            f"{other}; finish it with its own settings, choose another name for the bundle, or give it up with "
+            "--restart-calibration."
+        )
 
     def _begin(self) -> None:
         """Write the samples' embeddings into the first file, and keep the picture side's scales."""
@@ -169,7 +204,7 @@ class Calibration:
         stats = {path.name: path.stat() for path in self.checkpoint.source_files}
         files = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
         samples = [case.digest() for case in self._cases]
-        return {"exporter": exporter_name(), "files": files, "precision": repr(self.precision), "samples": samples}
+        return dict(zip(_KEY, (exporter_name(), files, repr(self.precision), samples), strict=True))
 
     def _layer(self, i: int) -> None:
         precision = self.precision.decoder

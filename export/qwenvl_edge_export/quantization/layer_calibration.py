@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,17 +11,20 @@ from torch import Tensor
 
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ReferenceLayer
+from qwenvl_edge_export.files.thread_map import in_order, one_thread_an_operator
 from qwenvl_edge_export.graphs.roles import Decoder, InputGroup, Tensors, Weight
 from qwenvl_edge_export.graphs.stored import TORCH_DTYPES
 from qwenvl_edge_export.options import GraphPrecision
 from qwenvl_edge_export.quantization.activations import Spool
-from qwenvl_edge_export.quantization.gptq import quantize, relative_loss
+from qwenvl_edge_export.quantization.gptq import Rounding, relative_losses, squared_losses
 from qwenvl_edge_export.quantization.input_groups import quantized_groups, watch
+from qwenvl_edge_export.quantization.input_products import InputProducts
 from qwenvl_edge_export.quantization.results import Losses
 from qwenvl_edge_export.quantization.smoothquant import InputSample, smooth
 from qwenvl_edge_export.verification.cases import Case
-from qwenvl_edge_export.weight_formats import Blocks, InputScales, Integers, check_finite
+from qwenvl_edge_export.weight_formats import Blocks, InputScales, Integers, check_finite, join_rows
 
+_ROWS = 2048  # of a weight that a thread rounds at a time
 Scales: TypeAlias = list[tuple[str, InputScales | None, dict[str, float]]]
 
 
@@ -41,17 +44,16 @@ class LayerCalibration:
         self._scale_dtype = TORCH_DTYPES[precision.dtype]
 
     def gptq(self) -> tuple[dict[str, Integers], Losses]:
-        """Quantize the layer, group by group, and go on with what it makes of the samples then.
+        """Watch what reaches the groups, quantize them, and go on with what the layer then makes of the samples.
 
-        The layer's floats are dropped while a group's H is at work, and read again afterwards.
+        The layer's floats are dropped while its weights are rounded, and read again afterwards.
         """
         found: dict[Weight, Integers] = {}
         losses: Losses = {}
-        for group in self.groups:
-            hessian = self._hessian(self._load(found), group)
+        for group, inputs in self._inputs(self._load({})) if self.groups else ():
+            rounding, rows = Rounding(inputs.take()), inputs.rows
             for weight in group.weights:
-                found[weight], losses[weight.name] = self._quantize(weight, hessian)
-            del hessian
+                found[weight], losses[weight.name] = self._quantize(weight, rounding, rows)
         self._advance(self._load(found))
         return {weight.name: integers for weight, integers in found.items()}, losses
 
@@ -68,33 +70,44 @@ class LayerCalibration:
             found += [(weight.name, scales, losses) for weight in group.weights]
         return found
 
-    def _quantize(self, weight: Weight, hessian: Tensor) -> tuple[Integers, dict[str, float]]:
-        """A weight in integers, and the losses of rounding to nearest and of calibration."""
-        blocks = self._precision.format(weight.name)
-        assert isinstance(blocks, Blocks)  # groups are in blocks where the decoder is not W8A8
-        blocks.check(weight.name, weight.shape)
-        values = self._float(weight)
-        scales = blocks.scales(values)
-        nearest = relative_loss(values, blocks.floats(blocks.integers(values, scales), scales), hessian)
-        integers, scales = quantize(values, hessian, blocks, self._scale_dtype)
-        found = Integers(blocks.pack(integers), scales.to(self._scale_dtype), blocks)
-        return found, {"rtn": nearest, "calibrated": relative_loss(values, found.floats(), hessian)}
+    def _inputs(self, layer: ReferenceLayer) -> Iterator[tuple[InputGroup, InputProducts]]:
+        """What reaches each group from all samples; each is dropped when the next one is asked for."""
+        seen = {group: InputProducts(group.weights[0].shape[1], len(self._cases)) for group in self.groups}
+        end = self.groups[-1]
 
-    def _hessian(self, layer: ReferenceLayer, group: InputGroup) -> Tensor:
-        """X^T X [in, in] of the inputs that a group gets from all samples."""
-        inputs = group.weights[0].shape[1]
-        total = torch.zeros(inputs, inputs)
-
-        def take(x: Tensor) -> None:
-            rows = x.flatten(0, -2)
-            total.addmm_(rows.T, rows)
+        def last(x: Tensor) -> None:
+            seen[end].add(x)
             raise _Enough
 
-        with watch(layer, {group: take}):
+        with watch(layer, {group: inputs.add for group, inputs in seen.items()} | {end: last}):
             for case, rows in zip(self._cases, self._spool.read(self._index), strict=True):
                 with contextlib.suppress(_Enough):
                     layer(rows, case.prompt)
-        return total
+        del layer
+        for group in self.groups:
+            yield group, seen.pop(group)
+
+    def _quantize(self, weight: Weight, rounding: Rounding, rows: Tensor) -> tuple[Integers, dict[str, float]]:
+        """A weight in integers, and the losses of rounding to nearest and of calibration on some inputs `rows`."""
+        blocks = self._precision.format(weight.name)
+        assert isinstance(blocks, Blocks)  # groups are in blocks where the decoder is not W8A8
+        blocks.check(weight.name, weight.shape)
+        given = weight.read(self._checkpoint.tensor)
+        size = min(_ROWS, -(-len(given) // 2))  # two threads at least
+
+        def quantized(part: Tensor) -> tuple[Integers, Tensor]:
+            values = part.to(torch.float32)
+            check_finite(weight.name, values)
+            scales = blocks.scales(values)
+            nearest = blocks.floats(blocks.integers(values, scales), scales)
+            integers, scales = rounding.quantize(values, blocks, self._scale_dtype)
+            found = Integers(blocks.pack(integers), scales.to(self._scale_dtype), blocks)
+            return found, squared_losses(values, [nearest, found.floats()], rows)
+
+        with one_thread_an_operator():
+            parts, losses = zip(*in_order(quantized, torch.split(given, size)), strict=True)
+        nearest, calibrated = relative_losses(torch.stack(losses).sum(0))
+        return join_rows(parts), {"rtn": nearest, "calibrated": calibrated}
 
     def _advance(self, layer: ReferenceLayer) -> None:
         """Write what the layer makes of all samples into the next file."""

@@ -75,7 +75,7 @@ class Kept:
     def go_on(self) -> None:
         """Replace a file that a finished bundle, or the rest of an unfinished one, shares by a copy of its own."""
         if self._file is not None and self._file.path.stat().st_nlink > 1:
-            with _whole(self._file.path) as partial:
+            with whole(self._file.path) as partial:
                 shutil.copyfile(self._file.path, partial)
 
     def is_done(self, stage: int | str) -> bool:
@@ -99,9 +99,9 @@ class Kept:
             assert self._file is not None  # layers become integers where there is a file for them
             self._file.put(self._stored(integers))
         if scales:
-            with _whole(self._scales_path(stage)) as partial:
+            with whole(self._scales_path(stage)) as partial:
                 save_file(_tensors(scales), partial)
-        with _whole(self._done_path(stage)) as partial:
+        with whole(self._done_path(stage)) as partial:
             partial.write_text(json.dumps(losses))
 
     def input_scales(self, name: str) -> InputScales | None:
@@ -198,7 +198,7 @@ def kept_bytes(stored: WeightFormat, shape: tuple[int, ...], scale_bytes: int) -
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """Give a name to write to; the file takes the name `path` if the block ends well, and goes if not."""
     partial = path.with_suffix(PARTIAL)
     try:

@@ -28,6 +28,7 @@ from qwenvl_edge.bundle.engines import (
 from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.errors import BackendError, BundleError
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
+from qwenvl_edge_export.files.path_lock import sole_writer, staying
 from qwenvl_edge_export.tensorrt.lint import check_weights
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.memory import check_resources
@@ -56,6 +57,7 @@ def build(
     plugin: Path | None = None,
     force: bool = False,
     strip: bool = False,
+    wait: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Build the plan `target` of `bundle`.
@@ -68,6 +70,7 @@ def build(
             beside the engines.
         force: replace a plan of that name; the old one goes when the new one is whole.
         strip: leave the weights out of the engines; they are read from the bundle when the plan is loaded.
+        wait: wait for another process that writes the same plan or replaces the bundle; without it that is an error.
         progress: called with (steps done, steps in total, what is being done).
 
     Returns:
@@ -77,24 +80,36 @@ def build(
         BackendError: no TensorRT here builds for the target, it lacks a precision, weights are stored in a form that it
             does not multiply, memory or disk do not suffice, or TensorRT refuses a graph; its own lines are in the
             message.
-        BundleError: the plan exists and `force` is not set, or it cannot be written.
+        BundleError: the plan exists and `force` is not set, another process is at work on it, or it cannot be written.
     """
     chosen = choose(target, installed_libraries(), local_gpu())
     precision = bundle.manifest.precision
     check_precision(chosen, [precision.decoder, precision.lm_head, precision.vision, *precision.compute.values()])
     with_plugin = needs_plugin(chosen.library, bundle)
     place = (bundle.path / PLANS_FOLDER / chosen.name).absolute()
-    if place.exists() and not force:
-        raise BundleError(f'"{place}" exists already; replace it with --force.')
+    _check_place(place, force)
     if strip:
         _check_strippable(bundle)
     check_weights(bundle)
     check_resources(bundle, chosen, bundle.path)
-    clean_up(place)
-    with staged_folder(place, replace=force) as folder:
-        entry = install_plugin(chosen.library, bundle, plugin, folder) if with_plugin else ""
-        _PlanBuild(bundle, chosen, limits, entry, folder, strip, progress).run().write(folder)
+    work, folder = f"a build for {chosen.name}", bundle.path.absolute()
+    with (
+        staying(folder, work, wait=wait, progress=progress),
+        sole_writer(place, work, wait=wait, progress=progress),
+    ):
+        if Bundle.open(bundle.path).manifest != bundle.manifest:
+            raise BundleError(f'the bundle "{bundle.path}" was replaced in the meantime; build again.')
+        clean_up(place)
+        _check_place(place, force)
+        with staged_folder(place, replace=force) as staged:
+            entry = install_plugin(chosen.library, bundle, plugin, staged) if with_plugin else ""
+            _PlanBuild(bundle, chosen, limits, entry, staged, strip, progress).run().write(staged)
     return Plan.open(bundle, chosen.name)
+
+
+def _check_place(place: Path, force: bool) -> None:
+    if place.exists() and not force:
+        raise BundleError(f'"{place}" exists already; replace it with --force.')
 
 
 def _check_strippable(bundle: Bundle) -> None:

@@ -24,6 +24,7 @@ def add_build(commands: Any) -> None:
     parser.add_argument("--plugin", type=Path, metavar="FILE", help="the KV-cache plugin, for TensorRT before 10.15")
     parser.add_argument("--strip-weights", action="store_true", help="plans without weights, which the bundle has")
     parser.add_argument("--force", action="store_true", help="replace the target's plan if it is there")
+    parser.add_argument("--wait", action="store_true", help="wait for another process that is building the same plan")
     parser.set_defaults(run=_build)
 
 
@@ -47,6 +48,7 @@ def _build(arguments: argparse.Namespace) -> int:
             plugin=arguments.plugin,
             force=arguments.force,
             strip=arguments.strip_weights,
+            wait=arguments.wait,
             progress=progress,
         )
     sizes = ", ".join(f"{name} {info.size / 1e6:,.1f} MB" for name, info in plan.manifest.files.items())

@@ -53,6 +53,10 @@ def add_export(commands: Any) -> None:
         metavar="SAMPLES",
         help="quantize by samples of use (GPTQ): a folder of pictures, a JSONL file, or without a value built-in ones",
     )
+    parser.add_argument(
+        "--restart-calibration", action="store_true", help="give up an interrupted calibration that had other settings"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for another process that is writing the same bundle")
     parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
     parser.set_defaults(run=_export)
 
@@ -76,6 +80,8 @@ def _export(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             allow_loss=arguments.allow_loss,
             calibration=arguments.calibrate,
+            restart_calibration=arguments.restart_calibration,
+            wait=arguments.wait,
             check=not arguments.skip_verify,
             progress=progress,
         )
