@@ -100,7 +100,7 @@ def test_the_loss_is_that_of_the_outputs():
     weight, inputs = torch.randn(6, 8, generator=generator), torch.randn(30, 8, generator=generator)
     rounded = [weight + 0.1, weight * 0.9]
     parts = [squared_losses(weight[i : i + 3], [each[i : i + 3] for each in rounded], inputs) for i in (0, 3)]
-    expected = [((weight - each) @ inputs.T).norm() / (weight @ inputs.T).norm() for each in rounded]
+    expected = [float(((weight - each) @ inputs.T).norm() / (weight @ inputs.T).norm()) for each in rounded]
     assert relative_losses(sum(parts)) == pytest.approx(expected, rel=1e-4)
 
 
