@@ -34,7 +34,7 @@ from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork, prompt_
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization import smoothquant as smooth
 from qwenvl_edge_export.quantization.calibration import Calibration
-from qwenvl_edge_export.quantization.gptq import quantize
+from qwenvl_edge_export.quantization.gptq import Rounding
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.cases import Case, builtin_cases, source_case_builder
 from qwenvl_edge_export.verification.limits import divergence
@@ -167,7 +167,8 @@ def by_both(subject: Subject, block: int) -> QwenVLNetwork:
         factors = 1 / scaled.get_submodule(name).input_quantizer.pre_quant_scale.flatten()
         rows = inputs_of(subject, model, [name], subject.samples)[name] / factors
         weight = model.get_parameter(f"{name}.weight")
-        weight.copy_(blocks.floats(*quantize(weight * factors, rows.T @ rows, blocks, torch.float32)) / factors)
+        rounding = Rounding(rows.T @ rows)
+        weight.copy_(blocks.floats(*rounding.quantize(weight * factors, blocks, torch.float32)) / factors)
     return model
 
 

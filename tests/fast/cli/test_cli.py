@@ -243,7 +243,8 @@ def test_export_shows_its_steps(monkeypatch, capsys):
         assert (options["target"], options["block"], options["head"]) == ("gpu", 64, "int4")
         return "chosen"
 
-    def export(checkpoint, bundle, *, precision, force, allow_loss, calibration, check, progress):
+    def export(checkpoint, bundle, *, precision, force, allow_loss, calibration, check, progress, **more):
+        assert more == {"restart_calibration": True, "wait": True}
         assert (str(checkpoint), str(bundle), precision, force, allow_loss) == ("in", "out", "chosen", True, True)
         assert (calibration, check) == (Path("shots"), False)
         for done, what in ((0, "reading"), (1, "writing"), (2, "writing")):
@@ -253,7 +254,8 @@ def test_export_shows_its_steps(monkeypatch, capsys):
 
     package(monkeypatch, "export", export=export, ExportPrecision=types.SimpleNamespace(choose=choose))
     options = "--precision int4 --vision-precision fp32 --keep-fp16 *.w1.weight --keep-fp16 lm_head.* --target gpu"
-    more = "--block-size 64 --head-precision int4 --force --allow-loss --skip-verify --calibrate shots"
+    more = "--block-size 64 --head-precision int4 --force --allow-loss --skip-verify --calibrate shots --wait"
+    more += " --restart-calibration"
     assert cli.main(["export", "in", "out", *options.split(), *more.split()]) == 0
     output = capsys.readouterr()
     note = "no block size divides the inputs of h.*.down.weight: they stay floats\n"
