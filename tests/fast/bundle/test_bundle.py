@@ -105,7 +105,7 @@ def test_a_folder_without_manifest_is_not_a_bundle(tmp_path):
     [
         ("", "not JSON"),
         ('{"format": 2,', "not JSON"),
-        ("[]", "is not a JSON object but list \\[\\]; export the bundle again"),
+        ("[]", "is not a JSON object but list .*; this is not a Qwen-VL Edge bundle"),
         ('{"model": {}}', "not a Qwen-VL Edge bundle"),
         ('{"format": 1}', "has format 1, .* format 2; make it again with `qwenvl export CHECKPOINT BUNDLE --force`"),
         ('{"format": 3}', "has format 3, .* or use the version that wrote it"),
