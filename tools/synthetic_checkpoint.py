@@ -48,9 +48,9 @@ _COMMON = {
 GENERATION = {"chat_format": "chatml", "do_sample": True, "top_p": 0.3, "top_k": 0, "max_new_tokens": 512}
 
 
-def preset(name: str) -> dict[str, Any]:
-    """The config.json of a preset: "tiny", "small", "1b", "wide" or "full"."""
-    ranks, hidden, layers, heads, inner, vision = {
+def preset(name: str, layers: int | None = None) -> dict[str, Any]:
+    """The config.json of a preset: "tiny", "small", "1b", "wide" or "full"; with so many decoder layers, if given."""
+    ranks, hidden, own_layers, heads, inner, vision = {
         "tiny": (256, 128, 2, 4, 192, (32, 2, 2, 2.0, 42, 4)),
         "small": (151643, 1024, 6, 8, 8192, (512, 8, 8, 4.0, 448, 256)),
         "1b": (32000, 2048, 16, 16, 11008, (1024, 12, 16, 4.0, 448, 256)),
@@ -62,7 +62,7 @@ def preset(name: str) -> dict[str, Any]:
     visual |= {"image_size": size, "output_dim": hidden, "image_start_id": ranks + 214, "n_queries": queries}
     return _COMMON | {
         "hidden_size": hidden,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": own_layers if layers is None else layers,
         "num_attention_heads": heads,
         "kv_channels": hidden // heads,
         "intermediate_size": inner,
@@ -72,7 +72,13 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def write(
-    folder: Path, name: str, *, pickled: bool = True, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    name: str,
+    *,
+    pickled: bool = True,
+    tokenizer: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    layers: int | None = None,
 ) -> int:
     """Write the checkpoint of preset `name` in bfloat16 to the new folder `folder`; return its number of parameters.
 
@@ -82,8 +88,9 @@ def write(
         pickled: pytorch_model-*.bin like the published one, instead of safetensors.
         tokenizer: a qwen.tiktoken to copy; by default one is made up: bytes, then pairs, then triples of bytes.
         shard_bytes: most bytes of tensors in one file, and so the memory that this takes.
+        layers: decoder layers, if not the preset's.
     """
-    shapes = write_settings(folder, name, tokenizer).tensors
+    shapes = write_settings(folder, name, tokenizer, layers).tensors
     stem, suffix = ("pytorch_model", ".bin") if pickled else ("model", ".safetensors")
     groups = list(_groups(shapes, shard_bytes))
     weight_map = {}
@@ -99,9 +106,9 @@ def write(
     return count
 
 
-def write_settings(folder: Path, name: str, tokenizer: Path | None = None) -> QwenVLExport:
+def write_settings(folder: Path, name: str, tokenizer: Path | None = None, layers: int | None = None) -> QwenVLExport:
     """Write everything but the weights of preset `name` to the new folder `folder`; return what it configures."""
-    raw = preset(name)
+    raw = preset(name, layers)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))

@@ -15,9 +15,12 @@ from PIL import Image
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError, ImageError, QwenVLError
+from qwenvl_edge.inputs.pictures import load_picture
+from qwenvl_edge.inputs.prompt import Text
 from qwenvl_edge_export import export as exporter
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
+from qwenvl_edge_export.families.base import ImageFeatures
 from qwenvl_edge_export.families.qwen_vl.reference import ntk_alpha
 from qwenvl_edge_export.graphs import data_file as weights
 from qwenvl_edge_export.graphs.weight_layout import ALIGNMENT_BYTES
@@ -28,6 +31,7 @@ from qwenvl_edge_export.quantization import results as kept
 from qwenvl_edge_export.quantization.gptq import Rounding
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.cases import source_case_builder
+from qwenvl_edge_export.verification.streamed_reference import add_deepstack
 from support.random_checkpoint import config_dict, random_tensors, write_checkpoint
 from support.reference import load_model, pixels_of
 
@@ -421,8 +425,9 @@ def test_a_folder_of_pictures(checkpoint, tmp_path):
     notes = []
     cases = read_samples(tmp_path, builder_of(checkpoint), notes.append)
     assert notes == ["1 of 3 pictures unreadable"]
-    assert len(cases) == 8
-    assert all(len(case.pictures) == 1 and len(case.answer) > 5 for case in cases)
+    assert [len(case.pictures) for case in cases] == [1, 1]
+    assert all(case.prompt.turns == 3 and len(case.answer) > 5 for case in cases)
+    assert list(cases[0].answer) != list(cases[1].answer)  # each time another question is the last one
 
 
 def test_pictures_that_are_left_out_are_said(checkpoint, tmp_path):
@@ -466,6 +471,52 @@ def test_marks_that_windows_and_unicode_put_into_text(checkpoint, tmp_path):
     text = '\ufeff{"prompt": "a\u2028b"}\r\n{"prompt": "c"}\r\n'
     (tmp_path / "own.jsonl").write_bytes(text.encode())
     assert len(read_samples(tmp_path / "own.jsonl", builder_of(checkpoint))) == 2
+
+
+def test_of_many_samples_evenly_spread_ones_are_taken(checkpoint, tmp_path):
+    """As many as a number of tokens has room for; pictures of the others are not even read."""
+    lines = [{"prompt": f"Count to {i:03}.", "image": [] if i % 8 == 0 else "missing.png"} for i in range(100)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    builder, notes = builder_of(checkpoint), []
+    (one,) = read_samples(tmp_path / "own.jsonl", builder, notes.append, most_tokens=1)
+    length = len(one.prompt.ids) + len(one.answer)
+    cases = read_samples(tmp_path / "own.jsonl", builder, notes.append, most_tokens=10 * length)
+    assert notes == ["1 of 100 samples", "10 of 100 samples"]
+    numbers = [int(case.name.split()[1]) - 1 for case in cases]
+    assert numbers == sorted(numbers) and max(np.diff(numbers)) <= 16 and numbers[-1] >= 80
+
+
+def test_deepstack_features_are_added_after_their_layers(checkpoint, tmp_path):
+    """As the streamed reference adds them; they are there when a calibration goes on."""
+    image = Image.new("RGB", (20, 10))
+    builder = builder_of(checkpoint)
+    case = builder.case("two", (load_picture(image), load_picture(image), Text("What?")), (), "")
+    length = len(case.prompt.ids)
+    features = [
+        ImageFeatures(torch.zeros(span.length, 8), torch.randn(2, span.length, 8)) for span in case.prompt.spans
+    ]
+    spool.Spool(tmp_path, [length], 8).keep_deepstack(3, features)
+    for layer in range(3):
+        rows, expected = torch.ones(length, 8), torch.ones(length, 8)
+        add_deepstack(expected, case.prompt, features, layer)
+        spool.Spool(tmp_path, [length], 8).add_deepstack(3, case.prompt, rows, layer)
+        assert torch.equal(rows, expected) and torch.equal(rows, torch.ones(length, 8)) == (layer == 2)
+    spool.Spool(tmp_path, [length], 8).add_deepstack(2, case.prompt, rows, 0)
+    assert torch.equal(rows, expected)
+
+
+def test_progress_of_the_encoding(checkpoint, tmp_path, monkeypatch):
+    clock, told = SimpleNamespace(seconds=0.0), []
+
+    def later():
+        clock.seconds += 6
+        return clock.seconds
+
+    monkeypatch.setattr(calibrate.time, "monotonic", later)
+    cases = read_samples(None, builder_of(checkpoint))[-4:]
+    arguments = (Checkpoint.open(checkpoint), INT4, cases, tmp_path / "work")
+    calibrate.Calibration(*arguments, lambda *call: told.append(call[2])).run()
+    assert told[:2] == ["encoding the calibration samples", "encoding sample 3 of 4, 12 s left"]
 
 
 def test_lines_with_pictures(checkpoint, tmp_path):

@@ -1,4 +1,7 @@
-"""The rows that flow between the decoder's layers during calibration: those of all samples, one file per boundary."""
+"""The rows that flow between the decoder's layers during calibration: those of all samples, one file per boundary.
+
+Beside them lie the features that some families add to the pictures' rows after the first layers (deepstack).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from qwenvl_edge.inputs.prompt import Prompt
+from qwenvl_edge_export.families.base import ImageFeatures
+from qwenvl_edge_export.verification.streamed_reference import add_deepstack
 
 PARTIAL = ".partial"
 _NOT_THERE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # errors of file systems that cannot reserve room
@@ -56,6 +64,26 @@ class Spool:
             partial.rename(self.path(layer))
         finally:
             partial.unlink(missing_ok=True)
+
+    def keep_deepstack(self, case: int, features: Sequence[ImageFeatures]) -> None:
+        """Write the deepstack features of a sample's pictures.
+
+        Raises:
+            OSError, SafetensorError: the disk is full, or the like.
+        """
+        tensors = {str(i): each.deepstack for i, each in enumerate(features) if each.deepstack is not None}
+        save_file(tensors, self._deepstack_path(case))
+
+    def add_deepstack(self, case: int, prompt: Prompt, rows: Tensor, layer: int) -> None:
+        """Add what a sample's pictures give after decoder layer `layer`, if anything, to its rows [T, H] in place."""
+        path = self._deepstack_path(case)
+        if path.exists():
+            kept = load_file(path)
+            features = [ImageFeatures(rows, kept.get(str(i))) for i in range(len(prompt.pictures))]
+            add_deepstack(rows, prompt, features, layer)
+
+    def _deepstack_path(self, case: int) -> Path:
+        return self._folder / f"deepstack-{case}.safetensors"
 
     def keep_only(self, layer: int) -> None:
         """Delete all files of rows but that of `layer`, which an interrupted calibration left."""

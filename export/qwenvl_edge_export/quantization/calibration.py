@@ -37,6 +37,7 @@ LayerDone = Callable[[int, int, str], None]
 
 _KEY = {"exporter": "exporter version", "files": "checkpoint", "precision": "precision", "samples": "set of samples"}
 """What the results depend on, in the working folder's file and in messages."""
+_TELL_S = 10  # between messages about samples
 _ENCODING = "encoding the calibration samples"  # shorter with remarks: a line has 79 characters
 
 
@@ -102,9 +103,8 @@ class Calibration:
         self._open()
         started, first = time.monotonic(), self.kept.layers_done()
         for i in range(first, self._layers):
-            left = (time.monotonic() - started) / (i - first) * (self._layers - i) if i > first else None
-            note = "" if left is None else f", {left / 60:.0f} min left" if left >= 60 else f", {left:.0f} s left"
-            self._on_layer(i, self._layers, f"calibrating layer {i + 1} of {self._layers}{note}")
+            left = time_left(time.monotonic() - started, i - first, self._layers - first)
+            self._on_layer(i, self._layers, f"calibrating layer {i + 1} of {self._layers}{left}")
             self._layer(i)
         if self._decoder is not None and not self.kept.is_done(HEAD_STAGE):
             self._head(self._decoder)
@@ -171,8 +171,17 @@ class Calibration:
         """Write the samples' embeddings into the first file, and keep the picture side's scales."""
         samples = SampleEmbeddings(self.checkpoint, self._cases, self.precision.vision)
         self._on_layer(0, self._layers, ", ".join(["encoding", *self._notes] if self._notes else [_ENCODING]))
+        begun = told = time.monotonic()
+
+        def on_case(done: int) -> None:
+            nonlocal told
+            if (now := time.monotonic()) - told >= _TELL_S:
+                told = now
+                left = time_left(now - begun, done, len(self._cases))
+                self._on_layer(0, self._layers, f"encoding sample {done + 1} of {len(self._cases)}{left}")
+
         with self._spool.written(0) as written:
-            samples.write(written)
+            samples.write(written, self._spool.keep_deepstack, on_case)
         if self.precision.vision.weights == STATIC:
             self.kept.keep(VISION_STAGE, *_collect(samples.vision_scales()))
 
@@ -234,3 +243,11 @@ def _collect(
         if given is not None:
             scales[name] = given
     return scales, losses
+
+
+def time_left(seconds: float, done: int, total: int) -> str:
+    """The end of a message: what the rest of `total` steps takes if `done` of them took so long; "" at the start."""
+    if not 0 < done < total:
+        return ""
+    left = seconds / done * (total - done)
+    return f", {left / 60:.0f} min left" if left >= 60 else f", {left:.0f} s left"

@@ -112,8 +112,10 @@ class LayerCalibration:
     def _advance(self, layer: ReferenceLayer) -> None:
         """Write what the layer makes of all samples into the next file."""
         with self._spool.written(self._index + 1) as written:
-            for case, rows, out in zip(self._cases, self._spool.read(self._index), written, strict=True):
+            samples = zip(self._cases, self._spool.read(self._index), written, strict=True)
+            for i, (case, rows, out) in enumerate(samples):
                 out.copy_(layer(rows, case.prompt))
+                self._spool.add_deepstack(i, case.prompt, out, self._index)
 
     def _load(self, found: Mapping[Weight, Integers]) -> ReferenceLayer:
         """The layer with the weights that are quantized already, and with the checkpoint's where they are not."""

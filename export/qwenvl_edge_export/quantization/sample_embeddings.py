@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from qwenvl_edge_export.verification.cases import Case
 from qwenvl_edge_export.verification.streamed_reference import Asked, StreamedReference
 from qwenvl_edge_export.weight_formats import check_finite
 
+_KNOWN = 8  # pictures whose features are kept
 _ROWS = 128  # kept of each layer's inputs: the picture side's layers are all watched at once
 
 
@@ -42,8 +43,18 @@ class SampleEmbeddings:
             groups = quantized_groups(checkpoint.family.vision_groups, vision)
             self._seen = {group: InputSample(len(pictures), _ROWS) for group in groups}
 
-    def write(self, written: Iterator[Tensor]) -> None:
+    def write(
+        self,
+        written: Iterator[Tensor],
+        keep_deepstack: Callable[[int, Sequence[ImageFeatures]], None],
+        on_case: Callable[[int], None] = lambda done: None,
+    ) -> None:
         """Fill each case's rows [T, H], taking note of the picture side's inputs where it needs scales.
+
+        Args:
+            written: the rows.
+            keep_deepstack: given the number of a case and its pictures' features, where they have deepstack ones.
+            on_case: told how many cases are done.
 
         Raises:
             CheckpointError: a tensor holds NaN or infinity.
@@ -51,12 +62,15 @@ class SampleEmbeddings:
         reference = StreamedReference(self._checkpoint)
         features: dict[str, ImageFeatures] = {}
         with watch(reference.vision, {group: sample.add for group, sample in self._seen.items()}):
-            for case, rows in zip(self._cases, written, strict=True):
+            for i, (case, rows) in enumerate(zip(self._cases, written, strict=True)):
                 pictures = [_features(reference, picture, features) for picture in case.pictures]
                 embeds = reference.embed(Asked(case.prompt, pictures, [case.answer]))
                 if not torch.isfinite(embeds).all():
                     self._blame()
                 rows.copy_(embeds)
+                if any(features.deepstack is not None for features in pictures):
+                    keep_deepstack(i, pictures)
+                on_case(i + 1)
 
     def vision_scales(self) -> Scales:
         """For each linear layer of the picture side the name of its weight, its inputs' scales, and losses."""
@@ -79,8 +93,10 @@ class SampleEmbeddings:
 
 
 def _features(reference: StreamedReference, picture: PictureInputs, known: dict[str, ImageFeatures]) -> ImageFeatures:
-    """The features of one picture; the built-in ones are asked about several times."""
+    """The features of one picture; samples next to each other are often about the same one."""
     digest = picture.digest()
     if digest not in known:
         known[digest] = reference.encode(picture)
+        if len(known) > _KNOWN:
+            del known[next(iter(known))]
     return known[digest]
