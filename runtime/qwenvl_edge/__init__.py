@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         QwenVLError,
     )
     from qwenvl_edge.families.boxes import Box, Point, Quad, Ref, to_grid, to_pixels
+    from qwenvl_edge.families.tools import ToolCall
     from qwenvl_edge.inputs.camera import Frame, FrameSource
     from qwenvl_edge.inputs.cancel import CancelToken
     from qwenvl_edge.inputs.clips import Clip, Video
@@ -65,6 +66,7 @@ _HOMES = {
     "Stats": "replies.reply",
     "Stream": "replies.stream",
     "TokenLogprob": "replies.reply",
+    "ToolCall": "families.tools",
 }
 
 __all__ = [
@@ -92,6 +94,7 @@ __all__ = [
     "Stats",
     "Stream",
     "TokenLogprob",
+    "ToolCall",
     "Turn",
     "Video",
     "load_picture",

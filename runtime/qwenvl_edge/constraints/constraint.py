@@ -21,7 +21,7 @@ class Constraint:
     form was found in some milliseconds: `Reply.complete` is False then.
     """
 
-    kind: Literal["json", "regex", "choice", "boxes"]
+    kind: Literal["json", "regex", "choice", "boxes", "tools"]
     source: str
 
     @classmethod
@@ -57,6 +57,11 @@ class Constraint:
         if not listed or not all(isinstance(choice, str) and choice for choice in listed):
             raise PromptError(f"the choices are {choices!r}; give a list of strings that are not empty.")
         return cls("choice", json.dumps(listed))
+
+    @classmethod
+    def tool_calls(cls, source: str) -> Constraint:
+        """Calls of tools, alone or after words; source: of families.tools.Tools.source."""
+        return cls("tools", source)
 
     @classmethod
     def boxes(cls) -> Constraint:

@@ -153,14 +153,16 @@ class MatcherFactory:
         return preference(single, [tokens[tag] for tag in closing], [tokens[tag] for tag in opening])
 
     def _grammar(self, constraint: Constraint) -> str:
-        if constraint.kind != "boxes":
+        family = self._family
+        if constraint.kind not in ("boxes", "tools"):
             return written_grammar(constraint)
-        grammar: str = _llguidance().LLMatcher.grammar_from_lark(self._family.box_grammar())
+        lark = family.box_grammar() if constraint.kind == "boxes" else family.tool_grammar(constraint.source)
+        grammar: str = _llguidance().LLMatcher.grammar_from_lark(lark)
         return grammar
 
 
 def written_grammar(constraint: Constraint) -> str:
-    """Return the grammar of a form that its caller wrote: all but boxes, whose grammar is the family's.
+    """Return the grammar of a form that its caller wrote: all but boxes and tool calls, which are the family's.
 
     Raises:
         ValueError: the form is malformed; not every mistake is found here.

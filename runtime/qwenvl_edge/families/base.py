@@ -94,8 +94,10 @@ class PlaceReader(ABC):
     """Splits an answer that arrives in pieces into clean text and the places that it names.
 
     shapes: points, boxes and quads so far. labels: the marked phrases so far. malformed: markup that names no place.
+    calls: the bodies of the tool calls so far, which are no part of the clean text.
     """
 
+    calls: Sequence[str] = ()
     shapes: list[GridShape]
     labels: list[str]
     malformed: list[str]
@@ -174,8 +176,24 @@ class Family(ABC):
         """Return the id sequences that end an answer. Raises BundleError for an unknown format."""
 
     @abstractmethod
-    def system_turn(self, text: str | None) -> Sequence[Piece]:
-        """Return the pieces that open a conversation; text: None where nobody gives one."""
+    def system_turn(self, text: str | None, tools: Sequence[str] = ()) -> Sequence[Piece]:
+        """Return the pieces that open a conversation.
+
+        Args:
+            text: None where nobody gives one.
+            tools: descriptions of the tools that the model may call, as JSON.
+
+        Raises:
+            PromptError: there are tools, of which the family's template knows nothing.
+        """
+
+    @abstractmethod
+    def tool_result(self, text: str) -> Sequence[Piece]:
+        """Return what a tool gave back, in a message. Raises PromptError as system_turn."""
+
+    @abstractmethod
+    def tool_grammar(self, source: str) -> str:
+        """Return the Lark grammar of an answer that may call tools; source: of families.tools.Tools.source."""
 
     @abstractmethod
     def past_turn(self, user: Sequence[Piece], answer: str | None) -> Sequence[Piece]:

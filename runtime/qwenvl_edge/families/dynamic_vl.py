@@ -17,13 +17,14 @@ import numpy.typing as npt
 
 from qwenvl_edge import _core
 from qwenvl_edge.bundle.contract import PATCH_COS, PATCH_SIN, PIXEL_VALUES
-from qwenvl_edge.errors import BundleError
+from qwenvl_edge.errors import BundleError, PromptError
 from qwenvl_edge.families.base import Family, Pixels, Preprocessing
 from qwenvl_edge.families.dynamic_config import DynamicVLConfig
 from qwenvl_edge.families.mrope import MRope, contiguous_axes, interleaved_axes, positions_of
 from qwenvl_edge.families.picture_sizes import Bounds, picture_size
 from qwenvl_edge.families.pieces import NO_LIMITS, Marked, PictureLayout, Piece, PixelLimits, Rows, Shown, Span
 from qwenvl_edge.families.positions import RotaryTable
+from qwenvl_edge.families.tools import CALL_TAGS, FORM, HEAD, HOW, RESULT_TAGS, tool_grammar
 from qwenvl_edge.families.vision_tables import rotary_tables
 from qwenvl_edge.families.vocabulary import read_byte_vocabulary
 from qwenvl_edge.families.wording import PICTURE_NAME, wording
@@ -136,9 +137,32 @@ class DynamicVLFamily(Family):
             raise BundleError(f"the bundle's chat format is {chat_format!r}; {self.title} has {CHATML!r}.")
         return (self.turn_end,), (self.turn_start,), (self.end_of_text,)
 
-    def system_turn(self, text: str | None) -> list[Piece]:
+    def system_turn(self, text: str | None, tools: Sequence[str] = ()) -> list[Piece]:
         """See Family.system_turn."""
-        return [] if text is None else self._turn("system", [text])
+        if not tools:
+            return [] if text is None else self._turn("system", [text])
+        self._check_tools()
+        opening, closing = (self.special_tokens[tag] for tag in CALL_TAGS)
+        lines = "".join(f"\n{tool}" for tool in tools)
+        head = HEAD if text is None else f"{text}\n\n{HEAD}"
+        return self._turn("system", [f"{head}{lines}{HOW}", opening, closing, " XML tags:\n", opening, FORM, closing])
+
+    def tool_result(self, text: str) -> list[Piece]:
+        """See Family.tool_result."""
+        self._check_tools()
+        opening, closing = (self.special_tokens.get(tag, tag) for tag in RESULT_TAGS)
+        return joined([opening, f"\n{text}\n", closing])
+
+    def tool_grammar(self, source: str) -> str:
+        """See Family.tool_grammar."""
+        self._check_tools()
+        return tool_grammar(source, self.special_tokens)
+
+    def _check_tools(self) -> None:
+        if not self.config.tools:
+            raise PromptError(
+                f"{self.title}'s template knows no tools; leave them out, or describe them in the message."
+            )
 
     def past_turn(self, user: Sequence[Piece], answer: str | None) -> list[Piece]:
         """See Family.past_turn."""

@@ -46,10 +46,14 @@ class JsonReader(PlaceReader):
 
     Args:
         grid: the largest coordinate; None takes any.
+        call_tags: the tags around tool calls, which come whole; their contents go to `calls`.
     """
 
-    def __init__(self, grid: int | None) -> None:
+    def __init__(self, grid: int | None, call_tags: tuple[str, str] = ("", "")) -> None:
         self._grid = grid
+        self._call_tags = call_tags
+        self._call: str | None = None
+        self.calls: list[str] = []
         self._text = ""
         self._begins = 0
         self.shapes: list[GridShape] = []
@@ -57,9 +61,22 @@ class JsonReader(PlaceReader):
         self.malformed: list[str] = []
 
     def feed(self, text: str) -> str:
-        """See PlaceReader.feed; the JSON is part of the text."""
-        self._text += text
-        return text
+        """See PlaceReader.feed; the JSON of places is part of the text, that of tool calls is not."""
+        opening, closing = self._call_tags
+        clean, rest = "", text
+        while rest:
+            if self._call is None:
+                before, found, rest = rest.partition(opening) if opening else (rest, "", "")
+                clean += before
+                self._call = "" if found else None
+            else:
+                body, found, rest = rest.partition(closing)
+                self._call += body
+                if found:
+                    self.calls.append(self._call.strip())
+                    self._call = None
+        self._text += clean
+        return clean
 
     def mark(self, label: str) -> int:
         """See PlaceReader.mark."""
@@ -72,7 +89,9 @@ class JsonReader(PlaceReader):
         self._begins = len(self._text)
 
     def finish(self) -> str:
-        """See PlaceReader.finish."""
+        """See PlaceReader.finish; a call that is cut off is malformed."""
+        if self._call is not None:
+            self.malformed.append(f"{self._call_tags[0]}{self._call}")
         for item in find_objects(self._text):
             if item.end > self._begins:
                 self._take(item)

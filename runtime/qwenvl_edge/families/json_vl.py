@@ -10,6 +10,7 @@ from qwenvl_edge.families.base import Points
 from qwenvl_edge.families.dynamic_vl import DynamicVLFamily
 from qwenvl_edge.families.json_places import JsonReader, json_box_grammar
 from qwenvl_edge.families.pieces import PictureLayout, Piece
+from qwenvl_edge.families.tools import CALL_TAGS
 
 
 class JsonVLFamily(DynamicVLFamily):
@@ -27,13 +28,13 @@ class JsonVLFamily(DynamicVLFamily):
 
     @property
     def markup_tags(self) -> tuple[str, ...]:
-        """See Family.markup_tags; there is none."""
-        return ()
+        """See Family.markup_tags; those of tool calls alone, where the template has them."""
+        return CALL_TAGS if self.config.tools else ()
 
     @property
     def closing_tags(self) -> tuple[str, ...]:
-        """See Family.closing_tags; there is none."""
-        return ()
+        """See Family.closing_tags."""
+        return self.markup_tags[1:]
 
     def region(
         self, label: str | None, grid_boxes: Sequence[Points], layout: PictureLayout | None = None
@@ -51,7 +52,7 @@ class JsonVLFamily(DynamicVLFamily):
 
     def reader(self) -> JsonReader:
         """See Family.reader."""
-        return JsonReader(self.grid)
+        return JsonReader(self.grid, CALL_TAGS)
 
     def box_grammar(self) -> str:
         """See Family.box_grammar."""

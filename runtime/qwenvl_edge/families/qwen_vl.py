@@ -35,6 +35,8 @@ _READING = {"en": "OCR with grounding:", "zh": "带坐标的文字识别:"}
 _CAPTION = {"en": "Describe the picture.", "zh": "描述这张图片。"}
 _RAW_CAPTION = {"en": "Describe the image in English:", "zh": "Describe the image in Chinese:"}
 
+_NO_TOOLS = "Qwen-VL's template knows no tools; leave them out, or describe them in the message."
+
 CHATML = "chatml"
 RAW = "raw"
 
@@ -158,8 +160,18 @@ class QwenVLFamily(Family):
             return tuple(encode("Human:")), (self.end_of_text,)
         raise BundleError(f"the bundle's chat format is {chat_format!r}; this version knows 'chatml' and 'raw'.")
 
-    def system_turn(self, text: str | None) -> list[Piece]:
+    def tool_result(self, text: str) -> list[Piece]:
+        """See Family.tool_result."""
+        raise PromptError(_NO_TOOLS)
+
+    def tool_grammar(self, source: str) -> str:
+        """See Family.tool_grammar."""
+        raise PromptError(_NO_TOOLS)
+
+    def system_turn(self, text: str | None, tools: Sequence[str] = ()) -> list[Piece]:
         """See Family.system_turn."""
+        if tools:
+            raise PromptError(_NO_TOOLS)
         return self._turn("system", [text or ""])
 
     def past_turn(self, user: Sequence[Piece], answer: str | None) -> list[Piece]:

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     class Overrides(TypedDict, total=False):
         """Keyword arguments of the engine's calls: the fields of GenerationOptions and of SamplingParams.
 
-        min_pixels, max_pixels: limits of the call's pictures and clips after resizing.
+        min_pixels, max_pixels: limits of the call's pictures and clips after resizing. tools, tool_choice: functions
+        that the model may call, as families.tools.Tools.read takes them.
         """
+
+        tools: Sequence[Mapping[str, Any]]
+        tool_choice: str | Mapping[str, Any]
 
         min_pixels: int | None
         max_pixels: int | None

@@ -39,6 +39,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class ToolResult:
+    """What a tool gave back."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Region:
     """A reference, boxes or quads that the user points at: grid points 0..999; `label` None for shapes without one."""
 
@@ -46,7 +53,7 @@ class Region:
     boxes: tuple[tuple[tuple[int, int], ...], ...] = ()
 
 
-Part: TypeAlias = "Text | Region | Picture | Clip"
+Part: TypeAlias = "Text | Region | ToolResult | Picture | Clip"
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,8 @@ def parse_message(
 
     Args:
         message: words, or a list of items: {"image": source}, {"video": Video}, either with "min_pixels" and
-            "max_pixels" of its own; {"text": words}, {"ref": label}, {"box": (x1, y1, x2, y2) or a list of them, on the
-            grid 0..999, with "ref" optional}.
+            "max_pixels" of its own; {"text": words}; {"tool_result": words}; {"ref": label}; {"box": (x1, y1, x2, y2)
+            or a list of them, on the grid 0..999, with "ref" optional}.
         images: pictures put before the words; with a list, they fill its {"image": None} items in order.
         load: turns an image source and a name for messages into a Picture.
         videos: clips put before the words, after the pictures.
@@ -176,6 +183,8 @@ def _parse_item(item: Mapping[str, Any], visuals: _Visuals) -> Part:
         return visuals.picture(item)
     if "video" in keys and keys <= {"video", *_LIMITS}:
         return visuals.clip(item)
+    if keys == {"tool_result"}:
+        return ToolResult(check_text(item["tool_result"], "a tool_result of the message"))
     if keys == {"text"}:
         return Text(check_text(item["text"], "a text of the message"))
     if keys and keys <= {"ref", "box"}:
@@ -227,7 +236,7 @@ def parts_after_pictures(parts: Sequence[Part]) -> tuple[Text | Region, ...]:
     for part in parts:
         if isinstance(part, (Picture, Clip)):
             after.clear()
-        else:
+        elif isinstance(part, (Text, Region)):
             after.append(part)
     return tuple(after)
 
@@ -281,6 +290,7 @@ class PromptBuilder:
         *,
         history: Sequence[Turn] = (),
         system: str | None,
+        tools: Sequence[str] = (),
         window: int,
         limit: int | None = None,
         longest: int | None = None,
@@ -299,7 +309,7 @@ class PromptBuilder:
         question = self._chunk(self._family.question(self._content(message, shown)), message, longest)
         if limit is not None:
             window = min(window, limit - len(question.ids))
-        prompt = self._chunk(self._family.system_turn(system), (), longest)
+        prompt = self._chunk(self._family.system_turn(system, tools), (), longest)
         kept: list[_Chunk] = []
         length = len(prompt.ids)
         for turn, own in zip(reversed(history), reversed(before), strict=True):
@@ -330,11 +340,14 @@ class PromptBuilder:
         """
         pieces: list[Piece] = []
         words, visuals = "", _Numbering(self._family, before, numbered=self._numbered)
-        for part in parts:
+        for before_part, part in zip((None, *parts), parts, strict=False):
             if isinstance(part, Text):
                 words += part.text
                 continue
-            if isinstance(part, Region):
+            if isinstance(part, ToolResult):
+                words += "\n" if isinstance(before_part, ToolResult) else ""
+                inner = list(self._family.tool_result(part.text))
+            elif isinstance(part, Region):
                 inner = list(self._family.region(part.label, part.boxes, visuals.layout))
             else:
                 inner = list(self._family.picture(visuals.next(part)))

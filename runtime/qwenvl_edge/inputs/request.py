@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from qwenvl_edge.bundle.manifest import GenerationDefaults
+from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.constraints.matcher import Matcher, MatcherFactory
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
+from qwenvl_edge.families.tools import AUTO, NONE, Tools
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.inputs.clips import Videos, video_list
 from qwenvl_edge.inputs.options import GenerationOptions
@@ -126,9 +128,9 @@ class RequestBuilder:
         """Build the request of QwenVLEngine.chat. Raises its errors."""
         started = time.perf_counter()
         self._check_chat()
-        limits, options = self._options(overrides)
+        limits, options, tools = self._options(overrides)
         parts, turns = self._parse(message, images, video, limits), self._history(history)
-        prompt = self._chat_prompt(parts, turns, system, options.max_new_tokens, longest=self._max_context)
+        prompt = self._chat_prompt(parts, turns, system, options.max_new_tokens, self._max_context, tools)
         prompt = self._checked(prompt, options)
         return Request(prompt, options, turns, parts, (), True, started, self._matcher(options))
 
@@ -150,16 +152,31 @@ class RequestBuilder:
     def complete(self, message: Message, images: Iterable[Any], overrides: Overrides, video: Videos = None) -> Request:
         """Build the request of QwenVLEngine.complete. Raises its errors."""
         started = time.perf_counter()
-        limits, options = self._options(overrides)
+        limits, options, tools = self._options(overrides)
+        if tools:
+            raise PromptError("tools belong to a conversation; use chat().")
         parts = self._parse(message, images, video, limits)
         prompt = self._checked(self._prompts.raw(parts, self._max_context), options)
         return Request(prompt, options, (), parts, parts_after_pictures(parts), False, started, self._matcher(options))
 
-    def _options(self, overrides: Overrides) -> tuple[PixelLimits, GenerationOptions]:
-        """Divide a call's overrides into those of its pictures and those of its answer."""
-        rest = dict(overrides)
-        limits = PixelLimits(*(rest.pop(name, None) for name in ("min_pixels", "max_pixels")))  # type: ignore[arg-type]
-        return over(limits, self._limits), GenerationOptions.merge(self._defaults, cast("Overrides", rest))
+    def _options(self, overrides: Overrides) -> tuple[PixelLimits, GenerationOptions, list[str]]:
+        """Divide a call's overrides into those of its pictures and of its answer, and descriptions of tools."""
+        rest: dict[str, Any] = dict(overrides)
+        limits = PixelLimits(*(rest.pop(name, None) for name in ("min_pixels", "max_pixels")))
+        tools, choice = rest.pop("tools", None), rest.pop("tool_choice", AUTO)
+        lines = self._offer(Tools.read(tools, choice), rest) if tools else []
+        return over(limits, self._limits), GenerationOptions.merge(self._defaults, cast("Overrides", rest)), lines
+
+    def _offer(self, tools: Tools, options: dict[str, Any]) -> list[str]:
+        """Hold an answer's options to tools; return their descriptions. Raises PromptError: there is a constraint."""
+        if options.get("constraint") is not None:
+            raise PromptError("tools and a constraint are two forms of one answer; give one of them.")
+        if tools.choice == NONE:
+            banned = [*options.get("banned_ids", ()), *tools.call_ids(self._family.special_tokens)]
+            options["banned_ids"] = banned
+        else:
+            options["constraint"] = Constraint.tool_calls(tools.source())
+        return tools.lines()
 
     def _check_chat(self) -> None:
         if not self.can_chat:
@@ -180,11 +197,13 @@ class RequestBuilder:
         system: str | None,
         max_new_tokens: int,
         longest: int | None = None,
+        tools: Sequence[str] = (),
     ) -> Prompt:
         return self._prompts.chat(
             parts,
             history=turns,
             system=self._family.default_system if system is None else check_text(system, "system"),
+            tools=tools,
             window=self._defaults.max_window_size,
             limit=self._max_context - min(max_new_tokens, self._max_context // _ANSWER_SHARE),
             longest=longest,

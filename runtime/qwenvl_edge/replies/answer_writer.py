@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qwenvl_edge.families.base import Family, GridShape, PlaceReader, Points
 from qwenvl_edge.families.boxes import Place, boxes_of, place, points_of, quads_of, refs_of
+from qwenvl_edge.families.tools import read_call
 from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.pictures import Picture
 from qwenvl_edge.inputs.prompt import Region, Text, Turn
@@ -95,6 +96,11 @@ class AnswerWriter:
         followed = {shape.ref for shape in self.shapes}
         labels = enumerate(self._reader.labels)
         return {number: label for number, label in labels if number >= self._leading_labels or number in followed}
+
+    @property
+    def calls(self) -> Sequence[str]:
+        """The bodies of the tool calls so far."""
+        return self._reader.calls
 
     @property
     def malformed(self) -> Sequence[str]:
@@ -203,6 +209,8 @@ def make_reply(
     names = _Names(family, pictures, earlier[: max(latest - 1, 0)])
     asked = names.only("\n".join(part.text for part in request.message if isinstance(part, Text)))
     images = [names.last(writer.text_before(shape), asked) for shape in shapes]
+    calls = [(body, read_call(body)) for body in writer.calls]
+    malformed += [body for body, call in calls if call is None]
     places = place(shapes, images, [_scale(family, picture) for picture in pictures])
     return Reply(
         text=writer.text,
@@ -210,6 +218,7 @@ def make_reply(
         boxes=boxes_of(places),
         quads=quads_of(places),
         points=points_of(places),
+        tool_calls=tuple(call for _, call in calls if call is not None),
         thinking=writer.thinking,
         refs=refs_of(writer.labels, shapes, places),
         malformed=tuple(malformed),

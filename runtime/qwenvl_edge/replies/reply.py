@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.families.boxes import Box, Place, Point, Quad, Ref
+from qwenvl_edge.families.tools import ToolCall
 from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.prompt import Turn
 from qwenvl_edge.replies.drawing import draw_shapes
@@ -94,6 +95,7 @@ class Reply:
     malformed: markup that names no place (unclosed, off the grid, or no picture to place it in).
     history: the turns so far, to be given to the next call.
     thinking: the reasoning before the answer, which is no part of text, raw_text and history; None in models without.
+    tool_calls: the tools that the answer calls, with their arguments; they are no part of text.
     finish_reason: "stop" (the model ended), "stop_string" (one of `stop` came), "length" (max_new_tokens), "context"
         (no room left), "deadline" or "cancelled".
     pixel_text: raw_text, but its places are in pixels of the original pictures, rounded.
@@ -117,6 +119,7 @@ class Reply:
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
     points: tuple[Point, ...] = ()
     thinking: str | None = field(default=None, repr=False)
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def draw(self, image: int | None = None) -> Image.Image:
         """Return a copy of picture number `image` with its places (None: the first with some, or the last).
@@ -151,6 +154,7 @@ class Reply:
             "boxes": [dataclasses.asdict(box) for box in self.boxes],
             "quads": [dataclasses.asdict(quad) for quad in self.quads],
             "points": [dataclasses.asdict(point) for point in self.points],
+            **({"tool_calls": [dataclasses.asdict(call) for call in self.tool_calls]} if self.tool_calls else {}),
             "malformed": list(self.malformed),
             "finish_reason": self.finish_reason,
             "complete": self.complete,

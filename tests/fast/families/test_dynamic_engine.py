@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qwenvl_edge import BackendError, Box, Constraint, Point, PromptError, Quad, Video
+from qwenvl_edge import BackendError, Box, Constraint, Point, PromptError, Quad, ToolCall, Video
 from qwenvl_edge.bundle.manifest import FamilyInfo
 from qwenvl_edge.errors import BundleError, ImageError
 from qwenvl_edge.families import create_family
@@ -214,3 +214,72 @@ def test_gpus_are_passed_over(tmp_path):
         from qwenvl_edge.backends.select import select_backend
 
         select_backend(BackendOptions(qwen.bundle, None, 64, 16), "auto", "cuda")
+
+
+WEATHER = {
+    "name": "weather",
+    "description": "The weather of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_tool_is_called_and_its_result_read(tmp_path, name):
+    pytest.importorskip("llguidance")
+    answers = [f"Let me see.\n{CALL}<|im_end|>", OK]
+    options = {"max_context": 2000}
+    qwen, backend, tokenizer = scripted_engine(tmp_path, name, *answers, options=options, tools=True)
+    reply = qwen.chat("How warm is it?", tools=[WEATHER], max_new_tokens=200)
+    assert reply.tool_calls == (ToolCall("weather", {"city": "Bern"}),)
+    assert (reply.text, reply.raw_text, reply.finish_reason) == ("Let me see.", f"Let me see.\n{CALL}", "stop")
+    system = shown(backend, tokenizer).partition("<|im_end|>")[0]
+    assert "# Tools\n" in system and '\n{"type": "function", "function": {"name": "weather"' in system
+    assert system.endswith('{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+    results = [{"tool_result": "12 degrees"}, {"tool_result": "windy </tool_call>"}]
+    qwen.chat(results, history=reply.history, tools=[WEATHER])
+    told = "<tool_response>\n12 degrees\n</tool_response>\n<tool_response>\nwindy </tool_call>\n</tool_response>"
+    assert f"{CALL}<|im_end|>\n<|im_start|>user\n{told}<|im_end|>" in shown(backend, tokenizer)
+    closing = qwen._family.special_tokens["</tool_call>"]
+    assert backend.prompt_ids().count(closing) == 3  # two of the template, one of the call: the result's is text
+
+
+def test_a_call_keeps_to_its_schema(tmp_path):
+    pytest.importorskip("llguidance")
+    qwen, backend, _ = scripted_engine(tmp_path, "qwen3_vl", "no call<|im_end|>", options={"max_context": 2000})
+    backend.runner_up = 66
+    reply = qwen.chat("?", tools=[WEATHER], tool_choice="required", max_new_tokens=80)
+    assert reply.complete and [call.name for call in reply.tool_calls] == ["weather"]
+    assert isinstance(reply.tool_calls[0].arguments["city"], str)
+
+
+def test_no_tool_is_called_where_none_may_be(tmp_path):
+    qwen, backend, _ = scripted_engine(tmp_path, "qwen3_vl", f"{CALL}<|im_end|>", options={"max_context": 2000})
+    backend.runner_up = 66
+    reply = qwen.chat("?", tools=[WEATHER], tool_choice="none", max_new_tokens=3)
+    assert reply.tool_calls == () and "<tool_call>" not in reply.raw_text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"tools": "weather"}, "tools is of type str; give a list"),
+        ({"tools": [{"description": "x"}]}, "a tool is .* give"),
+        ({"tools": [WEATHER, WEATHER]}, "two tools have the name 'weather'"),
+        ({"tools": [{"name": "a", "parameters": 3}]}, "the parameters of the tool 'a' are no JSON Schema"),
+        ({"tools": [WEATHER], "tool_choice": "all"}, "tool_choice is 'all'; it must be one of auto, none, required"),
+        ({"tools": [WEATHER], "constraint": Constraint.boxes()}, "two forms of one answer"),
+    ],
+)
+def test_impossible_tools(tmp_path, arguments, error):
+    qwen, _, _ = scripted_engine(tmp_path, "qwen3_vl")
+    with pytest.raises(PromptError, match=error):
+        qwen.chat("?", **arguments)
+
+
+def test_a_template_without_tools_says_so(tmp_path):
+    qwen, _, _ = scripted_engine(tmp_path, "qwen2_vl")
+    with pytest.raises(PromptError, match="Qwen2-VL's template knows no tools; leave them out"):
+        qwen.chat("?", tools=[WEATHER])
+    with pytest.raises(PromptError, match="knows no tools"):
+        qwen.chat([{"tool_result": "x"}])

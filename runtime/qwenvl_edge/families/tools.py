@@ -1,0 +1,123 @@
+"""Tools that a model may call: how a caller describes them, the calls in an answer, and the form that calls keep to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwenvl_edge.errors import PromptError
+from qwenvl_edge.families.json_places import find_objects
+
+CALL_TAGS = ("<tool_call>", "</tool_call>")
+RESULT_TAGS = ("<tool_response>", "</tool_response>")
+AUTO, NONE, REQUIRED = "auto", "none", "required"
+
+HEAD = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
+HOW = "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+FORM = '\n{"name": <function-name>, "arguments": <args-json-object>}\n'
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that an answer makes: the tool's name and its arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The tools of a call, as the published templates show them, and which of them must be called.
+
+    descriptions: {"type": "function", "function": {"name", "description", "parameters"}} each. choice: "auto", "none",
+    "required" or a name.
+    """
+
+    descriptions: tuple[dict[str, Any], ...]
+    choice: str = AUTO
+
+    @classmethod
+    def read(cls, tools: Any, choice: Any = AUTO) -> Tools:
+        """Check what a caller gives; a function may stand without its envelope.
+
+        Raises:
+            PromptError: a tool has no name or no object of parameters, or the choice is none of them.
+        """
+        if isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence):
+            raise PromptError(f"tools is of type {type(tools).__name__}; give a list of function descriptions.")
+        read = tuple(_description(tool) for tool in tools)
+        names = [each["function"]["name"] for each in read]
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise PromptError(f"two tools have the name {min(doubled)!r}; give each its own.")
+        if isinstance(choice, Mapping):  # OpenAI's form of a name
+            choice = choice.get("function", {}).get("name")
+        if choice not in (AUTO, NONE, REQUIRED, *names):
+            known = ", ".join([AUTO, NONE, REQUIRED, *names])
+            raise PromptError(f"tool_choice is {choice!r}; it must be one of {known}.")
+        return cls(read, choice)
+
+    def lines(self) -> list[str]:
+        """Return the description of each tool as the templates write it."""
+        return [json.dumps(each, ensure_ascii=False) for each in self.descriptions]
+
+    def call_ids(self, special_tokens: Mapping[str, int]) -> list[int]:
+        """Return the ids of the tags of a call."""
+        return [special_tokens[tag] for tag in CALL_TAGS if tag in special_tokens]
+
+    def source(self) -> str:
+        """Return the schema of a call and whether one must come, as a constraint's source."""
+        functions = [each["function"] for each in self.descriptions]
+        chosen = [each for each in functions if self.choice in (AUTO, REQUIRED, each["name"])]
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": each["name"]}, "arguments": each["parameters"]},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for each in chosen
+        ]
+        return json.dumps({"schema": {"anyOf": calls}, "must": self.choice != AUTO})
+
+
+def _description(tool: Any) -> dict[str, Any]:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        shown = repr(tool)[:80]
+        raise PromptError(f"a tool is {shown}; give {{'name': ..., 'description': ..., 'parameters': JSON Schema}}.")
+    name = function["name"]
+    parameters = function.get("parameters", {"type": "object", "properties": {}})
+    if not isinstance(parameters, Mapping):
+        raise PromptError(f"the parameters of the tool {name!r} are no JSON Schema; give an object.")
+    try:
+        described = json.loads(json.dumps({**function, "parameters": parameters}))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError(f"the tool {name!r} cannot be written as JSON: {error}.") from None
+    return {"type": "function", "function": described}
+
+
+def tool_grammar(source: str, special_tokens: Mapping[str, int]) -> str:
+    """Return the Lark grammar of an answer that may call tools, or must. source: of Tools.source."""
+    form = json.loads(source)
+    opening, closing = (special_tokens[tag] for tag in CALL_TAGS)
+    start = 'call ("\\n" call)*' if form["must"] else 'TEXT? (call ("\\n" call)*)?'
+    return rf"""
+        start: {start}
+        call: <[{opening}]> "\n" body "\n" <[{closing}]>
+        body: %json {json.dumps(form["schema"])}
+        TEXT: /(.|\n)+/
+    """
+
+
+def read_call(body: str) -> ToolCall | None:
+    """Read the body of a call, tolerantly; None if it names no tool."""
+    for item in find_objects(body):
+        name, arguments = item.values.get("name"), item.values.get("arguments", {})
+        if isinstance(name, str) and isinstance(arguments, dict):
+            return ToolCall(name, arguments)
+    return None
