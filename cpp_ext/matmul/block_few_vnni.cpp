@@ -18,25 +18,36 @@ QWENVL_VNNI inline float sum_of(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-// Where one chunk of kOutputs rows of weights is.
-template <int kOutputs>
+// The sums of four vectors, added in the same order.
+QWENVL_VNNI inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+    const __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
+    const __m512 two = _mm512_add_ps(four, _mm512_permute_ps(four, 0xEE));
+    const __m512 one = _mm512_add_ps(two, _mm512_permute_ps(two, 0x55));
+    const __m512i firsts = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, one));
+}
+
+// Where one chunk of some rows of weights is: that of the first, and how far the next row's is.
 struct Chunk {
-    const std::uint8_t* packed[kOutputs];
-    const float* scales[kOutputs];
+    const std::uint8_t* packed;
+    const float* scales;
+    std::size_t bytes, blocks;
 };
 
 // Adds a chunk's products to `totals`; the activations are loaded once for all outputs.
 template <int kBits, int kStep, int kCount, int kOutputs>
-QWENVL_VNNI inline void add_chunk(const Chunk<kOutputs>& weights, const RowValues (&rows)[kCount], std::size_t chunk,
+QWENVL_VNNI inline void add_chunk(const Chunk& weights, const RowValues (&rows)[kCount], std::size_t chunk,
                                   __m512 (&totals)[kCount][kOutputs]) {
     constexpr std::size_t kPlanes = kBits == 4 ? 2 : 1;
     __m512i low[kOutputs], high[kOutputs];
     __m512 weight_scales[kOutputs];
     for (int i = 0; i < kOutputs; ++i) {
-        const __m512i packed = _mm512_loadu_si512(weights.packed[i]);
+        const __m512i packed = _mm512_loadu_si512(weights.packed + i * weights.bytes);
         low[i] = kBits == 4 ? low_halves(packed) : packed;
         high[i] = kBits == 4 ? high_halves(packed) : packed;
-        weight_scales[i] = lane_scales<kStep>(weights.scales[i]);
+        weight_scales[i] = lane_scales<kStep>(weights.scales + i * weights.blocks);
     }
     for (int m = 0; m < kCount; ++m) {
         const std::int8_t* const values = rows[m].values + chunk * kPlanes * kChunkBytes;
@@ -55,53 +66,56 @@ QWENVL_VNNI inline void add_chunk(const Chunk<kOutputs>& weights, const RowValue
 
 // kOutputs rows of weights times kCount rows of activations.
 template <int kBits, int kStep, int kCount, int kOutputs>
-QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias,
-                                    std::size_t output, float* y) {
-    const std::size_t bytes = matrix.row_bytes(), blocks = matrix.blocks(), whole = bytes / kChunkBytes;
-    const std::size_t shared = ChunkBlocks(matrix).shared;
-    Chunk<kOutputs> at;
-    for (int i = 0; i < kOutputs; ++i) {
-        at.packed[i] = matrix.packed + (output + i) * bytes;
-        at.scales[i] = matrix.scales + (output + i) * blocks;
-        prefetch_scales(at.scales[i], blocks, matrix.block);
-    }
+QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RowShape& shape, const RowValues (&rows)[kCount],
+                                    const float* bias, std::size_t output, float* y) {
+    Chunk at{matrix.packed + output * shape.bytes, matrix.scales + output * shape.blocks, shape.bytes, shape.blocks};
+    for (int i = 0; i < kOutputs; ++i) shape.prefetch_scales(at.scales + i * shape.blocks);
     __m512 totals[kCount][kOutputs];
     for (auto& total : totals) {
         for (__m512& each : total) each = _mm512_setzero_ps();
     }
-    RowValues row_values[kCount];
-    for (int m = 0; m < kCount; ++m) row_values[m] = RowValues(rows, m);
-    std::size_t left = shared;  // chunks until the next block
-    for (std::size_t chunk = 0; chunk < whole; ++chunk) {
-        for (int i = 0; i < kOutputs; ++i) prefetch(at.packed[i] + kAhead * kBits / 8);
-        add_chunk<kBits, kStep, kCount, kOutputs>(at, row_values, chunk, totals);
+    std::size_t left = shape.shared;  // chunks until the next block
+    for (std::size_t chunk = 0; chunk < shape.whole; ++chunk) {
+        for (int i = 0; i < kOutputs; ++i) prefetch(at.packed + i * shape.bytes + kAhead * kBits / 8);
+        add_chunk<kBits, kStep, kCount, kOutputs>(at, rows, chunk, totals);
         const bool next = kStep > 1 || --left == 0;
-        if (next) left = shared;
-        for (int i = 0; i < kOutputs; ++i) at.packed[i] += kChunkBytes, at.scales[i] += next ? kStep : 0;
+        if (next) left = shape.shared;
+        at.packed += kChunkBytes;
+        at.scales += next ? kStep : 0;
     }
-    if (whole < matrix.chunks()) {
+    if (shape.last_bytes > 0) {
         LastChunk last[kOutputs];
         for (int i = 0; i < kOutputs; ++i) {
-            last[i].copy(at.packed[i], bytes - whole * kChunkBytes, at.scales[i], blocks - whole / shared * kStep);
-            at.packed[i] = last[i].packed, at.scales[i] = last[i].scales;
+            last[i].copy(at.packed + i * shape.bytes, at.scales + i * shape.blocks, shape);
         }
-        add_chunk<kBits, kStep, kCount, kOutputs>(at, row_values, whole, totals);
+        const Chunk part{last->packed, last->scales, sizeof *last, sizeof *last / sizeof(float)};
+        add_chunk<kBits, kStep, kCount, kOutputs>(part, rows, shape.whole, totals);
     }
     for (int m = 0; m < kCount; ++m) {
         float* const to = y + m * matrix.outputs + output;
-        for (int i = 0; i < kOutputs; ++i) to[i] = sum_of(totals[m][i]) + (bias ? bias[output + i] : 0.0f);
+        if constexpr (kOutputs == 4) {
+            const __m128 found = sums_of(totals[m][0], totals[m][1], totals[m][2], totals[m][3]);
+            _mm_storeu_ps(to, _mm_add_ps(found, bias ? _mm_loadu_ps(bias + output) : _mm_setzero_ps()));
+        } else {
+            for (int i = 0; i < kOutputs; ++i) to[i] = sum_of(totals[m][i]) + (bias ? bias[output + i] : 0.0f);
+        }
     }
 }
 
 template <int kBits, int kStep, int kCount>
 QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
                      std::size_t last, float* y) {
-    constexpr int kOutputs = 2;
+    constexpr int kOutputs = kCount <= 2 ? 4 : 2;  // as many as the registers hold
+    const RowShape shape(matrix);
+    RowValues row_values[kCount];
+    for (int m = 0; m < kCount; ++m) row_values[m] = RowValues(rows, m);
     std::size_t output = first;
     for (; output + kOutputs <= last; output += kOutputs) {
-        few_outputs<kBits, kStep, kCount, kOutputs>(matrix, rows, bias, output, y);
+        few_outputs<kBits, kStep, kCount, kOutputs>(matrix, shape, row_values, bias, output, y);
     }
-    for (; output < last; ++output) few_outputs<kBits, kStep, kCount, 1>(matrix, rows, bias, output, y);
+    for (; output < last; ++output) {
+        few_outputs<kBits, kStep, kCount, 1>(matrix, shape, row_values, bias, output, y);
+    }
 }
 
 // 16 values, rounded to the nearest integer, halves to even.
@@ -177,7 +191,7 @@ void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, const floa
                                                      {few<4, 4, 1>, few<4, 4, 2>, few<4, 4, 3>, few<4, 4, 4>}};
     static constexpr Multiply* kFew8[2][kFewRows] = {{few<8, 1, 1>, few<8, 1, 2>, few<8, 1, 3>, few<8, 1, 4>},
                                                      {few<8, 2, 1>, few<8, 2, 2>, few<8, 2, 3>, few<8, 2, 4>}};
-    const std::size_t form = ChunkBlocks(matrix).step / 2;  // 0, 1, 2 for 1, 2, 4 blocks of a chunk
+    const std::size_t form = RowShape(matrix).step / 2;  // 0, 1, 2 for 1, 2, 4 blocks of a chunk
     (matrix.bits == 8 ? kFew8 : kFew4)[form][rows.count() - 1](matrix, rows, bias, first, last, y);
 }
 

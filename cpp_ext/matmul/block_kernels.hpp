@@ -40,17 +40,6 @@ extern const MultiplyKernels kAvx512VnniKernels, kAvxVnniKernels, kAvx2Kernels;
 extern const MultiplyKernels kNeonI8mmKernels, kNeonDotKernels;
 #endif
 
-// How many chunks share a block's scale, and how many blocks a chunk has; one of both is 1.
-struct ChunkBlocks {
-    explicit ChunkBlocks(const BlockMatrix& matrix)
-        : shared(std::max<std::size_t>(matrix.block / chunk_values(matrix), 1)),
-          step(std::max<std::size_t>(chunk_values(matrix) / matrix.block, 1)) {}
-
-    static std::size_t chunk_values(const BlockMatrix& matrix) { return matrix.planes() * kChunkBytes; }
-
-    std::size_t shared, step;
-};
-
 // Where a row of activations lies.
 struct RowValues {
     RowValues() = default;
@@ -64,17 +53,34 @@ struct RowValues {
 
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
-// Fetches the scales that are used kAhead weights after those at `scales`, the first of a row with `blocks` of them.
-inline void prefetch_scales(const float* scales, std::size_t blocks, std::size_t block) {
-    const char* const at = reinterpret_cast<const char*>(scales + kAhead / block);
-    for (std::size_t i = 0; i < blocks * sizeof(float); i += 64) prefetch(at + i);
-}
+// How the chunks and blocks of a row of weights lie to each other.
+struct RowShape {
+    explicit RowShape(const BlockMatrix& matrix)
+        : bytes(matrix.row_bytes()),
+          blocks(matrix.blocks()),
+          whole(bytes / kChunkBytes),
+          last_bytes(bytes % kChunkBytes),
+          shared(std::max<std::size_t>(matrix.block / (matrix.planes() * kChunkBytes), 1)),
+          step(std::max<std::size_t>(matrix.planes() * kChunkBytes / matrix.block, 1)),
+          scales_ahead(kAhead / matrix.block) {}
 
-// A copy of the last chunk of a row that is not whole, with zeros behind it.
+    // Fetches the scales that are used kAhead weights after a row whose first are `scales`.
+    void prefetch_scales(const float* scales) const {
+        const char* const at = reinterpret_cast<const char*>(scales + scales_ahead);
+        for (std::size_t i = 0; i < blocks * sizeof(float); i += 64) prefetch(at + i);
+    }
+
+    std::size_t bytes, blocks;
+    std::size_t whole, last_bytes;  // whole chunks, and the bytes of a partial one after them
+    std::size_t shared, step;       // chunks of a block, blocks of a chunk; one of both is 1
+    std::size_t scales_ahead;
+};
+
+// A copy of the partial chunk at the end of a row, with zeros behind it.
 struct LastChunk {
-    void copy(const std::uint8_t* from, std::size_t bytes, const float* row_scales, std::size_t blocks) {
-        std::memcpy(packed, from, bytes);
-        std::memcpy(scales, row_scales, std::min<std::size_t>(blocks, 4) * sizeof(float));
+    void copy(const std::uint8_t* from, const float* from_scales, const RowShape& shape) {
+        std::memcpy(packed, from, shape.last_bytes);
+        std::memcpy(scales, from_scales, (shape.blocks - shape.whole * shape.step) * sizeof(float));
     }
 
     alignas(64) std::uint8_t packed[kChunkBytes] = {};

@@ -65,11 +65,13 @@ void RoundedRows::round(std::size_t row, const float* values) {
                          scales_.data() + row * blocks_});
 }
 
-// For few rows a long stretch of weights, read in order; for many rows one panel.
+// For few rows a long stretch of weights, read in order, but an eighth of a small matrix, so that all threads have some;
+// for many rows one panel.
 std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows) {
     if (rows > kFewRows) return kPanelRows;
-    constexpr std::size_t kStretch = std::size_t{1} << 18;
-    return (kStretch / matrix.row_bytes() / kPanelRows + 1) * kPanelRows;
+    constexpr std::size_t kLongest = std::size_t{1} << 18, kShortest = std::size_t{1} << 15;
+    const std::size_t stretch = std::clamp(matrix.outputs * matrix.row_bytes() / 8, kShortest, kLongest);
+    return (stretch / matrix.row_bytes() / kPanelRows + 1) * kPanelRows;
 }
 
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,

@@ -80,6 +80,7 @@ using GetTensorMutableData = Entry<51, Status*(Value*, void**)>;
 using GetDimensionsCount = Entry<61, Status*(const ShapeInfo*, std::size_t*)>;
 using GetDimensions = Entry<62, Status*(const ShapeInfo*, std::int64_t*, std::size_t)>;
 using GetTensorTypeAndShape = Entry<65, Status*(const Value*, ShapeInfo**)>;
+using KernelInfoGetFloat = Entry<85, Status*(const KernelInfo*, const char*, float*)>;
 using KernelInfoGetInt64 = Entry<86, Status*(const KernelInfo*, const char*, std::int64_t*)>;
 using GetInput = Entry<90, Status*(const KernelContext*, std::size_t, const Value**)>;
 using GetOutput = Entry<91, Status*(KernelContext*, std::size_t, const std::int64_t*, std::size_t, Value**)>;

@@ -53,6 +53,7 @@ FUNCTION(GetTensorMutableData, GetTensorMutableData);
 FUNCTION(GetDimensionsCount, GetDimensionsCount);
 FUNCTION(GetDimensions, GetDimensions);
 FUNCTION(GetTensorTypeAndShape, GetTensorTypeAndShape);
+FUNCTION(KernelInfoGetFloat, KernelInfoGetAttribute_float);
 FUNCTION(KernelInfoGetInt64, KernelInfoGetAttribute_int64);
 FUNCTION(GetInput, KernelContext_GetInput);
 FUNCTION(GetOutput, KernelContext_GetOutput);

@@ -120,7 +120,7 @@ def test_no_rows():
 )
 def test_attributes_that_it_does_not_take(changed):
     _, packed, scales = matrix(256, 64, 8, 32)
-    with pytest.raises(Exception, match="takes 4 or 8 bits and a block_size that is a power of two"):
+    with pytest.raises(Exception, match="take 4 or 8 bits and a block_size that is a power of two"):
         session(packed, scales, None, **{"K": 256, "N": 64, "bits": 8, "block_size": 32} | changed)
 
 

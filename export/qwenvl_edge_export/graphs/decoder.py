@@ -28,7 +28,7 @@ from qwenvl_edge.bundle.contract import (
 )
 from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
-from qwenvl_edge_export.graphs.linear import Linear
+from qwenvl_edge_export.graphs.linear import Linear, Norm
 from qwenvl_edge_export.graphs.roles import Decoder, DecoderLayer, Weight
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout
 
@@ -82,13 +82,12 @@ class _DecoderGraph:
     def _layer(self, x: ir.Value, layer: DecoderLayer, past: Sequence[ir.Value]) -> tuple[ir.Value, Sequence[ir.Value]]:
         """Rows [M, H] and the layer's cache -> rows [M, H], the cache with this call's tokens."""
         g, linear, decoder = self.g, self.linear, self.decoder
-        q, k, v = self._split(self._batched(linear(self._norm(x, layer.attention_norm), layer.qkv), layer.qkv.outputs))
+        qkv = linear(x, layer.qkv, norm=self._norm(layer.attention_norm))
+        q, k, v = self._split(self._batched(qkv, layer.qkv.outputs))
         out, present = self.attention(q, k, v, past, layer)
-        x = g.op("Add", x, linear(g.reshape(out, -1, decoder.q_width), layer.out))
-        y = self._norm(x, layer.mlp_norm)
-        up, gate = linear(y, layer.up), linear(y, layer.gate)
-        gate = g.op("Mul", gate, g.op("Sigmoid", gate))
-        return g.op("Add", x, linear(g.op("Mul", up, gate), layer.down)), present
+        x = linear(g.reshape(out, -1, decoder.q_width), layer.out, residual=x)
+        y = linear(x, layer.up, norm=self._norm(layer.mlp_norm), gate=layer.gate)
+        return linear(y, layer.down, residual=x), present
 
     def _deepstack_rows(self) -> list[ir.Value]:
         """For each deepstack layer [1, B, T, H], or [1, 1, 1, H]; their dimensions have names of their own."""
@@ -109,7 +108,7 @@ class _DecoderGraph:
         """Rows [M, H] -> logits [B, K, V] of the wanted tokens."""
         g, decoder = self.g, self.decoder
         rows = g.reshape(self._pick(x), -1, decoder.hidden_size)
-        rows = self.linear(self._norm(rows, decoder.final_norm), decoder.head)
+        rows = self.linear(rows, decoder.head, norm=self._norm(decoder.final_norm))
         shape = g.op("Concat", g.op("Shape", self.wanted), g.const([decoder.vocab_size]), axis=0)
         return g.op("Reshape", rows, shape, allowzero=1)
 
@@ -129,5 +128,5 @@ class _DecoderGraph:
         g = self.g
         return g.op("Reshape", rows, g.op("Concat", self.batch_tokens, g.const([width]), axis=0))
 
-    def _norm(self, x: ir.Value, weight: Weight) -> ir.Value:
-        return self.g.op("RMSNormalization", x, self.g.weight(weight), axis=-1, epsilon=self.decoder.norm_eps)
+    def _norm(self, weight: Weight) -> Norm:
+        return Norm(weight, self.decoder.norm_eps)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from qwenvl_edge.bundle.contract import NATIVE, STANDARD
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, OWN, GraphBuilder
-from qwenvl_edge_export.graphs.roles import LinearRole
+from qwenvl_edge_export.graphs.roles import LinearRole, Weight
 from qwenvl_edge_export.graphs.stored import ZERO_POINT
 from qwenvl_edge_export.graphs.stored_integers import StoredBlocks, StoredInputs, StoredRows, StoredStaticRows
 
@@ -14,12 +16,21 @@ _HEADROOM = 64.0  # inputs of order one keep float16's precision when they are d
 _INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: without it decoding is 4 (int4) to 90 times (int8) slower
 
 
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm in front of a linear layer."""
+
+    weight: Weight
+    epsilon: float
+
+
 class Linear:
-    """y = x W^T + b on rows [M, in] -> [M, out], W [out, in] as PyTorch stores it.
+    """y = x W^T + b on rows [M, in] -> [M, out], W [out, in] as PyTorch stores it, and what stands around it.
 
     floats: Gemm with a transposed B, so that the weight is used where it lies, without a transposed copy.
     Blocks: com.microsoft.MatMulNBits or, where asked for, the native core's operator of that name; where only standard
         operators are allowed, DequantizeLinear by blocks in front of that Gemm. All over the same bytes.
+        The native core's operator Linear also computes what stands around the product.
     Rows: the activations are quantized at run time, one scale per call: DynamicQuantizeLinear, MatMulInteger and the
         two scales, which ONNX Runtime fuses. Weights are signed, which VNNI and AMX want; on x86 without them the sums
         saturate, so there the runtime lets ONNX Runtime make the weights unsigned when it loads them.
@@ -35,33 +46,89 @@ class Linear:
         self._rounded: dict[str, ir.Value] = {}
         self._wide: dict[str, ir.Value] = {}
 
-    def __call__(self, x: ir.Value, role: LinearRole) -> ir.Value:
+    def __call__(
+        self,
+        x: ir.Value,
+        role: LinearRole,
+        *,
+        norm: Norm | None = None,
+        gate: LinearRole | None = None,
+        residual: ir.Value | None = None,
+    ) -> ir.Value:
+        """residual + role(norm(x)) * silu(gate(norm(x))) of rows [M, in]; each part but `role` where it is given."""
+        g = self.g
+        if self._is_fused(role, gate):
+            return self._fused(x, role, norm, gate, residual)
+        if norm is not None:
+            x = g.op("RMSNormalization", x, g.weight(norm.weight), axis=-1, epsilon=norm.epsilon)
+        y = self._product(x, role)
+        if gate is not None:
+            opened = self._product(x, gate)
+            y = g.op("Mul", y, g.op("Mul", opened, g.op("Sigmoid", opened)))
+        return y if residual is None else g.op("Add", residual, y)
+
+    def _is_fused(self, role: LinearRole, gate: LinearRole | None) -> bool:
+        """True if the native core's Linear takes a layer and its gate, which must be stored alike."""
+        stored = self.g.layout.stored(role.weight.name)
+        if self._dialect != NATIVE or not isinstance(stored, StoredBlocks):
+            return False
+        if gate is None:
+            return True
+        other = self.g.layout.stored(gate.weight.name)
+        alike = isinstance(other, StoredBlocks) and other.blocks == stored.blocks
+        return alike and gate.bias is None and gate.weight.shape == role.weight.shape
+
+    def _fused(
+        self,
+        x: ir.Value,
+        role: LinearRole,
+        norm: Norm | None,
+        gate: LinearRole | None,
+        residual: ir.Value | None,
+    ) -> ir.Value:
+        g = self.g
+        bias = None if role.bias is None else g.weight(role.bias)
+        weight = None if norm is None else g.weight(norm.weight)
+        packed, scales, shape = self._block_inputs(role)
+        gate_inputs = (None, None) if gate is None else self._block_inputs(gate)[:2]
+        epsilon = 0.0 if norm is None else norm.epsilon
+        inputs = (x, packed, scales, bias, weight, *gate_inputs, residual)
+        return g.op("Linear", *inputs, domain=OWN, epsilon=epsilon, **shape)
+
+    def _product(self, x: ir.Value, role: LinearRole) -> ir.Value:
         """Apply one layer to rows [M, in]."""
         g = self.g
         bias = None if role.bias is None else g.weight(role.bias)
         stored = g.layout.stored(role.weight.name)
         if isinstance(stored, StoredBlocks):
-            return self._blocks(x, stored, bias)
+            return self._blocks(x, role, stored, bias)
         if isinstance(stored, StoredRows):
             return self._rows(x, stored, bias)
         if isinstance(stored, StoredStaticRows):
             return self._static_rows(x, stored, bias)
         return g.op("Gemm", x, g.weight(role.weight), bias, transB=1)
 
-    def _blocks(self, x: ir.Value, stored: StoredBlocks, bias: ir.Value | None) -> ir.Value:
-        g, blocks, (outputs, inputs) = self.g, stored.blocks, stored.weight.shape
-        integers, scales = stored.slots[0], g.slot(stored.slots[1])
+    def _blocks(self, x: ir.Value, role: LinearRole, stored: StoredBlocks, bias: ir.Value | None) -> ir.Value:
+        g = self.g
         if self._dialect == STANDARD:
-            zeros, packed = g.slot(stored.zeros.slot), g.slot(integers)
-            weight = g.op("DequantizeLinear", packed, scales, zeros, axis=1, block_size=blocks.size)
+            packed, scales, zeros = (g.slot(slot) for slot in (*stored.slots[:2], stored.zeros.slot))
+            weight = g.op("DequantizeLinear", packed, scales, zeros, axis=1, block_size=stored.blocks.size)
             return g.op("Gemm", x, weight, bias, transB=1)
-        as_bytes = (outputs, inputs // blocks.size, blocks.size * blocks.bits // 8)
-        packed = g.initializer(_as_bytes(g.layout.tensor(integers.name), as_bytes))
-        shape = {"K": inputs, "N": outputs, "bits": blocks.bits, "block_size": blocks.size}
+        packed, scales, shape = self._block_inputs(role)
         if self._dialect == NATIVE:
             return g.op("MatMulNBits", x, packed, scales, bias, domain=OWN, **shape)
         shape["accuracy_level"] = _INT8_ACTIVATIONS
         return g.op("MatMulNBits", x, packed, scales, None, None, bias, domain=MICROSOFT, **shape)
+
+    def _block_inputs(self, role: LinearRole) -> tuple[ir.Value, ir.Value, dict[str, int]]:
+        """Packed bytes and scales of a layer in blocks, and the attributes that describe them."""
+        g, stored = self.g, self.g.layout.stored(role.weight.name)
+        assert isinstance(stored, StoredBlocks)
+        blocks, (outputs, inputs) = stored.blocks, stored.weight.shape
+        integers, scales = stored.slots[0], g.slot(stored.slots[1])
+        as_bytes = (outputs, inputs // blocks.size, blocks.size * blocks.bits // 8)
+        packed = g.initializer(_as_bytes(g.layout.tensor(integers.name), as_bytes))
+        return packed, scales, {"K": inputs, "N": outputs, "bits": blocks.bits, "block_size": blocks.size}
 
     def _rows(self, x: ir.Value, stored: StoredRows, bias: ir.Value | None) -> ir.Value:
         g = self.g
