@@ -31,6 +31,7 @@ from qwenvl_edge.bundle.manifest import (
     Provenance,
 )
 from qwenvl_edge.errors import BundleError, QwenVLError
+from qwenvl_edge_export.checkpoint.importing import plan_import
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
 from qwenvl_edge_export.files.path_lock import sole_writer
@@ -64,11 +65,15 @@ def export(
     restart_calibration: bool = False,
     wait: bool = False,
     progress: Progress | None = None,
+    revision: str | None = None,
+    chat_format: str | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Export the checkpoint in folder `checkpoint_path` to a new bundle at `bundle_path`.
 
     Args:
-        checkpoint_path: a Qwen-VL checkpoint in the published layout.
+        checkpoint_path: a checkpoint in the published layout, or the name "org/name" of a model of the Hugging Face
+            Hub, which is fetched.
         bundle_path: the folder to write; it appears when it is whole.
         precision: of the weights; None takes 8-bit blocks, which run on an ordinary CPU.
         force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
@@ -81,6 +86,9 @@ def export(
             a one is an error.
         wait: wait for another process that writes the same bundle; without it that is an error.
         progress: called with (bytes done, bytes in total, the step at hand).
+        revision: of the Hub's model.
+        chat_format: "chatml" or "raw" in place of generation_config.json's, for a chat model fine-tuned from a base.
+        note: called with sentences about what the bundle does not have as the checkpoint's owner may expect.
 
     Returns:
         The bundle, opened.
@@ -95,15 +103,18 @@ def export(
     """
     target = Path(bundle_path).absolute()
     _check_target(target, force)
-    checkpoint = Checkpoint.open(checkpoint_path)
+    checkpoint = Checkpoint.open(checkpoint_path, revision=revision, chat_format=chat_format)
     family = checkpoint.family
     family.check_tokenizer(checkpoint.path)
+    family.generation_defaults(checkpoint.generation)  # a fault shows before hours of work
     shapes = {weight.name: weight.shape for weight in family.decoder.linear_weights()}
     precision = (precision or ExportPrecision.choose()).fitted(shapes)
     precision.check_kept(list(family.linear_names()))
-    imported = checkpoint.group if precision.decoder.weights == "int4" else None
-    if imported is not None:
-        precision = precision.of_groups(imported)
+    imported = plan_import(checkpoint, precision)
+    precision = imported.precision
+    for sentence in (*checkpoint.notes, *imported.notes(calibrated=bool(calibration))):
+        if note is not None:
+            note(sentence)
     with sole_writer(target, "an export", wait=wait, progress=progress):
         clean_up(target)
         _check_target(target, force)
@@ -156,7 +167,7 @@ def _calibrate(
     restart: bool,
 ) -> Calibration | None:
     vision, decoder = (graph.weights for graph in (precision.vision, precision.decoder))
-    if source and decoder != STATIC and checkpoint.group is not None:
+    if source and decoder != STATIC and plan_import(checkpoint, precision).whole:
         raise QwenVLError(f'the checkpoint "{checkpoint.path}" is quantized already; export it without --calibrate.')
     if source and decoder in FLOATS and vision != STATIC:
         raise QwenVLError(f"there is nothing to calibrate at {decoder}; choose --precision int4, int8 or {STATIC}.")
@@ -211,6 +222,7 @@ class _Export:
         self.folder = folder
         self.precision = precision
         self.calibrated = calibrated
+        self._import = plan_import(checkpoint, precision)
         self.files: dict[str, FileInfo] = {}
         self._progress = progress
         self._done = self.total = 0
@@ -279,14 +291,14 @@ class _Export:
     @property
     def _imported(self) -> GivenIntegers:
         """The checkpoint's own integers, where the decoder keeps them."""
-        return self.checkpoint.integers if self._method == "imported" else no_integers
+        return self._import.integers if self.calibrated is None else no_integers
 
     @property
     def _method(self) -> str:
         """The origin of the decoder's integers, for the manifest."""
-        if self.checkpoint.group is not None and self.precision.decoder.weights == "int4":
-            return "imported"
-        return "rtn" if self.calibrated is None else self.calibrated.method
+        if self.calibrated is not None:
+            return self.calibrated.method
+        return self._import.method
 
     @property
     def _kept(self) -> Kept | None:

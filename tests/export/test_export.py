@@ -16,7 +16,6 @@ from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
 from qwenvl_edge_export import export as exporter
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
-from qwenvl_edge_export.families.qwen_vl.metadata import generation_defaults
 from qwenvl_edge_export.files import atomic_folder as staging
 from qwenvl_edge_export.graphs import data_file as weights
 from qwenvl_edge_export.options import ExportPrecision, GraphPrecision
@@ -329,26 +328,6 @@ def test_a_place_that_cannot_be_written(small_checkpoint, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(BundleError, match=r"cannot write .*; nothing was left behind"):
         export(small_checkpoint(), tmp_path / "file" / "bundle")
-
-
-@pytest.mark.parametrize(
-    ("raw", "match"),
-    [
-        ({}, "chat_format is None"),
-        ({"chat_format": "llama"}, "chat_format is 'llama'"),
-        ({"chat_format": "raw", "top_p": "0.3"}, "top_p: expected float"),
-        ({"chat_format": "raw", "top_k": 1.5}, "top_k: expected int"),
-    ],
-)
-def test_bad_generation_settings(raw, match):
-    with pytest.raises(CheckpointError, match=match):
-        generation_defaults(raw)
-
-
-def test_generation_settings_have_the_published_defaults():
-    found = generation_defaults({"chat_format": "chatml", "top_p": 0.3, "repetition_penalty": None, "eos_token_id": 1})
-    assert (found.do_sample, found.top_p, found.top_k, found.temperature) == (True, 0.3, 0, 1.0)
-    assert (found.repetition_penalty, found.max_new_tokens, found.max_window_size) == (1.0, 512, 6144)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ checkpoint's own .py files are never touched.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,59 +16,67 @@ from typing import Any
 import torch
 
 from qwenvl_edge.errors import CheckpointError
-from qwenvl_edge_export.checkpoint.file_kinds import check_folder
-from qwenvl_edge_export.checkpoint.gptq_layout import GptqLayer, as_float_weights
-from qwenvl_edge_export.checkpoint.json_file import read_object
+from qwenvl_edge_export.checkpoint.file_kinds import read_head
+from qwenvl_edge_export.checkpoint.folder_kinds import CONFIG, check_config_is_there
+from qwenvl_edge_export.checkpoint.hub import GENERATION, find_checkpoint
+from qwenvl_edge_export.checkpoint.json_file import read_object, read_optional
 from qwenvl_edge_export.checkpoint.listing import EXAMPLES, counted, few
+from qwenvl_edge_export.checkpoint.quantization_config import Quantization, read_quantization
+from qwenvl_edge_export.checkpoint.quantized_layers import QuantizedLayer, as_float_weights, describe_form
 from qwenvl_edge_export.checkpoint.shards import Source, Stored, open_shard
 from qwenvl_edge_export.checkpoint.tensor_names import canonical_names
 from qwenvl_edge_export.checkpoint.weight_files import find_weights
 from qwenvl_edge_export.families.base import ExportFamily
-from qwenvl_edge_export.families.detect import detect_family
+from qwenvl_edge_export.families.detect import family_type
 from qwenvl_edge_export.files.thread_map import in_order
 from qwenvl_edge_export.graphs.roles import Weight
-from qwenvl_edge_export.weight_formats import Integers, join_rows
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BLOCK_BYTES = 4 << 20
-_CONFIG_NAMES = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint whose tensors are all there, with the right shapes and float dtypes.
 
-    family: read from its config.json. generation: the content of generation_config.json.
+    family: read from its config.json. generation: the content of generation_config.json, empty if there is none.
+    notes: sentences for the user about what a bundle of it will lack or do.
     """
 
     path: Path
     family: ExportFamily
     generation: dict[str, Any]
     weight_files: tuple[Path, ...]
+    notes: tuple[str, ...]
     _where: dict[str, Source] = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> Checkpoint:
+    def open(cls, path: str | Path, *, revision: str | None = None, chat_format: str | None = None) -> Checkpoint:
         """Open the checkpoint in folder `path` and check every tensor's name, shape and dtype.
+
+        Args:
+            path: the folder, or the name "org/name" of a model of the Hugging Face Hub, which is fetched.
+            revision: of the Hub's model.
+            chat_format: takes the place of generation_config.json's.
 
         Raises:
             CheckpointError: the folder, a file or a shard is missing or unreadable, or tensors are missing, extra or
                 misshapen (counted and shown by examples in one message).
         """
-        folder = Path(path)
-        check_folder(folder)
-        config, generation = _CONFIG_NAMES
-        family = detect_family(folder / config)
-        settings = read_object(folder / generation)
-        if not (folder / family.tokenizer_file).is_file():
-            raise CheckpointError(
-                f'the checkpoint "{folder}" lacks {family.tokenizer_file}; copy it from the published one.'
-            )
-        files = find_weights(folder)
-        where = as_float_weights(folder, _sources(folder, files, family), family.tensors)
+        folder = find_checkpoint(path, revision)
+        check_config_is_there(folder)
+        raw = read_object(folder / CONFIG)
+        form = read_quantization(folder, raw)
+        family = family_type(raw, folder / CONFIG).from_checkpoint(raw, folder)
+        generation = read_optional(folder / GENERATION)
+        if chat_format is not None:
+            generation["chat_format"] = chat_format
+        read_head(folder / family.tokenizer_file)
+        files, where = _open_weights(folder, family, form)
+        where = as_float_weights(folder, where, family.tensors, form)
         _check_copies(folder, family, where)
         _check_tensors(folder, family.tensors, where)
-        return cls(folder, family, settings, files, where)
+        return cls(folder, family, generation, files, tuple(family.notes(folder, generation)), where)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of tensor `name`."""
@@ -81,20 +89,16 @@ class Checkpoint:
         """
         return self._where[name].read()
 
-    def integers(self, weight: Weight) -> Integers | None:
-        """The matrix `weight` as stored, if the checkpoint has it quantized (`tensor` gives the floats it stands for).
-
-        Raises:
-            CheckpointError: it is quantized in a form that is not supported.
-        """
+    def quantized(self, weight: Weight) -> list[QuantizedLayer]:
+        """The quantized layers whose rows, one after another, are the matrix `weight`; empty if it is not quantized."""
         parts = [self._where[name] for name in weight.sources]
-        layers = [part for part in parts if isinstance(part, GptqLayer)]
-        return join_rows([layer.integers() for layer in layers]) if parts and len(layers) == len(parts) else None
+        layers = [part for part in parts if isinstance(part, QuantizedLayer)]
+        return layers if len(layers) == len(parts) else []
 
     @property
-    def group(self) -> int | None:
-        """Inputs that share a scale, if the checkpoint is quantized."""
-        return next((shard.group for shard in self._where.values() if isinstance(shard, GptqLayer)), None)
+    def quantized_form(self) -> str:
+        """The form of the quantized layers in words; empty if there are none."""
+        return describe_form([part for part in self._where.values() if isinstance(part, QuantizedLayer)])
 
     @property
     def tokenizer(self) -> Path:
@@ -104,7 +108,9 @@ class Checkpoint:
     @property
     def source_files(self) -> tuple[Path, ...]:
         """Every file that an export reads."""
-        return (*(self.path / name for name in _CONFIG_NAMES), self.tokenizer, *self.weight_files)
+        names = (CONFIG, GENERATION, *self.family.side_files)
+        small = (self.path / name for name in names if (self.path / name).is_file())
+        return (*small, self.tokenizer, *self.weight_files)
 
     def digest(self, on_bytes: Callable[[int], None] = lambda count: None) -> str:
         """SHA-256 over the names and SHA-256 of the source files; `on_bytes` is told of every file read."""
@@ -115,13 +121,27 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def _sources(folder: Path, files: Sequence[Path], family: ExportFamily) -> dict[str, Source]:
-    """Every tensor of the files under the family's name for it."""
-    shards: dict[str, Source] = {}
-    for file in files:
-        shard = open_shard(file)
-        shards.update({name: Stored(shard, name) for name in shard.names()})
-    return {known: shards[name] for known, name in canonical_names(str(folder), shards, family).items()}
+def _open_weights(
+    folder: Path, family: ExportFamily, form: Quantization | None
+) -> tuple[tuple[Path, ...], dict[str, Source]]:
+    """The files of weights, and every tensor in them under the family's name for it."""
+    try:
+        files = find_weights(folder)
+        shards: dict[str, Source] = {}
+        for file in files:
+            shard = open_shard(file)
+            names = shard.names()
+            if twice := [name for name in names if name in shards]:
+                raise CheckpointError(
+                    f'the checkpoint "{folder}" holds {few(twice, 1)} in {file.name} and in another file; keep one.'
+                )
+            shards.update({name: Stored(shard, name) for name in names})
+        known = canonical_names(str(folder), shards, family)
+    except CheckpointError:
+        if form is not None and form.refusal:
+            raise CheckpointError(form.refusal) from None
+        raise
+    return files, {name: shards[stored] for name, stored in known.items()}
 
 
 def _check_copies(folder: Path, family: ExportFamily, where: dict[str, Source]) -> None:

@@ -170,13 +170,19 @@ def open_shard(path: Path) -> Shard:
 
 
 def _reader(path: Path, head: bytes) -> type[SafetensorsShard | PickleShard | LegacyShard]:
-    if head.startswith(_ZIP):
-        _check_torch_zip(path)
-        return PickleShard
-    if head.startswith(_PICKLE):
-        return LegacyShard
-    header = int.from_bytes(head[:8], "little")
-    if path.suffix == ".safetensors" or (head[8:9] == b"{" and header < path.stat().st_size):
+    # A safetensors file begins with the length of its header, whose lowest byte may be that of a pickle.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return SafetensorsShard
+    if head.startswith((_ZIP, _PICKLE)):
+        if head.startswith(_ZIP):
+            _check_torch_zip(path)
+        if path.suffix == ".safetensors":
+            raise CheckpointError(
+                f'cannot read the weights in "{path}": it is a file of torch.save, not of safetensors; rename it to '
+                '".bin".'
+            )
+        return PickleShard if head.startswith(_ZIP) else LegacyShard
+    if path.suffix == ".safetensors":
         return SafetensorsShard
     raise CheckpointError(
         f'cannot read the weights in "{path}": it is neither a safetensors file nor one of torch.save; '

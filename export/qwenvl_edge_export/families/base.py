@@ -206,6 +206,10 @@ class ExportFamily(ABC):
             CheckpointError: a value is missing or has the wrong type.
         """
 
+    def notes(self, folder: Path, generation: Mapping[str, Any]) -> Sequence[str]:
+        """Sentences for the user about what a bundle of the checkpoint in `folder` will not do as its owner expects."""
+        return ()
+
     @abstractmethod
     def check_tokenizer(self, folder: Path) -> None:
         """Check that the tokenizer in a checkpoint's folder fits the configuration.

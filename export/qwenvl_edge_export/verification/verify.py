@@ -19,6 +19,7 @@ from qwenvl_edge.backends.select import ONNXRUNTIME, TENSORRT, BackendOptions, s
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError, CheckpointError
+from qwenvl_edge_export.checkpoint.listing import few, shortened
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.verification.comparison import Comparison
 from qwenvl_edge_export.verification.golden import GoldenComparison, read_golden
@@ -39,12 +40,14 @@ def verify(
     *,
     backend: str = ONNXRUNTIME,
     progress: Progress = silent,
+    revision: str | None = None,
 ) -> Report:
     """Check the SHA-256 of every file of `bundle` and compare it with the `checkpoint` it was made from.
 
     Args:
         bundle: the bundle.
-        checkpoint: its checkpoint.
+        checkpoint: its checkpoint; as Checkpoint.open takes it.
+        revision: of a checkpoint on the Hub.
         backend: "onnxruntime" compares the graphs on the CPU, in each dialect; "tensorrt" the plan for this machine.
         progress: called with (units done, units in total, the step at hand).
 
@@ -54,7 +57,7 @@ def verify(
         BackendError: the bundle's graphs, or its plan, cannot be run here, or yield NaN or infinity.
     """
     bundle = _whole(bundle)
-    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint, revision=revision)
     return compare(bundle, checkpoint, backend=backend, progress=progress)
 
 
@@ -117,8 +120,8 @@ def _check_same_model(bundle: Bundle, checkpoint: Checkpoint) -> None:
     manifest, family = bundle.manifest, checkpoint.family
     want = dataclasses.asdict(manifest.model) | manifest.family.config
     have = dataclasses.asdict(family.model_info()) | family.family_info().config
-    if different := [f"{name} {have[name]} instead of {want[name]}" for name in want if have[name] != want[name]]:
+    if different := [name for name in want if have[name] != want[name]]:
+        pairs = [f"{name} {shortened(str(have[name]))} instead of {shortened(str(want[name]))}" for name in different]
         raise CheckpointError(
-            f'the bundle "{bundle.path}" was not made from the checkpoint "{checkpoint.path}", which has '
-            f"{', '.join(different)}."
+            f'the bundle "{bundle.path}" was not made from the checkpoint "{checkpoint.path}", which has {few(pairs)}.'
         )

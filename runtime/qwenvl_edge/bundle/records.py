@@ -77,9 +77,10 @@ def _read_value(hint: Any, raw: Any, where: str, error: type[QwenVLError]) -> An
             raise error(f"{where}: expected an object, found {_name(raw)}.")
         return {key: _read_value(arguments[1], value, f'{where}["{shown(key)}"]', error) for key, value in raw.items()}
     if get_origin(hint) is tuple:
-        if arguments[-1] is Ellipsis and isinstance(raw, list):
+        is_list = isinstance(raw, (list, tuple))  # a record that was not written yet has tuples
+        if arguments[-1] is Ellipsis and is_list:
             arguments = arguments[:1] * len(raw)
-        if not isinstance(raw, list) or len(raw) != len(arguments):
+        if not is_list or len(raw) != len(arguments):
             raise error(f"{where}: expected a list of {len(arguments)} values, found {_name(raw)}.")
         return tuple(_read_value(each, value, where, error) for each, value in zip(arguments, raw, strict=True))
     if type(raw) is int and abs(raw) > _MOST:

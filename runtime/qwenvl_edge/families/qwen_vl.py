@@ -29,6 +29,7 @@ _SPECIALS = (
     *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"),
 )
 _IMAGE_START = _SPECIALS.index("<img>")
+_MOST_ADDED = 1 << 20
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 _READING = {"en": "OCR with grounding:", "zh": "带坐标的文字识别:"}
@@ -47,7 +48,8 @@ class QwenVLBundleConfig:
 
     image_start_id: the id of <img>. image_tokens: feature rows of a picture. image_size: side of the square that
     pictures are resized to, in pixels. seq_length: tokens of the training's sequences, from which dynamic NTK and log-n
-    attention depart. rope_base: base of the rotary frequencies.
+    attention depart. rope_base: base of the rotary frequencies. added_tokens: texts and ids of a fine-tune's tokens,
+    after the published ones or in the place of extra ones.
     """
 
     image_start_id: int
@@ -57,6 +59,7 @@ class QwenVLBundleConfig:
     rope_base: float
     use_dynamic_ntk: bool
     use_logn_attn: bool
+    added_tokens: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,24 @@ class QwenVLFamily(Family):
                 f"image_start_id {config.image_start_id} with {config.image_tokens} image tokens is no Qwen-VL "
                 "vocabulary."
             )
+        self._check_added()
         for name in ("image_size", "seq_length", "rope_base"):
             if not getattr(config, name) > 0:
                 raise BundleError(f"family.config.{name} is {getattr(config, name)}; it must be positive.")
+
+    def _check_added(self) -> None:
+        replaceable = {self.num_ranks + _SPECIALS.index(extra) for extra in _EXTRAS}
+        first = self.num_ranks + len(_SPECIALS)
+        texts, ids = set(_SPECIALS) - set(_EXTRAS), set[int]()
+        for text, id_ in self.config.added_tokens:
+            if (id_ < first and id_ not in replaceable) or id_ in ids:
+                raise BundleError(f"the added token {text!r} has the id {id_}, which belongs to another token.")
+            if text in texts or not text:
+                raise BundleError(f"the added token {text!r} with the id {id_} exists already under another id.")
+            texts.add(text)
+            ids.add(id_)
+        if ids and max(ids) > first + _MOST_ADDED:
+            raise BundleError(f"the added token with the id {max(ids)} lies far beyond the {first} known ones.")
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any], head_dim: int) -> QwenVLFamily:
@@ -99,12 +117,16 @@ class QwenVLFamily(Family):
     @cached_property
     def special_tokens(self) -> Mapping[str, int]:
         """See Family.special_tokens."""
-        return {token: self.num_ranks + i for i, token in enumerate(_SPECIALS)}
+        table = {self.num_ranks + i: token for i, token in enumerate(_SPECIALS)}
+        table |= {id_: text for text, id_ in self.config.added_tokens}
+        # Ids between added ones belong to no token; they get a name, so that every id below the last can be decoded.
+        ids = range(self.num_ranks, max(table) + 1)
+        return {table.get(id_, f"<|unused_{id_}|>"): id_ for id_ in ids}
 
     @property
     def decodable(self) -> int:
         """See Family.decodable."""
-        return self.num_ranks + len(_SPECIALS)
+        return self.num_ranks + len(self.special_tokens)
 
     @property
     def end_of_text(self) -> int:
@@ -128,8 +150,9 @@ class QwenVLFamily(Family):
 
     @cached_property
     def hidden_ids(self) -> frozenset[int]:
-        """Every special token but the grounding markup."""
-        return frozenset(id_ for token, id_ in self.special_tokens.items() if token not in self.markup.tags)
+        """Every special token but the grounding markup and those that a fine-tune added."""
+        shown = self.markup_tags
+        return frozenset(id_ for token, id_ in self.special_tokens.items() if token not in shown)
 
     def read_vocabulary(self, file: Path) -> bytes:
         """See Family.read_vocabulary; the file is a qwen.tiktoken, which has that form."""
@@ -272,8 +295,8 @@ class QwenVLFamily(Family):
 
     @property
     def markup_tags(self) -> tuple[str, ...]:
-        """See Family.markup_tags."""
-        return self.markup.tags
+        """See Family.markup_tags; a fine-tune's own tokens are written in the same way."""
+        return (*self.markup.tags, *(text for text, _ in self.config.added_tokens))
 
     @property
     def closing_tags(self) -> tuple[str, ...]:

@@ -53,10 +53,10 @@ def say(text: str, *, end: str = "\n", to: TextIO | None = None) -> None:
             raise OutputError("" if gone else getattr(error, "strerror", None) or str(error)) from None
 
 
-def note(text: str) -> None:
+def note(text: str, *, to: TextIO | None = None) -> None:
     """Write a line about what was done beside the output proper; it is dropped where it cannot be written."""
     with contextlib.suppress(OutputError):
-        say(text)
+        say(text, to=to)
 
 
 def give_up_output() -> None:

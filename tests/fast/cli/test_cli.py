@@ -243,8 +243,9 @@ def test_export_shows_its_steps(monkeypatch, capsys):
         assert (options["target"], options["block"], options["head"]) == ("gpu", 64, "int4")
         return "chosen"
 
-    def export(checkpoint, bundle, *, precision, force, allow_loss, calibration, check, progress, **more):
-        assert more == {"restart_calibration": True, "wait": True}
+    def export(checkpoint, bundle, *, precision, force, allow_loss, calibration, check, progress, note, **more):
+        assert more == {"restart_calibration": True, "wait": True, "revision": "v2", "chat_format": "chatml"}
+        note("the checkpoint is quantized.")
         assert (str(checkpoint), str(bundle), precision, force, allow_loss) == ("in", "out", "chosen", True, True)
         assert (calibration, check) == (Path("shots"), False)
         for done, what in ((0, "reading"), (1, "writing"), (2, "writing")):
@@ -255,11 +256,12 @@ def test_export_shows_its_steps(monkeypatch, capsys):
     package(monkeypatch, "export", export=export, ExportPrecision=types.SimpleNamespace(choose=choose))
     options = "--precision int4 --vision-precision fp32 --keep-fp16 *.w1.weight --keep-fp16 lm_head.* --target gpu"
     more = "--block-size 64 --head-precision int4 --force --allow-loss --skip-verify --calibrate shots --wait"
-    more += " --restart-calibration"
+    more += " --restart-calibration --revision v2 --chat-format chatml"
     assert cli.main(["export", "in", "out", *options.split(), *more.split()]) == 0
     output = capsys.readouterr()
     note = "no block size divides the inputs of h.*.down.weight: they stay floats\n"
-    assert (output.out, output.err) == (f"{note}out is written\n", "reading\nwriting\n")
+    said = "qwenvl: the checkpoint is quantized.\n"  # at once, and again below the progress
+    assert (output.out, output.err) == (f"{note}out is written\n", f"{said}reading\nwriting\n{said}")
 
 
 def test_export_errors(monkeypatch, capsys):
@@ -282,14 +284,15 @@ def test_export_errors(monkeypatch, capsys):
     ],
 )
 def test_verify_prints_the_table(monkeypatch, capsys, option, function, passed, code):
-    def verify(bundle, other, backend, progress):
-        assert (str(bundle), str(other), backend) == ("bundle", "folder", "onnxruntime")
+    def verify(bundle, other, backend, progress, **source):
+        assert (str(bundle), str(other), backend) == ("bundle", "org/name", "onnxruntime")
+        assert source == ({"revision": "v2"} if option == "--checkpoint" else {})
         progress(0, 2, "comparing")
         progress(1, 2, "comparing")
         return types.SimpleNamespace(table=lambda: "stage  limit", passed=passed)
 
     package(monkeypatch, "verification.verify", **{function: verify})
-    assert cli.main(["verify", "bundle", option, "folder"]) == code
+    assert cli.main(["verify", "bundle", option, "org/name", "--revision", "v2"]) == code
     output = capsys.readouterr()
     assert (output.out, output.err) == ("stage  limit\n", "comparing\n")
 

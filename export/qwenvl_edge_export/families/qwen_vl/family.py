@@ -14,9 +14,12 @@ from qwenvl_edge.errors import BundleError, CheckpointError
 from qwenvl_edge.families.qwen_vl import QwenVLFamily
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from qwenvl_edge_export.families.base import ExportFamily
+from qwenvl_edge_export.families.generation import unused_settings
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.families.qwen_vl.decoder import decoder_of
+from qwenvl_edge_export.families.qwen_vl.fine_tunes import added_tokens, chat_notes, token_notes
 from qwenvl_edge_export.families.qwen_vl.metadata import (
+    Added,
     family_info,
     family_of,
     generation_defaults,
@@ -42,15 +45,17 @@ class QwenVLExport(ExportFamily):
     default_prompts = PROMPTS
     config: QwenVLConfig
 
-    def __init__(self, config: QwenVLConfig):
+    def __init__(self, config: QwenVLConfig, added: Added = ()):
         self.config = config
+        self.added = added
         self.decoder = decoder_of(config)
         self._vision = vision_of(config)
 
     @classmethod
     def from_checkpoint(cls, raw: Mapping[str, Any], folder: Path) -> QwenVLExport:
-        """See ExportFamily."""
-        return cls.from_dict(raw)
+        """See ExportFamily; of the files beside config.json those about added tokens are read."""
+        config = QwenVLConfig.from_dict(raw)
+        return cls(config, added_tokens(folder, config))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> QwenVLExport:
@@ -94,11 +99,11 @@ class QwenVLExport(ExportFamily):
 
     def family_info(self) -> FamilyInfo:
         """See ExportFamily."""
-        return family_info(self.config)
+        return family_info(self.config, self.added)
 
     def runtime_family(self) -> QwenVLFamily:
         """See ExportFamily."""
-        return family_of(self.config)
+        return family_of(self.config, self.added)
 
     def workspace(self, *, vision_ort: bool) -> Workspace:
         """See ExportFamily."""
@@ -107,6 +112,10 @@ class QwenVLExport(ExportFamily):
     def generation_defaults(self, raw: Mapping[str, Any]) -> GenerationDefaults:
         """See ExportFamily."""
         return generation_defaults(raw)
+
+    def notes(self, folder: Path, generation: Mapping[str, Any]) -> Sequence[str]:
+        """See ExportFamily."""
+        return [*token_notes(self.config, self.added), *chat_notes(generation), *unused_settings(generation)]
 
     def check_tokenizer(self, folder: Path) -> None:
         """See ExportFamily."""

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults, ModelInfo, Workspace
-from qwenvl_edge.bundle.records import read_record
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge.families.qwen_vl import QwenVLBundleConfig, QwenVLFamily
+from qwenvl_edge_export.families.config_values import ConfigValues, shown
+from qwenvl_edge_export.families.generation import GENERATION_FILE, sampling_defaults
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 
+Added: TypeAlias = tuple[tuple[str, int], ...]
+"""Texts and ids of the tokens that a fine-tune added."""
 _CHAT_FORMATS = ("chatml", "raw")
-_GENERATION_DEFAULTS = {
-    "do_sample": True,
-    "top_p": 1.0,
-    "top_k": 0,
-    "temperature": 1.0,
-    "repetition_penalty": 1.0,
-    "max_new_tokens": 512,
-    "max_window_size": 6144,
-}
+_MAX_NEW_TOKENS, _MAX_WINDOW_SIZE = 512, 6144  # the published files'
 
 
 def model_info(config: QwenVLConfig) -> ModelInfo:
@@ -37,17 +32,20 @@ def model_info(config: QwenVLConfig) -> ModelInfo:
     )
 
 
-def family_info(config: QwenVLConfig) -> FamilyInfo:
+def family_info(config: QwenVLConfig, added: Added = ()) -> FamilyInfo:
     """The family with the configuration that the runtime's module of it reads."""
-    return FamilyInfo(QwenVLFamily.name, dataclasses.asdict(_bundled(config)))
+    return FamilyInfo(
+        QwenVLFamily.name,
+        dataclasses.asdict(_bundled(config, added)) | {"added_tokens": [list(token) for token in added]},
+    )
 
 
-def family_of(config: QwenVLConfig) -> QwenVLFamily:
+def family_of(config: QwenVLConfig, added: Added = ()) -> QwenVLFamily:
     """The runtime's family for a checkpoint. Raises BundleError if its special tokens cannot be where they should."""
-    return QwenVLFamily(_bundled(config), config.head_dim)
+    return QwenVLFamily(_bundled(config, added), config.head_dim)
 
 
-def _bundled(config: QwenVLConfig) -> QwenVLBundleConfig:
+def _bundled(config: QwenVLConfig, added: Added) -> QwenVLBundleConfig:
     return QwenVLBundleConfig(
         image_start_id=config.vision.image_start_id,
         image_tokens=config.vision.n_queries,
@@ -56,6 +54,7 @@ def _bundled(config: QwenVLConfig) -> QwenVLBundleConfig:
         rope_base=config.rope_base,
         use_dynamic_ntk=config.use_dynamic_ntk,
         use_logn_attn=config.use_logn_attn,
+        added_tokens=added,
     )
 
 
@@ -85,12 +84,21 @@ def generation_defaults(raw: Mapping[str, Any]) -> GenerationDefaults:
     """The generation settings that a bundle keeps, from a generation_config.json's content; other keys are left out.
 
     Raises:
-        CheckpointError: chat_format is missing or unknown, or a value has the wrong type.
+        CheckpointError: chat_format is missing or unknown, or a value is of another type or out of range.
     """
-    if raw.get("chat_format") not in _CHAT_FORMATS:
+    if not raw:
         raise CheckpointError(
-            f'generation_config.json: chat_format is {raw.get("chat_format")!r}; it must be "chatml" or "raw".'
+            f"the checkpoint lacks {GENERATION_FILE}, which names its chat format; copy the published one, or give "
+            "--chat-format chatml (a model trained on conversations) or raw (a base model)."
         )
-    fields = [field.name for field in dataclasses.fields(GenerationDefaults)]
-    known = {name: raw[name] for name in fields if raw.get(name) is not None}
-    return read_record(GenerationDefaults, _GENERATION_DEFAULTS | known, "generation_config.json", CheckpointError)
+    if raw.get("chat_format") not in _CHAT_FORMATS:
+        given = f"is {shown(raw['chat_format'])}" if "chat_format" in raw else "is missing"
+        raise CheckpointError(
+            f'generation_config.json: chat_format {given}; it must be "chatml" (a model trained on conversations) or '
+            '"raw" (a base model); --chat-format sets it.'
+        )
+    return GenerationDefaults(
+        chat_format=raw["chat_format"],
+        **sampling_defaults(raw, max_new_tokens=_MAX_NEW_TOKENS),
+        max_window_size=ConfigValues(raw, GENERATION_FILE).whole("max_window_size", _MAX_WINDOW_SIZE),
+    )

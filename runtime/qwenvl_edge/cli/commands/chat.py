@@ -11,6 +11,10 @@ from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.terminal import say
 
 _INTERRUPTED = 130
+NO_CHAT = (
+    'this bundle is of a base model (chat_format "raw"): it continues the text and does not answer; if its checkpoint '
+    "was fine-tuned on conversations, export it again with --chat-format chatml."
+)
 
 
 def add_chat(commands: Any) -> None:
@@ -49,6 +53,8 @@ def _chat(arguments: argparse.Namespace) -> int:
     )
     if arguments.prompt is None or (arguments.backend, arguments.device) != ("auto", "auto"):
         say(f"qwenvl: {engine.describe()}", to=sys.stderr)
+    if not engine.can_chat:
+        say(f"qwenvl: {NO_CHAT}", to=sys.stderr)
     console = Console(engine, system=arguments.system, overrides=_overrides(arguments))
     for path in arguments.image:
         console.add_picture(path)

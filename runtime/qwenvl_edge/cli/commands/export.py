@@ -15,7 +15,9 @@ from qwenvl_edge.machine.terminal import ProgressBar, note
 def add_export(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("export", help="turn a checkpoint into a bundle (needs PyTorch)")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder in the published layout")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a folder in the published layout, or org/name of the Hugging Face Hub"
+    )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is there")
     parser.add_argument(
@@ -57,6 +59,10 @@ def add_export(commands: Any) -> None:
         "--restart-calibration", action="store_true", help="give up an interrupted calibration that had other settings"
     )
     parser.add_argument("--wait", action="store_true", help="wait for another process that is writing the same bundle")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub's model")
+    parser.add_argument(
+        "--chat-format", metavar="F", help="chatml or raw, in place of generation_config.json's (Qwen-VL)"
+    )
     parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
     parser.set_defaults(run=_export)
 
@@ -72,6 +78,12 @@ def _export(arguments: argparse.Namespace) -> int:
         keep=arguments.keep_fp16,
         kv_cache=arguments.kv_cache,
     )
+    notes: list[str] = []
+
+    def remember(sentence: str) -> None:
+        notes.append(sentence)
+        note(f"qwenvl: {sentence}", to=sys.stderr)
+
     with terminable(), ProgressBar(sys.stderr) as progress:
         bundle = exporter.export(
             arguments.checkpoint,
@@ -84,8 +96,13 @@ def _export(arguments: argparse.Namespace) -> int:
             wait=arguments.wait,
             check=not arguments.skip_verify,
             progress=progress,
+            revision=arguments.revision,
+            chat_format=arguments.chat_format,
+            note=remember,
         )
     if kept := [name for name in bundle.manifest.precision.kept.split(", ") if name not in ("", *arguments.keep_fp16)]:
         note(f"no block size divides the inputs of {', '.join(kept)}: they stay floats")
+    for sentence in notes:  # again, below the progress that hid them
+        note(f"qwenvl: {sentence}", to=sys.stderr)
     note(f"{arguments.bundle} is written")
     return 0

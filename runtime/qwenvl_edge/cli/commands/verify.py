@@ -17,13 +17,18 @@ def add_verify(commands: Any) -> None:
     parser = commands.add_parser("verify", help="compare a bundle with its checkpoint (needs PyTorch)")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     against = parser.add_mutually_exclusive_group(required=True)
-    against.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="what the bundle was exported from")
+    against.add_argument(
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="what the bundle was exported from: a folder, or org/name of the Hugging Face Hub",
+    )
     against.add_argument(
         "--golden",
         type=Path,
         metavar="FOLDER",
         help="recorded tensors: golden_vision.npz, golden_text.npz and pictures",
     )
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub's model")
     parser.add_argument(
         "--backend", default="onnxruntime", metavar="B", help="onnxruntime (default), or tensorrt: this machine's plan"
     )
@@ -33,10 +38,11 @@ def add_verify(commands: Any) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     verification = import_export("verification.verify")
     with terminable(), ProgressBar(sys.stderr) as progress:
-        options = {"backend": arguments.backend, "progress": progress}
+        options: dict[str, Any] = {"backend": arguments.backend, "progress": progress}
         if arguments.golden is not None:
             report, failed = verification.verify_golden(arguments.bundle, arguments.golden, **options), 2
         else:
+            options["revision"] = arguments.revision
             report, failed = verification.verify(arguments.bundle, arguments.checkpoint, **options), 1
     say(report.table())
     return 0 if report.passed else failed
