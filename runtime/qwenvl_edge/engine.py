@@ -18,7 +18,7 @@ from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
 from qwenvl_edge.families import open_family
 from qwenvl_edge.families.pieces import PixelLimits
 from qwenvl_edge.inputs.clips import Videos
-from qwenvl_edge.inputs.options import Kind, check, list_of, text, whole
+from qwenvl_edge.inputs.options import anything, check, list_of, pixel_limits, text, whole
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, PictureLoader
 from qwenvl_edge.inputs.prompt import Message, check_text
 from qwenvl_edge.inputs.request import Request, RequestBuilder
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from qwenvl_edge.inputs.options import Overrides
-
-_ANY = Kind("", lambda value: value)
 
 
 class QwenVLEngine:
@@ -78,14 +76,25 @@ class QwenVLEngine:
         max_pixels: int | None = None,
         number_pictures: bool = False,
     ) -> None:
-        given = EngineOptions(threads, max_context, backend, device, channel_order, prefill_chunk, cache_memory_mb)
+        given = EngineOptions(
+            threads,
+            max_context,
+            backend,
+            device,
+            channel_order,
+            prefill_chunk,
+            cache_memory_mb,
+            min_pixels,
+            max_pixels,
+            number_pictures,
+        )
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         manifest = self.bundle.manifest
         model = manifest.model
         _check_capacity(given.max_context, model.max_position_embeddings)
         chunk, memory_mb = given.prefill_chunk, given.cache_memory_mb
         self._family = open_family(manifest)
-        limits = PixelLimits(min_pixels, max_pixels)
+        limits = PixelLimits(given.min_pixels, given.max_pixels)
         self._family.largest_layout(limits)  # refuses limits that leave no token
         if isinstance(given.backend, Backend):
             self._selection = own_backend(given.backend, self.bundle)
@@ -104,7 +113,7 @@ class QwenVLEngine:
             defaults=manifest.generation,
             max_context=self.max_context,
             limits=limits,
-            numbered=number_pictures,
+            numbered=given.number_pictures,
         )
         stop = self._family.stop_sequences(manifest.generation.chat_format, self._tokenizer.encode)
         self._decoder = SequenceDecoder(
@@ -227,7 +236,7 @@ class QwenVLEngine:
         prompt too long for the context is counted too. Arguments and errors are those of chat.
         """
         self._guard.check()
-        limits = PixelLimits(min_pixels, max_pixels)
+        limits = pixel_limits(min_pixels, max_pixels)
         return self._requests.count(message, images, history, system, video, limits)
 
     def complete(
@@ -268,7 +277,7 @@ class QwenVLEngine:
                 computing one answer ends the call.
         """
         requests = []
-        given = check("messages", messages, list_of("a message", _ANY, "a list of messages"), PromptError)
+        given = check("messages", messages, list_of("a message", anything(), "a list of messages"), PromptError)
         for number, message in enumerate(given):
             arguments: dict[str, Any] = dict(message) if isinstance(message, Mapping) else {"message": message}
             if "message" not in arguments:

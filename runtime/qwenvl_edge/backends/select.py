@@ -18,8 +18,9 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError, QwenVLError
 from qwenvl_edge.families import open_family
 from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
-from qwenvl_edge.inputs.options import check_fields, instance, one_of, optional, whole
+from qwenvl_edge.inputs.options import check_fields, flag, instance, one_of, optional, whole
 from qwenvl_edge.inputs.pictures import ChannelOrder
+from qwenvl_edge.machine.urls import show
 
 TENSORRT, ONNXRUNTIME = "tensorrt", "onnxruntime"
 BACKENDS = ("auto", TENSORRT, ONNXRUNTIME)
@@ -43,6 +44,9 @@ class EngineOptions:
     channel_order: Annotated[ChannelOrder, one_of(*get_args(ChannelOrder))]
     prefill_chunk: Annotated[int, whole("a whole number of at least 1", least=1)]
     cache_memory_mb: Annotated[int, whole("a whole number of at least 1", least=1, most=1 << 40)]
+    min_pixels: Annotated[int | None, optional(whole("a whole number of pixels, at least 1", least=1))] = None
+    max_pixels: Annotated[int | None, optional(whole("a whole number of pixels, at least 1", least=1))] = None
+    number_pictures: Annotated[bool, flag()] = False
 
     def __post_init__(self) -> None:
         check_fields(self, QwenVLError)
@@ -97,7 +101,7 @@ def select_backend(options: BackendOptions, backend: str, device: str) -> Select
     """
     for what, given, known in (("backend", backend, BACKENDS), ("device", device, DEVICES)):
         if given not in known:
-            raise BackendError(f"the {what} {given!r} is unknown; this version has {', '.join(map(repr, known))}.")
+            raise BackendError(f"the {what} {show(given)} is unknown; this version has {', '.join(map(repr, known))}.")
     candidates = [
         prepare
         for (name, place), prepare in _CANDIDATES.items()

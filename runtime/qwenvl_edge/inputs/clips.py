@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -16,6 +15,8 @@ from PIL import Image
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.pieces import NO_LIMITS, PictureLayout, PixelLimits
+from qwenvl_edge.inputs.options import anything, check, list_of
+from qwenvl_edge.inputs.options import number as number_kind
 from qwenvl_edge.inputs.pictures import Picture
 
 MOST_FRAMES = 768
@@ -40,29 +41,30 @@ class Video:
     times: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "frames", list(self.frames))
+        frames = check(
+            "frames of the clip", self.frames, list_of("a frame", anything(), "a list of frames"), ImageError
+        )
+        object.__setattr__(self, "frames", list(frames))
         count = len(self.frames)
         if not count:
             raise ImageError("the clip has no frames; give at least one.")
         if count > MOST_FRAMES:
             raise ImageError(f"the clip has {count:,} frames, more than {MOST_FRAMES}; take every n-th of them.")
         if self.times is None:
-            fps = 2.0 if self.fps is None else self.fps
-            if not isinstance(fps, (int, float)) or not 0 < fps < math.inf:
-                raise ImageError(f"fps of the clip is {fps!r}; give a positive number of frames per second.")
+            positive = number_kind("a positive number of frames per second", above=0)
+            fps = 2.0 if self.fps is None else check("fps of the clip", self.fps, positive, ImageError)
             object.__setattr__(self, "times", [number / fps for number in range(count)])
             return
         if self.fps is not None:
             raise ImageError("the clip has both fps and times; give one of them.")
-        object.__setattr__(self, "times", [float(time) for time in self.times])
+        seconds = list_of("an entry of times", number_kind("a number of seconds"), "a list of times")
+        object.__setattr__(self, "times", [float(time) for time in check("times", self.times, seconds, ImageError)])
         self._check_times()
 
     def _check_times(self) -> None:
         times = self.seconds
         if len(times) != len(self.frames):
             raise ImageError(f"the clip has {len(self.frames)} frames but {len(times)} times; make them match.")
-        if not all(math.isfinite(time) for time in times):
-            raise ImageError("the times of the clip are not all finite numbers; give seconds.")
         for number, (time, later) in enumerate(itertools.pairwise(times)):
             if later <= time:
                 raise ImageError(
@@ -137,4 +139,8 @@ Videos: TypeAlias = "Video | Clip | Iterable[Video | Clip] | None"
 
 def video_list(videos: Video | Clip | Iterable[Video | Clip]) -> list[Any]:
     """Return the clips of a call as a list; one may stand alone."""
-    return [videos] if isinstance(videos, (Video, Clip)) else list(videos)
+    if isinstance(videos, (Video, Clip)):
+        return [videos]
+    if isinstance(videos, (str, bytes)) or not isinstance(videos, Iterable):
+        raise ImageError(f"video is of type {type(videos).__name__}; give a Video of frames, or a list of such.")
+    return list(videos)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 from qwenvl_edge.bundle.manifest import GenerationDefaults
 from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.errors import PromptError, QwenVLError
+from qwenvl_edge.families.pieces import PixelLimits
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.machine.urls import show
 
@@ -165,6 +166,12 @@ class GenerationOptions:
         return cls(sampling, **{name: value for name, value in values.items() if name in _GENERATION})
 
 
+def pixel_limits(min_pixels: Any, max_pixels: Any) -> PixelLimits:
+    """Return limits of pictures after resizing, checked. Raises PromptError."""
+    given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    return PixelLimits(**{name: check(name, value, _PIXELS, PromptError) for name, value in given.items()})
+
+
 @dataclass(frozen=True)
 class Kind:
     """The values that an option takes. wanted: their description. read: the plain form of a value, or ValueError.
@@ -245,6 +252,11 @@ def function() -> Kind:
     return kind_of("a function", lambda value: value, callable, by_type=True)
 
 
+def anything() -> Kind:
+    """Any value, where something else checks it."""
+    return Kind("anything", lambda value: value)
+
+
 def optional(kind: Kind) -> Kind:
     """The same, or None."""
     return Kind(f"{kind.wanted}, or None", lambda value: None if value is None else kind.read(value), kind.by_type)
@@ -303,5 +315,6 @@ def _kinds(cls: Any) -> dict[str, Kind]:
     return {name: kind for name, marks in marked.items() for kind in marks if isinstance(kind, Kind)}
 
 
+_PIXELS = optional(whole("a whole number of pixels, at least 1", least=1))
 _SAMPLING = frozenset(each.name for each in dataclasses.fields(SamplingParams))
 _GENERATION = frozenset(each.name for each in dataclasses.fields(GenerationOptions)) - {"sampling"}

@@ -25,6 +25,7 @@ from qwenvl_edge.errors import ImageError
 from qwenvl_edge.families.base import Family, Preprocessing
 from qwenvl_edge.families.pieces import NO_LIMITS, PictureLayout, PixelLimits
 from qwenvl_edge.inputs.device_frames import frame_array
+from qwenvl_edge.machine.urls import show
 
 ChannelOrder = Literal["rgb", "bgr", "nv12"]
 """Order of an array's channels; "nv12" is the layout [3H/2, W] that Jetson cameras deliver: H rows of Y, H/2 of UV."""
@@ -125,6 +126,8 @@ class PictureLoader:
     ) -> Picture:
         """Load a picture and compare it with none. channel_order: None takes the loader's."""
         order = self._channel_order if channel_order is None else channel_order
+        check_channel_order(order)
+        _check_flag(as_published)
         framed = None if order == NV12 or as_published else self._load_frame(source, order, name)
         return framed or load_picture(source, channel_order=order, name=name, as_published=as_published)
 
@@ -151,6 +154,7 @@ def load_picture(
     from qwenvl_edge.inputs.image_files import decode, image_to_rgb, read_file  # which has its limits from here
 
     check_channel_order(channel_order)
+    _check_flag(as_published)
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
@@ -201,8 +205,13 @@ def freeze(pixels: npt.NDArray[np.uint8], name: str) -> Picture:
 
 def check_channel_order(channel_order: str) -> None:
     """Check the name of a channel order. Raises ImageError."""
-    if channel_order not in get_args(ChannelOrder):
-        raise ImageError(f"channel_order is {channel_order!r}; give 'rgb', 'bgr' or 'nv12'.")
+    if not isinstance(channel_order, str) or channel_order not in get_args(ChannelOrder):
+        raise ImageError(f"channel_order is {show(channel_order)}; give 'rgb', 'bgr' or 'nv12'.")
+
+
+def _check_flag(as_published: bool) -> None:
+    if not isinstance(as_published, bool):
+        raise ImageError(f"as_published is {show(as_published)}; it must be True or False.")
 
 
 def check_channels(shape: tuple[int, ...], name: str) -> None:

@@ -21,6 +21,7 @@ from qwenvl_edge.families.base import Family, Positions
 from qwenvl_edge.families.boxes import GRID
 from qwenvl_edge.families.pieces import NO_LIMITS, Marked, PictureLayout, Piece, PixelLimits, Rows, Shown, Span
 from qwenvl_edge.inputs.clips import Clip, Visual, load_clip
+from qwenvl_edge.inputs.options import pixel_limits
 from qwenvl_edge.inputs.pictures import Picture
 from qwenvl_edge.inputs.tokenizer import EncodedTexts, Tokenizer
 
@@ -166,7 +167,7 @@ class _Visuals:
         return load_clip(item["video"], self.load, f"clip {next(self.numbers)}", self._limits(item))
 
     def _limits(self, item: Mapping[str, Any]) -> PixelLimits:
-        return over(PixelLimits(item.get("min_pixels"), item.get("max_pixels")), self.limits)
+        return over(pixel_limits(item.get("min_pixels"), item.get("max_pixels")), self.limits)
 
 
 def over(limits: PixelLimits, other: PixelLimits) -> PixelLimits:

@@ -17,7 +17,7 @@ from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
 from qwenvl_edge.families.tools import AUTO, NONE, Tools
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.inputs.clips import Videos, video_list
-from qwenvl_edge.inputs.options import GenerationOptions
+from qwenvl_edge.inputs.options import GenerationOptions, anything, check, list_of, pixel_limits
 from qwenvl_edge.inputs.prompt import (
     Loader,
     Message,
@@ -162,7 +162,7 @@ class RequestBuilder:
     def _options(self, overrides: Overrides) -> tuple[PixelLimits, GenerationOptions, list[str]]:
         """Divide a call's overrides into those of its pictures and of its answer, and descriptions of tools."""
         rest: dict[str, Any] = dict(overrides)
-        limits = PixelLimits(*(rest.pop(name, None) for name in ("min_pixels", "max_pixels")))
+        limits = pixel_limits(*(rest.pop(name, None) for name in ("min_pixels", "max_pixels")))
         tools, choice = rest.pop("tools", None), rest.pop("tool_choice", AUTO)
         lines = self._offer(Tools.read(tools, choice), rest) if tools else []
         return over(limits, self._limits), GenerationOptions.merge(self._defaults, cast("Overrides", rest)), lines
@@ -172,8 +172,8 @@ class RequestBuilder:
         if options.get("constraint") is not None:
             raise PromptError("tools and a constraint are two forms of one answer; give one of them.")
         if tools.choice == NONE:
-            banned = [*options.get("banned_ids", ()), *tools.call_ids(self._family.special_tokens)]
-            options["banned_ids"] = banned
+            banned = check("banned_ids", options.get("banned_ids", ()), list_of("an id", anything(), "a list"), PromptError)
+            options["banned_ids"] = [*banned, *tools.call_ids(self._family.special_tokens)]
         else:
             options["constraint"] = Constraint.tool_calls(tools.source())
         return tools.lines()
