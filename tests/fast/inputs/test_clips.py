@@ -32,7 +32,7 @@ def test_times_come_from_the_rate():
         ({"frames": FRAMES, "times": [0, 1]}, "5 frames but 2 times"),
         ({"frames": FRAMES, "times": [0, 1, 2, 1.5, 4]}, r"run back: frame 3 comes 1.5 s, frame 2 2 s"),
         ({"frames": FRAMES, "times": [0, 1, 2, 2, 4]}, "run back"),
-        ({"frames": FRAMES, "times": [0, 1, 2, math.inf, 4]}, "an entry of times is inf; it must be a number of seconds"),
+        ({"frames": FRAMES, "times": [0, 1, 2, math.inf, 4]}, "an entry of times is inf"),
     ],
 )
 def test_impossible_clips(arguments, error):
