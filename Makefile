@@ -75,6 +75,8 @@ gpu-test: $(READY) $(TENSORRT_HEADERS)/NvInfer.h
 
 FUZZ_SECONDS ?= 20
 
+FUZZED := tests/fast/bundle/test_manifest_any.py tests/fast/robotics/test_any_message.py tests/fast/test_any_argument.py
+
 ## Fuzz the native core, FUZZ_SECONDS (20) per fuzzer, which needs clang, and the reading of requests.
 fuzz: $(READY)
 	cpp_ext/fuzz/run.sh $(FUZZ_SECONDS)

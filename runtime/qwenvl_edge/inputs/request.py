@@ -172,7 +172,9 @@ class RequestBuilder:
         if options.get("constraint") is not None:
             raise PromptError("tools and a constraint are two forms of one answer; give one of them.")
         if tools.choice == NONE:
-            banned = check("banned_ids", options.get("banned_ids", ()), list_of("an id", anything(), "a list"), PromptError)
+            banned = check(
+                "banned_ids", options.get("banned_ids", ()), list_of("an id", anything(), "a list"), PromptError
+            )
             options["banned_ids"] = [*banned, *tools.call_ids(self._family.special_tokens)]
         else:
             options["constraint"] = Constraint.tool_calls(tools.source())
