@@ -77,10 +77,10 @@ FUZZ_SECONDS ?= 20
 
 FUZZED := tests/fast/bundle/test_manifest_any.py tests/fast/robotics/test_any_message.py tests/fast/test_any_argument.py
 
-## Fuzz the native core, FUZZ_SECONDS (20) per fuzzer, which needs clang, and the reading of requests.
+## Fuzz the native core, FUZZ_SECONDS (20) per fuzzer, which needs clang, and the reading of requests, manifests, messages.
 fuzz: $(READY)
 	cpp_ext/fuzz/run.sh $(FUZZ_SECONDS)
-	$(BIN)/python -m pytest tests/server/test_requests_random.py --hypothesis-profile soak
+	$(BIN)/python -m pytest tests/server/test_requests_random.py $(FUZZED) --hypothesis-profile soak
 
 ## Check style and types.
 lint: $(READY)
