@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from qwenvl_edge_export.files.path_lock import sole_writer
 from tools.nano.drawing import render
 from tools.nano.scenes import Change, Scene, change_scene, sample_scene, sample_signs
 
@@ -70,22 +71,27 @@ def load_pool(pool: Pool, folder: Path, workers: int = 2) -> np.ndarray:
     """The pool's pictures, [count, 1 or 2, S, S, 3] uint8, mapped from disk; rendered if not there yet."""
     path = folder / f"{pool.name}-{pool.first_seed}-{pool.count}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        shape = (pool.count, 2 if pool.pairs else 1, IMAGE_SIZE, IMAGE_SIZE, 3)
-        store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        started = time.time()
-        with multiprocessing.Pool(workers) as crew:
-            jobs = ((pool, i) for i in range(pool.count))
-            for i, picture in enumerate(crew.imap(_render, jobs, chunksize=64)):
-                store[i] = picture
-                if i % 1000 == 999:
-                    left = (time.time() - started) / (i + 1) * (pool.count - i - 1)
-                    print(f"\r{pool.name}: {i + 1}/{pool.count}, {left:.0f} s left ", end="", file=sys.stderr)
-        print(file=sys.stderr)
-        store.flush()
-        partial.rename(path)
+        with sole_writer(path.absolute(), "a rendering of pictures", wait=True):  # two trainings may share a folder
+            if not path.exists():
+                _render_pool(pool, path, workers)
     return np.load(path, mmap_mode="r")
+
+
+def _render_pool(pool: Pool, path: Path, workers: int) -> None:
+    partial = path.with_suffix(".partial.npy")
+    shape = (pool.count, 2 if pool.pairs else 1, IMAGE_SIZE, IMAGE_SIZE, 3)
+    store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+    started = time.time()
+    with multiprocessing.Pool(workers) as crew:
+        jobs = ((pool, i) for i in range(pool.count))
+        for i, picture in enumerate(crew.imap(_render, jobs, chunksize=64)):
+            store[i] = picture
+            if i % 1000 == 999:
+                left = (time.time() - started) / (i + 1) * (pool.count - i - 1)
+                print(f"\r{pool.name}: {i + 1}/{pool.count}, {left:.0f} s left ", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    store.flush()
+    partial.rename(path)
 
 
 if __name__ == "__main__":
