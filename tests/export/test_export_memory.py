@@ -33,7 +33,7 @@ def layer_bytes(checkpoint: Path) -> int:
 def export(checkpoint: Path, bundle: Path, limit_bytes: int) -> dict[str, object]:
     """The record of parity of a bundle that a limited process exported."""
     command = [sys.executable, "-c", EXPORT, str(limit_bytes), str(checkpoint), str(bundle)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((bundle / "bundle.json").read_text())["parity"]
 
