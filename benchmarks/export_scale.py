@@ -29,6 +29,8 @@ from common import arguments, conditions, finish
 from PIL import Image
 from processes import run
 
+from tools import synthetic_families
+
 
 def export(options: argparse.Namespace, checkpoint: Path, bundle: Path) -> dict[str, Any]:
     """Export in a process of its own."""
@@ -107,7 +109,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
 def main() -> None:
     """Measure, print, write what was asked for."""
     parser = arguments(__doc__)
-    parser.add_argument("--preset", choices=("tiny", "1b", "wide", "full"), default="1b")
+    parser.add_argument("--preset", choices=("tiny", "1b", "wide", "full", *synthetic_families.PRESETS), default="1b")
     parser.add_argument("--checkpoint", type=Path, help="export this one instead of a random one")
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--block-size", type=int)

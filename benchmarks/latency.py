@@ -27,6 +27,7 @@ from common import arguments, conditions, finish, needed_bundle, percentiles, ra
 from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
+from tools import synthetic_families
 
 QUESTION = "Describe the picture."
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
@@ -170,7 +171,8 @@ def main() -> None:
     """Measure, print a table, write what was asked for."""
     parser = arguments(__doc__)
     parser.add_argument("bundle", nargs="?")
-    parser.add_argument("--model", choices=("tiny", "1b"), help="random weights of this size instead of a bundle")
+    sizes = ("tiny", "1b", *synthetic_families.PRESETS)
+    parser.add_argument("--model", choices=sizes, help="random weights of this size instead of a bundle")
     parser.add_argument("--folder", type=Path, default=Path(".cache/scaled"), help="where --model keeps its weights")
     parser.add_argument("--checkpoint", type=Path, default=None, help="compare with PyTorch on this checkpoint")
     parser.add_argument("--repeats", type=int, help="turns (default 20; with --model 5)")
@@ -179,6 +181,11 @@ def main() -> None:
     parser.add_argument("--only-memory", action="store_true", help="answer once and print the resident peak in MB")
     options = parser.parse_args()
     options.repeats = options.repeats or (5 if options.model else 20)
+    if options.model in synthetic_families.PRESETS:
+        import families
+
+        families.run_family(options)
+        return
     if options.model:
         import scaled
 

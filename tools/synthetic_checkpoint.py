@@ -1,13 +1,13 @@
 """Checkpoints of random weights in the published layout, of any size, a shard at a time.
 
-    python -m tools.synthetic_checkpoint FOLDER --preset {tiny,small,1b,wide,full} [--format {bin,safetensors}]
-        [--tokenizer FILE]
+    python -m tools.synthetic_checkpoint FOLDER --preset {tiny,small,1b,wide,full,qwen3-vl-2b,...}
+        [--format {bin,safetensors}] [--tokenizer FILE]
 
-"full" has the names and shapes of the published model: 853 tensors, 9,656,935,168 parameters, 19.3 GB. What such a
-model says is noise; it stands in for the real one where size is what matters. "wide" has three decoder layers of its
-width and little else. "small" has the published vocabulary, its pictures of 448 pixels and a twentieth of its
-parameters. Values are normal and scaled so that activations stay of order one; those of large tensors repeat one pool
-of values from different places.
+"full" has the names and shapes of the published Qwen-VL: 853 tensors, 9,656,935,168 parameters, 19.3 GB. "wide" has
+three decoder layers of its width and little else. "small" has its vocabulary, its pictures of 448 pixels and a
+twentieth of its parameters. Presets such as qwen3-vl-2b have those of later published models (synthetic_families.py).
+What such a model says is noise; it stands in for the real one where size is what matters. Values are normal and scaled
+so that activations stay of order one; those of large tensors repeat one pool of values from different places.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from qwenvl_edge_export.families.base import ExportFamily
+from qwenvl_edge_export.families.detect import detect_family
 from qwenvl_edge_export.families.qwen_vl.family import QwenVLExport
+from tools import synthetic_families
 
 SHARD_BYTES = 2_000_000_000
+PRESETS = ("tiny", "small", "1b", "wide", "full", *synthetic_families.PRESETS)
 _POOL = 1 << 24
 _SPECIAL_TOKENS = 217  # of the family, after the ranks; <img> is the 215th
 _COMMON = {
@@ -49,7 +53,10 @@ GENERATION = {"chat_format": "chatml", "do_sample": True, "top_p": 0.3, "top_k":
 
 
 def preset(name: str, layers: int | None = None) -> dict[str, Any]:
-    """The config.json of a preset: "tiny", "small", "1b", "wide" or "full"; with so many decoder layers, if given."""
+    """The config.json of a preset of Qwen-VL, "tiny", "small", "1b", "wide" or "full".
+
+    layers: of the decoder, if not the preset's.
+    """
     ranks, hidden, own_layers, heads, inner, vision = {
         "tiny": (256, 128, 2, 4, 192, (32, 2, 2, 2.0, 42, 4)),
         "small": (151643, 1024, 6, 8, 8192, (512, 8, 8, 4.0, 448, 256)),
@@ -75,7 +82,7 @@ def write(
     folder: Path,
     name: str,
     *,
-    pickled: bool = True,
+    pickled: bool | None = None,
     tokenizer: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     layers: int | None = None,
@@ -85,12 +92,14 @@ def write(
     Args:
         folder: must not exist.
         name: a preset.
-        pickled: pytorch_model-*.bin like the published one, instead of safetensors.
-        tokenizer: a qwen.tiktoken to copy; by default one is made up: bytes, then pairs, then triples of bytes.
+        pickled: pytorch_model-*.bin instead of safetensors; None takes what the published model has.
+        tokenizer: a qwen.tiktoken to copy; by default a vocabulary is made up: bytes, then pairs, then triples.
         shard_bytes: most bytes of tensors in one file, and so the memory that this takes.
         layers: decoder layers, if not the preset's.
     """
-    shapes = write_settings(folder, name, tokenizer, layers).tensors
+    family = write_settings(folder, name, tokenizer, layers)
+    shapes = {synthetic_families.published(key, family.name): shape for key, shape in family.tensors.items()}
+    pickled = name not in synthetic_families.PRESETS if pickled is None else pickled
     stem, suffix = ("pytorch_model", ".bin") if pickled else ("model", ".safetensors")
     groups = list(_groups(shapes, shard_bytes))
     weight_map = {}
@@ -106,8 +115,11 @@ def write(
     return count
 
 
-def write_settings(folder: Path, name: str, tokenizer: Path | None = None, layers: int | None = None) -> QwenVLExport:
+def write_settings(folder: Path, name: str, tokenizer: Path | None = None, layers: int | None = None) -> ExportFamily:
     """Write everything but the weights of preset `name` to the new folder `folder`; return what it configures."""
+    if name in synthetic_families.PRESETS:
+        synthetic_families.write_settings(folder, name, layers)
+        return detect_family(folder / "config.json")
     raw = preset(name, layers)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
@@ -134,10 +146,10 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def scaled(name: str, values: torch.Tensor) -> torch.Tensor:
     """Normal values as the tensor `name` in bfloat16: norms near one, matrices that keep the size of their input."""
-    if "ln_" in name and name.endswith("weight"):
+    if ("ln_" in name or "norm" in name) and name.endswith("weight"):
         values = values.float() * 0.1 + 1
-    elif values.ndim > 1 and "wte" not in name:
-        values = values * values.shape[-1] ** -0.5
+    elif values.ndim > 1 and "wte" not in name and "embed_tokens" not in name:
+        values = values * (values[0].numel() if values.ndim > 4 else values.shape[-1]) ** -0.5
     return values.to(torch.bfloat16)
 
 
@@ -170,11 +182,12 @@ def main() -> None:
     """Write what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--preset", choices=("tiny", "small", "1b", "wide", "full"), default="tiny")
-    parser.add_argument("--format", choices=("bin", "safetensors"), default="bin")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--format", choices=("bin", "safetensors"), help="default: as the model was published")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="copy this vocabulary instead of making one up")
     options = parser.parse_args()
-    count = write(options.folder, options.preset, pickled=options.format == "bin", tokenizer=options.tokenizer)
+    pickled = None if options.format is None else options.format == "bin"
+    count = write(options.folder, options.preset, pickled=pickled, tokenizer=options.tokenizer)
     print(f"{options.folder}: {count:,} parameters")
 
 

@@ -64,6 +64,8 @@ def export(
     calibration: Path | bool = False,
     restart_calibration: bool = False,
     wait: bool = False,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     progress: Progress | None = None,
     revision: str | None = None,
     chat_format: str | None = None,
@@ -85,6 +87,8 @@ def export(
         restart_calibration: give up the results of an interrupted calibration that had other settings; without it, such
             a one is an error.
         wait: wait for another process that writes the same bundle; without it that is an error.
+        min_pixels, max_pixels: limits of a picture in families whose pictures keep their shape; None takes the
+            checkpoint's, but at most 1,280 tokens.
         progress: called with (bytes done, bytes in total, the step at hand).
         revision: of the Hub's model.
         chat_format: "chatml" or "raw" in place of generation_config.json's, for a chat model fine-tuned from a base.
@@ -104,6 +108,8 @@ def export(
     target = Path(bundle_path).absolute()
     _check_target(target, force)
     checkpoint = Checkpoint.open(checkpoint_path, revision=revision, chat_format=chat_format)
+    if min_pixels is not None or max_pixels is not None:
+        checkpoint = dataclasses.replace(checkpoint, family=checkpoint.family.limited(min_pixels, max_pixels))
     family = checkpoint.family
     family.check_tokenizer(checkpoint.path)
     family.generation_defaults(checkpoint.generation)  # a fault shows before hours of work

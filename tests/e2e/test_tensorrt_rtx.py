@@ -170,7 +170,8 @@ def test_vision_for_older_parsers_is_built(bundles, library, tmp_path):
     network = Network(library, lowering.vision(), tmp_path / "vision.onnx")
     found = network.native_layers()
     assert (found[ATTENTION], found["SOFTMAX"]) == (0, 6)  # five blocks and the resampler
-    assert is_built(network, vision_shapes(lowering.graph, choose_limits(bundles("fp16")))[0], tmp_path)
+    shapes = vision_shapes(bundles("fp16"), lowering.graph, choose_limits(bundles("fp16")))
+    assert is_built(network, shapes[0], tmp_path)
 
 
 def layers_of(network, kind):

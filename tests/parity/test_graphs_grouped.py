@@ -17,7 +17,6 @@ from qwenvl_edge import _core
 from qwenvl_edge.bundle.contract import NATIVE, STANDARD
 from qwenvl_edge.bundle.engines import PLUGIN_OP
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE
-from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.graphs.data_file import DataFile
 from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.weight_layout import decoder_layout
@@ -196,6 +195,9 @@ def test_the_plugin_takes_grouped_heads_as_they_are(tmp_path):
     assert not {"Split", "Attention", "RotaryEmbedding"} & {node.op_type for node in graph.node}
 
 
-def test_the_plugin_refuses_norms_of_queries_and_keys(tmp_path):
-    with pytest.raises(BackendError, match="RMSNormalization between its projections and its cache"):
-        lowered(Grouped(norms=True), tmp_path)
+def test_the_plugin_gets_queries_and_keys_normalised(tmp_path):
+    graph = lowered(Grouped(norms=True), tmp_path).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    nodes = [node for node in graph.node if node.op_type == PLUGIN_OP]
+    assert [made_by[node.input[0]] for node in nodes] == ["Concat"] * LAYERS
+    assert not {"Attention", "RotaryEmbedding", "RMSNormalization"} & {node.op_type for node in graph.node}

@@ -114,13 +114,13 @@ def scales(form: str, *, int8: bool) -> str:
     return "".join(", " + form.format(f"{side}_scale") for side, _ in SIDES) if int8 else ""
 
 
-def function(domain: str, heads: int, head_dim: int, *, int8: bool) -> onnx.FunctionProto:
-    """The op of a decoder in float32 as a local function, each head with keys of its own."""
+def function(domain: str, heads: int, head_dim: int, *, int8: bool, kv_heads: int | None = None) -> onnx.FunctionProto:
+    """The op of a decoder in float32 as a local function; None: each head has keys of its own."""
     text = FUNCTION.format(
         domain=domain,
         scale_inputs=scales("past_{}", int8=int8),
         scale_outputs=scales("{}", int8=int8),
-        body=body(heads, heads, head_dim, onnx.TensorProto.FLOAT, int8=int8),
+        body=body(heads, kv_heads or heads, head_dim, onnx.TensorProto.FLOAT, int8=int8),
     )
     return onnx.parser.parse_function(text)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults, ModelInfo, Workspace
+from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.pieces import PictureLayout
 from qwenvl_edge.inputs.prompt import Prompt
@@ -142,6 +143,14 @@ class ExportFamily(ABC):
         Raises:
             CheckpointError: a value is missing, wrong, or describes a model that this family does not compute.
         """
+
+    def limited(self, min_pixels: int | None, max_pixels: int | None) -> ExportFamily:
+        """The same with other limits of a picture's pixels; None keeps one.
+
+        Raises:
+            QwenVLError: they leave no size, or pictures of this family have one size.
+        """
+        raise QwenVLError(f"pictures of {self.label} have one size, so they have no limits to be set.")
 
     @property
     @abstractmethod

@@ -173,7 +173,7 @@ class _PlanBuild:
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             lowering = self._lowering(self.bundle, name, Path(work))
             network = self._network(lowering.vision(), Path(work) / name, VISION_PLAN)
-            return self._engine(network, vision_shapes(lowering.graph, self.limits), VISION_PLAN)
+            return self._engine(network, vision_shapes(self.bundle, lowering.graph, self.limits), VISION_PLAN)
 
     def _decoder(self) -> FileInfo:
         name = self.bundle.manifest.graphs.decoder[STANDARD]

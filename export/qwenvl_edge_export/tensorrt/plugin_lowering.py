@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.contract import PATCH_COS
 from qwenvl_edge.bundle.engines import PLUGIN_OP, TENSORRT
 from qwenvl_edge.bundle.manifest import INT8_CACHE
 from qwenvl_edge.errors import BackendError
@@ -91,8 +92,13 @@ class PluginLowering(Lowering):
         """See Lowering.vision."""
         self._widen_norms()
         self._undo_dynamic_quantization()
-        for node in self._nodes("Attention"):
-            self._spell_out_attention(node)
+        for kind, spell_out in (
+            ("Attention", self._spell_out_attention),
+            ("RotaryEmbedding", self._spell_out_rotary),
+            ("RMSNormalization", self._spell_out_norm),
+        ):
+            for node in self._nodes(kind):
+                spell_out(node)
         return self._finish()
 
     def _finish(self) -> bytes:
@@ -105,18 +111,18 @@ class PluginLowering(Lowering):
         model = self._bundle.manifest.model
         updates = self._updates(node)
         rotary = _upstream(_producer(node, 0), "RotaryEmbedding")
-        split = _upstream(_producer(rotary, 0), "Split", never="RMSNormalization")
+        qkv = self._projections(node, rotary)
         _, cos, sin = rotary.inputs[:3]
         past = [update.inputs[0] for update in updates]
         new = ir.node(
             PLUGIN_OP,
             [
-                split.inputs[0],
+                qkv,
                 *past[:2],
                 cos,
                 sin,
                 updates[0].inputs[2],
-                self._query_scale(node, rotary, split.inputs[0]),
+                self._query_scale(node, rotary, qkv),
                 *past[2:],
             ],
             {
@@ -134,6 +140,15 @@ class PluginLowering(Lowering):
         ir.convenience.replace_all_uses_with(end.outputs[0], new.outputs[0])
         for update, present in zip(updates, new.outputs[1:], strict=True):
             self._take_output(update.outputs[0], present)
+
+    def _projections(self, attention: ir.Node, rotary: ir.Node) -> ir.Value:
+        """[B, T, (heads + 2 * kv_heads) * D] as the plugin takes them; queries and keys normalised where they are."""
+        split = _upstream(_producer(rotary, 0), "Split")
+        if _upstream(_producer(rotary, 0), "Split", "RMSNormalization") is split:
+            assert split.inputs[0] is not None
+            return split.inputs[0]
+        key = _upstream(_producer(self._updates(attention)[0], 1), "RotaryEmbedding")
+        return self._before(attention, "Concat", *map(_narrow, (rotary, key)), split.outputs[2], axis=2)
 
     def _updates(self, attention: ir.Node) -> list[ir.Node]:
         """The cache updates of keys and values, and of their scales where there are some."""
@@ -173,11 +188,9 @@ class PluginLowering(Lowering):
         ir.convenience.replace_all_uses_with(node.outputs[0], out)
 
     def _spell_out_attention(self, node: ir.Node) -> None:
-        """Write out Attention without mask or cache: softmax(q k^T / sqrt(D)) v, heads apart."""
+        """Write out Attention without cache: softmax(q k^T / sqrt(D)) v, heads apart; softmax in float32 if asked."""
         heads = node.attributes["q_num_heads"].as_int()
-        shape = only_user(node).inputs[1]
-        assert shape is not None and shape.const_value is not None
-        dim = int(shape.const_value.numpy()[-1]) // heads
+        dim = self._vision_head_dim(node, heads)
         split = self._constant(f"heads_{heads}", np.array([0, 0, heads, dim], np.int64))
         by_head = [self._before(node, "Reshape", x, split) for x in node.inputs[:3]]
         q, k, v = (
@@ -185,15 +198,58 @@ class PluginLowering(Lowering):
             for x, perm in zip(by_head, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
         )
         scaled = self._before(node, "Mul", q, self._scale(dim))
-        weights = self._before(node, "Softmax", self._before(node, "MatMul", scaled, k), axis=-1)
+        scores = self._before(node, "MatMul", scaled, k)
+        wide = "softmax_precision" in node.attributes
+        if wide:
+            scores = self._before(node, "Cast", scores, to=ir.DataType.FLOAT)
+        if len(node.inputs) > 3:
+            unseen = self._constant("unseen", np.asarray(np.finfo(np.float32).min))
+            scores = self._before(node, "Where", node.inputs[3], scores, unseen)
+        weights = self._before(node, "Softmax", scores, axis=-1)
+        if wide:
+            weights = self._before(node, "Cast", weights, to=self._compute)
         out = self._before(node, "Transpose", self._before(node, "MatMul", weights, v), perm=[0, 2, 1, 3])
         joined = self._constant(f"joined_{heads}", np.array([0, 0, heads * dim], np.int64))
         ir.convenience.replace_all_uses_with(node.outputs[0], self._before(node, "Reshape", out, joined))
 
-    def _scale(self, dim: int) -> ir.Value:
+    def _vision_head_dim(self, attention: ir.Node, heads: int) -> int:
+        """Channels of a head: from the rotary table, or in graphs without one from the reshape that follows."""
+        for value in self.graph.inputs:
+            if value.name == PATCH_COS:
+                assert value.shape is not None
+                return 2 * int(value.shape[1])  # type: ignore[arg-type]
+        shape = only_user(attention).inputs[1]
+        assert shape is not None and shape.const_value is not None
+        return int(shape.const_value.numpy()[-1]) // heads
+
+    def _spell_out_rotary(self, node: ir.Node) -> None:
+        """Write out RotaryEmbedding of x [N, P, heads * D] by tables [N, P, D / 2]: the halves of a head, rotated."""
+        x, cos, sin = node.inputs[:3]
+        heads = node.attributes["num_heads"].as_int()
+        assert cos is not None
+        dim = self._vision_head_dim(node, heads)
+        apart = self._before(
+            node, "Reshape", x, self._constant(f"heads_{heads}", np.array([0, 0, heads, dim], np.int64))
+        )
+        halves = ir.node("Split", [apart], {"axis": 3, "num_outputs": 2}, num_outputs=2)
+        self.graph.insert_before(node, halves)
+        a, b = halves.outputs
+        axis = self._constant("head_axis", np.array([2], np.int64))
+        cos, sin = (self._before(node, "Unsqueeze", table, axis) for table in (cos, sin))
+        first = self._before(node, "Sub", self._before(node, "Mul", a, cos), self._before(node, "Mul", b, sin))
+        second = self._before(node, "Add", self._before(node, "Mul", b, cos), self._before(node, "Mul", a, sin))
+        joined = self._constant(f"joined_{heads}", np.array([0, 0, heads * dim], np.int64))
+        out = self._before(node, "Reshape", self._before(node, "Concat", first, second, axis=3), joined)
+        ir.convenience.replace_all_uses_with(node.outputs[0], out)
+
+    @property
+    def _compute(self) -> ir.DataType:
+        """The float type of the vision graph."""
         name = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-        dtype = name[self._bundle.manifest.precision.compute["vision"]]
-        factor = np.asarray(1 / math.sqrt(dim), np.float32).astype(dtype.numpy())
+        return name[self._bundle.manifest.precision.compute["vision"]]
+
+    def _scale(self, dim: int) -> ir.Value:
+        factor = np.asarray(1 / math.sqrt(dim), np.float32).astype(self._compute.numpy())
         return self._constant(f"attention_scale_{dim}", factor)
 
 
@@ -204,17 +260,16 @@ def _producer(node: ir.Node, index: int) -> ir.Node:
     return producer
 
 
-def _upstream(node: ir.Node, op_type: str, never: str = "") -> ir.Node:
-    """The nearest node of that kind, along first inputs.
-
-    Raises:
-        BackendError: one of kind `never` is in between.
-    """
-    while node.op_type != op_type:
-        if node.op_type == never:
-            raise BackendError(
-                f"this decoder has {never} between its projections and its cache, which the plugin does not compute; "
-                "use TensorRT 10.15 or newer with a float KV cache."
-            )
+def _upstream(node: ir.Node, *kinds: str) -> ir.Node:
+    """The nearest node of one of these kinds, along first inputs."""
+    while node.op_type not in kinds:
         node = _producer(node, 0)
     return node
+
+
+def _narrow(rotary: ir.Node) -> ir.Value:
+    """What is rotated, before it is widened to float32."""
+    widened = _producer(rotary, 0)
+    value = widened.inputs[0] if widened.op_type == "Cast" else rotary.inputs[0]
+    assert value is not None
+    return value

@@ -11,6 +11,7 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import PlanLimits, Profile
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
+from qwenvl_edge_export.families.detect import vision_ranges
 
 MAX_ROWS = 16  # logits of one call: the proposals of look-up decoding, or the end of a prompt in verification
 DEFAULT_CHUNK = 512  # a question about one picture in one call
@@ -65,13 +66,15 @@ def decoder_shapes(graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
             # Tuned for all rows. At least two, though a plan may never get them: where every dimension is fixed,
             # TensorRT-RTX packs weights for the profile alone, and the plan holds most of them twice.
             batch = (1, limits.max_batch, max(2, limits.max_batch))
-        shapes.append(_shapes(graph, {"B": batch, "T": profile.tokens, "K": profile.rows}))
+        # Deepstack rows come for every token, or once for all.
+        deepstack = {"DB": (1, 1, batch[2]), "DT": (1, *profile.tokens[1:])}
+        shapes.append(_shapes(graph, {"B": batch, "T": profile.tokens, "K": profile.rows, **deepstack}))
     return shapes
 
 
-def vision_shapes(graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
+def vision_shapes(bundle: Bundle, graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
     """The one profile of the vision engine."""
-    return [_shapes(graph, {"N": (1, 1, limits.max_images)})]
+    return [_shapes(graph, {"N": (1, 1, limits.max_images)} | vision_ranges(bundle.manifest.family))]
 
 
 def _shapes(graph: ir.Graph, ranges: Mapping[str, Range]) -> Shapes:

@@ -24,7 +24,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def read_byte_vocabulary(file: Path, added: Mapping[str, int]) -> bytes:
-    """Return the ranks of a vocab.json as lines "base64 rank".
+    """Return the ranks of a vocab.json, or of a tokenizer.json, which holds the same, as lines "base64 rank".
 
     added: text and id of added tokens, which some writers put into the file as well.
 
@@ -37,6 +37,8 @@ def read_byte_vocabulary(file: Path, added: Mapping[str, int]) -> bytes:
         raise BundleError(f'cannot read "{file}": {error.strerror}.') from None
     except ValueError as error:
         raise BundleError(f'"{file}" is not JSON ({error}); export the bundle again.') from None
+    if isinstance(tokens, dict) and isinstance(tokens.get("model"), dict):  # a tokenizer.json
+        tokens = tokens["model"].get("vocab")
     if not isinstance(tokens, dict) or not all(type(rank) is int for rank in tokens.values()):
         raise BundleError(f'"{file}" is not a vocabulary, an object of tokens and their ids.')
     tokens = {text: rank for text, rank in tokens.items() if added.get(text) != rank}

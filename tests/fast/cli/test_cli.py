@@ -244,7 +244,8 @@ def test_export_shows_its_steps(monkeypatch, capsys):
         return "chosen"
 
     def export(checkpoint, bundle, *, precision, force, allow_loss, calibration, check, progress, note, **more):
-        assert more == {"restart_calibration": True, "wait": True, "revision": "v2", "chat_format": "chatml"}
+        limits = {"min_pixels": None, "max_pixels": 50_000}
+        assert more == limits | {"restart_calibration": True, "wait": True, "revision": "v2", "chat_format": "chatml"}
         note("the checkpoint is quantized.")
         assert (str(checkpoint), str(bundle), precision, force, allow_loss) == ("in", "out", "chosen", True, True)
         assert (calibration, check) == (Path("shots"), False)
@@ -256,7 +257,7 @@ def test_export_shows_its_steps(monkeypatch, capsys):
     package(monkeypatch, "export", export=export, ExportPrecision=types.SimpleNamespace(choose=choose))
     options = "--precision int4 --vision-precision fp32 --keep-fp16 *.w1.weight --keep-fp16 lm_head.* --target gpu"
     more = "--block-size 64 --head-precision int4 --force --allow-loss --skip-verify --calibrate shots --wait"
-    more += " --restart-calibration --revision v2 --chat-format chatml"
+    more += " --restart-calibration --revision v2 --chat-format chatml --max-pixels 50000"
     assert cli.main(["export", "in", "out", *options.split(), *more.split()]) == 0
     output = capsys.readouterr()
     note = "no block size divides the inputs of h.*.down.weight: they stay floats\n"

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenvl_edge.errors import CheckpointError
-from qwenvl_edge_export.families.dynamic_vl.variants import QWEN2_VL, QWEN3_VL, VARIANTS, Variant
+from qwenvl_edge_export.checkpoint.listing import shortened
+from qwenvl_edge_export.families.config_values import ConfigValues
+from qwenvl_edge_export.families.dynamic_vl.variants import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, VARIANTS, Variant
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 _ROPE_TYPES = {"mrope", "default"}
+_TIE = "tie_word_embeddings"
+_MOST_WIDTH, _MOST_LAYERS, _MOST_PIXELS = 1 << 17, 1000, 1 << 14
 _TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -114,71 +118,27 @@ class DynamicVLSource:
         Raises:
             CheckpointError: a key is missing, or a value describes a model this code does not compute.
         """
-        variant = VARIANTS[raw["model_type"]]
-        try:
-            config = _read(variant, raw)
-        except KeyError as missing:
-            raise CheckpointError(f"config.json lacks {missing}; is this a whole {variant.title} checkpoint?") from None
-        except (TypeError, ValueError) as wrong:
-            raise CheckpointError(f"config.json holds a value of the wrong type: {wrong}.") from None
-        _check(config, raw)
+        top, text = ConfigValues(raw), ConfigValues(text_section(raw))
+        config = _read(VARIANTS[top.text("model_type")], top, text)
+        _check(config, top, text)
         return config
 
 
 def text_section(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The decoder's keys: those of text_config, and where it lacks one or is absent, those of the top."""
     nested = raw.get("text_config")
-    if not isinstance(nested, Mapping):
+    if nested is None:
         return raw
+    if not isinstance(nested, Mapping):
+        raise CheckpointError("config.json: text_config is not an object; download it again.")
     return {**raw, **{key: value for key, value in nested.items() if value is not None}}
 
 
-def rope_of(text: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The decoder's rotary settings with their base as rope_theta."""
-    given = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if not isinstance(given, Mapping):
-        raise CheckpointError("config.json: the rotary settings are not an object; download it again.")
-    return {"rope_theta": text.get("rope_theta"), **given}
-
-
-def _read(variant: Variant, raw: Mapping[str, Any]) -> DynamicVLSource:
-    text = text_section(raw)
-    tied = raw.get("tie_word_embeddings", text.get("tie_word_embeddings"))
-    return DynamicVLSource(
-        variant=variant,
-        text=_read_text(text, tied=bool(tied)),
-        vision=_read_vision(variant, raw["vision_config"]),
-        token_ids={token: int(raw[key]) for key, token in _TOKENS.items() if raw.get(key) is not None},
-        tie_given=tied is not None,
-    )
-
-
-def _read_text(text: Mapping[str, Any], *, tied: bool) -> TextConfig:
-    rope = rope_of(text)
-    _check_rope(rope)
-    hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
-    sections = tuple(int(n) for n in rope["mrope_section"])
-    if len(sections) != 3:
-        raise ValueError(f"mrope_section has {len(sections)} parts instead of 3")
-    return TextConfig(
-        hidden_size=hidden,
-        num_layers=int(text["num_hidden_layers"]),
-        num_heads=heads,
-        num_kv_heads=int(text.get("num_key_value_heads") or heads),
-        head_dim=int(text.get("head_dim") or hidden // heads),
-        mlp_width=int(text["intermediate_size"]),
-        vocab_size=int(text["vocab_size"]),
-        max_position_embeddings=int(text["max_position_embeddings"]),
-        norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope["rope_theta"]),
-        mrope_section=(sections[0], sections[1], sections[2]),
-        tied=tied,
-    )
-
-
-def _check_rope(rope: Mapping[str, Any]) -> None:
-    """Check that positions are M-RoPE without a stretch."""
-    kinds = {rope[key] for key in ("type", "rope_type") if rope.get(key) is not None}
+def _rope_of(text: ConfigValues) -> ConfigValues:
+    """The decoder's rotary settings, which must be M-RoPE without a stretch, with their base as rope_theta."""
+    name = "rope_parameters" if text.has("rope_parameters") else "rope_scaling"
+    rope = text.section(name)
+    kinds = {rope.text(key) for key in ("type", "rope_type") if rope.has(key)}
     if "yarn" in kinds:
         raise CheckpointError(
             "config.json asks for YaRN, which stretches positions beyond the trained length and is not supported; "
@@ -186,56 +146,87 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
         )
     if other := kinds - _ROPE_TYPES:
         raise CheckpointError(
-            f'config.json asks for rope type "{other.pop()}"; supported is M-RoPE ("mrope" or "default").'
+            f'config.json asks for rope type "{shortened(other.pop())}"; supported is M-RoPE ("mrope" or "default").'
         )
-    if "mrope_section" not in rope:
-        raise CheckpointError("config.json has no mrope_section in its rotary settings; is this a whole checkpoint?")
-    if rope["rope_theta"] is None:
-        raise CheckpointError("config.json lacks rope_theta; is this a whole checkpoint?")
+    theta = {} if rope.has("rope_theta") else {"rope_theta": text.raw.get("rope_theta")}
+    return ConfigValues({**rope.raw, **theta}, rope.where, rope.path)
 
 
-def _read_vision(variant: Variant, vision: Mapping[str, Any]) -> VisionConfig:
-    if variant is QWEN2_VL:  # "hidden_size" is the output's width there
-        width, output = int(vision["embed_dim"]), int(vision["hidden_size"])
-        inner = int(width * float(vision["mlp_ratio"]))
-    else:
-        width, output = int(vision["hidden_size"]), int(vision["out_hidden_size"])
-        inner = int(vision["intermediate_size"])
-    windows = "window_size" in vision
-    return VisionConfig(
-        depth=int(vision["depth"]),
-        width=width,
-        heads=int(vision["num_heads"]),
-        mlp_width=inner,
-        output_width=output,
-        patch_size=int(vision["patch_size"]),
-        merge_size=int(vision["spatial_merge_size"]),
-        temporal_patch_size=int(vision["temporal_patch_size"]),
-        window_size=int(vision["window_size"]) if windows else 0,
-        full_blocks=tuple(int(i) for i in vision["fullatt_block_indexes"]) if windows else (),
-        tokens_per_second=float(vision["tokens_per_second"]) if windows else 0.0,
-        positions=int(vision["num_position_embeddings"]) if variant is QWEN3_VL else 0,
-        deepstack=tuple(int(i) for i in vision["deepstack_visual_indexes"]) if variant is QWEN3_VL else (),
+def _read(variant: Variant, top: ConfigValues, text: ConfigValues) -> DynamicVLSource:
+    tied = next((each.flag(_TIE) for each in (top, text) if each.has(_TIE)), None)
+    return DynamicVLSource(
+        variant=variant,
+        text=_read_text(text, tied=bool(tied)),
+        vision=_read_vision(variant, top.section("vision_config")),
+        token_ids={token: top.whole(key, least=0) for key, token in _TOKENS.items() if top.has(key)},
+        tie_given=tied is not None,
     )
 
 
-def _check(config: DynamicVLSource, raw: Mapping[str, Any]) -> None:
+def _read_text(text: ConfigValues, *, tied: bool) -> TextConfig:
+    rope = _rope_of(text)
+    hidden, heads = text.whole("hidden_size", most=_MOST_WIDTH), text.whole("num_attention_heads", most=_MOST_WIDTH)
+    sections = rope.wholes("mrope_section")
+    if len(sections) != 3:
+        raise CheckpointError(f"config.json: {rope.path}mrope_section has {len(sections)} parts instead of 3.")
+    return TextConfig(
+        hidden_size=hidden,
+        num_layers=text.whole("num_hidden_layers", most=_MOST_LAYERS),
+        num_heads=heads,
+        num_kv_heads=text.whole("num_key_value_heads", heads, most=_MOST_WIDTH),
+        head_dim=text.whole("head_dim", max(hidden // heads, 1), most=_MOST_WIDTH),
+        mlp_width=text.whole("intermediate_size", most=8 * _MOST_WIDTH),
+        vocab_size=text.whole("vocab_size"),
+        max_position_embeddings=text.whole("max_position_embeddings"),
+        norm_eps=text.number("rms_norm_eps", 1e-6, most=1),
+        rope_theta=rope.number("rope_theta"),
+        mrope_section=(sections[0], sections[1], sections[2]),
+        tied=tied,
+    )
+
+
+def _read_vision(variant: Variant, vision: ConfigValues) -> VisionConfig:
+    if variant is QWEN2_VL:  # "hidden_size" is the output's width there
+        width, output = vision.whole("embed_dim", most=_MOST_WIDTH), vision.whole("hidden_size", most=_MOST_WIDTH)
+        inner = int(width * vision.number("mlp_ratio", most=64))
+    else:
+        width, output = vision.whole("hidden_size", most=_MOST_WIDTH), vision.whole("out_hidden_size", most=_MOST_WIDTH)
+        inner = vision.whole("intermediate_size", most=8 * _MOST_WIDTH)
+    windows, table = variant is QWEN2_5_VL, variant is QWEN3_VL
+    return VisionConfig(
+        depth=vision.whole("depth", most=_MOST_LAYERS),
+        width=width,
+        heads=vision.whole("num_heads", most=_MOST_WIDTH),
+        mlp_width=inner,
+        output_width=output,
+        patch_size=vision.whole("patch_size", most=_MOST_PIXELS),
+        merge_size=vision.whole("spatial_merge_size", most=_MOST_PIXELS),
+        temporal_patch_size=vision.whole("temporal_patch_size", most=_MOST_PIXELS),
+        window_size=vision.whole("window_size", most=_MOST_PIXELS) if windows else 0,
+        full_blocks=vision.wholes("fullatt_block_indexes") if windows else (),
+        tokens_per_second=vision.number("tokens_per_second") if windows else 0.0,
+        positions=vision.whole("num_position_embeddings") if table else 0,
+        deepstack=vision.wholes("deepstack_visual_indexes") if table else (),
+    )
+
+
+def _check(config: DynamicVLSource, top: ConfigValues, section: ConfigValues) -> None:
     variant, text, vision = config.variant, config.text, config.vision
-    section, given = text_section(raw), raw["vision_config"]
-    rope = rope_of(section)
+    given, rope = top.section("vision_config"), _rope_of(section)
     side = math.isqrt(vision.positions)
-    channels = given.get("in_channels", given.get("in_chans", 3))
+    channels = given.whole("in_channels", given.whole("in_chans", 3))
     rules = [
-        (section.get("hidden_act", "silu") == "silu", "hidden_act is not silu"),
-        (not section.get("use_sliding_window", False), "use_sliding_window is set"),
-        (bool(section.get("attention_bias", variant.qkv_bias)) == variant.qkv_bias, "attention_bias is not the usual"),
+        (section.text("hidden_act", "silu") == "silu", "hidden_act is not silu"),
+        (section.whole("num_experts", 0, least=0) == 0, "it is a mixture of experts (num_experts)"),
+        (not section.flag("use_sliding_window", False), "use_sliding_window is set"),
+        (section.flag("attention_bias", variant.qkv_bias) == variant.qkv_bias, "attention_bias is not the usual"),
         (text.num_heads % text.num_kv_heads == 0, "num_attention_heads is no multiple of num_key_value_heads"),
         (text.head_dim % 2 == 0, "head_dim is odd"),
         (2 * sum(text.mrope_section) == text.head_dim, "mrope_section does not add up to half of head_dim"),
-        (bool(rope.get("mrope_interleaved", variant.interleaved)) == variant.interleaved, "mrope_interleaved is other"),
+        (rope.flag("mrope_interleaved", variant.interleaved) == variant.interleaved, "mrope_interleaved is other"),
         (channels == 3, "the vision tower's channels are not 3"),
         (
-            given.get("hidden_act", _ACTIVATIONS[variant.activation]) == _ACTIVATIONS[variant.activation],
+            given.text("hidden_act", _ACTIVATIONS[variant.activation]) == _ACTIVATIONS[variant.activation],
             f"vision_config.hidden_act is not {_ACTIVATIONS[variant.activation]}",
         ),
         (vision.width % vision.heads == 0, "the tower's width is no multiple of its heads"),

@@ -17,6 +17,7 @@ from qwenvl_edge_export.checkpoint.json_file import read_object
 from qwenvl_edge_export.families.dynamic_vl.config import VisionConfig
 
 _IMAGES, _VIDEOS, _BOTH = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
+FILES = (_IMAGES, _VIDEOS, _BOTH)
 _TOKENS = 1280
 _CLIP_TOKENS = 24_576
 _CLIP_LIMITS = (4096, 25_165_824)

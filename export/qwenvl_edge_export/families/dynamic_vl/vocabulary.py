@@ -7,7 +7,6 @@ tokenizer.json alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from qwenvl_edge_export.checkpoint.json_file import read_object
 VOCABULARY = "vocab.json"
 _MERGES, _TOKENIZER, _CONFIG = "merges.txt", "tokenizer.json", "tokenizer_config.json"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", _CONFIG)
-FILES = (VOCABULARY, _MERGES, _TOKENIZER, _CONFIG, "added_tokens.json", *_TEMPLATES[:2])
+SIDE_FILES = (_MERGES, _TOKENIZER, _CONFIG, *_TEMPLATES[:2])
 _BYTES = 256
 
 
@@ -93,18 +92,10 @@ class Vocabulary:
                 f"{_BYTES} fewer; copy the files from one checkpoint."
             )
 
-    def write(self, path: Path) -> None:
-        """Write vocab.json: a copy, or what tokenizer.json holds."""
-        source = self.folder / VOCABULARY
-        if source.is_file():
-            path.write_bytes(source.read_bytes())
-        else:
-            path.write_text(json.dumps(self.ranks, ensure_ascii=False), encoding="utf-8")
-
     @property
-    def files(self) -> Sequence[Path]:
-        """The files that are there and read."""
-        return [self.folder / name for name in FILES if (self.folder / name).is_file()]
+    def file(self) -> str:
+        """The file that bundles take over: vocab.json, or tokenizer.json where there is no other."""
+        return VOCABULARY if (self.folder / VOCABULARY).is_file() else _TOKENIZER
 
     @cached_property
     def template(self) -> str:

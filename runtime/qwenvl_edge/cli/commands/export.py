@@ -63,6 +63,10 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--chat-format", metavar="F", help="chatml or raw, in place of generation_config.json's (Qwen-VL)"
     )
+    for option, which in (("--min-pixels", "least"), ("--max-pixels", "most")):
+        parser.add_argument(
+            option, type=int, metavar="N", help=f"{which} pixels of a picture, where the family takes any size"
+        )
     parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
     parser.set_defaults(run=_export)
 
@@ -95,6 +99,8 @@ def _export(arguments: argparse.Namespace) -> int:
             restart_calibration=arguments.restart_calibration,
             wait=arguments.wait,
             check=not arguments.skip_verify,
+            min_pixels=arguments.min_pixels,
+            max_pixels=arguments.max_pixels,
             progress=progress,
             revision=arguments.revision,
             chat_format=arguments.chat_format,
