@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from qwenvl_edge.bundle.manifest import (
 from qwenvl_edge.errors import BundleError, QwenVLError
 from qwenvl_edge_export.checkpoint.importing import plan_import
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.families.base import ExportFamily
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
 from qwenvl_edge_export.files.path_lock import sole_writer
 from qwenvl_edge_export.files.thread_map import one_thread_an_operator
@@ -51,6 +53,14 @@ from qwenvl_edge_export.verification.verify import compare
 from qwenvl_edge_export.weight_formats import no_scales
 
 Progress = Callable[[int, int, str], None]
+
+
+_SMALL_BYTES = 1 << 30
+"""Weights as float32 of a model that takes them where nobody asked for a precision and 8 bits lose too much."""
+_FLOATS_INSTEAD = (
+    "8-bit weights change this small model's answers beyond their limits, so its bundle has float32; "
+    "--precision int8 --allow-loss would keep 8 bits."
+)
 
 
 def export(
@@ -77,7 +87,8 @@ def export(
         checkpoint_path: a checkpoint in the published layout, or the name "org/name" of a model of the Hugging Face
             Hub, which is fetched.
         bundle_path: the folder to write; it appears when it is whole.
-        precision: of the weights; None takes 8-bit blocks, which run on an ordinary CPU.
+        precision: of the weights; None takes 8-bit blocks, which run on an ordinary CPU. A model of at most 1 GiB as
+            float32 whose answers 8 bits change beyond their limits takes float32 then.
         force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
         allow_loss: keep a bundle that differs from its checkpoint by more than its precision allows.
         check: compare the bundle with PyTorch when it is written.
@@ -125,13 +136,44 @@ def export(
         clean_up(target)
         _check_target(target, force)
         calibrated = _calibrate(checkpoint, precision, calibration, target, progress, restart_calibration)
-        with staged_folder(target, replace=force) as folder:
-            write_bundle(checkpoint, folder, precision, calibrated, progress)
-            if check:
-                _record_parity(folder, checkpoint, allow_loss, calibrated is not None, progress)
+        try:
+            _write_checked(checkpoint, target, precision, calibrated, force, check, allow_loss, progress)
+        except _LossError:
+            if not precision.is_default or calibrated is not None or _float_bytes(family) > _SMALL_BYTES:
+                raise
+            if note is not None:
+                note(_FLOATS_INSTEAD)
+            floats = ExportPrecision.choose("fp32")
+            _write_checked(checkpoint, target, floats, None, force, check, allow_loss, progress)
         if calibrated is not None:
             calibrated.remove()
     return Bundle.open(target)
+
+
+class _LossError(BundleError):
+    """A bundle that differs from its checkpoint by more than its precision allows."""
+
+
+def _write_checked(
+    checkpoint: Checkpoint,
+    target: Path,
+    precision: ExportPrecision,
+    calibrated: Calibration | None,
+    force: bool,
+    check: bool,
+    allow_loss: bool,
+    progress: Progress | None,
+) -> None:
+    """Write the bundle at `target`, compared with its checkpoint if `check`; whole or not at all."""
+    with staged_folder(target, replace=force) as folder:
+        write_bundle(checkpoint, folder, precision, calibrated, progress)
+        if check:
+            _record_parity(folder, checkpoint, allow_loss, calibrated is not None, progress)
+
+
+def _float_bytes(family: ExportFamily) -> int:
+    """Bytes of all weights as float32."""
+    return 4 * sum(math.prod(shape) for shape in family.tensors.values())
 
 
 def write_bundle(
@@ -206,7 +248,7 @@ def _record_parity(
     if not report.passed and not allow_loss:
         rounded = bundle.manifest.precision.method == "rtn" and not calibrated
         better = "--calibrate finds better integers, " if rounded else ""
-        raise BundleError(
+        raise _LossError(
             "the exported graphs do not compute what the checkpoint computes, so nothing was kept "
             f"({better}--allow-loss would keep it): {report.failures}."
         )

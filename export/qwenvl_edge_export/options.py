@@ -91,12 +91,14 @@ class ExportPrecision:
     """Precision of both graphs and of the embedding table (a value of NAMES).
 
     fixed_block: whether the decoder's block size was asked for, so that it must divide the layers' inputs.
+    is_default: nobody asked for a precision, so a small model that loses too much in it may take another.
     """
 
     vision: GraphPrecision
     decoder: GraphPrecision
     embedding: str
     fixed_block: bool = True
+    is_default: bool = False
 
     @classmethod
     def choose(
@@ -118,6 +120,7 @@ class ExportPrecision:
             QwenVLError: an option has no such value, or the target cannot compute it.
         """
         _check("target", target, TARGETS)
+        is_default = precision is None and target == "cpu" and not (vision or block or head or keep)
         precision = _DEFAULTS[target] if precision is None else precision
         _check("precision", precision, PRECISIONS)
         fixed = block is not None
@@ -141,6 +144,7 @@ class ExportPrecision:
             ),
             embedding=NAMES.get(precision, "float16"),
             fixed_block=fixed,
+            is_default=is_default,
         )
 
     def fitted(self, layers: Mapping[str, tuple[int, ...]]) -> ExportPrecision:

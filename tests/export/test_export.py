@@ -20,6 +20,7 @@ from qwenvl_edge_export.files import atomic_folder as staging
 from qwenvl_edge_export.graphs import data_file as weights
 from qwenvl_edge_export.options import ExportPrecision, GraphPrecision
 from support.dialects import RUNNABLE
+from support.paths import DATA
 from support.random_checkpoint import GENERATION, config_dict, random_tensors
 
 
@@ -351,3 +352,15 @@ def test_patterns_are_held_against_all_linear_layers(small_checkpoint, target, m
     source = small_checkpoint(raw=config_dict(visual))
     export(source, target, check=False)
     assert asked == set(Checkpoint.open(source).family.linear_names())
+
+
+def test_a_small_model_that_8_bits_change_too_much_takes_floats(tmp_path):
+    """Only where nobody asked for a precision; the sentence says so."""
+    pytest.importorskip("transformers", reason="the reference of this family is transformers'")
+    checkpoint, notes = DATA / "families" / "qwen2_vl", []
+    bundle = export(checkpoint, tmp_path / "bundle", precision=ExportPrecision.choose(), note=notes.append)
+    assert bundle.manifest.precision.decoder == bundle.manifest.precision.vision == "fp32"
+    assert bundle.manifest.parity["passed"] and any("has float32; --precision int8" in note for note in notes)
+    with pytest.raises(BundleError, match="do not compute what the checkpoint computes"):
+        export(checkpoint, tmp_path / "asked", precision=ExportPrecision.choose("int8"))
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["bundle"]
