@@ -68,7 +68,10 @@ def layers_of(bundle: Bundle, graph: str, target: str, folder: Path) -> tuple[li
     names = {"decoder": bundle.manifest.graphs.decoder[STANDARD], "vision": bundle.manifest.graphs.vision}
     lowering = Lowering(bundle, names[graph], folder)
     model = lowering.decoder(MAX_CONTEXT) if graph == "decoder" else lowering.vision()
-    profiles = (decoder_shapes if graph == "decoder" else vision_shapes)(lowering.graph, limits)
+    if graph == "decoder":
+        profiles = decoder_shapes(lowering.graph, limits)
+    else:
+        profiles = vision_shapes(bundle, lowering.graph, limits)
     network = Network(library, model, folder / names[graph])
     config = network.builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

@@ -93,9 +93,9 @@ def headline() -> str:
         f"**A token takes {number(ours, 'ms')}, in PyTorch {number(theirs, 'ms')}**: the native core multiplies "
         "4-bit weights where they lie in the file (1.1 billion weights, two cores, PyTorch in bfloat16; "
         "`python benchmarks/latency.py --model 1b`, results/latency-1b.json).",
-        f"**{exported['parameters'] / 1e9:.2f} billion weights are exported to int4 in {exported['seconds']:.0f} s "
+        f"**{exported['parameters'] / 1e9:.2f} billion weights are written as int4 in {exported['seconds']:.0f} s "
         f"with {number(exported['peak_anonymous_gb'], 'GB')} of memory, and answer with "
-        f"{number(answered['peak_anonymous_gb'], 'GB')}** beside the mapped files "
+        f"{number(answered['peak_anonymous_gb'], 'GB')}** beside the mapped files; not compared with PyTorch in that run "
         "(`python benchmarks/export_scale.py --preset full --precision int4 --skip-verify --ask`, "
         "results/export-full-int4.json).",
     )

@@ -175,9 +175,9 @@ def test_the_standard_dialect_needs_a_new_onnx_runtime(tiny_bundle, monkeypatch)
 def test_a_pinned_process_takes_no_more_threads_than_it_may_run(monkeypatch):
     monkeypatch.setattr(session_module.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(session_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert session_module._default_threads() == 3
+    assert session_module._threads(None) == 3
     monkeypatch.setattr(session_module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert session_module._default_threads() == 0
+    assert session_module._threads(None) == 0
 
 
 def test_no_threads(tiny_bundle):

@@ -24,7 +24,7 @@ def bundle(tmp_path_factory):
     exporter = pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
     folder = tmp_path_factory.mktemp("reuse")
     checkpoint = write_checkpoint(folder / "checkpoint", seed=5, generation={**GENERATION, "max_window_size": 300})
-    return exporter.export(checkpoint, folder / "bundle")
+    return exporter.export(checkpoint, folder / "bundle", precision=exporter.ExportPrecision.choose("fp32"))
 
 
 @pytest.fixture(scope="module")

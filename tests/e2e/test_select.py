@@ -14,7 +14,7 @@ from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.cli import main
-from qwenvl_edge.errors import BackendError, BundleError, ContextError
+from qwenvl_edge.errors import BackendError, BundleError, ContextError, QwenVLError
 from support.dialects import RUNNABLE
 from support.standin import plans
 from support.standin.machine import Machine
@@ -103,7 +103,7 @@ def test_without_tensorrt(planned, monkeypatch):
 def test_names_that_do_not_exist(bundle):
     with pytest.raises(BackendError, match="the backend 'torch' is unknown; this version has 'auto', 'tensorrt', 'on"):
         QwenVLEngine(bundle, backend="torch")
-    with pytest.raises(BackendError, match="the device 'tpu' is unknown; this version has 'auto', 'cuda', 'cpu'"):
+    with pytest.raises(QwenVLError, match="device is 'tpu'; it must be one of 'auto', 'cuda', 'cpu'"):
         QwenVLEngine(bundle, device="tpu")
     with pytest.raises(BackendError, match='"tensorrt" runs on GPUs only'):
         QwenVLEngine(bundle, backend="tensorrt", device="cpu")

@@ -149,7 +149,9 @@ def test_attention_is_fused(bundles, library, tmp_path, graph):
     lowering = Lowering(bundle, f"{graph}.onnx", tmp_path)
     limits = choose_limits(bundle, max_context=CAPACITY, chunk=64)
     model = lowering.decoder(CAPACITY) if graph == "decoder" else lowering.vision()
-    shapes = (decoder_shapes if graph == "decoder" else vision_shapes)(lowering.graph, limits)[-1]
+    shapes = (
+        decoder_shapes(lowering.graph, limits) if graph == "decoder" else vision_shapes(bundle, lowering.graph, limits)
+    )[-1]
     network = Network(library, model, tmp_path / "model.onnx")
     for layer in layers_of(network.network, ATTENTION):
         layer.__class__ = trt.IAttentionInputLayer

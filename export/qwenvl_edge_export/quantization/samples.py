@@ -91,6 +91,8 @@ def _asked(pictures: Iterable[Callable[[], Picture | None]], builder: CaseBuilde
             return None
         said = builder.prompts.about_pictures
         *before, (question, answer) = (said[(number + i) % len(said)] for i in range(1, len(said) + 1))
+        if number % 2:  # as most pictures are asked: once
+            before = []
         parts = [(picture, Text(asked)) if i == 0 else (Text(asked),) for i, (asked, _) in enumerate(before)]
         history = tuple(Turn(part, reply) for part, (_, reply) in zip(parts, before, strict=True))
         last = (Text(question),) if history else (picture, Text(question))
