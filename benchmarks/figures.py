@@ -95,7 +95,8 @@ def headline() -> str:
         "`python benchmarks/latency.py --model 1b`, results/latency-1b.json).",
         f"**{exported['parameters'] / 1e9:.2f} billion weights are written as int4 in {exported['seconds']:.0f} s "
         f"with {number(exported['peak_anonymous_gb'], 'GB')} of memory, and answer with "
-        f"{number(answered['peak_anonymous_gb'], 'GB')}** beside the mapped files; not compared with PyTorch in that run "
+        f"{number(answered['peak_anonymous_gb'], 'GB')}** beside the mapped files; not compared with PyTorch "
+        "in that run "
         "(`python benchmarks/export_scale.py --preset full --precision int4 --skip-verify --ask`, "
         "results/export-full-int4.json).",
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.checkpoint.shards import Stored
 from qwenvl_edge_export.export import write_bundle
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.families.qwen_vl.reference import Block, QwenVLNetwork, call_context, rotary_tables, rotate
@@ -55,13 +56,14 @@ def random_checkpoint(folder: Path, preset: str, device: str) -> Checkpoint:
     """The checkpoint of a preset; the new folder `folder` holds everything but the weights."""
     family = write_settings(folder, preset)
     shard = RandomShard(family.tensors, device)
-    return Checkpoint(folder, family, GENERATION, (), dict.fromkeys(family.tensors, shard))
+    return Checkpoint(folder, family, GENERATION, (), (), {name: Stored(shard, name) for name in family.tensors})
 
 
 def make_bundle(checkpoint: Checkpoint, folder: Path, precision: str) -> Bundle:
     """The bundle for a GPU in the new folder `folder`."""
     folder.mkdir()
-    write_bundle(checkpoint, folder, ExportPrecision.choose(precision, target="gpu"))
+    shapes = {weight.name: weight.shape for weight in checkpoint.family.decoder.linear_weights()}
+    write_bundle(checkpoint, folder, ExportPrecision.choose(precision, target="gpu").fitted(shapes))
     return Bundle.open(folder)
 
 

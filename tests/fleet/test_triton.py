@@ -130,13 +130,13 @@ def test_options(model, engine):
 
 def test_the_answer_is_the_reply_in_the_form_of_the_server(model, engine):
     from qwenvl_edge.fleet import triton
-    from qwenvl_edge.server.render import Renderer
+    from qwenvl_edge.server.render import ChatRenderer, Form
 
     picture = PICTURE.read_bytes()
     reply = engine.chat(WHERE, images=[picture], logprobs=2, **GREEDY)
     ((_, answer),) = answered(model, request(images=[picture], options={**GREEDY, "logprobs": 2}))
     ((_, plain),) = answered(model, request(images=[picture]))
-    choice = Renderer("nano").completion(reply)["choices"][0]
+    choice = ChatRenderer(Form("nano")).whole(reply)["choices"][0]
     assert triton._answer(reply) == {**choice["message"]["qwenvl"], "logprobs": choice["logprobs"]["content"]}
     assert set(answer) - set(plain) == {"logprobs"} and set(plain) == set(reply.to_dict())
     assert [entry["bytes"] for entry in answer["logprobs"]] == [list(entry.data) for entry in reply.logprobs]

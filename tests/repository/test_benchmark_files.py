@@ -11,11 +11,11 @@ import pytest
 from support.paths import ROOT
 
 CASES = {
-    "latency.py": (["missing"], "qwenvl export models/nano missing"),
-    "conversation.py": (["missing"], "qwenvl export models/nano missing"),
-    "server.py": (["missing"], "qwenvl export models/nano missing"),
-    "accuracy.py": (["fp32=missing"], "qwenvl export models/nano missing"),
-    "sensitivity.py": (["missing"], "qwenvl export models/nano missing"),
+    "latency.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
+    "conversation.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
+    "server.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
+    "accuracy.py": (["fp32=missing"], "qwenvl export models/nano missing --precision fp32"),
+    "sensitivity.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
     "tokenizer.py": (["--vocabulary", "missing"], "python tools/fetch_vocabulary.py missing"),
     "core_profile.py": (["--vocabulary", "missing"], "python tools/fetch_vocabulary.py missing"),
 }

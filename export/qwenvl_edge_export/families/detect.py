@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.bundle.manifest import FamilyInfo
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge_export.checkpoint.json_file import read_object
 from qwenvl_edge_export.checkpoint.listing import shortened
 from qwenvl_edge_export.families.base import DefaultPrompts, ExportFamily
-from qwenvl_edge_export.families.dynamic_vl.family import DynamicVLExport, Qwen2VLExport, Qwen3VLExport, Qwen25VLExport
-from qwenvl_edge_export.families.dynamic_vl.picture_ranges import vision_ranges as dynamic_ranges
+from qwenvl_edge_export.families.dynamic_vl.family import Qwen2VLExport, Qwen3VLExport, Qwen25VLExport
 from qwenvl_edge_export.families.qwen_vl.family import QwenVLExport
 
 _FAMILIES: dict[str, type[ExportFamily]] = {
@@ -52,11 +50,6 @@ def family_type(raw: Mapping[str, Any], config: Path) -> type[ExportFamily]:
     raise CheckpointError(
         f'"{config}" describes a model of type {found}, which is not supported{why}; supported are {supported}.'
     )
-
-
-def vision_ranges(info: FamilyInfo) -> dict[str, tuple[int, int, int]]:
-    """(least, usual, most) of the free dimensions of a bundle's vision graph, beside the number of pictures."""
-    return dynamic_ranges(info.config) if issubclass(_FAMILIES[info.name], DynamicVLExport) else {}
 
 
 def default_prompts(name: str) -> DefaultPrompts:

@@ -11,7 +11,8 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import PlanLimits, Profile
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
-from qwenvl_edge_export.families.detect import vision_ranges
+from qwenvl_edge.families.dynamic_vl import DynamicVLFamily
+from qwenvl_edge_export.families.dynamic_vl.picture_ranges import vision_ranges
 
 MAX_ROWS = 16  # logits of one call: the proposals of look-up decoding, or the end of a prompt in verification
 DEFAULT_CHUNK = 512  # a question about one picture in one call
@@ -74,7 +75,9 @@ def decoder_shapes(graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
 
 def vision_shapes(bundle: Bundle, graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
     """The one profile of the vision engine."""
-    return [_shapes(graph, {"N": (1, 1, limits.max_images)} | vision_ranges(bundle.manifest.family))]
+    any_size = isinstance(open_family(bundle.manifest), DynamicVLFamily)
+    free = vision_ranges(bundle.manifest.family.config) if any_size else {}
+    return [_shapes(graph, {"N": (1, 1, limits.max_images)} | free)]
 
 
 def _shapes(graph: ir.Graph, ranges: Mapping[str, Range]) -> Shapes:
