@@ -43,7 +43,7 @@ def test_every_part_runs_and_computes_what_pytorch_computes(report):
     assert min(details["torch"]["compiled"]["cosine"].values()) > 0.9999
     assert min(details["fp16"]["cosine"].values()) > 0.9999
     assert 0.9 < details["int4"]["cosine"]["decode"] < 0.9999
-    assert details["int4"]["decoder_bytes"] < 0.5 * details["fp16"]["decoder_bytes"]
+    assert details["int4"]["decoder_bytes"] < 0.6 * details["fp16"]["decoder_bytes"]
 
 
 def test_the_last_line(report):

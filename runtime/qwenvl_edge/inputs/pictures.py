@@ -49,7 +49,7 @@ class Picture:
 
     pixels: npt.NDArray[np.uint8] = field(repr=False)
     name: str
-    limits: PixelLimits = field(default=NO_LIMITS, kw_only=True)
+    limits: PixelLimits = field(default=NO_LIMITS, kw_only=True, repr=False)
     origin: Picture | None = field(default=None, repr=False, kw_only=True)
 
     def within(self, limits: PixelLimits) -> Picture:
