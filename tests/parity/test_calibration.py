@@ -149,7 +149,7 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_what_is_kept_is_no_larger_than_in_the_bundle(checkpoint, tmp_path, target):
     cases = read_samples(None, builder_of(checkpoint))[-2:]
-    precision = ExportPrecision.choose("int4", target=target, head="int4", block=32)
+    precision = ExportPrecision.choose("int4", target=target, head="int4").of_groups(32)
     run = calibrate.Calibration(Checkpoint.open(checkpoint), precision, cases, tmp_path / "work", lambda *_: None)
     run.run()
     assert run.kept.bytes_in_place == 2 * LAYER_BYTES * (4.5 / 5 if target == "gpu" else 1)

@@ -30,7 +30,7 @@ SHARE = 5e-3
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("caches")
     source = write_checkpoint(folder / "checkpoint", seed=3)
-    chosen = {cache: ExportPrecision.choose(kv_cache=cache) for cache in ("float", "int8")}
+    chosen = {cache: ExportPrecision.choose("fp32", kv_cache=cache) for cache in ("float", "int8")}
     return {cache: export(source, folder / cache, precision=precision) for cache, precision in chosen.items()}
 
 
