@@ -146,5 +146,5 @@ def test_the_manifest_allows_no_other(bundles):
 
     manifest = bundles["int8"].manifest
     changed = dataclasses.replace(manifest, precision=dataclasses.replace(manifest.precision, kv_cache="fp8"))
-    with pytest.raises(BundleError, match=r"precision\.kv_cache must be one of float, int8"):
+    with pytest.raises(BundleError, match=r'precision\.kv_cache is "fp8"; it must be one of float, int8'):
         Manifest.from_json(changed.to_json())
