@@ -148,7 +148,7 @@ def test_the_standing_prompt_and_its_timeout(run):
 @pytest.mark.parametrize(
     ("event", "match"),
     [
-        (image(encoding="yuyv"), "input image: the frame's encoding is 'yuyv'"),
+        (image(encoding="palette4"), "input image: the frame's encoding is 'palette4'"),
         (image(size=11), "input image: the frame has 11 bytes"),
         (text("a", "b"), "input text: the value is not an array of one string"),
         (text(""), "input text: the question is empty"),
