@@ -1,5 +1,7 @@
 #include "sampler/logits_processor.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -7,7 +9,18 @@
 namespace qwenvl {
 namespace {
 
-constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+using Float = std::numeric_limits<float>;
+
+constexpr float kNegativeInfinity = -Float::infinity();
+
+// What a logit becomes: any option a caller may give leaves a finite logit finite.
+float changed(float before, float after) {
+    return std::isfinite(before) ? std::clamp(after, Float::lowest(), Float::max()) : before;
+}
+
+float narrowed(double option) {
+    return static_cast<float>(std::clamp<double>(option, Float::lowest(), Float::max()));
+}
 
 bool repeats_matter(const SamplingParams& params) {
     return params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
@@ -27,7 +40,8 @@ const float* LogitsProcessor::apply(const SamplingParams& params, const StepCont
     row_.assign(row, row + size);
     if (penalties) penalise(params, step);
     for (const auto& [id, bias] : params.logit_bias) {
-        if (index_of(id) < size) row_[index_of(id)] += bias;
+        const std::size_t at = index_of(id);
+        if (at < size) row_[at] = changed(row_[at], row_[at] + bias);
     }
     for (std::int64_t id : params.banned_ids) {
         if (index_of(id) < size) row_[index_of(id)] = kNegativeInfinity;
@@ -41,13 +55,14 @@ const float* LogitsProcessor::apply(const SamplingParams& params, const StepCont
 // The repetition penalty (Keskar et al. 2019, "CTRL") includes the prompt; presence and frequency count generated ids
 // only.
 void LogitsProcessor::penalise(const SamplingParams& params, const StepContext& step) {
-    const auto penalty = static_cast<float>(params.repetition_penalty);
+    const float penalty = std::max(narrowed(params.repetition_penalty), Float::min());
     for (std::size_t i = 0; i < step.previous_size; ++i) index_of(step.previous[i]);
     counts_.resize(row_.size(), 0);
     for (std::size_t i = 0; i < step.previous_size; ++i) {
         const auto id = static_cast<std::size_t>(step.previous[i]);
         if (id >= row_.size() || counts_[id]++ > 0) continue;
-        row_[id] = row_[id] < 0 ? row_[id] * penalty : row_[id] / penalty;
+        const float logit = row_[id];
+        row_[id] = changed(logit, logit < 0 ? logit * penalty : logit / penalty);
     }
     const auto clear = [&](std::size_t from) {
         for (std::size_t i = from; i < step.previous_size; ++i) {
@@ -59,8 +74,8 @@ void LogitsProcessor::penalise(const SamplingParams& params, const StepContext& 
     for (std::size_t i = step.prompt_size; i < step.previous_size; ++i) {
         const auto id = static_cast<std::size_t>(step.previous[i]);
         if (id >= row_.size()) continue;
-        if (counts_[id]++ == 0) row_[id] -= static_cast<float>(params.presence_penalty);
-        row_[id] -= static_cast<float>(params.frequency_penalty);
+        if (counts_[id]++ == 0) row_[id] = changed(row_[id], row_[id] - narrowed(params.presence_penalty));
+        row_[id] = changed(row_[id], row_[id] - narrowed(params.frequency_penalty));
     }
     clear(step.prompt_size);
 }

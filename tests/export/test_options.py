@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qwenvl_edge.errors import QwenVLError
@@ -34,7 +36,9 @@ def test_defaults_of_the_targets(precision, target, vision, decoder, embedding):
 
 @pytest.mark.parametrize(("target", "precision"), [("cpu", "int8"), ("gpu", "fp16")])
 def test_without_a_precision_the_target_decides(target, precision):
-    assert ExportPrecision.choose(target=target) == ExportPrecision.choose(precision, target=target)
+    unasked, asked = ExportPrecision.choose(target=target), ExportPrecision.choose(precision, target=target)
+    assert replace(unasked, is_default=False) == asked
+    assert unasked.is_default == (target == "cpu")
 
 
 def test_formats_of_layers():

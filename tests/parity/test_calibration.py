@@ -413,7 +413,7 @@ def test_a_file_system_that_cannot_reserve(tmp_path, monkeypatch):
 
 def test_nothing_to_calibrate(checkpoint, tmp_path):
     with pytest.raises(QwenVLError, match="nothing to calibrate at fp32; choose --precision int4, int8 or w8a8"):
-        export(checkpoint, tmp_path / "bundle", calibration=True)
+        export(checkpoint, tmp_path / "bundle", precision=ExportPrecision.choose("fp32"), calibration=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -426,7 +426,8 @@ def test_a_folder_of_pictures(checkpoint, tmp_path):
     cases = read_samples(tmp_path, builder_of(checkpoint), notes.append)
     assert notes == ["1 of 3 pictures unreadable"]
     assert [len(case.pictures) for case in cases] == [1, 1]
-    assert all(case.prompt.turns == 3 and len(case.answer) > 5 for case in cases)
+    assert [case.prompt.turns for case in cases] == [3, 0]  # every second one is asked once, as most pictures are
+    assert all(len(case.answer) > 5 for case in cases)
     assert list(cases[0].answer) != list(cases[1].answer)  # each time another question is the last one
 
 

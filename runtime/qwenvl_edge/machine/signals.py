@@ -25,7 +25,8 @@ class Terminated(KeyboardInterrupt):
 def terminable() -> Iterator[None]:
     """Raise Terminated in the main thread at the first such signal within the block; later signals are ignored.
 
-    A signal that is ignored already (SIGHUP under nohup) stays ignored.
+    A signal that is ignored already (SIGHUP under nohup) stays ignored. Native code that was interrupted may raise an
+    error of its own instead, or go on: the block ends as interrupted all the same.
     """
     before = {number: signal.getsignal(number) for number in _numbers()}
     usual = (signal.SIG_DFL, signal.default_int_handler)
@@ -33,15 +34,24 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # only the main thread may handle signals
 
+    came: list[KeyboardInterrupt] = []
+
     def end(number: int, _: object) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+        came.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
+        raise came[0]
 
     for number in numbers:
         signal.signal(number, end)
     try:
         yield
+        if came:
+            raise came[0]
+    except Exception:
+        if came:
+            raise came[0] from None
+        raise
     finally:
         for number in numbers:
             signal.signal(number, before[number])

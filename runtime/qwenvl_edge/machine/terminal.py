@@ -22,6 +22,11 @@ class OutputError(Exception):
         self.reason = reason
 
 
+def printable(text: str) -> str:
+    """Return `text` as one line that does nothing to a terminal: what cannot be printed as Python writes it (\\n)."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def hold_standard_streams() -> None:
     """Put the null device in the place of a closed standard input, output or error.
 

@@ -18,11 +18,13 @@ from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.inputs.options import check_fields, number, optional, text, whole
 from qwenvl_edge.inputs.pictures import Picture
 from qwenvl_edge.inputs.prompt import check_text
+from qwenvl_edge.machine.terminal import printable
 from qwenvl_edge.replies.reply import Reply
 
 if TYPE_CHECKING:
     from qwenvl_edge.inputs.options import Overrides
 
+_LINE = 500
 _REASON = 200  # characters of a library's message
 _LINES = 64  # remembered
 _NO_CAMERA = -1  # the frame number of a picture that came with its question
@@ -55,7 +57,9 @@ class Messages:
             self.log(f"{what}: it cannot be used: {type(error).__name__}: {reason}.")
 
     def log(self, line: str) -> None:
-        """Log a line, unless it was logged a moment ago."""
+        """Log one line of at most _LINE characters, unless it was logged a moment ago."""
+        line = printable(line)
+        line = line if len(line) <= _LINE else f"{line[: _LINE - 3]}..."
         now = time.monotonic()
         if now - self._said.get(line, -math.inf) < self.REPEAT_S:
             return

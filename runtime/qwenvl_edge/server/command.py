@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,9 +140,32 @@ def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
     except OSError as error:
         raise QwenVLError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.") from None
     host, port = listening.getsockname()[:2]
-    with Logging(settings.log_format):
+    server = uvicorn.Server(uvicorn_config(engine, settings))
+    with _sigterm_last(server), Logging(settings.log_format):
         log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-        uvicorn.Server(uvicorn_config(engine, settings)).run(sockets=[listening])
+        server.run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _sigterm_last(server: uvicorn.Server) -> Iterator[None]:
+    """Let SIGTERM end the process after the block: uvicorn sends it again as soon as it has stopped, before the last
+    log lines are written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    came = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        server.should_exit = True
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def uvicorn_config(engine: QwenVLEngine, settings: ServerSettings) -> uvicorn.Config:

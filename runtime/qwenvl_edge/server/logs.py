@@ -14,6 +14,8 @@ from collections import deque
 from types import TracebackType
 from typing import Any
 
+from qwenvl_edge.machine.terminal import printable
+
 LOGGER = logging.getLogger("qwenvl_edge.server")
 _OWN = (LOGGER.name, "uvicorn.error", "asyncio", "py.warnings")
 _RATE = 100  # lines per second, after a burst
@@ -47,8 +49,7 @@ class TextFormatter(logging.Formatter):
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         fields = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
         error = f" | {self.formatException(record.exc_info)}" if record.exc_info else ""
-        line = f"{_time(record)} {level}{record.getMessage().strip()}{fields}{error}"
-        return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+        return printable(f"{_time(record)} {level}{record.getMessage().strip()}{fields}{error}")
 
 
 class StderrHandler(logging.Handler):

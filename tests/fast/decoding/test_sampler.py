@@ -331,6 +331,35 @@ def test_extreme_temperatures() -> None:
     np.testing.assert_allclose(probabilities, 0.01)
 
 
+EXTREME = st.sampled_from([5e-324, 1e-40, 1.0, 1e39, 1e308])
+
+
+@given(
+    EXTREME,
+    EXTREME,
+    st.sampled_from([1.0, -1.0]),
+    EXTREME,
+    st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=4),
+)
+def test_options_however_large_leave_logits_usable(
+    repetition: float, other: float, sign: float, temperature: float, values: list[float]
+) -> None:
+    logits = np.array(values, np.float32)
+    sampler = Sampler(
+        SamplingParams(
+            temperature=temperature,
+            repetition_penalty=repetition,
+            presence_penalty=sign * other,
+            frequency_penalty=-sign * other,
+            logit_bias={1: -sign * other, 2: sign * other},
+            banned_ids=(3,),
+            seed=1,
+        )
+    )
+    ids, probabilities = sampler.distribution(logits, [0, 1, 2, 2], prompt_length=1)
+    assert 3 not in ids and np.isfinite(probabilities).all() and probabilities.sum() == pytest.approx(1)
+
+
 def test_concurrent_calls_are_safe() -> None:
     sampler = Sampler(SamplingParams(top_p=0.9, repetition_penalty=1.2, seed=1))
     rows = [row_of(3000 + 500 * i, seed=i) for i in range(4)]

@@ -1,0 +1,56 @@
+"""Programs that are asked to end: by an exception, even where native code made another one of it."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from qwenvl_edge.machine.signals import Terminated, terminable
+
+
+def send(number: int) -> None:
+    signal.raise_signal(number)
+
+
+def test_a_signal_ends_the_block():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated) as caught, terminable():
+        send(signal.SIGTERM)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_error_made_of_an_interruption_is_the_interruption():
+    with pytest.raises(KeyboardInterrupt) as caught, terminable():
+        try:
+            send(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("the shape is not known") from None
+    assert not isinstance(caught.value, Terminated)
+
+
+def test_an_interruption_that_was_swallowed_counts_at_the_end():
+    went_on = False
+    with pytest.raises(Terminated), terminable():
+        try:
+            send(signal.SIGHUP)
+        except KeyboardInterrupt:
+            went_on = True
+    assert went_on
+
+
+def test_a_second_signal_does_not_disturb_what_is_being_removed():
+    removed = False
+    with pytest.raises(Terminated), terminable():
+        try:
+            send(signal.SIGTERM)
+        finally:
+            send(signal.SIGINT)
+            removed = True
+    assert removed
+
+
+def test_errors_of_an_undisturbed_block_are_its_own():
+    with pytest.raises(ValueError, match="own"), terminable():
+        raise ValueError("own")
