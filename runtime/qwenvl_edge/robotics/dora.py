@@ -20,7 +20,8 @@ from qwenvl_edge.families.boxes import Box
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import add_prompt_options, node_parser, open_engine, read_settings, run_command
 from qwenvl_edge.robotics.images import frame_to_rgb
-from qwenvl_edge.robotics.node import Messages, NodeAnswer, VlmNode
+from qwenvl_edge.robotics.messages import Messages
+from qwenvl_edge.robotics.node import NodeAnswer, VlmNode
 
 _ALL_INPUTS_CLOSED = "ALL_INPUTS_CLOSED"
 _TIMEOUT = "Timeout event stream error"  # how `next` says that nothing came in time

@@ -22,7 +22,8 @@ from qwenvl_edge.families.boxes import Box
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import run_command
 from qwenvl_edge.robotics.images import message_to_rgb, raw_to_rgb
-from qwenvl_edge.robotics.node import Messages, NodeAnswer, NodeSettings, Question, VlmNode
+from qwenvl_edge.robotics.messages import Messages
+from qwenvl_edge.robotics.node import NodeAnswer, NodeSettings, Question, VlmNode
 
 _NAME = "qwenvl"
 _DIAGNOSTICS_S = 1.0

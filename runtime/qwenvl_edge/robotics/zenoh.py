@@ -22,7 +22,8 @@ from qwenvl_edge.inputs.pictures import load_picture
 from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.robotics.command import node_parser, open_engine, read_settings, run_command
 from qwenvl_edge.robotics.images import compressed_to_rgb
-from qwenvl_edge.robotics.node import Messages, NodeAnswer, Question, VlmNode
+from qwenvl_edge.robotics.messages import Messages
+from qwenvl_edge.robotics.node import NodeAnswer, Question, VlmNode
 
 _WAITING = 16  # queries; more wait in the transport, where the asker's own timeout rules
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwenvl_edge.robotics import node as node_module
 from qwenvl_edge.robotics.dora import DoraNode
+from qwenvl_edge.robotics.messages import Messages
 from qwenvl_edge.robotics.node import VlmNode
 from qwenvl_edge.robotics.ros2 import RosNode, import_ros
 from qwenvl_edge.robotics.zenoh import ZenohNode
@@ -69,7 +69,7 @@ def vlm(tmp_path):
 
 @pytest.fixture(autouse=True)
 def every_line(monkeypatch):
-    monkeypatch.setattr(node_module.Messages, "REPEAT_S", 0.0)
+    monkeypatch.setattr(Messages, "REPEAT_S", 0.0)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_ros(vlm, parts, data):
 @given(payload=VALUES | ANY, attachment=VALUES | ANY)
 def test_zenoh(vlm, payload, attachment, capsys):
     node = ZenohNode.__new__(ZenohNode)
-    node._vlm, node._json, node._messages = vlm, "json", node_module.Messages(lambda line: None)
+    node._vlm, node._json, node._messages = vlm, "json", Messages(lambda line: None)
     node._take_frame(SimpleNamespace(key_expr="camera", payload=payload))
     answers: list[Any] = []
     query = SimpleNamespace(payload=payload, attachment=attachment, key_expr="ask")
@@ -138,9 +138,9 @@ def test_zenoh(vlm, payload, attachment, capsys):
 
 
 def test_the_same_line_is_logged_once_in_a_while(monkeypatch):
-    monkeypatch.setattr(node_module.Messages, "REPEAT_S", 60.0)
+    monkeypatch.setattr(Messages, "REPEAT_S", 60.0)
     lines: list[str] = []
-    messages = node_module.Messages(lines.append)
+    messages = Messages(lines.append)
     for _ in range(5):
         with messages.passing_over("image"):
             raise ValueError("a\nb")
