@@ -48,7 +48,7 @@ def test_an_answer_crosses_few_files(engine):
         reply = engine.chat("Where is the red mug?", images=[NANO / "demo.png"])
     assert len(reply.boxes) == 1 and reply.stats.images_encoded == 1
     assert {"engine.py", "backends/onnxruntime/cpu.py", "decoding/sampler.py", "families/boxes.py"} <= files
-    assert len(files) <= 19, sorted(files)  # 18 and the reading of picture files, inputs/image_files.py
+    assert len(files) <= 18, sorted(files)
 
 
 def test_a_raw_prompt_is_continued(engine):

@@ -9,8 +9,8 @@ from support.scripted import ScriptedBackend, engine
 ANSWER = "<ref>the mug</ref><box>(100,200),(500,1000)</box> stands here.<|im_end|>"
 PIXELS = np.full((20, 40, 3), 200, np.uint8)
 
-MOST_FOR_AN_ANSWER = 17
-"""One fewer than with a real backend, which brings a file of its own: tests/e2e/test_nano.py counts with one."""
+MOST_FOR_AN_ANSWER = 16
+"""Two fewer than tests/e2e/test_nano.py allows: a real backend and an image file bring a file each."""
 MOST_FOR_A_PICTURE = 12
 
 

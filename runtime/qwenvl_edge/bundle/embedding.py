@@ -23,11 +23,19 @@ class EmbeddingTable:
     def __init__(self, path: Path, dtype: str, shape: tuple[int, int]):
         self.shape = shape
         self._dtype = dtype
-        self._table: npt.NDArray[Any] = np.memmap(path, dtype=_STORED[dtype], mode="r", shape=shape)
+        self._table: npt.NDArray[Any] = np.asarray(np.memmap(path, dtype=_STORED[dtype], mode="r", shape=shape))
+
+    @property
+    def stored(self) -> npt.NDArray[Any] | EmbeddingTable:
+        """The table whose rows `stored[ids]` an assignment to a float32 array widens, with no copy in between.
+
+        It is the mapped array, but for bfloat16, which NumPy does not know: then it is this table.
+        """
+        return self if self._dtype == "bfloat16" else self._table
 
     def __getitem__(self, ids: Any) -> npt.NDArray[np.float32]:
         """Ids of any shape [...] -> float32 [..., H]."""
-        rows = np.asarray(self._table[ids])
+        rows = self._table[ids]
         if self._dtype == "bfloat16":
             wide: npt.NDArray[np.float32] = (rows.astype("<u4") << 16).view("<f4")
             return wide

@@ -185,6 +185,7 @@ class SequenceDecoder:
     ) -> None:
         self._backend = backend
         self.embedding = embedding
+        self._stored_rows = embedding.stored
         self.decodable = decodable
         self.capacity = capacity
         self.reused = 0
@@ -277,7 +278,7 @@ class SequenceDecoder:
         """Compute tokens [T] after those in the cache, in one call; logits [wanted, V] of the last `wanted` tokens."""
         cache, count = self._slot.cache, len(tokens)
         embeds = self._embeds[:, :count]
-        embeds[0] = self.embedding[tokens]
+        embeds[0] = self._stored_rows[tokens]  # widens them to float32
         self._write_index[0] = cache.length
         rotary = self.positions.rows(cache.length, count)
         try:

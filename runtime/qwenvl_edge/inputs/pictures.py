@@ -151,20 +151,20 @@ def load_picture(
         ImageError: the source is missing, unreadable, truncated, empty, larger than check_size allows, or of another
             type.
     """
-    from qwenvl_edge.inputs.image_files import decode, image_to_rgb, read_file  # which has its limits from here
-
     check_channel_order(channel_order)
     _check_flag(as_published)
     if isinstance(source, Picture):
         return source
+    if is_array(source):
+        return freeze(array_to_rgb(source, channel_order, name, as_published=as_published), name)
+    from qwenvl_edge.inputs.image_files import decode, image_to_rgb, read_file  # which has its limits from here
+
     if isinstance(source, Image.Image):
         return freeze(image_to_rgb(source, name, as_published=as_published), name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return freeze(decode(io.BytesIO(bytes(source)), name, as_published=as_published), name)
     if isinstance(source, (str, os.PathLike)):
         return freeze(read_file(source, as_published=as_published), os.fspath(source))
-    if is_array(source):
-        return freeze(array_to_rgb(source, channel_order, name, as_published=as_published), name)
     raise ImageError(
         f"{name} is of type {type(source).__name__}; give a uint8 array, a Pillow image, the bytes of an "
         "image file or a path."
