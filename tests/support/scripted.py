@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenvl_edge.backends.base import Backend, DeepFeatures, KVCache, check_placed, splice
-from qwenvl_edge.backends.checks import check_copy, check_tokens
+from qwenvl_edge.backends.base import Backend, DeepFeatures, KVCache, splice
+from qwenvl_edge.backends.checks import check_copy, check_placed, check_tokens
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import (
     DEEPSTACK,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.backends.checks import check_room, check_tokens
+from qwenvl_edge.backends.checks import check_placed, check_room, check_tokens
 from qwenvl_edge.backends.kept import cache_bytes
 from qwenvl_edge.bundle.contract import (
     DEEPSTACK,
@@ -294,23 +294,6 @@ def check_finite(values: FloatArray, stage: str) -> None:
             f"the {stage} hold NaN or infinity: the weights or the input are broken, or the precision overflows; "
             "check the bundle with `qwenvl verify`."
         )
-
-
-def check_placed(pictures: Sequence[Placed], tokens: int, features_type: type[Features]) -> None:
-    """Check the pictures of a call of `tokens` tokens.
-
-    Raises:
-        BackendError: features are not of `features_type`, or lie outside the call or their picture.
-    """
-    for picture in pictures:
-        if not isinstance(picture.features, features_type):
-            raise BackendError("the pictures have features of another backend; encode them with this one.")
-        at, first, count = picture.at, picture.first, picture.count
-        if min(at, first, count - 1) < 0 or at + count > tokens or first + count > len(picture.features):
-            raise BackendError(
-                f"features {first}..{first + count - 1} at token {at} do not fit {tokens} tokens and "
-                f"{len(picture.features)} rows of features."
-            )
 
 
 def check_features(features: Features, rows: int, features_type: type[Features]) -> None:

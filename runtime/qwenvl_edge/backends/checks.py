@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from qwenvl_edge.bundle.contract import (
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError, ContextError
 from qwenvl_edge.families.base import RotaryRows
+
+if TYPE_CHECKING:
+    from qwenvl_edge.backends.base import Features, Placed
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -86,6 +90,23 @@ def check_room(cache: CacheSize, needed: int) -> None:
         raise ContextError(
             f"{needed:,} tokens do not fit into a KV cache of {cache.capacity:,}: {needed - cache.capacity:,} too many."
         )
+
+
+def check_placed(pictures: Sequence[Placed], tokens: int, features_type: type[Features]) -> None:
+    """Check the pictures of a call of `tokens` tokens.
+
+    Raises:
+        BackendError: features are not of `features_type`, or lie outside the call or their picture.
+    """
+    for picture in pictures:
+        if not isinstance(picture.features, features_type):
+            raise BackendError("the pictures have features of another backend; encode them with this one.")
+        at, first, count = picture.at, picture.first, picture.count
+        if min(at, first, count - 1) < 0 or at + count > tokens or first + count > len(picture.features):
+            raise BackendError(
+                f"features {first}..{first + count - 1} at token {at} do not fit {tokens} tokens and "
+                f"{len(picture.features)} rows of features."
+            )
 
 
 def check_copy(source: CacheSize, target: CacheSize, tokens: int, row: int) -> None:
