@@ -37,6 +37,6 @@ class EmbeddingTable:
         """Ids of any shape [...] -> float32 [..., H]."""
         rows = self._table[ids]
         if self._dtype == "bfloat16":
-            wide: npt.NDArray[np.float32] = (rows.astype("<u4") << 16).view("<f4")
-            return wide
-        return rows.astype(np.float32)
+            rows = (rows.astype("<u4") << 16).view("<f4")
+        wide: npt.NDArray[np.float32] = rows.astype(np.float32)
+        return wide
