@@ -221,6 +221,27 @@ def test_a_bundle_of_another_version(tiny_bundle, tmp_path, change, match):
         OnnxRuntimeBackend(older, threads=1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"num_layers": 4}, "has 2 layers, but bundle.json says 4"),
+        (
+            {"num_kv_heads": 2},
+            r"has past_key_values.0.key of shape \[B, 4, C, 64\], but bundle.json says \[\?, 2, \?, 64\]",
+        ),
+        ({"head_dim": 32}, r"has rope_cos of shape \[B, T, 32\], but bundle.json says \[\?, \?, 16\]"),
+        ({"hidden_size": 128}, r"has image_features of shape .*, 256\], but bundle.json says .*, 128\]"),
+        ({"vocab_size": 2305}, r"has logits of shape \[B, K, 2304\], but bundle.json says \[\?, \?, 2305\]"),
+    ],
+)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_bundle_json_of_another_model(tiny_bundle, dialect, changes, match):
+    model = dataclasses.replace(tiny_bundle.manifest.model, **changes)
+    bundle = Bundle(tiny_bundle.path, dataclasses.replace(tiny_bundle.manifest, model=model))
+    with pytest.raises(BackendError, match=match):
+        OnnxRuntimeBackend(bundle, threads=1, dialect=dialect)
+
+
 def test_a_copied_prefix_continues_like_the_original(backend):
     source, target = backend.new_cache(1, 16), backend.new_cache(2, 8)
     embeds = np.random.default_rng(0).normal(size=(1, 5, HIDDEN)).astype(np.float32)

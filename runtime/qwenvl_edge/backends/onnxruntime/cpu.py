@@ -13,7 +13,6 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from qwenvl_edge.backends.base import (
 )
 from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_pixels
 from qwenvl_edge.backends.kept import check_picture_fits
+from qwenvl_edge.backends.onnxruntime.graph_checks import check_decoder, check_vision
 from qwenvl_edge.backends.onnxruntime.session import (
     cache_note,
     can_run,
@@ -47,7 +47,6 @@ from qwenvl_edge.backends.onnxruntime.session import (
 )
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import (
-    DEEPSTACK,
     DEEPSTACK_FEATURES,
     IMAGE_FEATURES,
     INPUTS_EMBEDS,
@@ -58,9 +57,6 @@ from qwenvl_edge.bundle.contract import (
     ONNXRUNTIME,
     PAST,
     PIXEL_VALUES,
-    QUERY_SCALE,
-    ROPE_COS,
-    ROPE_SIN,
     STANDARD,
     TOTAL_LENGTH,
     WRITE_INDICES,
@@ -72,7 +68,6 @@ from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.clips import Visual
 
 _DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
-_INPUTS = (INPUTS_EMBEDS, LOGITS_INDICES, ROPE_COS, ROPE_SIN)
 _PATCHES_AT_ONCE = 4096  # of a clip
 CacheArrays = Mapping[str, npt.NDArray[Any]]
 
@@ -127,7 +122,8 @@ class OnnxRuntimeBackend(Backend):
             )
         self._vision = open_session(bundle, vision_graph(bundle, dialect), threads, "vision")
         self._decoder = open_session(bundle, graphs.decoder[dialect], threads, "decoder")
-        check_inputs(self._decoder, bundle.file(graphs.decoder[dialect]), dialect, self.model)
+        check_vision(self._vision, bundle.file(vision_graph(bundle, dialect)), self.model, self.family)
+        check_decoder(self._decoder, bundle.file(graphs.decoder[dialect]), dialect, self.model)
         self.features_type: type[Features] = DeepFeatures if self.model.deepstack_layers else np.ndarray
         # By name: dtype, heads, and the shape after the capacity: [D], or [] of a scale.
         self._cache = {
@@ -264,22 +260,3 @@ def last_indices(write_indices: IntArray, tokens: int) -> npt.NDArray[np.int32]:
     """Return the cache position of each row's last token [B], from that of its first."""
     last: npt.NDArray[np.int32] = (write_indices + (tokens - 1)).astype(np.int32)
     return last
-
-
-def check_inputs(decoder: ort.InferenceSession, path: Path, dialect: str, model: ModelInfo) -> None:
-    """Check that a decoder from `path` has the inputs of its dialect, beside the cache's.
-
-    Raises:
-        BackendError: it has other inputs, because another version exported it.
-    """
-    found = {node.name for node in decoder.get_inputs() if not node.name.startswith(PAST)}
-    wanted = {*_INPUTS, *((WRITE_INDICES,) if dialect == STANDARD else (LAST_INDICES, TOTAL_LENGTH))}
-    wanted |= found & {QUERY_SCALE}  # there where the family scales queries
-    wanted |= {DEEPSTACK} if model.deepstack_layers else set()
-    differences = [f"lacks the input {name}" for name in sorted(wanted - found)]
-    differences += [f"has the unknown input {name}" for name in sorted(found - wanted)]
-    if differences:
-        raise BackendError(
-            f'"{path}" {" and ".join(differences)}: the bundle was exported by another version of Qwen-VL Edge; '
-            "export it again."
-        )

@@ -14,8 +14,8 @@ from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, KVCache, Plac
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
 from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
-from qwenvl_edge.backends.onnxruntime.cpu import check_inputs
 from qwenvl_edge.backends.onnxruntime.gpu_graphs import Exchange, OrtDecoder, OrtVision
+from qwenvl_edge.backends.onnxruntime.graph_checks import check_decoder, check_vision
 from qwenvl_edge.backends.onnxruntime.session import cache_note, failed, give_weights
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import ONNXRUNTIME
@@ -55,7 +55,8 @@ class OnnxRuntimeCudaBackend(Backend):
             decoder = self._session(bundle, name, "decoder")
             refusal = str(error)
         self.captures = not refusal
-        check_inputs(decoder, bundle.file(name), ONNXRUNTIME, self.model)
+        check_vision(vision, bundle.file(manifest.graphs.vision), self.model, self.family)
+        check_decoder(decoder, bundle.file(name), ONNXRUNTIME, self.model)
         exchange = Exchange(self.cuda, self.stream)
         float_type = _FLOATS[manifest.precision.compute["decoder"]]
         self._decoder = OrtDecoder(
