@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kept import MEMORY_MB
-from qwenvl_edge.backends.select import BackendOptions, EngineOptions, own_backend, select_backend
+from qwenvl_edge.backends.select import EngineOptions
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.decoding.batcher import Batcher
-from qwenvl_edge.decoding.pipeline import Answerer, FeatureCache, Guard
 from qwenvl_edge.decoding.scheduler import answer_all
-from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
-from qwenvl_edge.errors import ContextError, PromptError, QwenVLError
-from qwenvl_edge.families import open_family
-from qwenvl_edge.families.pieces import PixelLimits
+from qwenvl_edge.engine_parts import open_parts
+from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.inputs.clips import Videos
 from qwenvl_edge.inputs.options import anything, check, list_of, pixel_limits, text, whole
-from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, PictureLoader
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.inputs.prompt import Message, check_text
-from qwenvl_edge.inputs.request import Request, RequestBuilder
-from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
+from qwenvl_edge.inputs.request import Request
 from qwenvl_edge.machine.forks import keep
 from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.replies.stream import Stream
@@ -76,7 +72,7 @@ class QwenVLEngine:
         max_pixels: int | None = None,
         number_pictures: bool = False,
     ) -> None:
-        given = EngineOptions(
+        self._options = EngineOptions(
             threads,
             max_context,
             backend,
@@ -89,56 +85,19 @@ class QwenVLEngine:
             number_pictures,
         )
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        manifest = self.bundle.manifest
-        model = manifest.model
-        _check_capacity(given.max_context, model.max_position_embeddings)
-        chunk, memory_mb = given.prefill_chunk, given.cache_memory_mb
-        self._family = open_family(manifest)
-        limits = PixelLimits(given.min_pixels, given.max_pixels)
-        self._family.largest_layout(limits)  # refuses limits that leave no token
-        if isinstance(given.backend, Backend):
-            self._selection = own_backend(given.backend, self.bundle)
-        else:
-            options = BackendOptions(self.bundle, given.threads, given.max_context, chunk, memory_mb, limits)
-            self._selection = select_backend(options, given.backend, given.device)
-        opened = self._selection.backend
-        most = opened.limits.max_context or model.max_position_embeddings
-        self.max_context = _check_capacity(given.max_context, most, opened.description)
-        self._tokenizer = self._open_tokenizer()
-        self._pictures = PictureLoader(given.channel_order, opened.load_frame)
-        self._requests = RequestBuilder(
-            self._family,
-            self._tokenizer,
-            self._pictures.load,
-            defaults=manifest.generation,
-            max_context=self.max_context,
-            limits=limits,
-            numbered=given.number_pictures,
-        )
-        stop = self._family.stop_sequences(manifest.generation.chat_format, self._tokenizer.encode)
-        self._decoder = SequenceDecoder(
-            opened,
-            self.bundle.embedding,
-            capacity=self.max_context,
-            decodable=self._family.decodable,
-            chunk=min(chunk, self.max_context),
-            memory_bytes=memory_mb << 20,
-        )
-        self._guard = Guard(self.bundle.unhashed + opened.unhashed)
-        self._answerer = Answerer(
-            self._family,
-            self._tokenizer,
-            FeatureCache(opened, self._family),
-            self._decoder,
-            stop=stop,
-            guard=self._guard,
-        )
-        self._options = given
+        parts = open_parts(self.bundle, self._options)
+        self.max_context = parts.max_context
+        self._family = parts.family
+        self._selection = parts.selection
+        self._tokenizer = parts.tokenizer
+        self._pictures = parts.pictures
+        self._requests = parts.requests
+        self._answerer = parts.answerer
         keep(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the bundle's folder and the options: an engine is opened again where it is unpickled."""
-        self._guard.check()
+        self._answerer.check()
         if isinstance(self._options.backend, Backend):
             raise QwenVLError("an engine on a backend of the caller's cannot be copied or pickled; open one there.")
         return _reopen, (self.bundle.path.absolute(), vars(self._options))
@@ -149,7 +108,7 @@ class QwenVLEngine:
         Raises:
             BundleError: one differs. Every call raises this error once it is known.
         """
-        self._guard.check_files()
+        self._answerer.check_files()
 
     def describe(self) -> str:
         """Return the backend and its device, and why no faster one runs the bundle."""
@@ -235,7 +194,7 @@ class QwenVLEngine:
         Pictures count with the rows that they take, and turns of the history that chat leaves out do not count. A
         prompt too long for the context is counted too. Arguments and errors are those of chat.
         """
-        self._guard.check()
+        self._answerer.check()
         limits = pixel_limits(min_pixels, max_pixels)
         return self._requests.count(message, images, history, system, video, limits)
 
@@ -351,21 +310,9 @@ class QwenVLEngine:
         wanted = check(name, wanted, whole("a whole number of at least 1", least=1))
         return min(wanted, self._selection.backend.limits.max_batch or wanted)
 
-    def _open_tokenizer(self) -> Tokenizer:
-        file = self.bundle.file(self.bundle.manifest.tokenizer)
-        return open_tokenizer(self._family, file, self.bundle.manifest.model.vocab_size)
-
 
 def _reopen(path: Path, options: dict[str, Any]) -> QwenVLEngine:
     return QwenVLEngine(path, **options)
-
-
-def _check_capacity(wanted: int | None, maximum: int, whose: str = "the model") -> int:
-    if wanted is None:
-        return maximum
-    if not 1 <= wanted <= maximum:
-        raise ContextError(f"max_context is {wanted:,}; {whose} takes 1 to {maximum:,} tokens.")
-    return wanted
 
 
 def _check_phrase(phrase: str) -> str:

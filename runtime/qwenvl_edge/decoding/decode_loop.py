@@ -1,58 +1,28 @@
-"""The decode loop of one answer: propose, compute, draw, write, until something ends it."""
+"""The decode loop of one answer: propose, compute, draw, write, until something ends it and the reply is made."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sampler import Sampler
+from qwenvl_edge.decoding.scores import Scores
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder, TokenSequence
 from qwenvl_edge.decoding.thinking import Guide
+from qwenvl_edge.families.base import Family
 from qwenvl_edge.inputs.options import GenerationOptions
-from qwenvl_edge.replies.answer_writer import AnswerWriter
-from qwenvl_edge.replies.reply import FinishReason, TokenLogprob
+from qwenvl_edge.inputs.request import Control, Request
+from qwenvl_edge.replies.answer_writer import AnswerWriter, make_reply
+from qwenvl_edge.replies.reply import FinishReason, Reply, Stats
+from qwenvl_edge.replies.stream import Thought
 
 FloatArray = npt.NDArray[np.float32]
 _NOTHING = np.empty(0, np.int64)
-
-
-class Scores:
-    """Log-probabilities of an answer's tokens, in their order, as the logits before each are computed.
-
-    Args:
-        sequence: prompt and answer.
-        alternatives: how many of the likeliest tokens are given with each token.
-        bytes_of: the bytes of ids.
-
-    found: one entry per token scored so far.
-    """
-
-    def __init__(
-        self, sequence: TokenSequence, sampler: Sampler, alternatives: int, bytes_of: Callable[[list[int]], bytes]
-    ) -> None:
-        self._sequence = sequence
-        self._sampler = sampler
-        self._alternatives = alternatives
-        self._bytes_of = bytes_of
-        self.found: list[TokenLogprob] = []
-
-    @property
-    def missing(self) -> int:
-        """Number of tokens of the answer that are not scored."""
-        return len(self._sequence) - self._sequence.prompt_length - len(self.found)
-
-    def add(self, logits: FloatArray) -> None:
-        """Score the first token that is not scored, from the logits [V] before it."""
-        token = int(self._sequence.tokens[self._sequence.prompt_length + len(self.found)])
-        top = tuple(self._entry(*each) for each in self._sampler.top_log_probs(logits, self._alternatives))
-        self.found.append(self._entry(token, self._sampler.log_prob(logits, token), top))
-
-    def _entry(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        return TokenLogprob(token, self._bytes_of([token]), logprob, top)
 
 
 class Generation:
@@ -228,3 +198,72 @@ class Generation:
             self.finish_reason = "length"
         elif sequence.full:
             self.finish_reason = "context"
+
+
+@dataclass
+class Work:
+    """A request under way and what it cost so far; `run` is there once the prompt is computed."""
+
+    request: Request
+    control: Control
+    writer: AnswerWriter
+    run: Generation | None = None
+    image_s: float = 0.0
+    prefill_s: float = 0.0
+    ttft_s: float = 0.0
+    images_encoded: int = 0
+    reused_tokens: int = 0
+    prefill_tokens: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """True if the answer has ended, by itself or from outside."""
+        return self.run is None or self.run.finish_reason is not None or self.control.reason is not None
+
+    def told(self, piece: str) -> Iterator[str]:
+        """Yield the reasoning that became certain, if any, and then a piece of the answer's text."""
+        if thought := self.writer.take_thought():
+            yield Thought(thought)
+        yield piece
+
+    def finish(self) -> str:
+        """End the answer's text, whatever ended the answer; return the rest of it."""
+        closing = self.run.close() if self.run else ""
+        return closing + self.writer.finish()
+
+    def reply(self, family: Family) -> Reply:
+        """Return the reply of the finished answer; the request's matcher is given back."""
+        request, run = self.request, self.run
+        complete = None
+        if request.matcher is not None:
+            complete = request.matcher.is_whole(self.writer.raw_text)
+            request.matcher.release()
+        found = () if run is None or run.scores is None else tuple(run.scores.found)
+        return make_reply(
+            family,
+            request,
+            self.writer,
+            reason=(run.finish_reason if run else None) or self.control.reason or "cancelled",
+            complete=complete,
+            stats=self._stats(),
+            logprobs=None if request.options.logprobs is None else found,
+        )
+
+    def _stats(self) -> Stats:
+        request, run = self.request, self.run
+        return Stats(
+            image_ms=self.image_s * 1e3,
+            prefill_ms=self.prefill_s * 1e3,
+            ttft_ms=self.ttft_s * 1e3,
+            token_ms=tuple(run.token_ms) if run else (),
+            prompt_tokens=len(request.prompt.ids),
+            reused_tokens=self.reused_tokens,
+            prefill_tokens=self.prefill_tokens,
+            image_tokens=sum(span.length for span in request.prompt.spans),
+            new_tokens=run.new_tokens if run else 0,
+            proposed_tokens=run.proposed_tokens if run else 0,
+            forced_tokens=run.forced_tokens if run else 0,
+            accepted_tokens=run.accepted_tokens if run else 0,
+            images_encoded=self.images_encoded,
+            history_turns_dropped=len(request.history) - request.prompt.turns,
+        )

@@ -9,7 +9,6 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from qwenvl_edge.backends.base import Backend, Features, check_features
 from qwenvl_edge.backends.kept import FEATURES_BYTES, FEATURES_KEPT, feature_row_bytes
 from qwenvl_edge.bundle.hashing import BackgroundCheck, LargeFile
-from qwenvl_edge.decoding.decode_loop import Generation
+from qwenvl_edge.decoding.decode_loop import Generation, Work
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sequence_decoder import SequenceDecoder
 from qwenvl_edge.decoding.thinking import Guide, ThinkingGuide
@@ -27,9 +26,8 @@ from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from qwenvl_edge.machine.forks import Owner
-from qwenvl_edge.replies.answer_writer import AnswerWriter, make_reply
-from qwenvl_edge.replies.reply import Reply, Stats
-from qwenvl_edge.replies.stream import Thought
+from qwenvl_edge.replies.answer_writer import AnswerWriter
+from qwenvl_edge.replies.reply import Reply
 
 FloatArray = npt.NDArray[np.float32]
 _POLL_S = 0.02  # how often a waiting caller looks whether it was cancelled, which may come from a signal
@@ -56,8 +54,7 @@ class Turns:
         Raises:
             QwenVLError: this thread holds the turn already, or this process was forked from the engine's.
         """
-        if not self._is_here():
-            self._process.check()
+        self.check()
         if self._owner == threading.get_ident():
             raise QwenVLError("a stream of this engine is still open in this thread; read it to its end or close it.")
         if not self._acquire(give_up):
@@ -70,6 +67,11 @@ class Turns:
             self._owner = None
             if self._is_here():  # in a forked child another thread may have left the lock taken
                 self._release()
+
+    def check(self) -> None:
+        """Raise BackendError in a process that was forked from the engine's."""
+        if not self._is_here():
+            self._process.check()
 
     def _is_here(self) -> bool:
         return os.getpid() == self._process.pid
@@ -114,38 +116,6 @@ class Turns:
             self._waiting.popleft().set()
 
 
-class Guard:
-    """Stands before an engine's answers.
-
-    Args:
-        files: what is not hashed yet; it is hashed in the background, slowly while an answer is computed.
-
-    turns: the lock that a thread holds while it computes.
-    """
-
-    def __init__(self, files: Sequence[LargeFile] = ()) -> None:
-        self.turns = turns = Turns()
-        self._process = Owner("the engine")
-        self._files = BackgroundCheck(files, lambda: turns.busy)
-        weakref.finalize(self, self._files.stop).atexit = False
-
-    def check(self) -> None:
-        """Check that there may be answers.
-
-        Raises:
-            BackendError: this process was forked from the one that opened the engine.
-            BundleError: a file was altered.
-        """
-        if os.getpid() != self._process.pid or self._files.failure is not None:
-            self._process.check()
-            self._files.check()
-
-    def check_files(self) -> None:
-        """Wait until all files are hashed. Raises as check."""
-        self._process.check()
-        self._files.wait()
-
-
 class FeatureCache:
     """Encodes pictures and clips; the features of those used last stay where the backend wants them.
 
@@ -185,38 +155,12 @@ class FeatureCache:
         return sum(map(len, self._kept.values()))
 
 
-@dataclass
-class Work:
-    """A request under way and what it cost so far; `run` is there once the prompt is computed."""
-
-    request: Request
-    control: Control
-    writer: AnswerWriter
-    run: Generation | None = None
-    image_s: float = 0.0
-    prefill_s: float = 0.0
-    ttft_s: float = 0.0
-    images_encoded: int = 0
-    reused_tokens: int = 0
-    prefill_tokens: int = 0
-
-    @property
-    def ended(self) -> bool:
-        """True if the answer has ended, by itself or from outside."""
-        return self.run is None or self.run.finish_reason is not None or self.control.reason is not None
-
-    def finish(self) -> str:
-        """End the answer's text, whatever ended the answer; return the rest of it."""
-        closing = self.run.close() if self.run else ""
-        return closing + self.writer.finish()
-
-
 class Answerer:
     """Answers requests, one call after another in the order in which they came.
 
     Args:
         stop: id sequences that end an answer.
-        guard: checked before an answer.
+        files: what is not hashed yet; it is hashed in the background, slowly while an answer is computed.
 
     turns: the lock that a thread holds while it computes. decoder: prefills all prompts.
     """
@@ -229,43 +173,53 @@ class Answerer:
         decoder: SequenceDecoder,
         *,
         stop: Sequence[tuple[int, ...]],
-        guard: Guard | None = None,
+        files: Sequence[LargeFile] = (),
     ) -> None:
-        self._guard = guard or Guard()
         self._family = family
         self._tokenizer = tokenizer
         self._features = features
         self._stop = stop
-        self._lookup = Lookup({ids[0] for ids in stop if len(ids) == 1})
+        self._ends = [ids[0] for ids in stop if len(ids) == 1]
+        self._lookup = Lookup(set(self._ends))
         self.decoder = decoder
-        self.turns = self._guard.turns
+        self.turns = turns = Turns()
+        self._files = BackgroundCheck(files, lambda: turns.busy)
+        weakref.finalize(self, self._files.stop).atexit = False
+
+    def check(self) -> None:
+        """Check that there may be answers.
+
+        Raises:
+            BackendError: this process was forked from the one that opened the engine.
+            BundleError: a file was altered.
+        """
+        self.turns.check()
+        if self._files.failure is not None:
+            self._files.check()
+
+    def check_files(self) -> None:
+        """Wait until all files are hashed. Raises as check."""
+        self.turns.check()
+        self._files.wait()
 
     def work(self, request: Request, control: Control) -> Work:
-        """Take a request on; nothing is computed yet. Raises the guard's error."""
-        self._guard.check()
+        """Take a request on; nothing is computed yet. Raises as check."""
+        self.check()
         return Work(request, control, self._writer(request))
 
     def stream(self, request: Request, control: Control) -> Generator[str, None, Reply]:
         """Compute an answer, yielding its text as it comes."""
         work = self.work(request, control)
-        reasons = self._family.thinking_end is not None
         with self.turns.take(lambda: control.reason is not None) as granted:
             if granted:
                 for _ in self.starting(work, self._lookup):
                     pass
             if work.run is not None:
-                if reasons:
-                    yield Thought(work.writer.take_thought())
-                yield work.run.piece
+                yield from work.told(work.run.piece)
                 while not work.ended:
-                    piece = work.run.step(self.decoder)
-                    if reasons:
-                        yield Thought(work.writer.take_thought())
-                    yield piece
+                    yield from work.told(work.run.step(self.decoder))
                 work.run.score_rest(self.decoder)
-            rest = work.finish()
-            yield Thought(work.writer.take_thought())
-            yield rest
+            yield from work.told(work.finish())
         return self.reply(work)
 
     def answer(self, request: Request, control: Control) -> Reply:
@@ -301,27 +255,13 @@ class Answerer:
                 self._guide(request),
                 logits,
                 self._tokenizer.decode_bytes,
-                ends=[ids[0] for ids in self._stop if len(ids) == 1],
+                ends=self._ends,
             )
             work.ttft_s = time.perf_counter() - request.started
 
     def reply(self, work: Work) -> Reply:
         """Return the reply of a finished work; its matcher is given back."""
-        request, run = work.request, work.run
-        complete = None
-        if request.matcher is not None:
-            complete = request.matcher.is_whole(work.writer.raw_text)
-            request.matcher.release()
-        found = () if run is None or run.scores is None else tuple(run.scores.found)
-        return make_reply(
-            self._family,
-            request,
-            work.writer,
-            reason=(run.finish_reason if run else None) or work.control.reason or "cancelled",
-            complete=complete,
-            stats=self._stats(work),
-            logprobs=None if request.options.logprobs is None else found,
-        )
+        return work.reply(self._family)
 
     def _prefill(self, work: Work) -> Generator[None, None, FloatArray | None]:
         """Encode pictures and compute the prompt; return the logits after it, or None if the answer must end."""
@@ -364,7 +304,7 @@ class Answerer:
     def _writer(self, request: Request) -> AnswerWriter:
         family = self._family
         # Where a constraint rules, stop words are words like others: only control tokens end the answer.
-        stop = self._stop if request.matcher is None else [ids for ids in self._stop if len(ids) == 1]
+        stop = self._stop if request.matcher is None else [(end,) for end in self._ends]
         return AnswerWriter(
             self._tokenizer,
             family.reader(),
@@ -373,23 +313,4 @@ class Answerer:
             hidden=family.hidden_ids,
             lead=request.lead,
             thinking_end=family.thinking_end if request.is_chat else None,
-        )
-
-    def _stats(self, work: Work) -> Stats:
-        request, run = work.request, work.run
-        return Stats(
-            image_ms=work.image_s * 1e3,
-            prefill_ms=work.prefill_s * 1e3,
-            ttft_ms=work.ttft_s * 1e3,
-            token_ms=tuple(run.token_ms) if run else (),
-            prompt_tokens=len(request.prompt.ids),
-            reused_tokens=work.reused_tokens,
-            prefill_tokens=work.prefill_tokens,
-            image_tokens=sum(span.length for span in request.prompt.spans),
-            new_tokens=run.new_tokens if run else 0,
-            proposed_tokens=run.proposed_tokens if run else 0,
-            forced_tokens=run.forced_tokens if run else 0,
-            accepted_tokens=run.accepted_tokens if run else 0,
-            images_encoded=work.images_encoded,
-            history_turns_dropped=len(request.history) - request.prompt.turns,
         )

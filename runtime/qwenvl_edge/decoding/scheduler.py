@@ -16,7 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray, can_grow
-from qwenvl_edge.decoding.pipeline import Answerer, Work
+from qwenvl_edge.decoding.decode_loop import Work
+from qwenvl_edge.decoding.pipeline import Answerer
 from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 

@@ -24,7 +24,7 @@ def qwen(tmp_path):
 
 @pytest.fixture
 def backend(qwen):
-    return qwen._decoder.backend
+    return qwen._answerer.decoder.backend
 
 
 def log_softmax(logits):
@@ -178,13 +178,13 @@ def test_the_form_of_the_openai_api(qwen):
 def test_chat_many_needs_no_thread(qwen):
     before = threading.active_count()
     seen = set()
-    plain = qwen._decoder.backend.decode_unchecked
+    plain = qwen._answerer.decoder.backend.decode_unchecked
 
     def decode(*arguments):
         seen.add(threading.get_ident())
         return plain(*arguments)
 
-    qwen._decoder.backend.decode_unchecked = decode
+    qwen._answerer.decoder.backend.decode_unchecked = decode
     qwen.chat_many([LONG] * 5, max_batch=2)
     assert seen == {threading.get_ident()} and threading.active_count() == before
 

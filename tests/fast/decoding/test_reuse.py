@@ -164,7 +164,7 @@ def test_a_failure_between_proposed_tokens_is_not_continued_wrongly(tmp_path, mo
     with pytest.raises(BackendError, match="luck"):
         qwen.chat("hi")
     monkeypatch.undo()
-    slot = qwen._decoder._slot
+    slot = qwen._answerer.decoder._slot
     rows = backend.caches[0].rows[: slot.cache.length, 0] // MODEL.hidden_size
     assert slot.computed.tolist() == rows.tolist() and len(rows) >= drawn[-1]
 
