@@ -51,17 +51,7 @@ def check_files(
     Raises:
         BundleError: names the first file that is missing, truncated or altered, or may not be read.
     """
-    root = folder.resolve()
-    for name, info in files.items():
-        path = folder / name
-        if not path.parent.resolve().is_relative_to(root):
-            raise BundleError(f'"{name}" in the {what} "{folder}" lies in a linked folder that leaves it; {remedy}.')
-        if not is_file(path):
-            raise BundleError(_no_file(path, f'the {what} "{folder}"', name, remedy))
-        if (size := path.stat().st_size) != info.size:
-            raise BundleError(
-                f'"{path}" has {size:,} bytes instead of {info.size:,}: it is truncated or altered; {remedy}.'
-            )
+    _check_sizes(folder, files, what, remedy)
     left = []
     for name, info in files.items():
         path = folder / name
@@ -78,6 +68,21 @@ def check_files(
         if proofs.same_file(found, _stat(path)):
             proofs.remember(found, info.sha256)
     return tuple(left)
+
+
+def _check_sizes(folder: Path, files: Mapping[str, FileInfo], what: str, remedy: str) -> None:
+    """Check that every file is there, in the folder or behind a link of its own, with its size."""
+    root = folder.resolve()
+    for name, info in files.items():
+        path = folder / name
+        if not path.parent.resolve().is_relative_to(root):
+            raise BundleError(f'"{name}" in the {what} "{folder}" lies in a linked folder that leaves it; {remedy}.')
+        if not is_file(path):
+            raise BundleError(_no_file(path, f'the {what} "{folder}"', name, remedy))
+        if (size := path.stat().st_size) != info.size:
+            raise BundleError(
+                f'"{path}" has {size:,} bytes instead of {info.size:,}: it is truncated or altered; {remedy}.'
+            )
 
 
 def _stat(path: Path) -> os.stat_result:

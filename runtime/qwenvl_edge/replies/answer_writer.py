@@ -196,17 +196,14 @@ def make_reply(
     logprobs: tuple[TokenLogprob, ...] | None,
 ) -> Reply:
     """Build the reply to a request from its finished writer: places put into their pictures, history continued."""
-    turn = Turn(request.message, writer.raw_text)
-    kept = request.history[len(request.history) - request.prompt.turns :]
-    earlier = (*request.history, turn)
-    latest = next((n for n in range(len(earlier), len(earlier) - len(kept) - 1, -1) if earlier[n - 1].pictures), 0)
-    pictures = earlier[latest - 1].pictures if latest else ()
+    turns = (*request.history, Turn(request.message, writer.raw_text))
+    pictures, earlier = _subject(turns, within=request.prompt.turns + 1)
     malformed = list(writer.malformed)
     shapes = list(writer.shapes)
     if not pictures:
         malformed += [shape.source for shape in shapes]
         shapes = []
-    names = _Names(family, pictures, earlier[: max(latest - 1, 0)])
+    names = _Names(family, pictures, earlier)
     asked = names.only("\n".join(part.text for part in request.message if isinstance(part, Text)))
     images = [names.last(writer.text_before(shape), asked) for shape in shapes]
     calls = [(body, read_call(body)) for body in writer.calls]
@@ -223,13 +220,21 @@ def make_reply(
         refs=refs_of(writer.labels, shapes, places),
         malformed=tuple(malformed),
         pictures=pictures,
-        history=(*request.history, turn) if request.is_chat else (),
+        history=turns if request.is_chat else (),
         finish_reason=reason,
         stats=stats,
         complete=complete,
         pixel_text=_pixel_text(writer.raw_text, shapes, places),
         logprobs=logprobs,
     )
+
+
+def _subject(turns: tuple[Turn, ...], within: int) -> tuple[tuple[Visual, ...], tuple[Turn, ...]]:
+    """Return the pictures of the latest turn that has some, of the last `within` turns, and the turns before it."""
+    for number in range(len(turns) - 1, len(turns) - within - 1, -1):
+        if turns[number].pictures:
+            return turns[number].pictures, turns[:number]
+    return (), ()
 
 
 def _pixel_text(raw_text: str, shapes: Sequence[GridShape], places: Sequence[Place]) -> str:

@@ -20,6 +20,24 @@ def add_export(commands: Any) -> None:
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder to write")
     parser.add_argument("--force", action="store_true", help="replace BUNDLE if it is there")
+    _add_precision(parser)
+    parser.add_argument("--allow-loss", action="store_true", help="keep a bundle that is beyond its precision's limits")
+    _add_calibration(parser)
+    parser.add_argument("--wait", action="store_true", help="wait for another process that is writing the same bundle")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub's model")
+    parser.add_argument(
+        "--chat-format", metavar="F", help="chatml or raw, in place of generation_config.json's (Qwen-VL)"
+    )
+    for option, which in (("--min-pixels", "least"), ("--max-pixels", "most")):
+        parser.add_argument(
+            option, type=int, metavar="N", help=f"{which} pixels of a picture, where the family takes any size"
+        )
+    parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
+    parser.set_defaults(run=_export)
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is stored and computed how."""
     parser.add_argument(
         "--precision",
         metavar="P",
@@ -45,7 +63,10 @@ def add_export(commands: Any) -> None:
         metavar="C",
         help="float (default), or int8 for the TensorRT plugin: half the memory",
     )
-    parser.add_argument("--allow-loss", action="store_true", help="keep a bundle that is beyond its precision's limits")
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Add the options of quantizing by samples."""
     parser.add_argument(
         "--calibrate",
         nargs="?",
@@ -58,17 +79,6 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--restart-calibration", action="store_true", help="give up an interrupted calibration that had other settings"
     )
-    parser.add_argument("--wait", action="store_true", help="wait for another process that is writing the same bundle")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub's model")
-    parser.add_argument(
-        "--chat-format", metavar="F", help="chatml or raw, in place of generation_config.json's (Qwen-VL)"
-    )
-    for option, which in (("--min-pixels", "least"), ("--max-pixels", "most")):
-        parser.add_argument(
-            option, type=int, metavar="N", help=f"{which} pixels of a picture, where the family takes any size"
-        )
-    parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
-    parser.set_defaults(run=_export)
 
 
 def _export(arguments: argparse.Namespace) -> int:
