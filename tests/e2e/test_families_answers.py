@@ -1,14 +1,11 @@
 """Bundles of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: what the engine answers, against tensors that transformers computed."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_edge import BackendError, Constraint, QwenVLEngine, Video
-from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.backends.memory_estimate import estimate_memory
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.session import can_run
@@ -21,12 +18,12 @@ from support.families import (
     FRAME_TIMES,
     GOLDEN,
     conversation_of,
-    family_of,
     golden,
     golden_json,
+    greedy,
     load,
     picture_file,
-    prompt_of,
+    prefilled,
 )
 
 PROMPTS = ("one", "two", "text", "video2", "video5", "mixed")
@@ -51,13 +48,6 @@ def bundle(exports):
 @pytest.fixture(scope="module")
 def engine(bundle):
     return QwenVLEngine(bundle, threads=1)
-
-
-def greedy(name):
-    """Options of the recorded answers: 12 likeliest tokens, and an end is passed over."""
-    family = family_of(name)
-    ends = [*family.end_ids, family.turn_start]
-    return {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 12, "logprobs": 0, "banned_ids": ends}
 
 
 def tokens(reply):
@@ -91,28 +81,6 @@ def test_features_and_logits_of_every_dialect(bundle, name, dialect):
     for prompt in PROMPTS:
         wanted = golden(name, "text")[f"{prompt}.logits"]
         np.testing.assert_allclose(prefilled(backend, bundle, name, prompt, ()), wanted, rtol=0, atol=LOGITS)
-
-
-def prefilled(backend, bundle, name, prompt, cuts):
-    """Logits [T, V] of all tokens of a golden prompt, computed in calls that end at `cuts`."""
-    built = prompt_of(name, prompt)
-    features = {number: backend.encode(picture) for number, picture in enumerate(built.pictures)}
-    cache = backend.new_cache(1, len(built.ids))
-    cache.reset(built.positions)
-    rows = []
-    bounds = [0, *cuts, len(built.ids)]
-    for start, end in itertools.pairwise(bounds):
-        placed = []
-        for span in built.spans:
-            low, high = max(span.start, start), min(span.start + span.length, end)
-            if low < high:
-                first = span.first + low - span.start
-                placed.append(Placed(features[span.picture], low - start, first, high - low))
-        embeds = bundle.embedding[built.ids[start:end]][None].astype(np.float32)
-        wanted = np.arange(end - start)[None]
-        rotary = built.positions.rows(start, end - start)
-        rows.append(backend.decode(cache, embeds, rotary, np.array([start]), wanted, placed)[0])
-    return np.concatenate(rows)
 
 
 def test_a_prompt_may_be_cut_everywhere(bundle, name):

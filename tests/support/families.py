@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qwenvl_edge.backends.base import Placed
 from qwenvl_edge.bundle.manifest import FamilyInfo, GenerationDefaults, ModelInfo
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.families import create_family, open_family
@@ -150,6 +152,35 @@ def prompt_of(name: str, prompt: str) -> Prompt:
     turns = parse_history(history, load)
     text = family.default_system if system is None else system
     return builder.chat(parse_message(message, (), load), history=turns, system=text, window=10**6)
+
+
+def greedy(name):
+    """Options of the recorded answers: 12 likeliest tokens, and an end is passed over."""
+    family = family_of(name)
+    ends = [*family.end_ids, family.turn_start]
+    return {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 12, "logprobs": 0, "banned_ids": ends}
+
+
+def prefilled(backend, bundle, name, prompt, cuts):
+    """Logits [T, V] of all tokens of a golden prompt, computed in calls that end at `cuts`."""
+    built = prompt_of(name, prompt)
+    features = {number: backend.encode(picture) for number, picture in enumerate(built.pictures)}
+    cache = backend.new_cache(1, len(built.ids))
+    cache.reset(built.positions)
+    rows = []
+    bounds = [0, *cuts, len(built.ids)]
+    for start, end in itertools.pairwise(bounds):
+        placed = []
+        for span in built.spans:
+            low, high = max(span.start, start), min(span.start + span.length, end)
+            if low < high:
+                first = span.first + low - span.start
+                placed.append(Placed(features[span.picture], low - start, first, high - low))
+        embeds = bundle.embedding[built.ids[start:end]][None].astype(np.float32)
+        wanted = np.arange(end - start)[None]
+        rotary = built.positions.rows(start, end - start)
+        rows.append(backend.decode(cache, embeds, rotary, np.array([start]), wanted, placed)[0])
+    return np.concatenate(rows)
 
 
 BYTES = json.dumps({char: rank for rank, char in enumerate(byte_alphabet())}).encode()

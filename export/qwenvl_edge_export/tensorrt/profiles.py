@@ -75,9 +75,13 @@ def decoder_shapes(graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
 
 def vision_shapes(bundle: Bundle, graph: ir.Graph, limits: PlanLimits) -> list[Shapes]:
     """The one profile of the vision engine."""
+    return [_shapes(graph, {"N": (1, 1, limits.max_images)} | free_sizes(bundle))]
+
+
+def free_sizes(bundle: Bundle) -> dict[str, Range]:
+    """The sizes of a picture that the vision engine takes, by the name of the dimension; none if all are squares."""
     any_size = isinstance(open_family(bundle.manifest), DynamicVLFamily)
-    free = vision_ranges(bundle.manifest.family.config) if any_size else {}
-    return [_shapes(graph, {"N": (1, 1, limits.max_images)} | free)]
+    return vision_ranges(bundle.manifest.family.config) if any_size else {}
 
 
 def _shapes(graph: ir.Graph, ranges: Mapping[str, Range]) -> Shapes:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qwenvl_edge.backends.base import check_finite
+from qwenvl_edge.backends.base import Placed, check_finite
 from qwenvl_edge.backends.onnxruntime.cpu import last_indices
 from qwenvl_edge.backends.onnxruntime.session import vision_graph
 from qwenvl_edge.backends.select import TENSORRT
@@ -26,7 +26,6 @@ from qwenvl_edge.bundle.contract import (
     LAST_INDICES,
     LOGITS,
     LOGITS_INDICES,
-    PIXEL_VALUES,
     QUERY_SCALE,
     ROPE_COS,
     ROPE_SIN,
@@ -254,9 +253,9 @@ class PlanSide(Side):
 
     def encode(self, pictures: Sequence[PictureInputs], on_step: Done) -> list[ImageFeatures]:
         """See Side."""
-        found = [self._backend.encode_pixels(picture.arrays[PIXEL_VALUES])[0] for picture in pictures]
+        found = [_features(self._backend.run_vision(picture.arrays)) for picture in pictures]
         on_step()
-        return [ImageFeatures(torch.from_numpy(features)) for features in found]
+        return found
 
     def logits(self, texts: Sequence[Asked], on_step: Done) -> list[list[FloatArray]]:
         """See Side."""
@@ -273,7 +272,12 @@ class PlanSide(Side):
 
     def _run(self, cache: Any, asked: Asked, call: Call) -> FloatArray:
         rotary = asked.prompt.positions.rows(call.start, call.end - call.start)
-        logits: FloatArray = self._backend.decode(cache, call.embeds, rotary, np.array([call.start]), call.wanted)[0]
+        placed = []
+        if call.deepstack is not None:  # a plan takes such rows of pictures only; those of words are zero
+            count = call.embeds.shape[1]
+            placed = [Placed(self._backend.hold(call.embeds[0], call.deepstack[:, 0]), 0, 0, count)]
+        start = np.array([call.start])
+        logits: FloatArray = self._backend.decode(cache, call.embeds, rotary, start, call.wanted, placed)[0]
         return logits
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qwenvl_edge.bundle.manifest import ModelInfo, Workspace
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.pieces import PictureLayout
-from qwenvl_edge.machine.memory import available_bytes
 
 MEMORY_MB = 512
 """Memory for KV caches of recent conversations, unless the caller asks for another size."""
@@ -14,6 +15,7 @@ FEATURES_KEPT = 16
 """Pictures whose image features are kept, if they do not take more than this:"""
 FEATURES_BYTES = 256 << 20
 _MOST_CONVERSATIONS = 8  # however small the model
+_PATCHES_AT_ONCE = 4096  # of a clip
 
 
 def conversations_kept(memory_bytes: int, cache_bytes: int) -> int:
@@ -39,8 +41,8 @@ def picture_bytes(workspace: Workspace, family: Family, tokens: int) -> int:
     return round(workspace.picture_bytes * tokens / family.largest_layout().tokens)
 
 
-def check_picture_fits(workspace: Workspace, family: Family, layout: PictureLayout) -> None:
-    """Check that a picture beyond the bundle's own limits can be encoded with the memory that is free now.
+def check_picture_fits(workspace: Workspace, family: Family, layout: PictureLayout, free: int | None) -> None:
+    """Check that a picture beyond the bundle's own limits can be encoded in `free` bytes; None: nobody knows how many.
 
     Raises:
         BackendError: it cannot; says what it takes.
@@ -48,9 +50,18 @@ def check_picture_fits(workspace: Workspace, family: Family, layout: PictureLayo
     tokens = layout.tokens // layout.grid[0]  # the parts of a clip are encoded some at a time
     if tokens <= family.largest_layout().tokens:
         return  # room for it was made sure of when the bundle was opened
-    needed, free = picture_bytes(workspace, family, tokens), available_bytes()
+    needed = picture_bytes(workspace, family, tokens)
     if free is not None and needed > free:
         raise BackendError(
             f"a picture of {tokens:,} tokens takes {needed / 1e9:.2f} GB to encode, but {free / 1e9:.2f} GB of memory "
             "are free; give a smaller max_pixels."
         )
+
+
+def parts_at_once(pixels: Sequence[int], most: int | None = None) -> int:
+    """Number of pictures, or of a clip's parts, that a run of the vision graph takes; pixels: shape of pixel_values.
+
+    most: a limit of the graph's own.
+    """
+    several = max(1, _PATCHES_AT_ONCE // pixels[1]) if len(pixels) == 3 else max(1, pixels[0])
+    return several if most is None else min(several, most)

@@ -16,7 +16,6 @@ from qwenvl_edge.backends.base import Backend
 from qwenvl_edge.backends.kept import MEMORY_MB
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError, QwenVLError
-from qwenvl_edge.families import open_family
 from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
 from qwenvl_edge.inputs.options import check_fields, flag, instance, one_of, optional, whole
 from qwenvl_edge.inputs.pictures import ChannelOrder
@@ -148,16 +147,10 @@ def survey(options: BackendOptions) -> list[tuple[str, str | None]]:
     return found
 
 
-def _check_gpu_family(bundle: Bundle) -> None:
-    if not open_family(bundle.manifest).preprocessing.image_size:
-        raise BackendError(f"GPUs do not run {bundle.manifest.family.name} yet, whose pictures keep their shape")
-
-
 def _tensorrt(options: BackendOptions) -> Callable[[], Backend]:
     from qwenvl_edge.bundle.engines import Plan, choose_plan, plan_targets
 
     bundle = options.bundle
-    _check_gpu_family(bundle)
     if not plan_targets(bundle.path):
         raise BackendError(f"the bundle has no TensorRT plan (`qwenvl build {bundle.path}` makes one)")
     from qwenvl_edge.backends.memory_estimate import check_fits_gpu
@@ -187,7 +180,6 @@ def _cuda(options: BackendOptions) -> Callable[[], Backend]:
     from qwenvl_edge.backends.memory_estimate import check_fits_gpu
     from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend, check_cuda
 
-    _check_gpu_family(options.bundle)
     cuda = check_cuda(options.bundle)
     check_fits_gpu(options.bundle, options.context, cuda.free_bytes())
     return lambda: OnnxRuntimeCudaBackend(options.bundle)

@@ -22,15 +22,26 @@ Points: TypeAlias = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
+class Patches:
+    """Patches of `side` x `side` pixels and `frames` frames, of which merge x merge are a token."""
+
+    side: int
+    merge: int
+    frames: int
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """Preprocessing of a picture to pixel_values: per-channel mean and standard deviation.
 
-    image_size: side in pixels of the square that pictures become; 0 where they keep their shape.
+    image_size: side in pixels of the square that pictures become; 0 where they keep their shape. patches: how those are
+    cut up.
     """
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    patches: Patches | None = None
 
 
 class RotaryRows(NamedTuple):
@@ -283,6 +294,10 @@ class Family(ABC):
 
         frames: uint8 [H, W, 3] of one size. layout: `layout` or `clip_layout` gave it for them.
         """
+
+    @abstractmethod
+    def vision_tables(self, layout: PictureLayout) -> dict[str, npt.NDArray[Any]]:
+        """Return those inputs of the vision graph that follow from a layout alone: all but the pixels."""
 
     @abstractmethod
     def positions(self, length: int, spans: Sequence[Span] = ()) -> Positions:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from qwenvl_edge import _core
 from qwenvl_edge.bundle.contract import PATCH_COS, PATCH_SIN, PIXEL_VALUES
 from qwenvl_edge.errors import BundleError, PromptError
-from qwenvl_edge.families.base import Family, Pixels, Preprocessing
+from qwenvl_edge.families.base import Family, Patches, Pixels, Preprocessing
 from qwenvl_edge.families.dynamic_config import DynamicVLConfig
 from qwenvl_edge.families.mrope import MRope, contiguous_axes, interleaved_axes, positions_of
 from qwenvl_edge.families.picture_sizes import Bounds, picture_size
@@ -211,7 +211,9 @@ class DynamicVLFamily(Family):
     @property
     def preprocessing(self) -> Preprocessing:
         """See Family.preprocessing."""
-        return Preprocessing(0, self.config.image_mean, self.config.image_std)
+        config = self.config
+        patches = Patches(config.patch_size, config.merge_size, config.temporal_patch_size)
+        return Preprocessing(0, config.image_mean, config.image_std, patches)
 
     def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """See Family.seen_size."""
@@ -252,11 +254,18 @@ class DynamicVLFamily(Family):
 
     def vision_inputs(self, frames: Sequence[Pixels], layout: PictureLayout) -> dict[str, npt.NDArray[Any]]:
         """See Family.vision_inputs."""
-        merge = self.config.merge_size
-        rows, columns = layout.grid[1] * merge, layout.grid[2] * merge
-        cos, sin = rotary_tables(rows, columns, merge, self.config.vision_head_dim)
-        patches = self._patches(frames, layout.grid[0], rows, columns)
-        return {PIXEL_VALUES: patches, PATCH_COS: cos, PATCH_SIN: sin} | self._tables(rows, columns)
+        return {PIXEL_VALUES: self._patches(frames, *self._grid(layout))} | self.vision_tables(layout)
+
+    def vision_tables(self, layout: PictureLayout) -> dict[str, npt.NDArray[Any]]:
+        """See Family.vision_tables."""
+        _, rows, columns = self._grid(layout)
+        cos, sin = rotary_tables(rows, columns, self.config.merge_size, self.config.vision_head_dim)
+        return {PATCH_COS: cos, PATCH_SIN: sin} | self._tables(rows, columns)
+
+    def _grid(self, layout: PictureLayout) -> tuple[int, int, int]:
+        """Return the patches of a layout: in time, rows, columns."""
+        frames, rows, columns = layout.grid
+        return frames, rows * self.config.merge_size, columns * self.config.merge_size
 
     def _tables(self, rows: int, columns: int) -> dict[str, npt.NDArray[Any]]:
         """Return the vision graph's further tables for a grid of patches."""

@@ -278,6 +278,10 @@ class QwenVLFamily(Family):
         values = [_core.pixel_values(pixels, (side, side), MEAN, STD, "rgb") for pixels in frames]
         return {PIXEL_VALUES: np.stack(values)}
 
+    def vision_tables(self, layout: PictureLayout) -> dict[str, npt.NDArray[Any]]:
+        """See Family.vision_tables; there are none."""
+        return {}
+
     @property
     def trained_length(self) -> int:
         """See Family.trained_length."""

@@ -130,9 +130,9 @@ class Staging:
             end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
         return addresses, end
 
-    def view(self, shape: tuple[int, ...]) -> FloatArray:
-        """The float32 array of `shape` at the beginning: a view, which the next call overwrites."""
-        array: FloatArray = self.host[: 4 * math.prod(shape)].view(np.float32).reshape(shape)
+    def view(self, shape: tuple[int, ...], start: int = 0) -> FloatArray:
+        """The float32 array of `shape` from byte `start` on: a view, which the next call overwrites."""
+        array: FloatArray = self.host[start : start + 4 * math.prod(shape)].view(np.float32).reshape(shape)
         return array
 
     def upload(self, stream: Stream, nbytes: int) -> None:

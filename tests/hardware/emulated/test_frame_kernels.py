@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -14,11 +15,14 @@ from qwenvl_edge.backends.cuda.frame_kernels import SOURCE
 from qwenvl_edge.backends.cuda.kernels import _Compiler, nvrtc_problem
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
 from qwenvl_edge.backends.cuda.pixel_values import PixelValues
+from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.errors import ImageError
 from qwenvl_edge.families.base import Preprocessing
+from qwenvl_edge.families.pieces import NO_LIMITS
 from qwenvl_edge.inputs.pictures import MAX_SIDE, load_picture, pixel_values
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 from support.device_frames import frame
+from support.families import FAMILIES, family_of
 from support.standin import nvrtc, plans
 from support.standin.machine import Machine
 
@@ -59,10 +63,19 @@ class Gpu:
     def pixel_values(self, picture, preprocessing=PREPROCESSING):
         """What the vision graph gets of it."""
         with self.stream.waited_for():
-            address = self.values.compute(picture, preprocessing)
-        side = preprocessing.image_size
-        place = self.machine.block_range(address)
-        return self.machine.view(place)[: 12 * side**2].view(np.float32).reshape(3, side, side).copy()
+            return self._read(self.values.compute(picture, preprocessing))[0]
+
+    def patches(self, pictures, family, layout):
+        """The same, of frames that are cut up."""
+        how = family.preprocessing
+        with self.stream.waited_for():
+            found = self.values.patches(pictures, how, how.patches, layout)
+        return self._read(found)
+
+    def _read(self, array):
+        self.stream.synchronize()
+        data = self.machine.view(self.machine.block_range(array.address))
+        return data[: 4 * math.prod(array.shape)].view(np.float32).reshape(array.shape).copy()
 
 
 @pytest.fixture(params=[False, True], ids=["ascending", "descending"])
@@ -89,6 +102,22 @@ def test_the_native_core_s_bits(gpu, size):
                 seen = load_picture(pixels, channel_order=order).pixels  # alpha is put on white
                 wanted = _core.pixel_values(seen, (SIDE, SIDE), PREPROCESSING.mean, PREPROCESSING.std, "rgb")
                 np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
+    assert not gpu.machine.downloads
+
+
+@emulated
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_patches_have_the_native_core_s_bits(gpu, name, count):
+    """Pictures and clips of every shape; an odd clip's last frame fills up the last patch."""
+    family = family_of(name)
+    for height, width in ((1, 9), (23, 24), (211, 19), (61, 87)):
+        frames = [noise(height, width, 3) + number for number in range(count)]
+        size, times = (width, height), [number / 2 for number in range(count)]
+        layout = family.layout(size) if count == 1 else family.clip_layout(size, times, NO_LIMITS)
+        found = gpu.patches([gpu.load(frame) for frame in frames], family, layout)
+        wanted = family.vision_inputs(frames, layout)[PIXEL_VALUES]
+        np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
     assert not gpu.machine.downloads
 
 
@@ -212,10 +241,11 @@ def test_every_architecture_is_compiled_with_warnings_as_errors(tmp_path):
 def test_the_real_nvrtc_compiles_it():
     from cuda.bindings import nvrtc as real
 
+    names = (b"pack_rgb", b"resample_y", b"resample_patches", b"digest")
     _, architectures = real.nvrtcGetSupportedArchs()
     for capability in architectures:
         image = _Compiler(real).compile(SOURCE, capability)
-        assert image.startswith(b"\x7fELF") and all(name in image for name in (b"pack_rgb", b"resample_y", b"digest"))
+        assert image.startswith(b"\x7fELF") and all(name in image for name in names)
     ptx = _Compiler(real).compile(SOURCE, 10 * max(architectures))  # a GPU that came after this NVRTC
     assert f".target sm_{max(architectures)}".encode() in ptx and ptx.endswith(b"\0")
 

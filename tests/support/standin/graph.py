@@ -14,6 +14,7 @@ _DTYPES = {
     "tensor(int8)": ("INT8", np.int8),
     "tensor(int64)": ("INT64", np.int64),
     "tensor(int32)": ("INT32", np.int32),
+    "tensor(bool)": ("BOOL", np.bool_),
 }
 
 
@@ -67,6 +68,8 @@ class OnnxGraph:
             for symbol, size in zip(self.tensors[name].symbols, shape, strict=True):
                 if isinstance(symbol, str) and values.setdefault(symbol, size) != size:
                     raise RuntimeError(f"{name} has {symbol} = {size}, another input {values[symbol]}")
+        if "P" in values:  # four patches are a row of features
+            values["Q"] = values["P"] // 4
         return {
             name: tuple(size if isinstance(size, int) else values[size] for size in tensor.symbols)
             for name, tensor in self.tensors.items()

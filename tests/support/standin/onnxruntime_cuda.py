@@ -16,7 +16,7 @@ from support.standin.machine import Machine, Operation, Range, UndefinedBehavior
 
 CUDA = "CUDAExecutionProvider"
 HOST_INPUTS = {"total_sequence_length"}  # GroupQueryAttention's kernel reads it there
-_NUMPY = {np.float32: np.float32, np.int32: np.int32, np.int64: np.int64, 10: np.float16}
+_NUMPY = {np.float32: np.float32, np.int32: np.int32, np.int64: np.int64, np.bool_: np.bool_, 10: np.float16}
 
 
 @dataclass

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +27,7 @@ from qwenvl_edge.bundle.engines import (
     plugin_file,
 )
 from qwenvl_edge.bundle.files import FileInfo, sha256
-from qwenvl_edge_export.tensorrt.profiles import decoder_profiles
+from qwenvl_edge_export.tensorrt.profiles import decoder_profiles, free_sizes
 from support.standin import cuda_driver, cuda_runtime, nvrtc, tensorrt_api
 from support.standin.machine import Machine
 
@@ -42,14 +43,15 @@ def write_plan(
     folder = bundle.path / PLANS_FOLDER / target
     folder.mkdir(parents=True)
     profiles = decoder_profiles(limits)
-    _write_engine(folder / VISION_PLAN, bundle, bundle.manifest.graphs.vision, capability, [], {"N": limits.max_images})
+    sizes = {"N": limits.max_images} | {name: most for name, (_, _, most) in free_sizes(bundle).items()}
+    _write_engine(folder / VISION_PLAN, bundle, bundle.manifest.graphs.vision, capability, [], sizes)
     _write_engine(
         folder / DECODER_PLAN,
         bundle,
         bundle.manifest.graphs.decoder["standard"],
         capability,
         [(profile.tokens[2], profile.rows[2]) for profile in profiles.values()],
-        {"B": limits.max_batch},
+        {"B": limits.max_batch, "DB": limits.max_batch},
         {"C": limits.max_context},
     )
     if stripped:
@@ -104,6 +106,7 @@ def install(monkeypatch, machine: Machine, *, version: str = VERSION) -> ModuleT
     packages[0].bindings = packages[1]
     packages[1].runtime, packages[1].nvrtc, packages[1].driver = packages[2:]
     tensorrt = tensorrt_api.make_module(machine, version=version)
+    tensorrt.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks for it
     for module in (*packages, tensorrt):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
@@ -118,7 +121,7 @@ def _write_engine(path, bundle, graph, capability, calls, most, fixed=None) -> N
     fixed = fixed or {}
     profiles = []
     for tokens, rows in calls or [(1, 1)]:
-        largest = {"T": tokens, "K": rows, **most, **fixed}
+        largest = {"T": tokens, "DT": tokens, "K": rows, **most, **fixed}
         profiles.append(
             {
                 node.name: [_shape(node, dict.fromkeys(largest, 1) | fixed), *[_shape(node, largest)] * 2]

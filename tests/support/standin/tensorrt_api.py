@@ -121,6 +121,10 @@ class ICudaEngine:
     def get_tensor_shape(self, name):
         return self.graph.tensors[name].shape
 
+    def get_tensor_profile_shape(self, name, profile_index):
+        shape = self.graph.tensors[name].shape
+        return self.profiles[profile_index].get(name, [shape] * 3)
+
     def get_aliased_input_tensor(self, name):
         return self.aliases.get(name)
 

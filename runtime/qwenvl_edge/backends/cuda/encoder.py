@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 
-from qwenvl_edge.backends.base import FloatArray, Placed, check_finite
+from qwenvl_edge.backends.base import FloatArray, Inputs, check_finite
 from qwenvl_edge.backends.checks import check_pixels
+from qwenvl_edge.backends.cuda.features import DeviceFeatures
 from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
+from qwenvl_edge.backends.cuda.outputs import Output
 from qwenvl_edge.backends.cuda.pictures import DevicePicture
-from qwenvl_edge.backends.cuda.pixel_values import PixelValues
-from qwenvl_edge.bundle.contract import PIXEL_VALUES
+from qwenvl_edge.backends.cuda.pixel_values import DeviceArray, PixelValues
+from qwenvl_edge.backends.kept import parts_at_once
+from qwenvl_edge.bundle.contract import DEEPSTACK_FEATURES, IMAGE_FEATURES, PIXEL_VALUES
+from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.families.base import Family
-from qwenvl_edge.inputs.clips import Visual
-from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
+from qwenvl_edge.families.pieces import PictureLayout
+from qwenvl_edge.inputs.clips import Clip, Visual
+from qwenvl_edge.machine.cuda import Cuda, Stream
 
-
-class DeviceFeatures:
-    """One picture's features [Q, H] float32 in the GPU's memory."""
-
-    def __init__(self, cuda: Cuda, rows: int, width: int):
-        self.row_bytes = 4 * width
-        self.memory = DeviceMemory(cuda, rows * self.row_bytes)
-
-    def __len__(self) -> int:
-        """Number of rows Q."""
-        return self.memory.nbytes // self.row_bytes
-
-
-def splice(stream: Stream, inputs_embeds: int, pictures: Sequence[Placed]) -> None:
-    """Queue the copies of features over the embeddings at address `inputs_embeds`."""
-    for picture in pictures:
-        features: DeviceFeatures = picture.features
-        row = features.row_bytes
-        source = features.memory.address + picture.first * row
-        stream.copy(inputs_embeds + picture.at * row, source, picture.count * row)
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class VisionGraph(Protocol):
@@ -44,36 +30,59 @@ class VisionGraph(Protocol):
 
     @property
     def most(self) -> int | None:
-        """Pictures per run at most; None: any number."""
+        """Pictures, or parts of a clip, per run at most; None: any number."""
 
-    @property
-    def features_shape(self) -> tuple[int, int]:
-        """Rows Q and width H of a picture's features."""
+    def run(self, inputs: Inputs, shapes: Shapes, pixels: DeviceArray | None = None) -> Mapping[str, Output]:
+        """Run on inputs by name; return the outputs, whose shapes are given, waited for and unchecked.
 
-    def encode(self, pixels: FloatArray) -> Staging:
-        """Pictures [N, 3, S, S] -> features [N, Q, H] at the beginning of a buffer, waited for and unchecked."""
+        pixels: pixel_values in the GPU's memory, written by the work queued so far; None: they are among the inputs.
 
-    def encode_at(self, address: int) -> Staging:
-        """As encode, of one picture that the work queued so far on the stream writes to an address of the GPU."""
+        Raises:
+            BackendError: the graph takes no picture of this size, or the library failed.
+        """
 
 
 class PictureEncoder:
-    """Encodes pictures of the host or the GPU with a vision graph, all on one stream."""
+    """Encodes pictures and clips of the host or the GPU with a vision graph, all on one stream."""
 
-    def __init__(self, cuda: Cuda, stream: Stream, kernels: FrameKernels, family: Family, graph: VisionGraph):
+    def __init__(
+        self, cuda: Cuda, stream: Stream, kernels: FrameKernels, family: Family, model: ModelInfo, graph: VisionGraph
+    ):
         self._cuda = cuda
         self._stream = stream
         self._family = family
         self._preprocessing = family.preprocessing
+        self._model = model
         self._graph = graph
         self._pixel_values = PixelValues(cuda, kernels, stream)
 
     def encode(self, picture: Visual) -> DeviceFeatures:
-        """See Backend.encode; a picture in the GPU's memory is resized and normalised there."""
-        if not isinstance(picture, DevicePicture):
-            return self._keep(self._graph.encode(picture.vision_inputs(self._family)[PIXEL_VALUES]))
-        with self._stream.waited_for():
-            return self._keep(self._graph.encode_at(self._pixel_values.compute(picture, self._preprocessing)))
+        """See Backend.encode; pictures in the GPU's memory are resized and normalised there."""
+        layout = picture.layout(self._family)
+        frames = picture.frames if isinstance(picture, Clip) else (picture,)
+        on_gpu = [frame for frame in frames if isinstance(frame, DevicePicture)]
+        if len(on_gpu) == len(frames):
+            runs = self._on_gpu(on_gpu, layout)
+        else:
+            runs = self._runs(picture.vision_inputs(self._family))
+        features = DeviceFeatures(self._cuda, layout.tokens, self._model)
+        row = 0
+        for outputs in runs:
+            with self._stream.waited_for():
+                row += features.put(self._stream, row, self._checked(outputs))
+        return features
+
+    def run_vision(self, inputs: Inputs) -> dict[str, FloatArray]:
+        """Run the vision graph on inputs as Family.vision_inputs gives them; return its outputs on the host, by name.
+
+        Raises:
+            BackendError: the library failed, or the features hold NaN or infinity.
+        """
+        parts = [
+            {name: output.values.copy() for name, output in self._checked(outputs).items()}
+            for outputs in self._runs(inputs)
+        ]
+        return {name: np.concatenate([part[name] for part in parts], axis=-3) for name in parts[0]}
 
     def encode_pixels(self, pixels: FloatArray) -> FloatArray:
         """Encode preprocessed pictures [N, 3, S, S] float32 to features [N, Q, H] on the host, for verification.
@@ -82,20 +91,40 @@ class PictureEncoder:
             BackendError: wrong shape or dtype, the library failed, or the features hold NaN or infinity.
         """
         check_pixels(pixels, self._preprocessing.image_size)
-        most = self._graph.most or len(pixels)
-        batches = [np.ascontiguousarray(pixels[start : start + most]) for start in range(0, len(pixels), most)]
-        return np.concatenate([self._checked(self._graph.encode(batch), len(batch)).copy() for batch in batches])
+        return self.run_vision({PIXEL_VALUES: pixels})[IMAGE_FEATURES]
 
-    def _checked(self, output: Staging, count: int) -> FloatArray:
-        """The features [count, Q, H] in a buffer that the next run overwrites, checked for NaN."""
-        features = output.view((count, *self._graph.features_shape))
-        check_finite(features, "image features")
-        return features
+    def _runs(self, inputs: Inputs) -> Iterator[Mapping[str, Output]]:
+        """The outputs of one run after the other on pixel values of the host."""
+        pixels = inputs[PIXEL_VALUES]
+        step = parts_at_once(pixels.shape, self._graph.most)
+        for start in range(0, len(pixels), step):
+            part = np.ascontiguousarray(pixels[start : start + step])
+            yield self._graph.run({**inputs, PIXEL_VALUES: part}, self.shapes(part.shape))
 
-    def _keep(self, output: Staging) -> DeviceFeatures:
-        """Copy one picture's features, checked, into memory of their own."""
-        self._checked(output, 1)
-        features = DeviceFeatures(self._cuda, *self._graph.features_shape)
-        self._stream.copy(features.memory.address, output.address, features.memory.nbytes)
-        self._stream.synchronize()
-        return features
+    def _on_gpu(self, frames: list[DevicePicture], layout: PictureLayout) -> Iterator[Mapping[str, Output]]:
+        """As _runs, of frames in the GPU's memory."""
+        how, tables = self._preprocessing, self._family.vision_tables(layout)
+        if (cut := how.patches) is None:
+            pixels = self._pixel_values.compute(frames[0], how)
+            yield self._graph.run(tables, self.shapes(pixels.shape), pixels)
+            return
+        patches = layout.grid[1] * layout.grid[2] * cut.merge**2
+        step = parts_at_once((layout.grid[0], patches, 0), self._graph.most) * cut.frames
+        for start in range(0, len(frames), step):
+            pixels = self._pixel_values.patches(frames[start : start + step], how, cut, layout)
+            yield self._graph.run(tables, self.shapes(pixels.shape), pixels)
+
+    def shapes(self, pixels: tuple[int, ...]) -> Shapes:
+        """Return the shapes of the outputs for pixel_values of a shape."""
+        cut, width = self._preprocessing.patches, self._model.hidden_size
+        rows = self._family.largest_layout().tokens if cut is None else pixels[1] // cut.merge**2
+        shapes: dict[str, tuple[int, ...]] = {IMAGE_FEATURES: (pixels[0], rows, width)}
+        if layers := self._model.deepstack_layers:
+            shapes[DEEPSTACK_FEATURES] = (layers, *shapes[IMAGE_FEATURES])
+        return shapes
+
+    @staticmethod
+    def _checked(outputs: Mapping[str, Output]) -> Mapping[str, Output]:
+        for name, output in outputs.items():
+            check_finite(output.values, name.replace("_", " "))
+        return outputs

@@ -15,13 +15,14 @@ import numpy as np
 from qwenvl_edge import _core
 from qwenvl_edge.backends.cuda.kernels import Kernels, nvrtc_problem
 from qwenvl_edge.errors import BackendError
+from qwenvl_edge.families.base import Patches
 from qwenvl_edge.inputs.device_frames import DeviceFrame
 from qwenvl_edge.inputs.pictures import ChannelOrder
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
 SOURCE = Path(__file__).with_name("frames.cu")
 
-_NAMES = ("find_alpha", "pack_rgb", "digest", "resample_x", "resample_y")
+_NAMES = ("find_alpha", "pack_rgb", "digest", "resample_x", "resample_y", "resample_patches")
 _THREADS = 128  # per block; kThreads in frames.cu
 _DIGEST_BLOCKS = 64
 # Drawn anew in every process: who does not know them cannot make two pictures of one digest.
@@ -113,6 +114,22 @@ class FrameKernels:
         """uint8 [H, S, 3] at `rows` -> float32 [3, S, S] at `values`, normalised by the float32 [3, 256] at `table`."""
         arguments = [_Pointer(rows), *axis.arguments(), _Pointer(table), _Pointer(values)]
         self._launch("resample_y", (axis.output, axis.output), stream, arguments)
+
+    def resample_patches(
+        self,
+        stream: Stream,
+        rows: int,
+        width: int,
+        axis: DeviceAxis,
+        table: int,
+        cut: Patches,
+        times: tuple[int, int],
+        patches: int,
+    ) -> None:
+        """uint8 [H, width, 3] at `rows` -> patch vectors at `patches`; times: first frame of a patch, and end."""
+        numbers = (cut.side, cut.merge, cut.frames, *times)
+        arguments = [_Pointer(rows), *axis.arguments(), _Int(width), _Pointer(table), *map(_Int, numbers)]
+        self._launch("resample_patches", (width, axis.output), stream, [*arguments, _Pointer(patches)])
 
     def _launch(self, name: str, size: tuple[int, int], stream: Stream, arguments: Sequence[Any]) -> None:
         if not self.ready() or self._kernels is None:

@@ -124,3 +124,22 @@ extern "C" __global__ void __launch_bounds__(kThreads) resample_y(const Byte* ro
     for (int channel = 0; channel < 3; ++channel)
         values[(channel * static_cast<long long>(side) + y) * side + x] = table[256 * channel + bytes[channel]];
 }
+
+// rows [height, width, 3] -> patch vectors by way of the table: token by token, its merge x merge patches row by row, each
+// as [3, times, patch, patch], of which the frames from first_time to before end_time are written.
+extern "C" __global__ void __launch_bounds__(kThreads)
+    resample_patches(const Byte* rows, const int* first, const int* count, const int* weights, int widest, int /*height*/,
+                     int width, const float* table, int patch, int merge, int times, int first_time, int end_time,
+                     float* patches) {
+    const int x = column(), y = static_cast<int>(blockIdx.y);
+    if (x >= width) return;
+    int bytes[3];
+    weigh(rows + (first[y] * static_cast<long long>(width) + x) * 3, 3LL * width, weights + y * widest, count[y], bytes);
+    const int row = y / patch, at = x / patch, area = patch * patch;
+    const long long token = static_cast<long long>(row / merge) * (width / patch / merge) + at / merge;
+    const long long number = (token * merge + row % merge) * merge + at % merge;
+    float* to = patches + number * 3 * times * area + y % patch * patch + x % patch;
+    for (int channel = 0; channel < 3; ++channel)
+        for (int time = first_time; time < end_time; ++time)
+            to[(channel * times + time) * area] = table[256 * channel + bytes[channel]];
+}

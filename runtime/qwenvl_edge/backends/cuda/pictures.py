@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from qwenvl_edge.backends.cuda.frame_kernels import FrameKernels
 from qwenvl_edge.errors import BackendError, ImageError
+from qwenvl_edge.families.pieces import PixelLimits
 from qwenvl_edge.inputs.device_frames import DeviceFrame, copy_to_host, device_frame, is_cuda_frame
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, check_channel_order, check_channels, check_size
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
@@ -35,6 +36,14 @@ class DevicePicture(Picture):
     def __reduce__(self) -> tuple[type[Picture], tuple[npt.NDArray[np.uint8], str]]:
         """Pickle and copy as a picture on the host."""
         return Picture, (self.pixels, self.name)
+
+    def within(self, limits: PixelLimits) -> Picture:
+        """See Picture.within; the pixels stay where they are."""
+        if limits == self.limits:
+            return self
+        other = object.__new__(DevicePicture)  # not a copy, which would be on the host
+        vars(other).update(vars(self), limits=limits, origin=self.origin or self)
+        return other
 
     @property
     def size(self) -> tuple[int, int]:

@@ -33,7 +33,7 @@ from qwenvl_edge.backends.base import (
     splice,
 )
 from qwenvl_edge.backends.checks import check_cache_size, check_copy, check_pixels
-from qwenvl_edge.backends.kept import check_picture_fits
+from qwenvl_edge.backends.kept import check_picture_fits, parts_at_once
 from qwenvl_edge.backends.onnxruntime.graph_checks import check_decoder, check_vision
 from qwenvl_edge.backends.onnxruntime.session import (
     cache_note,
@@ -66,9 +66,9 @@ from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.clips import Visual
+from qwenvl_edge.machine.memory import available_bytes
 
 _DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
-_PATCHES_AT_ONCE = 4096  # of a clip
 CacheArrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -136,7 +136,7 @@ class OnnxRuntimeBackend(Backend):
         """See Backend.encode; refuses a picture for which there is not enough memory."""
         layout = picture.layout(self.family)
         if layout.tokens > self._most_tokens:  # else room for it was made sure of when the bundle was opened
-            check_picture_fits(self._workspace, self.family, layout)
+            check_picture_fits(self._workspace, self.family, layout, available_bytes())
         found = self.run_vision(picture.vision_inputs(self.family))
         rows = found[IMAGE_FEATURES].reshape(layout.tokens, -1)
         if DEEPSTACK_FEATURES not in found:
@@ -162,7 +162,7 @@ class OnnxRuntimeBackend(Backend):
             BackendError: the library failed, or the features hold NaN or infinity.
         """
         pixels = inputs[PIXEL_VALUES]
-        step = max(1, _PATCHES_AT_ONCE // pixels.shape[1]) if pixels.ndim == 3 else len(pixels)
+        step = parts_at_once(pixels.shape)
         parts = [
             self._encode({**inputs, PIXEL_VALUES: pixels[start : start + step]})
             for start in range(0, len(pixels), step)

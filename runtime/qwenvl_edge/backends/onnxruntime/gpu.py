@@ -12,8 +12,10 @@ import onnxruntime as ort
 
 from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, KVCache, Placed
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
-from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
+from qwenvl_edge.backends.cuda.encoder import PictureEncoder
+from qwenvl_edge.backends.cuda.features import DeviceFeatures
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
+from qwenvl_edge.backends.kept import check_picture_fits
 from qwenvl_edge.backends.onnxruntime.gpu_graphs import Exchange, OrtDecoder, OrtVision
 from qwenvl_edge.backends.onnxruntime.graph_checks import check_decoder, check_vision
 from qwenvl_edge.backends.onnxruntime.session import cache_note, failed, give_weights
@@ -64,9 +66,10 @@ class OnnxRuntimeCudaBackend(Backend):
         )
         self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, self._decoder.new_buffers)
         self._frames = FrameLoader(self.cuda)
-        self._encoder = PictureEncoder(
-            self.cuda, self.stream, self._frames.kernels, self.family, OrtVision(vision, exchange)
-        )
+        self._workspace = manifest.workspace
+        self._most_tokens = self.family.largest_layout().tokens
+        graph = OrtVision(vision, exchange)
+        self._encoder = PictureEncoder(self.cuda, self.stream, self._frames.kernels, self.family, self.model, graph)
         how = "a CUDA graph a token" if self.captures else f"without CUDA graphs ({refusal})"
         self.description = (
             f"ONNX Runtime {ort.__version__} on {self.cuda.name} (sm_{self.cuda.compute_capability}), {how}"
@@ -78,8 +81,15 @@ class OnnxRuntimeCudaBackend(Backend):
         return self.description + self._frames.note()
 
     def encode(self, picture: Visual) -> DeviceFeatures:
-        """See Backend.encode."""
+        """See Backend.encode; refuses a picture for which there is not enough memory."""
+        layout = picture.layout(self.family)
+        if layout.tokens > self._most_tokens:
+            check_picture_fits(self._workspace, self.family, layout, self.cuda.free_bytes())
         return self._encoder.encode(picture)
+
+    def run_vision(self, inputs: Inputs) -> dict[str, FloatArray]:
+        """See PictureEncoder.run_vision."""
+        return self._encoder.run_vision(inputs)
 
     def encode_pixels(self, pixels: FloatArray) -> FloatArray:
         """See PictureEncoder.encode_pixels."""

@@ -19,11 +19,14 @@ import onnxruntime as ort
 
 from qwenvl_edge.backends.base import FloatArray, Inputs, KVCache, Placed
 from qwenvl_edge.backends.cuda.cache import CacheMemory, CacheTensor, row_bytes
-from qwenvl_edge.backends.cuda.encoder import splice
+from qwenvl_edge.backends.cuda.encoder import Shapes
+from qwenvl_edge.backends.cuda.features import Splice
+from qwenvl_edge.backends.cuda.outputs import Output, Outputs
+from qwenvl_edge.backends.cuda.pixel_values import DeviceArray
 from qwenvl_edge.backends.onnxruntime.cpu import last_indices
 from qwenvl_edge.backends.onnxruntime.session import failed
 from qwenvl_edge.bundle.contract import (
-    IMAGE_FEATURES,
+    DEEPSTACK,
     INPUTS_EMBEDS,
     LAST_INDICES,
     LOGITS,
@@ -36,63 +39,58 @@ from qwenvl_edge.bundle.contract import (
 )
 from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
-from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, Staging, Stream
+from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Staging, Stream
 
 _NOT_CAPTURED = "-1"  # the gpu_graph_id of a call that ONNX Runtime must neither capture nor replay
 
 
 class Exchange:
-    """Pinned staging for one kind of call, which grows with the largest one: inputs up, a run, one output down."""
+    """Pinned staging for one kind of call, which grows with the largest one: inputs up, a run, outputs down."""
 
     def __init__(self, cuda: Cuda, stream: Stream):
         self._cuda = cuda
         self._stream = stream
-        self._inputs = self._output = Staging(cuda, 0)
+        self._inputs = Staging(cuda, 0)
+        self._outputs = Outputs(cuda)
 
     def run(
         self,
         session: ort.InferenceSession,
         binding: Any,
         inputs: Inputs,
-        output: str,
-        shape: tuple[int, ...],
+        shapes: Shapes,
         graph: str | None = None,
-        pictures: Sequence[Placed] = (),
-    ) -> Staging:
-        """Run on arrays; return the float32 output of `shape`, at the beginning of a buffer.
+        splice: Splice | None = None,
+    ) -> dict[str, Output]:
+        """Run on arrays; return the float32 outputs, whose `shapes` are given. The next run overwrites them.
 
-        The next run overwrites the buffer.
-
-        graph: ONNX Runtime's gpu_graph_id. pictures: features to copy over inputs_embeds.
+        graph: ONNX Runtime's gpu_graph_id. splice: features to copy over inputs_embeds.
 
         Raises:
             BackendError: ONNX Runtime or CUDA failed.
         """
-        self._reserve(inputs, shape)
+        if (needed := sum(array.nbytes + ALIGNMENT for array in inputs.values())) > len(self._inputs.host):
+            self._inputs = Staging(self._cuda, needed)
         addresses, used = self._inputs.write(inputs)
+        outputs = self._outputs.place(shapes)
         for name, array in inputs.items():
             binding.bind_input(name, "cuda", 0, array.dtype.type, array.shape, addresses[name])
-        binding.bind_output(output, "cuda", 0, np.float32, shape, self._output.address)
+        for name, output in outputs.items():
+            binding.bind_output(name, "cuda", 0, np.float32, shapes[name], output.address)
         options = ort.RunOptions()
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the output is waited for below
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")  # the outputs are waited for below
         if graph is not None:
             options.add_run_config_entry("gpu_graph_id", graph)
         with self._stream.waited_for():
             self._inputs.upload(self._stream, used)
-            if pictures:
-                splice(self._stream, addresses[INPUTS_EMBEDS], pictures)
+            if splice is not None:
+                splice.enqueue(self._stream, addresses[INPUTS_EMBEDS])
             try:
                 session.run_with_iobinding(binding, options)
             except Exception as error:
-                raise failed(f"compute the {output.replace('_', ' ')}", error) from None
-            self._output.download(self._stream, 4 * math.prod(shape))
-        return self._output
-
-    def _reserve(self, inputs: Inputs, shape: tuple[int, ...]) -> None:
-        if (needed := sum(array.nbytes + ALIGNMENT for array in inputs.values())) > len(self._inputs.host):
-            self._inputs = Staging(self._cuda, needed)
-        if (needed := 4 * math.prod(shape)) > len(self._output.host):
-            self._output = Staging(self._cuda, needed)
+                raise failed(f"compute the {next(iter(shapes)).replace('_', ' ')}", error) from None
+            self._outputs.download(self._stream, shapes)
+        return outputs
 
 
 class OrtVision:
@@ -103,22 +101,13 @@ class OrtVision:
     def __init__(self, session: ort.InferenceSession, exchange: Exchange):
         self._session = session
         self._exchange = exchange
-        self._picture = tuple(_shape(session.get_inputs(), PIXEL_VALUES)[1:])
-        rows, width = _shape(session.get_outputs(), IMAGE_FEATURES)[1:]
-        self.features_shape: tuple[int, int] = (rows, width)
 
-    def encode(self, pixels: FloatArray) -> Staging:
-        """See VisionGraph.encode."""
-        return self._run(self._session.io_binding(), {PIXEL_VALUES: pixels}, len(pixels))
-
-    def encode_at(self, address: int) -> Staging:
-        """See VisionGraph.encode_at."""
+    def run(self, inputs: Inputs, shapes: Shapes, pixels: DeviceArray | None = None) -> dict[str, Output]:
+        """See VisionGraph.run."""
         binding = self._session.io_binding()
-        binding.bind_input(PIXEL_VALUES, "cuda", 0, np.float32, (1, *self._picture), address)
-        return self._run(binding, {}, 1)
-
-    def _run(self, binding: Any, inputs: Inputs, count: int) -> Staging:
-        return self._exchange.run(self._session, binding, inputs, IMAGE_FEATURES, (count, *self.features_shape))
+        if pixels is not None:
+            binding.bind_input(PIXEL_VALUES, "cuda", 0, np.float32, pixels.shape, pixels.address)
+        return self._exchange.run(self._session, binding, inputs, shapes)
 
 
 @dataclass
@@ -152,6 +141,7 @@ class OrtDecoder:
         self._large = large
         self._captures = captures
         self._float_type = float_type
+        self._deepstack = DeviceMemory(cuda, 0)
         self._graphs = itertools.count(1)
         names = [past_name(i, part) for i in range(model.num_layers) for part in ("key", "value")]
         self._tensors = [CacheTensor(name, model.num_kv_heads, (model.head_dim,), 2) for name in names]
@@ -187,20 +177,28 @@ class OrtDecoder:
             )
         buffers: CacheBuffers = cache.buffers
         is_step = tokens == rows == 1
-        exchange = buffers.step if is_step else self._large
         inputs = {**inputs, LAST_INDICES: last_indices(inputs[WRITE_INDICES], tokens)}
         del inputs[WRITE_INDICES]
         if not rows:  # an output without memory cannot be bound, so one row is computed for nothing
             inputs[LOGITS_INDICES] = np.zeros((batch, 1), np.int64)
+        splice = self._splice(buffers.binding, inputs, pictures) if pictures else None
+        # What a captured step is bound to may not change, so a token with a picture's row is no such step.
+        captured = is_step and self._captures and splice is None
+        exchange = buffers.step if is_step and splice is None else self._large
         shape = (batch, max(rows, 1), self._model.vocab_size)
-        captured = is_step and self._captures
         total = np.array([cache.capacity if captured else length], np.int32)
         buffers.binding.bind_cpu_input(TOTAL_LENGTH, total)
         graph = (str(buffers.graph) if captured else _NOT_CAPTURED) if self._captures else None
-        output = exchange.run(self._session, buffers.binding, inputs, LOGITS, shape, graph, pictures)
-        logits: FloatArray = output.view(shape)[:, :rows].copy()
+        outputs = exchange.run(self._session, buffers.binding, inputs, {LOGITS: shape}, graph, splice)
+        logits: FloatArray = outputs[LOGITS].values[:, :rows].copy()
         return logits
 
-
-def _shape(nodes: Sequence[Any], name: str) -> list[Any]:
-    return next(list(node.shape) for node in nodes if node.name == name)
+    def _splice(self, binding: Any, inputs: dict[str, Any], pictures: Sequence[Placed]) -> Splice:
+        """Bind rows for deepstack layers, in models with those, in memory of their own instead of `inputs`."""
+        if inputs.pop(DEEPSTACK, None) is None:
+            return Splice(pictures)
+        shape = (self._model.deepstack_layers, *inputs[INPUTS_EMBEDS].shape)
+        if (needed := 4 * math.prod(shape)) > self._deepstack.nbytes:
+            self._deepstack = DeviceMemory(self._cuda, needed)
+        binding.bind_input(DEEPSTACK, "cuda", 0, np.float32, shape, self._deepstack.address)
+        return Splice(pictures, DeviceArray(self._deepstack.address, shape))

@@ -13,7 +13,8 @@ from typing import Any
 
 from qwenvl_edge.backends.base import Backend, BackendLimits, FloatArray, Inputs, KVCache, Placed
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
-from qwenvl_edge.backends.cuda.encoder import DeviceFeatures, PictureEncoder
+from qwenvl_edge.backends.cuda.encoder import PictureEncoder
+from qwenvl_edge.backends.cuda.features import DeviceFeatures
 from qwenvl_edge.backends.cuda.pictures import FrameLoader
 from qwenvl_edge.backends.tensorrt.decoder import CacheBuffers, PlanDecoder
 from qwenvl_edge.backends.tensorrt.engine import Refit, TensorRTEngine
@@ -63,9 +64,10 @@ class TensorRTBackend(Backend):
         paths = (plan.vision, plan.decoder)
         vision, decoder = (TensorRTEngine(library, path, _refit(bundle, plan, path)) for path in paths)
         scratch = DeviceMemory(cuda, max(vision.scratch_bytes, decoder.scratch_bytes))
-        graph = PlanVision(vision, plan, cuda, self.stream, scratch)
+        graph = PlanVision(vision, plan, self.model, cuda, self.stream, scratch)
         self._frames = FrameLoader(cuda)
-        self._encoder = PictureEncoder(cuda, self.stream, self._frames.kernels, self.family, graph)
+        self._encoder = PictureEncoder(cuda, self.stream, self._frames.kernels, self.family, self.model, graph)
+        graph.reserve(self._encoder.shapes(graph.pixels))
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
         self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, CacheBuffers)
 
@@ -76,6 +78,16 @@ class TensorRTBackend(Backend):
     def encode(self, picture: Visual) -> DeviceFeatures:
         """See Backend.encode."""
         return self._encoder.encode(picture)
+
+    def run_vision(self, inputs: Inputs) -> dict[str, FloatArray]:
+        """See PictureEncoder.run_vision."""
+        return self._encoder.run_vision(inputs)
+
+    def hold(self, rows: FloatArray, deepstack: FloatArray | None) -> DeviceFeatures:
+        """Upload features that were computed elsewhere, [Q, H] and [L, Q, H] of models with deepstack layers."""
+        features = DeviceFeatures(self.cuda, len(rows), self.model)
+        features.fill(self.stream, rows, deepstack)
+        return features
 
     def encode_pixels(self, pixels: FloatArray) -> FloatArray:
         """See PictureEncoder.encode_pixels."""

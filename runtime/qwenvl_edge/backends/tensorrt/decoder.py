@@ -17,9 +17,11 @@ import numpy as np
 
 from qwenvl_edge.backends.base import FloatArray, Inputs, KVCache, Placed
 from qwenvl_edge.backends.cuda.cache import CacheMemory, CacheTensor, row_bytes
-from qwenvl_edge.backends.cuda.encoder import splice
+from qwenvl_edge.backends.cuda.features import Splice
+from qwenvl_edge.backends.cuda.pixel_values import DeviceArray
 from qwenvl_edge.backends.tensorrt.engine import Context, TensorRTEngine
 from qwenvl_edge.bundle.contract import (
+    DEEPSTACK,
     INPUTS_EMBEDS,
     LOGITS,
     LOGITS_INDICES,
@@ -38,14 +40,14 @@ from qwenvl_edge.machine.cuda import ALIGNMENT, Cuda, DeviceMemory, Graph, Stagi
 
 _PER_TOKEN = (INPUTS_EMBEDS, ROPE_COS, ROPE_SIN, QUERY_SCALE)
 # The order of the inputs in the staging block. A captured step holds their addresses, so it is the same in every call.
-_STAGED = (*_PER_TOKEN, WRITE_INDICES, LOGITS_INDICES)
+_STAGED = (*_PER_TOKEN, WRITE_INDICES, LOGITS_INDICES, DEEPSTACK)
 
 
 @dataclass(frozen=True)
 class Call:
     """One call on a context where everything is bound: inputs up, features over them, the engine, logits down.
 
-    embeds: address of inputs_embeds.
+    embeds: address of inputs_embeds. splice: pictures' features that replace rows of the inputs.
     """
 
     context: Context
@@ -55,12 +57,13 @@ class Call:
     logits: Staging
     logits_bytes: int
     embeds: int
-    pictures: Sequence[Placed] = ()
+    splice: Splice | None = None
 
     def enqueue(self) -> None:
         """Queue the call on the stream."""
         self.inputs.upload(self.stream, self.input_bytes)
-        splice(self.stream, self.embeds, self.pictures)
+        if self.splice is not None:
+            self.splice.enqueue(self.stream, self.embeds)
         self.context.enqueue()
         self.logits.download(self.stream, self.logits_bytes)
 
@@ -123,7 +126,9 @@ class PlanDecoder:
         most_rows = max(profile.rows[2] for _, profile in self._profiles)
         token_bytes = 4 * (model.hidden_size + model.head_dim + 1)  # embeddings, rotary rows, query scale
         space = limits.max_batch * (most_tokens * token_bytes + 8 * most_rows + 8)
-        self._inputs = Staging(cuda, space + 6 * ALIGNMENT)
+        deepstack = 4 * model.deepstack_layers * model.hidden_size  # of one token; zeros in calls without pictures
+        self._inputs = Staging(cuda, space + deepstack + len(_STAGED) * ALIGNMENT)
+        self._deepstack = DeviceMemory(cuda, limits.max_batch * most_tokens * deepstack) if deepstack else None
         self._logits = Staging(cuda, 4 * limits.max_batch * most_rows * model.vocab_size)
         self._shared: dict[str, Context] = {}
 
@@ -189,27 +194,44 @@ class PlanDecoder:
         if not rows:  # the plan has no profile without logits
             inputs = {**inputs, LOGITS_INDICES: np.zeros((batch, 1), np.int64)}
         buffers: CacheBuffers = cache.buffers
-        inputs = {name: inputs[name] for name in _STAGED if name in inputs}
+        splice = self._splice(inputs, pictures) if pictures else None
+        aside = {} if splice is None or splice.deepstack is None else {DEEPSTACK: splice.deepstack}
+        inputs = {name: inputs[name] for name in _STAGED if name in inputs and name not in aside}
         addresses, used = self._inputs.write(inputs)
+        given = inputs, aside, addresses, used
         if tokens > 1 or rows > 1 or pictures:
             if profile not in self._shared:
                 self._shared[profile] = self._context(profile)
-            call = self._call(self._shared[profile], buffers.memory, inputs, addresses, used)
-            run = replace(call, pictures=pictures).enqueue
+            run = replace(self._call(self._shared[profile], buffers.memory, *given), splice=splice).enqueue
         else:
             if buffers.step is None:
-                buffers.step = Step(self._call(self._context(profile), buffers.memory, inputs, addresses, used))
+                buffers.step = Step(self._call(self._context(profile), buffers.memory, *given))
             run = buffers.step.run
         with self._stream.waited_for():
             run()
         logits: FloatArray = self._logits.view((batch, max(rows, 1), self._model.vocab_size))[:, :rows].copy()
         return logits
 
+    def _splice(self, inputs: Inputs, pictures: Sequence[Placed]) -> Splice:
+        if self._deepstack is None:
+            return Splice(pictures)
+        shape = (self._model.deepstack_layers, *inputs[INPUTS_EMBEDS].shape)
+        return Splice(pictures, DeviceArray(self._deepstack.address, shape))
+
     def _call(
-        self, context: Context, memory: CacheMemory, inputs: Inputs, addresses: Mapping[str, int], used: int
+        self,
+        context: Context,
+        memory: CacheMemory,
+        inputs: Inputs,
+        aside: Mapping[str, DeviceArray],
+        addresses: Mapping[str, int],
+        used: int,
     ) -> Call:
+        """Bind everything; aside: inputs that lie elsewhere than in the staging block."""
         shapes = {name: array.shape for name, array in inputs.items()} | memory.shapes
-        context.bind(shapes, {**addresses, **memory.addresses, LOGITS: self._logits.address})
+        shapes |= {name: array.shape for name, array in aside.items()}
+        places = {**addresses, **{name: array.address for name, array in aside.items()}, **memory.addresses}
+        context.bind(shapes, {**places, LOGITS: self._logits.address})
         logits_bytes = 4 * inputs[LOGITS_INDICES].size * self._model.vocab_size
         embeds = addresses[INPUTS_EMBEDS]
         return Call(context, self._stream, self._inputs, used, self._logits, logits_bytes, embeds)
@@ -229,7 +251,8 @@ class PlanDecoder:
         """Check the tensors' names and types; `past` maps the cache's inputs to their types."""
         presents = {present_of(name): dtype for name, dtype in past.items()}
         per_token = [name for name in _PER_TOKEN if name != QUERY_SCALE or name in self._engine.tensors]
-        floats = dict.fromkeys([*per_token, LOGITS], "FLOAT")
+        deepstack = [DEEPSTACK] if self._model.deepstack_layers else []
+        floats = dict.fromkeys([*per_token, *deepstack, LOGITS], "FLOAT")
         indices = dict.fromkeys([WRITE_INDICES, LOGITS_INDICES], "INT64")
         self._engine.check_tensors(floats | indices | presents)
         if self._plan.manifest.dialect == STANDARD:  # TensorRT does not know which outputs a plugin writes in place

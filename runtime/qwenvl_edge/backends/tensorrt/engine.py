@@ -12,7 +12,7 @@ from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cuda import DeviceMemory, Stream
 
-ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "FP8": 1, "INT32": 4, "INT64": 8}
+ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "FP8": 1, "BOOL": 1, "INT32": 4, "INT64": 8}
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ class TensorRTEngine:
             raise self.library.failed(f'choose profile {profile} of "{self.path.name}"')
         stream.synchronize()
         return Context(self, context, stream)
+
+    def largest(self, name: str, profile: int = 0) -> tuple[int, ...]:
+        """The largest shape of an input in an optimisation profile."""
+        return tuple(self._engine.get_tensor_profile_shape(name, profile)[2])
 
     def check_tensors(self, wanted: Mapping[str, str]) -> None:
         """Check that the engine has the tensors in `wanted`, name -> type.
