@@ -14,6 +14,7 @@ from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.families.dynamic_vl.picture_ranges import vision_ranges
 from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.tensorrt.build import build
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, Network
 from qwenvl_edge_export.tensorrt.plugin_lowering import DOMAIN, PluginLowering
@@ -29,6 +30,7 @@ from support.golden_graphs import (
     deepstack_rows,
     encode,
     golden,
+    resized_checkpoint,
     rope_rows,
 )
 
@@ -132,3 +134,23 @@ def test_networks_are_native_and_rows_of_the_tower_float32(bundles, rtx, family,
     for profile in decoder_shapes(lowering.graph, choose_limits(bundle, max_context=128, max_batch=2)):
         if family == "qwen3_vl":
             assert profile["deepstack"][0][1:3] == (1, 1)
+
+
+# Widths that blocks of 128 divide, as those of the published decoders; the golden ones are narrower.
+WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 16, "num_key_value_heads": 8}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plans_are_built(rtx, family, precision, tmp_path):
+    """Both engines, with profiles over patches, windows and deepstack rows; weights are in them once."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4} if family == "qwen3_vl" else {}
+    checkpoint = resized_checkpoint(tmp_path / "checkpoint", family, WIDE | heads)
+    chosen = ExportPrecision.choose(precision, target="gpu")
+    bundle = export(checkpoint, tmp_path / "bundle", precision=chosen, check=False)
+    limits = choose_limits(bundle, max_context=256, max_batch=2, max_images=2, chunk=64)
+    plan = build(bundle, "sm_86", limits)
+    plan.check_files()
+    assert plan.manifest.precision["decoder"] == precision
+    weights = bundle.manifest.files["decoder.data"].size
+    assert weights * 0.8 < plan.manifest.files["decoder.plan"].size < weights + 20e6

@@ -6,6 +6,7 @@ What the host gives the graphs is restated here from the published code, so that
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from qwenvl_edge import _core
 from qwenvl_edge.bundle import contract
@@ -28,6 +29,8 @@ from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.weight_layout import decoder_layout, vision_layout
 from qwenvl_edge_export.options import ExportPrecision
 from support.paths import DATA
+from tools.synthetic_checkpoint import random_tensor
+from tools.synthetic_families import published
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PICTURES = "abcdef"
@@ -44,6 +47,21 @@ def golden(family: str) -> Path:
 def config_of(family: str) -> DynamicVLSource:
     """Its configuration."""
     return DynamicVLSource.from_dict(json.loads((golden(family) / "config.json").read_text()))
+
+
+def resized_checkpoint(folder: Path, family: str, text: Mapping[str, Any], vision: Mapping[str, Any] = {}) -> Path:
+    """Write a golden checkpoint's settings with other sizes and random weights to the new folder `folder`."""
+    shutil.copytree(golden(family), folder, ignore=shutil.ignore_patterns("*.npz", "images", "*.safetensors"))
+    raw = json.loads((folder / "config.json").read_text())
+    raw.get("text_config", raw).update(text)
+    raw["vision_config"].update(vision)
+    width = raw.get("text_config", raw)["hidden_size"]
+    raw["vision_config"]["hidden_size" if family == "qwen2_vl" else "out_hidden_size"] = width
+    (folder / "config.json").write_text(json.dumps(raw))
+    shapes = tensor_shapes(DynamicVLSource.from_dict(raw))
+    tensors = {published(name, family): random_tensor(name, shape) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 class GoldenGraphs:

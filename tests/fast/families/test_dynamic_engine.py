@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qwenvl_edge import BackendError, Box, Constraint, Point, PromptError, Quad, ToolCall, Video
+from qwenvl_edge import Box, Constraint, Point, PromptError, Quad, ToolCall, Video
 from qwenvl_edge.bundle.manifest import FamilyInfo
 from qwenvl_edge.errors import BundleError, ImageError
 from qwenvl_edge.families import create_family
@@ -202,18 +202,6 @@ def test_what_a_family_lacks_is_said(tmp_path):
     ):
         with pytest.raises(BundleError, match=error):
             create_family(FamilyInfo("qwen2_vl", config | changes), MODEL)
-
-
-def test_gpus_are_passed_over(tmp_path):
-    from qwenvl_edge.backends.select import BackendOptions, survey
-
-    qwen, _, _ = scripted_engine(tmp_path, "qwen2_vl")
-    reasons = dict(survey(BackendOptions(qwen.bundle, None, 64, 16)))
-    assert "GPUs do not run qwen2_vl yet" in (reasons["onnxruntime, cuda"] or "")
-    with pytest.raises(BackendError, match="do not run qwen2_vl yet"):
-        from qwenvl_edge.backends.select import select_backend
-
-        select_backend(BackendOptions(qwen.bundle, None, 64, 16), "auto", "cuda")
 
 
 WEATHER = {

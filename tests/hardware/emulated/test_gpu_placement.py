@@ -7,14 +7,20 @@ import copy
 import onnx
 import pytest
 
+from support.bundles import Exports
+from support.families import FAMILIES, GOLDEN
 from support.gpu_placement import KERNELS, Placement
 
 HOST_INPUT = "total_sequence_length"
 
 
-@pytest.fixture(scope="module", params=["fp16", "bf16", "int4"])
-def graph(request, tiny_exports):
-    bundle = tiny_exports(request.param, target="gpu")
+@pytest.fixture(scope="module", params=["fp16", "bf16", "int4", *FAMILIES])
+def graph(request, tiny_exports, tmp_path_factory):
+    """Of Qwen-VL in several precisions, and of the other families in fp16."""
+    if request.param in FAMILIES:
+        bundle = Exports(GOLDEN / request.param, tmp_path_factory.mktemp(request.param))("fp16", target="gpu")
+    else:
+        bundle = tiny_exports(request.param, target="gpu")
     return onnx.load(bundle.file("decoder.ort.onnx"), load_external_data=False).graph
 
 
