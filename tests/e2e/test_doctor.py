@@ -115,6 +115,23 @@ def test_packages_that_are_missing(machine, monkeypatch):
     assert found["onnxruntime"].grade == "good"
 
 
+def test_what_each_command_lacks(machine, monkeypatch):
+    requirements = [
+        "numpy>=1.26",
+        "torch>=2.6; extra == 'export'",
+        "no-such-package>=1; extra == 'export'",
+        "qwenvl-edge[constrained]; extra == 'server'",
+        "nor_this.one[x]<2; python_version >= '3.11' and extra == \"constrained\"",
+        "uvicorn; extra == 'server'",
+    ]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: requirements)
+    found = machine({})
+    assert found["export, verify"].found == "lacks no-such-package"
+    assert found["export, verify"].fix == "pip install 'qwenvl-edge[export]'"
+    assert found["serve"].found == "lacks nor_this.one"
+    assert found["chat --video"].found == "its packages are installed" and not found["chat --video"].fix
+
+
 def test_which_backend_runs_a_bundle(tiny_bundle, tmp_path, monkeypatch):
     def refuse(request):
         raise BackendError("there is no GPU; buy one.")

@@ -41,7 +41,8 @@ def backend_of(engine: QwenVLEngine):
     return engine._selection.backend
 
 
-def test_a_bundle_without_plans_runs_on_the_cpu_and_says_why(bundle):
+def test_a_bundle_without_plans_runs_on_the_cpu_and_says_why(bundle, monkeypatch):
+    monkeypatch.setattr("qwenvl_edge.backends.select.driver_absent", lambda: False)
     engine = QwenVLEngine(bundle, threads=1, max_context=64)
     assert isinstance(backend_of(engine), OnnxRuntimeBackend)
     assert engine.describe() == (
@@ -49,6 +50,15 @@ def test_a_bundle_without_plans_runs_on_the_cpu_and_says_why(bundle):
         f"{bundle.path}` makes one); ONNX Runtime {onnxruntime.__version__} is installed without CUDA; for a GPU run: "
         "pip uninstall -y onnxruntime && pip install onnxruntime-gpu)"
     )
+
+
+def test_without_a_driver_nothing_is_said_of_gpus_but_that(bundle, monkeypatch):
+    monkeypatch.setattr("qwenvl_edge.backends.select.driver_absent", lambda: True)
+    assert QwenVLEngine(bundle, threads=1, max_context=64).describe() == (
+        f"ONNX Runtime {onnxruntime.__version__} on the CPU (because there is no NVIDIA driver on this machine)"
+    )
+    with pytest.raises(BackendError, match="has no TensorRT plan"):  # all of it for those who ask for a GPU
+        QwenVLEngine(bundle, device="cuda")
 
 
 def test_a_plan_comes_first(planned):

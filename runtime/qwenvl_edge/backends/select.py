@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, get_args
 
 from qwenvl_edge.backends.base import Backend
@@ -51,6 +53,10 @@ class EngineOptions:
         check_fields(self, QwenVLError)
 
 
+# Of servers and desktops, of Jetsons, of WSL.
+_DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/etc/nv_tegra_release", "/dev/dxg")
+
+
 @dataclass(frozen=True)
 class BackendOptions:
     """What a backend is opened for.
@@ -75,7 +81,7 @@ class BackendOptions:
 
 @dataclass(frozen=True)
 class Selection:
-    """An opened backend, and the reasons why preferred ones were passed over."""
+    """An opened backend, and the reasons why preferred ones were passed over: one, where there is no GPU."""
 
     backend: Backend
     passed_over: tuple[str, ...] = ()
@@ -115,6 +121,8 @@ def select_backend(options: BackendOptions, backend: str, device: str) -> Select
         except BackendError as error:
             reasons.append(str(error).rstrip("."))
             continue
+        if reasons and driver_absent():
+            reasons = ["there is no NVIDIA driver on this machine"]
         return Selection(open_it(), tuple(reasons))
     raise BackendError(f"{'; '.join(reasons)}.")
 
@@ -132,6 +140,11 @@ def own_backend(backend: Backend, bundle: Bundle) -> Selection:
             f"{', '.join(different)}; open it with this bundle."
         )
     return Selection(backend)
+
+
+def driver_absent() -> bool:
+    """True on a Linux machine without NVIDIA's driver, where advice about GPUs would mislead."""
+    return sys.platform == "linux" and not any(Path(file).exists() for file in _DRIVER_FILES)
 
 
 def survey(options: BackendOptions) -> list[tuple[str, str | None]]:

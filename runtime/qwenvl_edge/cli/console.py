@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import ImageError, QwenVLError
@@ -19,8 +20,8 @@ from qwenvl_edge.inputs.clips import Video
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.inputs.prompt import Turn
 from qwenvl_edge.inputs.video_files import open_video
-from qwenvl_edge.machine.terminal import ProgressBar, note, say
-from qwenvl_edge.replies.reply import Reply
+from qwenvl_edge.machine.terminal import ProgressBar, harmless, note, say
+from qwenvl_edge.replies.reply import Reply, Stats
 from qwenvl_edge.replies.stream import Stream
 
 _HELP = """\
@@ -33,10 +34,23 @@ _HELP = """\
 
 
 class Console:
-    """Holds what a conversation needs: pictures waiting for the next message, history, the last reply."""
+    """Holds what a conversation needs: pictures waiting for the next message, history, the last reply.
 
-    def __init__(self, engine: QwenVLEngine, *, system: str | None, overrides: Mapping[str, Any]) -> None:
+    form: "text", as it comes, or "json", whole. with_times: after each answer, a line on stderr says how long it took.
+    """
+
+    def __init__(
+        self,
+        engine: QwenVLEngine,
+        *,
+        system: str | None,
+        overrides: Mapping[str, Any],
+        form: Literal["text", "json"] = "text",
+        with_times: bool = False,
+    ) -> None:
         self._engine = engine
+        self._form = form
+        self._with_times = with_times
         self._system = system
         self._overrides = overrides
         self._pictures: list[Picture] = []
@@ -44,9 +58,9 @@ class Console:
         self._history: tuple[Turn, ...] = ()
         self._reply: Reply | None = None
 
-    def add_picture(self, path: str) -> None:
-        """Read a picture now, for the next message. Raises ImageError."""
-        self._pictures.append(load_picture(path))
+    def add_picture(self, source: str | bytes) -> None:
+        """Read a picture, a file or its bytes, now, for the next message. Raises ImageError."""
+        self._pictures.append(load_picture(source))
 
     def add_video(self, path: str) -> None:
         """Decode a video file now, for the next message. Raises ImageError, and QwenVLError without PyAV."""
@@ -58,8 +72,13 @@ class Console:
         self._reply = reply = self._answer(message) if self._engine.can_chat else self._completion(message)
         self._history = reply.history
         self._pictures, self._videos = [], []
-        for line in _places(reply):
-            say(line)
+        if self._form == "json":
+            say(json.dumps(reply.to_dict(), ensure_ascii=False))
+        else:
+            for line in _places(reply):
+                say(harmless(line, sys.stdout))
+        if self._with_times:
+            say(f"qwenvl: {_times(reply.stats)}", to=sys.stderr)
         return reply
 
     def _answer(self, message: str) -> Reply:
@@ -73,13 +92,17 @@ class Console:
         )
         with _cancel_on_interrupt(stream):
             for kind, piece in stream.pieces():
-                say(piece, end="", to=sys.stderr if kind == "thinking" else None)
-        say("")
+                to = sys.stderr if kind == "thinking" else sys.stdout
+                if self._form == "text":
+                    say(harmless(piece, to), end="", to=to)
+        if self._form == "text":
+            say("")
         return stream.reply
 
     def _completion(self, message: str) -> Reply:
         reply = self._engine.complete(message, images=self._pictures, video=self._videos, **self._overrides)
-        say(reply.text)
+        if self._form == "text":
+            say(harmless(reply.text, sys.stdout))
         return reply
 
     def converse(self) -> None:
@@ -180,6 +203,17 @@ def _places(reply: Reply) -> Iterator[str]:
         yield f"  not a place in a picture: {markup}"
     if reply.finish_reason != "stop":
         yield f"  (ended early: {reply.finish_reason})"
+
+
+def _times(stats: Stats) -> str:
+    """The times of an answer as one line."""
+    parts = [f"first token after {stats.ttft_ms:.0f} ms"]
+    if stats.images_encoded:
+        parts.append(f"{stats.images_encoded} picture(s) {stats.image_ms:.0f} ms")
+    parts.append(f"prompt {stats.prompt_tokens} tokens, {stats.reused_tokens} of them kept, {stats.prefill_ms:.0f} ms")
+    speed = f", {stats.tokens_per_s:.1f} a second" if stats.tokens_per_s else ""
+    parts.append(f"answer {stats.new_tokens} tokens{speed}")
+    return "; ".join(parts)
 
 
 @contextlib.contextmanager

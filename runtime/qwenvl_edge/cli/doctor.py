@@ -41,6 +41,11 @@ _PACKAGES = {
     "cuda-bindings": "pip install 'qwenvl-edge[cuda]'",
     "llguidance": "pip install 'qwenvl-edge[constrained]'",
 }
+# Extra -> what it is for.
+_EXTRAS = {
+    **{"export": "export, verify", "hub": "export org/name", "tensorrt": "build", "server": "serve"},
+    **{"video": "chat --video", "completion": "completion", "dora": "dora node", "zenoh": "Zenoh node"},
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Finding:
 
 def examine(root: Path = Path("/"), *, bundle: Bundle | None = None) -> list[Finding]:
     """Look at the machine whose file system is at `root`, and at what would run `bundle` on it."""
-    findings = [*_software(root), *_cpu(root), *_memory(root), *_gpu(root), *_nvrtc(root), *_jetson(root)]
+    findings = [*_software(root), *_extras(), *_cpu(root), *_memory(root), *_gpu(root), *_nvrtc(root), *_jetson(root)]
     return findings + ([] if bundle is None else list(_backends(bundle)))
 
 
@@ -103,6 +108,43 @@ def _software(root: Path) -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             needed = package == "onnxruntime"
             yield Finding(package, "not installed", "bad" if needed else "note", fix)
+
+
+def _extras() -> Iterator[Finding]:
+    """Say of each command that needs an extra whether the extra's packages are installed."""
+    try:
+        requirements = importlib.metadata.requires("qwenvl-edge") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its source, without an installation
+        return
+    for extra, command in _EXTRAS.items():
+        if lacking := [name for name in _needed(extra, requirements) if not _installed(name)]:
+            found = f"lacks {', '.join(lacking)}"
+            yield Finding(command, found, "note", f"pip install 'qwenvl-edge[{extra}]'")
+        else:
+            yield Finding(command, "its packages are installed")
+
+
+def _needed(extra: str, requirements: Sequence[str]) -> list[str]:
+    """Names of the packages of an extra, those of the extras that it includes among them."""
+    names: list[str] = []
+    for requirement in requirements:
+        if not re.search(rf"""extra == ['"]{extra}['"]""", requirement):
+            continue
+        included = re.match(r"qwenvl[-_]edge\[([\w,-]+)\]", requirement)
+        if included is None:
+            names.append(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+            continue
+        for each in included[1].split(","):
+            names += _needed(each, requirements)
+    return names
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _cpu(root: Path) -> Iterator[Finding]:

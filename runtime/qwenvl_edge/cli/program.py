@@ -15,10 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwenvl_edge import __version__
+from qwenvl_edge.cli.commands.bench import add_bench
 from qwenvl_edge.cli.commands.build import add_build
 from qwenvl_edge.cli.commands.chat import add_chat
+from qwenvl_edge.cli.commands.completion import add_completion
 from qwenvl_edge.cli.commands.doctor import add_doctor
 from qwenvl_edge.cli.commands.export import add_export
+from qwenvl_edge.cli.commands.info import add_info
 from qwenvl_edge.cli.commands.plan import add_plan
 from qwenvl_edge.cli.commands.verify import add_verify
 from qwenvl_edge.errors import QwenVLError
@@ -104,5 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     add_chat(commands)
     add_plan(commands)
     add_serve(commands)
+    add_info(commands)
+    add_bench(commands)
     add_doctor(commands)
+    add_completion(commands, parser)
     return parser

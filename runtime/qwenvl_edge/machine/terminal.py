@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import time
+import unicodedata
 from types import TracebackType
 from typing import TextIO
 
@@ -25,6 +26,22 @@ class OutputError(Exception):
 def printable(text: str) -> str:
     """Return `text` as one line that does nothing to a terminal: what cannot be printed as Python writes it (\\n)."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def harmless(text: str, to: TextIO | None) -> str:
+    """Return `text` as a terminal may get it: control characters and marks that turn the direction of text escaped.
+
+    A model may write what it reads from a picture, and a terminal obeys control characters. Other streams get the text
+    as it is.
+    """
+    if to is None or not to.isatty():
+        return text
+    return "".join(repr(each)[1:-1] if _commands(each) else each for each in text)
+
+
+def _commands(character: str) -> bool:
+    harmless_ones = "\n\t\u200c\u200d"  # the last two join or part letters and emoji
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in harmless_ones
 
 
 def hold_standard_streams() -> None:

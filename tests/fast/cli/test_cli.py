@@ -195,7 +195,7 @@ def test_a_wrong_picture_path_is_one_line(scripted, capsys):
 def test_drawing_without_a_picture_is_an_error(scripted, capsys, tmp_path):
     scripted("hi<|im_end|>")
     assert cli.main(["chat", "bundle", "hi", "--save", str(tmp_path / "x.png")]) == 2
-    assert "no picture" in capsys.readouterr().err
+    assert capsys.readouterr().err == "qwenvl: --save needs a picture to draw on; give one with --image.\n"
     assert not (tmp_path / "x.png").exists()
 
 

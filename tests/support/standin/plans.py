@@ -107,6 +107,7 @@ def install(monkeypatch, machine: Machine, *, version: str = VERSION) -> ModuleT
     packages[1].runtime, packages[1].nvrtc, packages[1].driver = packages[2:]
     tensorrt = tensorrt_api.make_module(machine, version=version)
     tensorrt.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks for it
+    monkeypatch.setattr("qwenvl_edge.backends.select.driver_absent", lambda: not machine.driver)
     for module in (*packages, tensorrt):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):

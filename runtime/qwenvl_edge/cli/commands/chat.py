@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qwenvl_edge.cli.answer_options import add_answer_options, read_overrides
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.terminal import say
 
@@ -22,16 +23,25 @@ def add_chat(commands: Any) -> None:
     parser = commands.add_parser("chat", help="answer a question about pictures, or converse")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="answer this and end; without it, converse")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; repeatable")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture; repeatable; - reads standard input"
+    )
     parser.add_argument("--video", metavar="FILE", help="a video file (newer families; needs the extra video)")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="the most pixels of a picture (newer families)")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="the most pixels of a picture (newer families; default: the bundle's)",
+    )
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the picture with its boxes (with PROMPT)")
-    parser.add_argument("--system", metavar="TEXT", help="the system text")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer in tokens")
-    parser.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
-    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
+    parser.add_argument("--system", metavar="TEXT", help="the system text (default: the model's own)")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON (with PROMPT)")
+    parser.add_argument("--verbose", action="store_true", help="print what ran and how long it took on stderr")
+    add_answer_options(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
+    parser.add_argument(
+        "--max-context", type=int, metavar="N", help="longest conversation in tokens (default: the model's)"
+    )
     parser.add_argument("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")
     parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cuda or cpu")
     parser.set_defaults(run=_chat)
@@ -41,8 +51,8 @@ def _chat(arguments: argparse.Namespace) -> int:
     from qwenvl_edge.cli.console import Console, save_drawing
     from qwenvl_edge.engine import QwenVLEngine
 
-    if arguments.save is not None and arguments.prompt is None:
-        raise QwenVLError("--save goes with a PROMPT; in a conversation type /save FILE.")
+    _check_together(arguments)
+    overrides = read_overrides(arguments)
     engine = QwenVLEngine(
         arguments.bundle,
         threads=arguments.threads,
@@ -51,13 +61,20 @@ def _chat(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         max_pixels=arguments.max_pixels,
     )
-    if arguments.prompt is None or (arguments.backend, arguments.device) != ("auto", "auto"):
+    chosen = (arguments.backend, arguments.device) != ("auto", "auto")
+    if arguments.prompt is None or arguments.verbose or chosen:
         say(f"qwenvl: {engine.describe()}", to=sys.stderr)
     if not engine.can_chat:
         say(f"qwenvl: {NO_CHAT}", to=sys.stderr)
-    console = Console(engine, system=arguments.system, overrides=_overrides(arguments))
+    console = Console(
+        engine,
+        system=arguments.system,
+        overrides=overrides,
+        form="json" if arguments.json else "text",
+        with_times=arguments.verbose,
+    )
     for path in arguments.image:
-        console.add_picture(path)
+        console.add_picture(_standard_input() if path == "-" else path)
     if arguments.video is not None:
         console.add_video(arguments.video)
     if arguments.prompt is None:
@@ -69,8 +86,25 @@ def _chat(arguments: argparse.Namespace) -> int:
     return _INTERRUPTED if reply.finish_reason == "cancelled" else 0
 
 
-def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    overrides: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
-    if arguments.greedy:
-        overrides["do_sample"] = False
-    return {name: value for name, value in overrides.items() if value is not None}
+def _check_together(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go with each other, before anything is computed."""
+    if arguments.prompt is None:
+        if arguments.save is not None:
+            raise QwenVLError("--save goes with a PROMPT; in a conversation type /save FILE.")
+        if arguments.json:
+            raise QwenVLError("--json goes with a PROMPT.")
+        if "-" in arguments.image:
+            raise QwenVLError("--image - goes with a PROMPT: a conversation reads the standard input.")
+    if arguments.image.count("-") > 1:
+        raise QwenVLError("the standard input holds one picture; give --image - once.")
+    if arguments.save is not None and not (arguments.image or arguments.video):
+        raise QwenVLError("--save needs a picture to draw on; give one with --image.")
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise QwenVLError("there is no standard input to read the picture from.")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise QwenVLError(f"cannot read the standard input: {error.strerror}.") from None

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.machine.terminal import say
+
+if TYPE_CHECKING:
+    from qwenvl_edge.backends.memory_estimate import MemoryEstimate
+    from qwenvl_edge.cli.boards import Fit
 
 
 def add_plan(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("plan", help="say how much memory a bundle takes, by part")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
-    parser.add_argument("--max-batch", type=int, default=1, metavar="B", help="conversations at once")
+    parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation (default: the model's)")
+    parser.add_argument("--max-batch", type=int, default=1, metavar="B", help="conversations at once (default 1)")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="the most pixels of a picture; else the bundle's")
     parser.add_argument("--target", metavar="BOARD", help='say whether it fits there; "all" compares all known boards')
+    parser.add_argument("--json", action="store_true", help="print bytes, and of boards the verdict, as JSON")
     parser.set_defaults(run=_plan)
 
 
@@ -36,12 +43,33 @@ def _plan(arguments: argparse.Namespace) -> int:
         "limits": PixelLimits(max_pixels=arguments.max_pixels),
     }
     if arguments.target is None:
-        say(estimate_memory(bundle, **limits).table())
+        estimate = estimate_memory(bundle, **limits)
+        say(json.dumps(_bytes(estimate)) if arguments.json else estimate.table())
         return 0
-    if arguments.target == "all":
-        say(table([plan_for(bundle, board, **limits) for board in BOARDS.values()]))
-        return 0
-    fit = plan_for(bundle, find_board(arguments.target), **limits)
-    say(fit.plan.table())
-    say(fit.describe())
-    return 0 if fit.fits else 1
+    every = arguments.target == "all"
+    fits = [
+        plan_for(bundle, board, **limits) for board in (BOARDS.values() if every else [find_board(arguments.target)])
+    ]
+    if arguments.json:
+        found = [_verdict(fit) for fit in fits]
+        say(json.dumps(found if every else found[0]))
+    elif every:
+        say(table(fits))
+    else:
+        say(fits[0].plan.table())
+        say(fits[0].describe())
+    return 0 if every or fits[0].fits else 1
+
+
+def _bytes(estimate: MemoryEstimate) -> dict[str, int]:
+    return {**asdict(estimate), "total": estimate.total}
+
+
+def _verdict(fit: Fit) -> dict[str, Any]:
+    return {
+        "target": fit.board.name,
+        "fits": fit.fits,
+        "spare": fit.spare_bytes,
+        "most_tokens_per_s": round(fit.tokens_per_s, 1),
+        "bytes": _bytes(fit.plan),
+    }
