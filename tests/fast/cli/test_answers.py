@@ -35,9 +35,7 @@ def scripted(tmp_path, monkeypatch):
 
 def test_sampling_reaches_the_engine(scripted, capsys):
     given = scripted("hi<|im_end|>")
-    options = (
-        "--temperature 0 --top-p 0.9 --top-k 40 --min-p 0.1 --repetition-penalty 1.1 --seed 3 --max-new-tokens 9"
-    )
+    options = "--temperature 0 --top-p 0.9 --top-k 40 --min-p 0.1 --repetition-penalty 1.1 --seed 3 --max-new-tokens 9"
     assert cli.main(["chat", "bundle", "hi", *options.split(), "--deadline-ms", "60000", "--stop", "x"]) == 0
     wanted = {"temperature": 0.0, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 3}
     wanted |= {"max_new_tokens": 9, "deadline_ms": 60000.0, "stop": ["x"], "do_sample": True}
