@@ -20,6 +20,7 @@ from qwenvl_edge.inputs.pictures import load_picture, pixel_values
 from qwenvl_edge.server import sources
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.fetch import Fetcher
+from qwenvl_edge.server.places import Places
 from qwenvl_edge.server.settings import ServerLimits, ServerSettings
 from qwenvl_edge.server.sources import PictureSource
 from qwenvl_edge.server.workers import Workers
@@ -33,7 +34,9 @@ class Source:
 
     def __init__(self, side=4096, limits=None, **settings):
         settings = ServerSettings(limits=ServerLimits(**(limits or {})), **settings)
-        self._source = PictureSource(settings, Workers(), lambda size: (side, side))
+        workers = Workers()
+        places = Places(settings, workers)
+        self._source = PictureSource(settings.limits, places, workers, lambda size, limits: (side, side))
 
     def load(self, url, attachments=None, salt=""):
         return asyncio.run(self._source.load(url, attachments or {}, "picture 1", salt))

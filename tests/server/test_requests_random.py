@@ -9,16 +9,20 @@ from hypothesis import strategies as st
 
 from qwenvl_edge.constraints.closed import closed
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.server.abilities import Abilities
 from qwenvl_edge.server.chat import read_chat
 from qwenvl_edge.server.completions import read_completion
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.forms import wanted_form
 from qwenvl_edge.server.intake import _object
+from qwenvl_edge.server.reasoning import thinking_budget
 from qwenvl_edge.server.responses import ResponsesRequest, read_response
 from qwenvl_edge.server.schema import LABELS, ChatRequest
 from qwenvl_edge.server.settings import ServerLimits
+from qwenvl_edge.server.tools import read_tools
 
 LIMITS = ServerLimits()
+ALL, NONE = Abilities(tools=True, reasons=True, clips=True, sizes=True), Abilities()
 SECONDS = 5.0
 WORDS = st.sampled_from(
     [
@@ -67,19 +71,22 @@ def understood(read, raw):
 
 
 @RANDOM
-@given(REQUESTS)
-def test_chat(raw):
-    request = understood(lambda raw: read_chat(raw, LIMITS), raw)
+@given(REQUESTS, st.sampled_from([ALL, NONE]))
+def test_chat(raw, abilities):
+    request = understood(lambda raw: read_chat(raw, LIMITS, abilities), raw)
     if request is not None:
         understood(wanted_form, request)
+        understood(lambda request: thinking_budget(request, abilities, 64), request)
+        if abilities.tools:
+            understood(lambda it: read_tools(it.tools, it.tool_choice, parallel=it.parallel_tool_calls), request)
 
 
 @RANDOM
-@given(REQUESTS)
-def test_responses(raw):
+@given(REQUESTS, st.sampled_from([ALL, NONE]))
+def test_responses(raw, abilities):
     for name in ("messages", "prompt"):
         raw.pop(name, None)
-    understood(lambda raw: read_response(raw, LIMITS), raw)
+    understood(lambda raw: read_response(raw, LIMITS, abilities, lambda _: []), raw)
 
 
 @RANDOM

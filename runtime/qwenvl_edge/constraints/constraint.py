@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from qwenvl_edge.constraints.closed import closed
 from qwenvl_edge.errors import PromptError
+from qwenvl_edge.families.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,16 @@ class Constraint:
         return cls("choice", json.dumps(listed))
 
     @classmethod
-    def tool_calls(cls, source: str) -> Constraint:
-        """Calls of tools, alone or after words; source: of families.tools.Tools.source."""
-        return cls("tools", source)
+    def tool_calls(cls, tools: Tools) -> Constraint:
+        """Calls of tools, alone or after words; their arguments are closed as the objects of `json` are.
+
+        Raises:
+            PromptError: a schema is nested too deeply.
+        """
+        try:
+            return cls("tools", tools.source([(name, closed(schema)) for name, schema in tools.parameters()]))
+        except RecursionError:
+            raise PromptError("the parameters of a tool are nested too deeply; make them flatter.") from None
 
     @classmethod
     def boxes(cls) -> Constraint:

@@ -162,7 +162,7 @@ class MatcherFactory:
 
 
 def written_grammar(constraint: Constraint) -> str:
-    """Return the grammar of a form that its caller wrote: all but boxes and tool calls, which are the family's.
+    """Return the grammar of a form that its caller wrote: of boxes nothing, of tool calls what is in the tags.
 
     Raises:
         ValueError: the form is malformed; not every mistake is found here.
@@ -170,7 +170,9 @@ def written_grammar(constraint: Constraint) -> str:
     """
     maker = _llguidance().LLMatcher
     grammar: str
-    if constraint.kind == "json":
+    if constraint.kind == "tools":
+        grammar = maker.grammar_from_json_schema(json.dumps(json.loads(constraint.source)["schema"]))
+    elif constraint.kind == "json":
         grammar = maker.grammar_from_json_schema(constraint.source, overrides=_NO_WHITE_SPACE)
     elif constraint.kind == "regex":
         grammar = maker.grammar_from_regex(constraint.source)

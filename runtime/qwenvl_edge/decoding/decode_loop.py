@@ -266,4 +266,5 @@ class Work:
             accepted_tokens=run.accepted_tokens if run else 0,
             images_encoded=self.images_encoded,
             history_turns_dropped=len(request.history) - request.prompt.turns,
+            thinking_tokens=self.writer.thinking_tokens,
         )

@@ -135,9 +135,12 @@ class Family(ABC):
 
     default_system: the system text of a conversation that gives none; None: it has no system turn then.
     thinking_end: the id that ends the reasoning with which every answer begins; None in a model that answers at once.
+    has_tools: True if its template describes tools. has_clips: True if it takes clips.
     """
 
     thinking_end: int | None = None
+    has_tools: bool = False
+    has_clips: bool = False
 
     default_system: str | None
 
@@ -263,8 +266,8 @@ class Family(ABC):
         """The preprocessing of pictures."""
 
     @abstractmethod
-    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (width, height) to which a picture of `size` is resized, without limits. Raises as layout."""
+    def seen_size(self, layout: PictureLayout) -> tuple[int, int]:
+        """Return the (width, height) to which a picture, or a frame of a clip, of a layout is resized."""
 
     @abstractmethod
     def layout(self, size: tuple[int, int], limits: PixelLimits = NO_LIMITS) -> PictureLayout:

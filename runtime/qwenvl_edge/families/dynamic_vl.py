@@ -51,6 +51,7 @@ class DynamicVLFamily(Family):
     caption: ClassVar[Mapping[str, str]] = {"en": "Describe this image.", "zh": "描述这张图片。"}
     reading: ClassVar[Mapping[str, str]]
     grounds_in_chat = True
+    has_clips = True
 
     def __init__(self, config: DynamicVLConfig, head_dim: int) -> None:
         self.config = config
@@ -63,6 +64,7 @@ class DynamicVLFamily(Family):
                 f"head size, {head_dim // 2}."
             )
         self.thinking_end = config.special_tokens["</think>"] if config.thinking else None
+        self.has_tools = config.tools
         self._axes = (interleaved_axes if config.mrope_interleaved else contiguous_axes)(config.mrope_section)
         self._table = RotaryTable(head_dim, config.rope_theta)
         self._bounds = Bounds(config.factor, config.min_pixels, config.max_pixels)
@@ -215,9 +217,10 @@ class DynamicVLFamily(Family):
         patches = Patches(config.patch_size, config.merge_size, config.temporal_patch_size)
         return Preprocessing(0, config.image_mean, config.image_std, patches)
 
-    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def seen_size(self, layout: PictureLayout) -> tuple[int, int]:
         """See Family.seen_size."""
-        return picture_size(*size, self._bounds)
+        _, rows, columns = layout.grid
+        return columns * self.config.factor, rows * self.config.factor
 
     def layout(self, size: tuple[int, int], limits: PixelLimits = NO_LIMITS) -> PictureLayout:
         """See Family.layout."""

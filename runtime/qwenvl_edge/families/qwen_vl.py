@@ -251,7 +251,7 @@ class QwenVLFamily(Family):
         """See Family.preprocessing; pictures become squares, their aspect ratio is not kept."""
         return Preprocessing(self.config.image_size, MEAN, STD)
 
-    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def seen_size(self, layout: PictureLayout) -> tuple[int, int]:
         """See Family.seen_size."""
         return self.config.image_size, self.config.image_size
 

@@ -35,14 +35,15 @@ class Tools:
     """The tools of a call, as the published templates show them, and which of them must be called.
 
     descriptions: {"type": "function", "function": {"name", "description", "parameters"}} each. choice: "auto", "none",
-    "required" or a name.
+    "required" or a name. parallel: an answer may make several calls.
     """
 
     descriptions: tuple[dict[str, Any], ...]
     choice: str = AUTO
+    parallel: bool = True
 
     @classmethod
-    def read(cls, tools: Any, choice: Any = AUTO) -> Tools:
+    def read(cls, tools: Any, choice: Any = AUTO, *, parallel: bool = True) -> Tools:
         """Check what a caller gives; a function may stand without its envelope.
 
         Raises:
@@ -55,11 +56,12 @@ class Tools:
         if doubled := {name for name in names if names.count(name) > 1}:
             raise PromptError(f"two tools have the name {min(doubled)!r}; give each its own.")
         if isinstance(choice, Mapping):  # OpenAI's form of a name
-            choice = choice.get("function", {}).get("name")
+            named = choice.get("function")
+            choice = named.get("name") if isinstance(named, Mapping) else None
         if choice not in (AUTO, NONE, REQUIRED, *names):
             known = ", ".join([AUTO, NONE, REQUIRED, *names])
             raise PromptError(f"tool_choice is {choice!r}; it must be one of {known}.")
-        return cls(read, choice)
+        return cls(read, choice, parallel)
 
     def lines(self) -> list[str]:
         """Return the description of each tool as the templates write it."""
@@ -69,20 +71,31 @@ class Tools:
         """Return the ids of the tags of a call."""
         return [special_tokens[tag] for tag in CALL_TAGS if tag in special_tokens]
 
-    def source(self) -> str:
-        """Return the schema of a call and whether one must come, as a constraint's source."""
+    def parameters(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return name and JSON Schema of each tool that may be called."""
         functions = [each["function"] for each in self.descriptions]
         chosen = [each for each in functions if self.choice in (AUTO, REQUIRED, each["name"])]
+        return [(each["name"], each["parameters"]) for each in chosen]
+
+    def source(self, parameters: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+        """Return the schema of a call, whether one must come and several may, as a constraint's source.
+
+        parameters: those of the method, or stricter schemas.
+        """
+        # Each schema is a definition, and its references, which begin at its root, lead there.
+        places = [f"#/$defs/{number}" for number in range(len(parameters))]
         calls = [
             {
                 "type": "object",
-                "properties": {"name": {"const": each["name"]}, "arguments": each["parameters"]},
+                "properties": {"name": {"const": name}, "arguments": {"$ref": place}},
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
-            for each in chosen
+            for (name, _), place in zip(parameters, places, strict=True)
         ]
-        return json.dumps({"schema": {"anyOf": calls}, "must": self.choice != AUTO})
+        schemas = {str(number): _moved(each, places[number]) for number, (_, each) in enumerate(parameters)}
+        schema = {"anyOf": calls, "$defs": schemas}
+        return json.dumps({"schema": schema, "must": self.choice != AUTO, "parallel": self.parallel})
 
 
 def _description(tool: Any) -> dict[str, Any]:
@@ -101,17 +114,39 @@ def _description(tool: Any) -> dict[str, Any]:
     return {"type": "function", "function": described}
 
 
+def _moved(schema: Any, place: str) -> Any:
+    """Return a schema for a place in another one: its own references, which begin with "#", lead there."""
+    if isinstance(schema, list):
+        return [_moved(each, place) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {name: _moved(each, place) for name, each in schema.items()}
+    if isinstance(reference := moved.get("$ref"), str) and reference.startswith("#"):
+        moved["$ref"] = place + reference[1:]
+    return moved
+
+
 def tool_grammar(source: str, special_tokens: Mapping[str, int]) -> str:
     """Return the Lark grammar of an answer that may call tools, or must. source: of Tools.source."""
     form = json.loads(source)
     opening, closing = (special_tokens[tag] for tag in CALL_TAGS)
-    start = 'call ("\\n" call)*' if form["must"] else 'TEXT? (call ("\\n" call)*)?'
+    calls = 'call ("\\n" call)*' if form["parallel"] else "call"
+    start = calls if form["must"] else f"TEXT? ({calls})?"
     return rf"""
         start: {start}
         call: <[{opening}]> "\n" body "\n" <[{closing}]>
         body: %json {json.dumps(form["schema"])}
         TEXT: /(.|\n)+/
     """
+
+
+def written_calls(calls: Sequence[ToolCall]) -> str:
+    """Return calls as a model writes them in an answer; words in their arguments never become tags."""
+    opening, closing = CALL_TAGS
+    bodies = [json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in calls]
+    for tag in (*CALL_TAGS, *RESULT_TAGS):
+        bodies = [body.replace(tag, tag.replace("<", "\\u003c")) for body in bodies]
+    return "\n".join(f"{opening}\n{body}\n{closing}" for body in bodies)
 
 
 def read_call(body: str) -> ToolCall | None:

@@ -19,6 +19,7 @@ from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import log
+from qwenvl_edge.server.service import Thought
 
 Item = str | list[TokenLogprob] | Reply | QwenVLError | None
 """Items that a replica sends: None once it has the request, pieces of the answer, at last the reply or an error."""
@@ -43,6 +44,7 @@ class _Request:
     cancel: CancelToken
     on_text: Callable[[str], None] | None
     on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None
+    on_thinking: Callable[[str], None] | None
     ends: float
     taken: bool = False
     said: bool = False
@@ -82,6 +84,7 @@ class Dispatcher:
         deadline_ms: float,
         on_text: Callable[[str], None] | None = None,
         on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
+        on_thinking: Callable[[str], None] | None = None,
         **arguments: Any,
     ) -> Future[Reply]:
         """Have a request answered; called outside the event loop. Arguments are those of Batcher.submit.
@@ -91,7 +94,7 @@ class Dispatcher:
             (503) where no replica was free in time or the one that answered was lost.
         """
         ends = time.monotonic() + deadline_ms / 1e3
-        request = _Request(picture_key(arguments), arguments, cancel, on_text, on_logprobs, ends)
+        request = _Request(picture_key(arguments), arguments, cancel, on_text, on_logprobs, on_thinking, ends)
         return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
 
     def close(self) -> None:
@@ -149,8 +152,9 @@ class Dispatcher:
         async for item in items:
             if isinstance(item, str):
                 request.said = True
-                if request.on_text is not None:
-                    request.on_text(item)
+                listener = request.on_thinking if isinstance(item, Thought) else request.on_text
+                if listener is not None:
+                    listener(item)
             elif isinstance(item, list):
                 request.said = True
                 if request.on_logprobs is not None:

@@ -21,7 +21,7 @@ from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.server.app import Server
 from qwenvl_edge.server.logs import configure
 from qwenvl_edge.server.metrics import Metrics
-from qwenvl_edge.server.service import Service
+from qwenvl_edge.server.service import Service, Thought
 from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_keys
 
 _SPARE = 256  # requests of a front that only look, beside those that are answered or wait
@@ -109,9 +109,11 @@ class Engine:
         token = CancelToken()
         try:
             answer = await self._service.submit(arguments, token, stream=stream)
-            async for text, logprobs in answer.pieces():
+            async for text, thought, logprobs in answer.pieces():
                 if logprobs:
                     yield logprobs
+                if thought:
+                    yield Thought(thought)
                 if text:
                     yield text
             reply = await answer.reply()

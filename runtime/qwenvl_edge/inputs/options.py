@@ -29,11 +29,13 @@ if TYPE_CHECKING:
         """Keyword arguments of the engine's calls: the fields of GenerationOptions and of SamplingParams.
 
         min_pixels, max_pixels: limits of the call's pictures and clips after resizing. tools, tool_choice: functions
-        that the model may call, as families.tools.Tools.read takes them.
+        that the model may call, as families.tools.Tools.read takes them; parallel_tool_calls: an answer may make
+        several calls (the default).
         """
 
         tools: Sequence[Mapping[str, Any]]
         tool_choice: str | Mapping[str, Any]
+        parallel_tool_calls: bool
 
         min_pixels: int | None
         max_pixels: int | None

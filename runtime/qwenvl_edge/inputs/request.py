@@ -17,7 +17,7 @@ from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
 from qwenvl_edge.families.tools import AUTO, NONE, Tools
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.inputs.clips import Videos, video_list
-from qwenvl_edge.inputs.options import GenerationOptions, anything, check, list_of, pixel_limits
+from qwenvl_edge.inputs.options import GenerationOptions, anything, check, flag, list_of, pixel_limits
 from qwenvl_edge.inputs.prompt import (
     Loader,
     Message,
@@ -164,7 +164,8 @@ class RequestBuilder:
         rest: dict[str, Any] = dict(overrides)
         limits = pixel_limits(*(rest.pop(name, None) for name in ("min_pixels", "max_pixels")))
         tools, choice = rest.pop("tools", None), rest.pop("tool_choice", AUTO)
-        lines = self._offer(Tools.read(tools, choice), rest) if tools else []
+        parallel = check("parallel_tool_calls", rest.pop("parallel_tool_calls", True), flag(), PromptError)
+        lines = self._offer(Tools.read(tools, choice, parallel=parallel), rest) if tools else []
         return over(limits, self._limits), GenerationOptions.merge(self._defaults, cast("Overrides", rest)), lines
 
     def _offer(self, tools: Tools, options: dict[str, Any]) -> list[str]:
@@ -177,7 +178,7 @@ class RequestBuilder:
             )
             options["banned_ids"] = [*banned, *tools.call_ids(self._family.special_tokens)]
         else:
-            options["constraint"] = Constraint.tool_calls(tools.source())
+            options["constraint"] = Constraint.tool_calls(tools)
         return tools.lines()
 
     def _check_chat(self) -> None:

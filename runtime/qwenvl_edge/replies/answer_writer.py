@@ -50,6 +50,7 @@ class AnswerWriter:
         self._thinking_end = thinking_end
         self._thinker = None if thinking_end is None else tokenizer.incremental()
         self._thoughts: list[str] = []
+        self.thinking_tokens = 0
         self._thoughts_told = 0
         self._decoder = tokenizer.incremental(stop=stop_strings)
         self._stop = stop
@@ -136,6 +137,7 @@ class AnswerWriter:
         self._held.clear()
         if self._thinker is None:
             return ""
+        self.thinking_tokens += 1
         if token == self._thinking_end:
             self._thoughts.append(self._thinker.finish())
             self._thinker = None

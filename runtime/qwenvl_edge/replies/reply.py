@@ -32,6 +32,7 @@ class Stats:
     answer and prefill_tokens for this one: all others, unless it ended before its first token. new_tokens counts every
     token taken, a stop token included; a constraint left no choice for forced_tokens of them. Look-up decoding proposed
     proposed_tokens, of which accepted_tokens were right.
+    thinking_tokens are those of the reasoning before the answer.
     images_encoded are those not found in the feature cache. history_turns_dropped did not fit into the window.
     """
 
@@ -49,6 +50,7 @@ class Stats:
     accepted_tokens: int
     images_encoded: int
     history_turns_dropped: int
+    thinking_tokens: int = 0
 
     @property
     def decode_ms(self) -> float:

@@ -20,16 +20,17 @@ from qwenvl_edge import __version__
 from qwenvl_edge.bundle.manifest import Manifest
 from qwenvl_edge.server import openapi
 from qwenvl_edge.server.answering import Answering
-from qwenvl_edge.server.chat import AskedChat, read_chat
-from qwenvl_edge.server.completions import AskedCompletion, read_completion
+from qwenvl_edge.server.chat import ask_chat
+from qwenvl_edge.server.completions import ask_completion
 from qwenvl_edge.server.errors import ApiError
-from qwenvl_edge.server.exchange import Asked, Exchanges
+from qwenvl_edge.server.exchange import Exchanges, Reader
 from qwenvl_edge.server.guard import Guard
 from qwenvl_edge.server.logs import log
 from qwenvl_edge.server.metrics import CONTENT_TYPE, Metrics
-from qwenvl_edge.server.responses import AskedResponse, read_response
+from qwenvl_edge.server.responses import ask_response
 from qwenvl_edge.server.service import Service
 from qwenvl_edge.server.settings import ServerSettings
+from qwenvl_edge.server.stored import StoredConversations
 from qwenvl_edge.server.translate import Translator
 from qwenvl_edge.server.workers import Workers
 
@@ -52,6 +53,7 @@ class Server:
         self._max_context = max_context or manifest.model.max_position_embeddings
         self._workers = Workers()
         self._translator = Translator(settings, manifest, self._workers)
+        self._stored = StoredConversations()
         self._metrics = Metrics(self._batcher)
         self._service: Service | None = None
         self._exchanges: Exchanges | None = None
@@ -82,9 +84,13 @@ class Server:
         api.get("/metrics", **openapi.METRICS)(self._show_metrics)
         api.get("/v1/models", **openapi.MODELS)(self._models)
         api.get("/v1/models/{model}", **openapi.MODEL)(self._model)
-        api.post("/v1/chat/completions", **openapi.CHAT)(self._chat)
-        api.post("/v1/completions", **openapi.COMPLETION)(self._complete)
-        api.post("/v1/responses", **openapi.RESPONSE)(self._respond)
+        translator, stored = self._translator, self._stored
+        for path, description, read in (
+            ("/v1/chat/completions", openapi.CHAT, lambda raw, salt: ask_chat(raw, salt, translator)),
+            ("/v1/completions", openapi.COMPLETION, lambda raw, salt: ask_completion(raw, salt, translator)),
+            ("/v1/responses", openapi.RESPONSE, lambda raw, salt: ask_response(raw, salt, translator, stored)),
+        ):
+            api.post(path, **description)(self._answering(read))
         for path, name in (("/", "index.html"), ("/static/app.js", "app.js"), ("/static/style.css", "style.css")):
             api.get(path, include_in_schema=False)(_file(_STATIC / name))
 
@@ -117,31 +123,18 @@ class Server:
             "max_model_len": self._max_context,
             "context_length": self._max_context,
             "max_output_tokens": min(self._settings.limits.tokens, self._max_context),
-            "input_modalities": ["text", "image"],
+            "input_modalities": ["text", "image", *(["video"] if self._translator.abilities.clips else [])],
             "output_modalities": ["text"],
         }
 
-    async def _chat(self, request: Request) -> Response:
-        def read(raw: dict[str, Any]) -> Asked:
-            return AskedChat(read_chat(raw, self._settings.limits), self._translator)
+    def _answering(self, read: Reader) -> Callable[[Request], Awaitable[Response]]:
+        """Return the route of a protocol that `read` reads."""
 
-        assert self._exchanges is not None
-        return await self._exchanges.answer(request, read)
+        async def answer(request: Request) -> Response:
+            assert self._exchanges is not None
+            return await self._exchanges.answer(request, read)
 
-    async def _complete(self, request: Request) -> Response:
-        def read(raw: dict[str, Any]) -> Asked:
-            return AskedCompletion(read_completion(raw), self._translator)
-
-        assert self._exchanges is not None
-        return await self._exchanges.answer(request, read)
-
-    async def _respond(self, request: Request) -> Response:
-        def read(raw: dict[str, Any]) -> Asked:
-            given, chat = read_response(raw, self._settings.limits)
-            return AskedResponse(given, chat, self._translator)
-
-        assert self._exchanges is not None
-        return await self._exchanges.answer(request, read)
+        return answer
 
 
 def _file(path: Path) -> Callable[[], Awaitable[FileResponse]]:

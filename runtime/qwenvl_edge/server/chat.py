@@ -2,59 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from qwenvl_edge.server.exchange import validated
+from qwenvl_edge.server.abilities import Abilities
+from qwenvl_edge.server.exchange import Asked, validated
 from qwenvl_edge.server.forms import check_grammars
 from qwenvl_edge.server.messages import check_messages
-from qwenvl_edge.server.render import ChatRenderer
+from qwenvl_edge.server.render import ChatRenderer, Renderer
 from qwenvl_edge.server.schema import ChatRequest
 from qwenvl_edge.server.settings import ServerLimits
 from qwenvl_edge.server.tools import check_tools
 from qwenvl_edge.server.translate import Translator
 
 
-@dataclass(frozen=True)
-class AskedChat:
-    """A conversation to be continued. See exchange.Asked."""
-
-    options: ChatRequest
-    translator: Translator
-
-    @property
-    def streams_text(self) -> bool:
-        """See Asked."""
-        return self.translator.form(self.options).text == "clean"
-
-    def words(self) -> Any:
-        """See Asked."""
-        return spoken(self.options)
-
-    async def arguments(self, attachments: Mapping[str, bytes], salt: str) -> dict[str, Any]:
-        """See Asked."""
-        self.translator.check_model(self.options.model)
-        return await self.translator.chat(self.options, attachments, salt)
-
-    def renderer(self) -> ChatRenderer:
-        """See Asked."""
-        return ChatRenderer(self.translator.form(self.options))
+def ask_chat(raw: dict[str, Any], salt: str, translator: Translator) -> Asked:
+    """Read a request. Raises ApiError."""
+    request = read_chat(raw, translator.limits, translator.abilities)
+    translator.check_model(request.model)
+    return asked_of(request, ChatRenderer(translator.form(request)), salt, translator)
 
 
-def read_chat(raw: dict[str, Any], limits: ServerLimits) -> ChatRequest:
+def asked_of(request: ChatRequest, renderer: Renderer, salt: str, translator: Translator) -> Asked:
+    """Return a conversation that a renderer is to continue."""
+    return Asked(request, lambda: _spoken(request), lambda files: translator.chat(request, files, salt), renderer)
+
+
+def read_chat(raw: dict[str, Any], limits: ServerLimits, abilities: Abilities) -> ChatRequest:
     """Return a chat request of its JSON. Raises ApiError."""
-    check_messages(raw.get("messages"), limits)
-    check_tools(raw)
+    check_messages(raw.get("messages"), limits, abilities)
+    check_tools(raw, abilities)
     check_grammars(raw)
     request: ChatRequest = validated(ChatRequest, raw)
     return request
 
 
-def spoken(request: ChatRequest) -> Any:
-    """Return the words of a conversation, without its pictures."""
+def _spoken(request: ChatRequest) -> Any:
+    """Return the words of a conversation, without its pictures and clips."""
     said = request.model_dump(include={"messages"}, exclude_none=True)["messages"]
     for message in said:
         for part in message["content"] if isinstance(message.get("content"), list) else ():
-            part.pop("image_url", None)
+            for place in ("image_url", "video_url", "video"):
+                part.pop(place, None)
     return said

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from qwenvl_edge.inputs.options import MOST_LOGPROBS
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
-from qwenvl_edge.server.exchange import validated
+from qwenvl_edge.server.exchange import Asked, validated
 from qwenvl_edge.server.forms import check_grammars
 from qwenvl_edge.server.messages import refused
-from qwenvl_edge.server.render import DONE, Form, event, finish_reason, usage
+from qwenvl_edge.server.render import DONE, Form, Renderer, event, finish_reason, usage
 from qwenvl_edge.server.schema import LABELS, Sampling
 from qwenvl_edge.server.translate import Translator
 
@@ -44,34 +42,19 @@ class CompletionRequest(Sampling):
         return {name: each for name, each in data.items() if name not in LABELS} if isinstance(data, dict) else data
 
 
-@dataclass(frozen=True)
-class AskedCompletion:
-    """A text to be continued. See exchange.Asked."""
+def ask_completion(raw: dict[str, Any], salt: str, translator: Translator) -> Asked:
+    """Read a request. Raises ApiError."""
+    request = read_completion(raw)
+    translator.check_model(request.model)
 
-    options: CompletionRequest
-    translator: Translator
+    async def arguments(files: Mapping[str, bytes]) -> dict[str, Any]:
+        options = await translator.options(request, salt)
+        if request.logprobs is not None:
+            options["logprobs"] = request.logprobs
+        items = await translator.pictures(request.images, files, options["cache_salt"])
+        return {"message": [*items, {"text": request.prompt}], "history": [], "raw": True, **options}
 
-    @property
-    def streams_text(self) -> bool:
-        """See Asked."""
-        return self.translator.form(self.options).text == "clean"
-
-    def words(self) -> Any:
-        """See Asked."""
-        return self.options.prompt
-
-    async def arguments(self, attachments: Mapping[str, bytes], salt: str) -> dict[str, Any]:
-        """See Asked."""
-        self.translator.check_model(self.options.model)
-        options = await self.translator.options(self.options, salt)
-        if self.options.logprobs is not None:
-            options["logprobs"] = self.options.logprobs
-        items = await self.translator.pictures(self.options.images, attachments, options["cache_salt"])
-        return {"message": [*items, {"text": self.options.prompt}], "history": [], "raw": True, **options}
-
-    def renderer(self) -> CompletionRenderer:
-        """See Asked."""
-        return CompletionRenderer(self.translator.form(self.options))
+    return Asked(request, lambda: request.prompt, arguments, CompletionRenderer(translator.form(request)))
 
 
 def read_completion(raw: dict[str, Any]) -> CompletionRequest:
@@ -84,13 +67,12 @@ def read_completion(raw: dict[str, Any]) -> CompletionRequest:
     return request
 
 
-class CompletionRenderer:
-    """Writes one completion. See render.Renderer."""
+class CompletionRenderer(Renderer):
+    """Writes one completion."""
 
     def __init__(self, form: Form) -> None:
+        super().__init__(form)
         self._id = f"cmpl-{secrets.token_hex(12)}"
-        self._created = int(time.time())
-        self._form = form
         self._offset = 0
 
     def whole(self, reply: Reply) -> dict[str, Any]:
@@ -98,8 +80,8 @@ class CompletionRenderer:
         choice = self._choice(self.content(reply), reply.logprobs or (), finish_reason(reply))
         if reply.logprobs is None:
             choice["logprobs"] = None
-        choice["qwenvl"] = self._form.extension(reply)
-        return {**self._head(), "choices": [choice], "usage": usage(reply, self._form)}
+        choice["qwenvl"] = self.form.extension(reply)
+        return {**self._head(), "choices": [choice], "usage": usage(reply, self.form)}
 
     def first(self) -> bytes:
         """See Renderer; there is none."""
@@ -111,23 +93,14 @@ class CompletionRenderer:
 
     def last(self, reply: Reply) -> bytes:
         """See Renderer."""
-        choice = {**self._choice("", (), finish_reason(reply)), "qwenvl": self._form.extension(reply)}
+        choice = {**self._choice("", (), finish_reason(reply)), "qwenvl": self.form.extension(reply)}
         end = event({**self._head(), "choices": [choice]})
-        if self._form.include_usage:
-            end += event({**self._head(), "choices": [], "usage": usage(reply, self._form)})
+        if self.form.include_usage:
+            end += event({**self._head(), "choices": [], "usage": usage(reply, self.form)})
         return end + DONE
 
-    def content(self, reply: Reply) -> str:
-        """See Renderer."""
-        return self._form.content(reply)
-
-    def error(self, body: dict[str, Any]) -> bytes:
-        """See Renderer."""
-        return event(body)
-
     def _head(self) -> dict[str, Any]:
-        created = self._created
-        return {"id": self._id, "object": "text_completion", "created": created, "model": self._form.model}
+        return {"id": self._id, "object": "text_completion", "created": self.created, "model": self.form.model}
 
     def _choice(self, text: str, tokens: Sequence[TokenLogprob], reason: str | None) -> dict[str, Any]:
         return {"index": 0, "text": text, "logprobs": self._logprobs(tokens), "finish_reason": reason}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,15 +32,23 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
         self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
-    def renamed(self, name: str, given: str) -> ApiError:
-        """Return the error of a request in which the field `name` is called `given`."""
+    def renamed(self, name: str, given: str, before: int = 0) -> ApiError:
+        """Return the error of a request in which the field `name` is called `given`.
+
+        before: so many items of it are not in `given`.
+        """
+
+        def told(text: str) -> str:
+            counted = re.sub(rf"\b{name}\.(\d+)", lambda found: f"{given}.{int(found[1]) - before}", text)
+            return re.sub(rf"\b{name}(?=[. ]|$)", given, counted)
+
         error = self.body["error"]
         param = error["param"]
         return ApiError(
             self.status,
-            error["message"].replace(f"{name}.", f"{given}.").replace(f"{name} ", f"{given} "),
+            told(error["message"]),
             kind=error["type"],
-            param=None if param is None else param.replace(name, given),
+            param=None if param is None else told(param),
             code=error["code"],
             headers=self.headers,
         )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.inputs.clips import Clip
 from qwenvl_edge.inputs.pictures import Picture
 from qwenvl_edge.replies.reply import Reply
 from qwenvl_edge.server.complaints import complaint
@@ -35,29 +37,24 @@ from qwenvl_edge.server.workers import Workers
 _CLIENT_CLOSED = 499  # nobody reads it; the log does
 
 
-class Asked(Protocol):
-    """A request that its protocol has read."""
+@dataclass(frozen=True)
+class Asked:
+    """A request that its protocol has read.
 
-    @property
-    def options(self) -> Sampling:
-        """The options of the answer."""
+    options: those of the answer. words: gives the words of the question for the log, without pictures. arguments: gives
+    the arguments of Batcher.submit from the attached files; raises ApiError or QwenVLError. renderer: writes the
+    answer. answered: is told the reply.
+    """
 
-    @property
-    def streams_text(self) -> bool:
-        """False if the text is sent when it is whole."""
-
-    def words(self) -> Any:
-        """Return the words of the question for the log, without pictures."""
-
-    async def arguments(self, attachments: Mapping[str, bytes], salt: str) -> dict[str, Any]:
-        """Return the arguments of Batcher.submit. Raises ApiError or QwenVLError."""
-
-    def renderer(self) -> Renderer:
-        """Return what writes the answer."""
+    options: Sampling
+    words: Callable[[], Any]
+    arguments: Callable[[Mapping[str, bytes]], Awaitable[dict[str, Any]]]
+    renderer: Renderer
+    answered: Callable[[Reply], None] | None = None
 
 
-Reader = Callable[[dict[str, Any]], Asked]
-"""Reads a request's JSON in a protocol; called in another thread. Raises ApiError."""
+Reader = Callable[[dict[str, Any], str], Asked]
+"""Reads a request's JSON in a protocol, sent under a salt; called in another thread. Raises ApiError."""
 
 
 class Exchanges:
@@ -85,10 +82,10 @@ class Exchanges:
                 asked, answer = await _unless(gone, preparing, limits.seconds)
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_CLOSED)
-            renderer, request_id = asked.renderer(), request.state.request_id
+            request_id = request.state.request_id
             if asked.options.stream:
-                return _EventStream(self._events(asked, answer, renderer, request_id), place.pop_all())
-            return JSONResponse(renderer.whole(await self._reply(asked, answer, request_id)))
+                return _EventStream(self._events(asked, answer, request_id), place.pop_all())
+            return JSONResponse(asked.renderer.whole(await self._reply(asked, answer, request_id)))
 
     async def _begin(
         self, arrived: Arrived, read: Reader, holding: Holding, token: CancelToken, started: float
@@ -98,9 +95,9 @@ class Exchanges:
         try:
             raw, attachments = await self._workers.parse(parse, arrived, self._settings.limits)
             del arrived
-            asked = await self._workers.parse(read, raw)
+            asked = await self._workers.parse(read, raw, salt)
             del raw
-            arguments = await asked.arguments(attachments, salt)
+            arguments = await asked.arguments(attachments)
             del attachments
             holding.set(_bytes(arguments))
             left = max(0.001, self._settings.limits.seconds - (time.monotonic() - started))
@@ -116,6 +113,8 @@ class Exchanges:
             reply = await answer.reply()
         except Exception as error:
             raise _logged(error, request_id) from None
+        if asked.answered is not None:
+            asked.answered(reply)
         stats = reply.stats
         log(
             "answer",
@@ -130,19 +129,20 @@ class Exchanges:
         )
         return reply
 
-    async def _events(
-        self, asked: Asked, answer: StreamedAnswer, renderer: Renderer, request_id: str
-    ) -> AsyncIterator[bytes]:
+    async def _events(self, asked: Asked, answer: StreamedAnswer, request_id: str) -> AsyncIterator[bytes]:
+        renderer = asked.renderer
         yield renderer.first()
-        async for text, logprobs in answer.pieces():
-            if asked.streams_text:
+        async for text, thought, logprobs in answer.pieces():
+            if thought:
+                yield renderer.thought(thought)
+            if renderer.streams_text and (text or logprobs):
                 yield renderer.piece(text, logprobs)
         try:
             reply = await self._reply(asked, answer, request_id)
         except ApiError as error:  # the status is sent already
             yield renderer.error(error.body)
             return
-        if not asked.streams_text:
+        if not renderer.streams_text:
             yield renderer.piece(renderer.content(reply), reply.logprobs or ())
         yield renderer.last(reply)
 
@@ -196,8 +196,11 @@ def _bytes(arguments: Mapping[str, Any]) -> int:
     """Return how many bytes a request that waits holds, about."""
     items = [item for asked, _ in arguments["history"] for item in asked or ()]
     items += arguments["message"] if isinstance(arguments["message"], list) else [{"text": arguments["message"]}]
-    texts = [item["text"] for item in items if "text" in item] + [said or "" for _, said in arguments["history"]]
+    texts = [item[kind] for item in items for kind in ("text", "tool_result") if kind in item]
+    texts += [said or "" for _, said in arguments["history"]]
     pictures = [item["image"] for item in items if isinstance(item.get("image"), Picture)]
+    for clip in (item["video"] for item in items if isinstance(item.get("video"), Clip)):
+        pictures += clip.frames
     return sum(2 * len(text) for text in texts) + sum(int(each.pixels.nbytes) for each in pictures)
 
 

@@ -60,10 +60,15 @@ def wanted_form(request: Sampling) -> Constraint | None:
     if len(forms) > 1:
         raise refused(list(forms)[1], f"asks for a form beside {next(iter(forms))}; send one of them")
     for name, form in forms.items():
-        if len(form.source) > MOST_BYTES:
-            raise refused(name, f"is a form of {len(form.source):,} bytes, more than {MOST_BYTES:,}; make it smaller")
+        check_size(name, form)
         return form
     return None
+
+
+def check_size(name: str, form: Constraint) -> None:
+    """Check the size of the form in a field. Raises ApiError: it is too large."""
+    if len(form.source) > MOST_BYTES:
+        raise refused(name, f"is a form of {len(form.source):,} bytes, more than {MOST_BYTES:,}; make it smaller")
 
 
 def _structured(given: StructuredOutputs) -> dict[str, Constraint]:
@@ -93,12 +98,12 @@ def _schema(given: dict[str, Any] | str, where: str) -> dict[str, Any]:
     return parsed
 
 
-def too_complex() -> ApiError:
+def too_complex(where: str) -> ApiError:
     """Return the error for a form whose compilation exceeds the limits."""
     return ApiError(
         400,
         "the form of the answer is too complex to be compiled within the server's limits of time and memory; simplify "
         "its patterns, or ask for less at once.",
-        param="response_format",
+        param=where,
         code="constraint_too_complex",
     )

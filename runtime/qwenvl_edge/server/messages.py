@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+from qwenvl_edge.server.abilities import Abilities
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.settings import ServerLimits
-from qwenvl_edge.server.tools import no_tools
 
 _PARTS_PER_PICTURE = 16  # words around it
 _PICTURE = 'send {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,..."}}'
@@ -19,8 +20,8 @@ _INSTEAD = {
     "input_text": _WORDS,
     "output_text": _WORDS,
     "refusal": "it belongs into a message of the assistant",
-    "video_url": "the server takes no videos; send single frames as image_url",
-    "video": "the server takes no videos; send single frames as image_url",
+    "video_url": "this model takes no videos; send single frames as image_url",
+    "video": "this model takes no videos; send single frames as image_url",
     "input_audio": "the server takes no audio",
     "audio_url": "the server takes no audio",
     "audio": "the server takes no audio",
@@ -34,10 +35,11 @@ _KNOWN = {
     "user": ("text", "image_url"),
     "assistant": ("text", "refusal"),
 }
-_TOOL_ROLES = ("tool", "function")
+_CLIPS = ("video_url", "video")
+_CALLS = ("tool_calls", "function_call", "tool_call_id")
 
 
-def check_messages(messages: Any, limits: ServerLimits) -> None:
+def check_messages(messages: Any, limits: ServerLimits, abilities: Abilities) -> None:
     """Check number and kinds of messages and their parts; the rest is the schema's.
 
     Raises:
@@ -47,25 +49,25 @@ def check_messages(messages: Any, limits: ServerLimits) -> None:
         raise refused("messages", "is missing" if messages is None else "is no list; send a list of messages")
     if len(messages) > limits.messages:
         raise refused("messages", f"has {len(messages):,} items: {len(messages)} messages, more than {limits.messages}")
-    pictures = 0
+    kinds: Counter[str] = Counter()
     for number, message in enumerate(messages):
-        pictures += _check_message(message, f"messages.{number}", limits)
-    if pictures > limits.pictures:
-        raise ApiError(
-            400, f"the request has {pictures} pictures, more than {limits.pictures}; send fewer.", param="messages"
-        )
+        kinds.update(_check_message(message, f"messages.{number}", limits, abilities))
+    clips = sum(kinds[kind] for kind in _CLIPS)
+    for many, name, most in ((kinds["image_url"], "pictures", limits.pictures), (clips, "clips", limits.clips)):
+        if many > most:
+            raise ApiError(400, f"the request has {many} {name}, more than {most}; send fewer.", param="messages")
 
 
-def _check_message(message: Any, where: str, limits: ServerLimits) -> int:
-    """Check one message; return its number of pictures."""
+def _check_message(message: Any, where: str, limits: ServerLimits, abilities: Abilities) -> list[str]:
+    """Check one message; return the types of its parts."""
     if not isinstance(message, dict):
         raise refused(where, f"is {kind_of(message)}; send an object with role and content")
-    role = message.get("role")
-    if role in _TOOL_ROLES or any(message.get(each) for each in ("tool_calls", "function_call", "tool_call_id")):
+    role, known = message.get("role"), _known(abilities)
+    if not abilities.tools and (role in ("tool", "function") or any(message.get(each) for each in _CALLS)):
         raise no_tools(where, "leave tool calls and their results out of the conversation")
-    if not isinstance(role, str) or role not in _KNOWN:
+    if not isinstance(role, str) or role not in known:
         shown = "no role" if role is None else f"the role {shortened(role)}"
-        raise refused(where, f"has {shown}; there are {', '.join(_KNOWN)}")
+        raise refused(where, f"has {shown}; there are {', '.join(known)}")
     content = message.get("content")
     if content is None and role != "assistant":
         raise refused(f"{where}.content", "is missing; send words or a list of parts")
@@ -75,17 +77,23 @@ def _check_message(message: Any, where: str, limits: ServerLimits) -> int:
     most = max(limits.pictures, 1) * _PARTS_PER_PICTURE
     if len(parts) > most:
         raise refused(f"{where}.content", f"has {len(parts):,} parts, more than {most}; join the words")
-    return sum(_check_part(part, role, f"{where}.content.{number}") for number, part in enumerate(parts))
+    return [_check_part(part, role, known[role], f"{where}.content.{number}") for number, part in enumerate(parts)]
 
 
-def _check_part(part: Any, role: str, where: str) -> bool:
-    """Check one part; return whether it is a picture."""
+def _known(abilities: Abilities) -> dict[str, tuple[str, ...]]:
+    """Return the types of parts that the messages of each role may have."""
+    known = {**_KNOWN, "user": (*_KNOWN["user"], *_CLIPS)} if abilities.clips else _KNOWN
+    return {**known, "tool": ("text",)} if abilities.tools else known
+
+
+def _check_part(part: Any, role: str, known: tuple[str, ...], where: str) -> str:
+    """Check one part; return its type."""
     if not isinstance(part, dict):
         raise refused(where, f"is {kind_of(part)}; send an object with a type, such as {_WORDS[5:]}")
-    kind, known = part.get("type"), _KNOWN[role]
+    kind = part.get("type")
     if kind is None:
         raise refused(where, f"is a part without a type; {_PICTURE if 'image_url' in part else _WORDS}")
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         remedy = _INSTEAD.get(kind) if isinstance(kind, str) else None
         if kind == "image_url":
             remedy = "pictures belong into a message of the user"
@@ -94,7 +102,17 @@ def _check_part(part: Any, role: str, where: str) -> bool:
             f"is a part of type {shortened(kind)}, which {_article(role)} message cannot have; "
             + (remedy or f"there are {', '.join(known)}"),
         )
-    return bool(kind == "image_url")
+    return kind
+
+
+def no_tools(where: str, remedy: str) -> ApiError:
+    """Return the error for a request that needs tools, in words by which clients go on without."""
+    return ApiError(
+        400,
+        f"{where}: this model does not support tools; {remedy}, or ask for JSON with response_format.",
+        param=where,
+        code="unsupported_parameter",
+    )
 
 
 def _article(role: str) -> str:

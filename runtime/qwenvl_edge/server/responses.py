@@ -1,21 +1,30 @@
-"""POST /v1/responses: OpenAI's Responses protocol, translated into a conversation and back. Nothing is stored."""
+"""POST /v1/responses: OpenAI's Responses protocol, translated into a conversation and back.
+
+input, and the messages of previous_response_id -> a ChatRequest -> a reply -> output items
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from qwenvl_edge.server.chat import read_chat, spoken
+from qwenvl_edge.replies.reply import Reply
+from qwenvl_edge.server.abilities import Abilities
+from qwenvl_edge.server.chat import asked_of, read_chat
 from qwenvl_edge.server.errors import ApiError
-from qwenvl_edge.server.exchange import validated
-from qwenvl_edge.server.messages import kind_of, refused, shortened
+from qwenvl_edge.server.exchange import Asked, validated
+from qwenvl_edge.server.messages import refused
 from qwenvl_edge.server.response_events import ResponseRenderer
-from qwenvl_edge.server.schema import LABELS, ChatRequest, JsonObjectFormat, JsonSchema, Record, TextFormat
+from qwenvl_edge.server.response_input import chat_tool, messages_of
+from qwenvl_edge.server.schema import LABELS, ChatRequest, JsonObjectFormat, JsonSchema, Reasoning, TextFormat
+from qwenvl_edge.server.schema_messages import Record
 from qwenvl_edge.server.settings import ServerLimits
-from qwenvl_edge.server.tools import check_tools, no_tools
+from qwenvl_edge.server.stored import StoredConversations
+from qwenvl_edge.server.tools import check_tools
 from qwenvl_edge.server.translate import Translator
 
 _SAME_NAME = (
@@ -32,10 +41,17 @@ _SAME_NAME = (
         "stop",
     ),
     *("presence_penalty", "frequency_penalty", "logit_bias", "boxes", "skip_special_tokens", "cache_salt"),
+    *("parallel_tool_calls", "enable_thinking", "thinking_budget", "chat_template_kwargs", "mm_processor_kwargs"),
+    *("media_io_kwargs", "thinking_token_budget"),
 )
-_LABELS = (*LABELS, "background", "truncation", "max_tool_calls", "prompt", "conversation")
-_TOOL_ITEMS = ("function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output")
-_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+_LABELS = (
+    *(name for name in LABELS if name != "store"),
+    "background",
+    "truncation",
+    "max_tool_calls",
+    "prompt",
+    "conversation",
+)
 
 
 class SchemaFormat(JsonSchema):
@@ -54,7 +70,7 @@ class TextOptions(Record):
 class ResponsesRequest(Record):
     """A request of the Responses protocol; its input becomes the messages of a ChatRequest.
 
-    include: what may be asked for beside the answer; log-probabilities only. verbosity and reasoning have no effect.
+    include: what may be asked for beside the answer; log-probabilities only. verbosity has no effect.
     """
 
     model: str
@@ -63,10 +79,12 @@ class ResponsesRequest(Record):
     max_output_tokens: int | None = Field(None, ge=1)
     text: TextOptions | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
-    reasoning: dict[Literal["effort", "summary", "generate_summary"], str | None] | None = None
+    reasoning: Reasoning | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
     stream_options: dict[Literal["include_obfuscation"], Literal[False]] | None = None
     tools: list[Any] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     # These go to the ChatRequest as they are, which checks them.
     stream: Any = None
     temperature: Any = None
@@ -83,64 +101,94 @@ class ResponsesRequest(Record):
     boxes: Any = None
     skip_special_tokens: Any = None
     cache_salt: Any = None
+    parallel_tool_calls: Any = None
+    enable_thinking: Any = None
+    thinking_budget: Any = None
+    thinking_token_budget: Any = None
+    chat_template_kwargs: Any = None
+    mm_processor_kwargs: Any = None
+    media_io_kwargs: Any = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_labels(cls, data: Any) -> Any:
-        return {name: each for name, each in data.items() if name not in LABELS} if isinstance(data, dict) else data
+        return {name: each for name, each in data.items() if name not in _LABELS} if isinstance(data, dict) else data
 
 
-@dataclass(frozen=True)
-class AskedResponse:
-    """A conversation to be continued. See exchange.Asked."""
+def ask_response(raw: dict[str, Any], salt: str, translator: Translator, stored: StoredConversations) -> Asked:
+    """Read a request. stored: conversations that it may continue, and to which it is added. Raises ApiError."""
+    given, request, messages = read_response(
+        raw, translator.limits, translator.abilities, lambda name: stored.find(name, salt)
+    )
+    translator.check_model(request.model)
+    renderer = ResponseRenderer(translator.form(request), given.model_dump(exclude_none=True))
+    asked = asked_of(request, renderer, salt, translator)
 
-    given: ResponsesRequest
-    options: ChatRequest
-    translator: Translator
+    def answered(reply: Reply) -> None:
+        stored.keep(renderer.id, salt, [*messages, renderer.message(reply)])
 
-    @property
-    def streams_text(self) -> bool:
-        """See Asked."""
-        return self.translator.form(self.options).text == "clean"
-
-    def words(self) -> Any:
-        """See Asked."""
-        return spoken(self.options)
-
-    async def arguments(self, attachments: Mapping[str, bytes], salt: str) -> dict[str, Any]:
-        """See Asked."""
-        self.translator.check_model(self.options.model)
-        return await self.translator.chat(self.options, attachments, salt)
-
-    def renderer(self) -> ResponseRenderer:
-        """See Asked."""
-        return ResponseRenderer(self.translator.form(self.options), self.given.model_dump(exclude_none=True))
+    return asked if given.store is False or _has_files(messages) else dataclasses.replace(asked, answered=answered)
 
 
-def read_response(raw: dict[str, Any], limits: ServerLimits) -> tuple[ResponsesRequest, ChatRequest]:
-    """Return a request of its JSON, and the conversation that it stands for. Raises ApiError."""
-    check_tools(raw)
+def read_response(
+    raw: dict[str, Any],
+    limits: ServerLimits,
+    abilities: Abilities,
+    find: Callable[[str], list[dict[str, Any]]],
+) -> tuple[ResponsesRequest, ChatRequest, list[dict[str, Any]]]:
+    """Return a request of its JSON, the conversation that it stands for, and that one's messages but the system's.
+
+    find: gives the messages up to an earlier response.
+
+    Raises:
+        ApiError: the request is malformed, or continues a conversation that is not stored.
+    """
+    check_tools(raw, abilities)
     _check_state(raw)
     given: ResponsesRequest = validated(ResponsesRequest, {k: v for k, v in raw.items() if k not in _LABELS})
     chat: dict[str, Any] = {name: value for name in _SAME_NAME if (value := getattr(given, name)) is not None}
-    chat["messages"] = _messages(given, limits)
+    before = find(given.previous_response_id) if given.previous_response_id else []
+    messages = messages_of(given.input, limits, abilities)
+    # The system's words may stand anywhere; at the end they leave the others their numbers.
+    system = [] if given.instructions is None else [{"role": "system", "content": given.instructions}]
+    chat["messages"] = [*before, *messages, *system]
     chat["max_completion_tokens"] = given.max_output_tokens
     if "message.output_text.logprobs" in (given.include or ()) or given.top_logprobs:
         chat["logprobs"] = True
     if given.text is not None and given.text.format is not None:
         chat["response_format"] = _format(given.text.format)
+    if given.tools:
+        chat["tools"] = [chat_tool(tool, f"tools.{number}") for number, tool in enumerate(given.tools)]
+    chat["tool_choice"] = _choice(given.tool_choice)
+    chat["reasoning"] = None if given.reasoning is None else given.reasoning.model_dump(exclude_none=True)
     try:
-        return given, read_chat(chat, limits)
+        return given, read_chat(chat, limits, abilities), [*before, *messages]
     except ApiError as error:
-        raise error.renamed("messages", "input") from None
+        raise error.renamed("messages", "input", len(before)) from None
+
+
+def _choice(given: Any) -> Any:
+    """Return a choice as chat completions have it; there a name stands inside of `function`."""
+    if isinstance(given, dict) and given.get("type") == "function" and "name" in given:
+        return {"type": "function", "function": {"name": given["name"]}}
+    if isinstance(given, dict):
+        raise refused(
+            "tool_choice",
+            'is of a kind that is not known; give none, auto, required, or {"type": "function", "name": ...}',
+        )
+    return given
+
+
+def _has_files(messages: list[dict[str, Any]]) -> bool:
+    """Tell whether parts name files that came with the request, which are not kept."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    places = [part.get(kind, {}) for part in parts for kind in ("image_url", "video_url")]
+    return any(str(place.get("url", "")).startswith("attachment:") for place in places if isinstance(place, dict))
 
 
 def _check_state(raw: dict[str, Any]) -> None:
-    for name in ("previous_response_id", "conversation"):
-        if raw.get(name) is not None:
-            raise refused(
-                name, "is not supported, because answers are not stored; send the whole conversation as input"
-            )
+    if raw.get("conversation") is not None:
+        raise refused("conversation", "is not supported; give previous_response_id, or the whole conversation as input")
     if raw.get("background"):
         raise refused("background", "is not supported; wait for the answer, or stream it")
     if raw.get("prompt") is not None:
@@ -153,49 +201,3 @@ def _format(given: TextFormat | JsonObjectFormat | SchemaFormat) -> dict[str, An
     if isinstance(given, SchemaFormat):
         return {"type": "json_schema", "json_schema": {"name": given.name, "schema": given.definition}}
     return given.model_dump(exclude_none=True, by_alias=True)
-
-
-def _messages(given: ResponsesRequest, limits: ServerLimits) -> list[dict[str, Any]]:
-    # The system's words may stand anywhere; at the end they leave the others their numbers.
-    system = [] if given.instructions is None else [{"role": "system", "content": given.instructions}]
-    if isinstance(given.input, str):
-        return [{"role": "user", "content": given.input}, *system]
-    if len(given.input) >= limits.messages:
-        raise refused("input", f"has {len(given.input)} items, more than {limits.messages - 1}")
-    return [*(_message(item, f"input.{number}") for number, item in enumerate(given.input)), *system]
-
-
-def _message(item: Any, where: str) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise refused(where, f"is {kind_of(item)}; send a message with role and content")
-    kind = item.get("type") or "message"
-    if kind in _TOOL_ITEMS:
-        raise no_tools(where, "leave tool calls and their results out of the input")
-    if kind != "message":
-        raise refused(where, f"is an item of type {shortened(kind)}, which this server does not know; send messages")
-    if unknown := sorted(item.keys() - {"type", "role", "content", "id", "status", "phase", "qwenvl"}):
-        raise refused(f"{where}.{unknown[0]}", "is a field that this server does not know; leave it out")
-    content = item.get("content")
-    if isinstance(content, list):
-        content = [_part(part, f"{where}.content.{number}") for number, part in enumerate(content)]
-    message = {"role": item.get("role"), "content": content}
-    return {**message, "qwenvl": item["qwenvl"]} if item.get("qwenvl") else message
-
-
-def _part(part: Any, where: str) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "input_image":
-        url = part.get("image_url")
-        if part.get("file_id") is not None or not isinstance(url, str):
-            raise refused(where, "is an input_image without image_url; send it as a data: URI, no files are stored")
-        return {"type": "image_url", "image_url": {"url": url, "detail": part.get("detail")}}
-    if isinstance(kind, str) and kind in _PARTS:
-        name = _PARTS[kind]
-        return {"type": name, name: part.get(name)}
-    if not isinstance(part, dict):
-        raise refused(where, f"is {kind_of(part)}; send an object with a type")
-    raise ApiError(
-        400,
-        f"{where} is a part of type {shortened(kind)}, which is not taken; send input_text or input_image.",
-        param=where,
-    )

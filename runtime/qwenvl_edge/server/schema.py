@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from qwenvl_edge.inputs.options import MOST_LOGPROBS
+from qwenvl_edge.server.schema_messages import Message, Pixels, Record, Sampled
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _StopText = Annotated[str, Field(min_length=1)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 _Json = Annotated[dict[str, Any], Field(description="a JSON Schema")]
 
 
@@ -23,86 +25,6 @@ def _listed(value: Any) -> Any:
 
 def _no_tokens(value: Any) -> Any:
     return 0 if value == -1 and not isinstance(value, bool) else value  # vLLM's word for "all"
-
-
-class Record(BaseModel):
-    """A part of a request: unknown fields are refused, null counts as absent."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
-
-
-class TextPart(Record):
-    """Words."""
-
-    type: Literal["text"]
-    text: str
-    cache_control: dict[str, Any] | None = None
-
-
-class RefusalPart(Record):
-    """Words of an earlier answer that refused."""
-
-    type: Literal["refusal"]
-    refusal: str
-
-
-class ImageUrl(Record):
-    """Place of a picture: a data: URI, attachment:NAME (a part of a multipart request), or an allowed URL.
-
-    detail: has no effect, because a picture takes the same room at any.
-    """
-
-    url: str = Field(min_length=1)
-    detail: Literal["auto", "low", "high", "original"] | None = None
-
-
-class ImagePart(Record):
-    """A picture."""
-
-    type: Literal["image_url"]
-    image_url: Annotated[ImageUrl, BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value)]
-    cache_control: dict[str, Any] | None = None
-
-
-class SystemMessage(Record):
-    """The system text."""
-
-    role: Literal["system", "developer"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-
-class UserMessage(Record):
-    """Words and pictures, in their order."""
-
-    role: Literal["user"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
-    name: str | None = None
-
-
-class Grounding(BaseModel):
-    """The extension field of an earlier answer; raw_text, the answer with its markup, is what is read of it."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    raw_text: str | None = None
-
-
-class AssistantMessage(Record):
-    """An earlier answer; given back with its `qwenvl` field, the model sees the boxes that it wrote."""
-
-    role: Literal["assistant"]
-    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
-    refusal: str | None = None
-    name: str | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-    qwenvl: Grounding | None = None
 
 
 class TextFormat(Record):
@@ -154,6 +76,34 @@ class StreamOptions(Record):
     include_obfuscation: Literal[False] | None = None
 
 
+class TemplateOptions(Record):
+    """Options of the chat template, as vLLM's clients name them. thinking: the same as enable_thinking."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    thinking_budget: int | None = Field(None, ge=0)
+
+
+class Reasoning(Record):
+    """Reasoning before the answer: an effort, or the most tokens. summary: has no effect, there is none."""
+
+    effort: Effort | None = None
+    max_tokens: int | None = Field(None, ge=0)
+    enabled: bool | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class ProcessorOptions(Pixels, Sampled):
+    """vLLM's options of all pictures and clips of a request that have none of their own."""
+
+
+class MediaOptions(Record):
+    """vLLM's options of how clips are read."""
+
+    video: Sampled | None = None
+
+
 class Sampling(Record):
     """The options of an answer that all routes share."""
 
@@ -189,7 +139,7 @@ class Sampling(Record):
 
 LABELS = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    *("parallel_tool_calls", "request_id"),
+    "request_id",
 )
 """Fields that change no answer: they label a request, or are about things that it does not have."""
 
@@ -198,9 +148,7 @@ class ChatRequest(Sampling):
     """A conversation to be continued."""
 
     model: str
-    messages: list[Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]] = Field(
-        min_length=1
-    )
+    messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = (
         None
@@ -208,10 +156,21 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     modalities: list[Literal["text"]] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[Any], Field(max_length=128)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Literal["none", "auto"] | None = None
+    # Reasoning before the answer, by the names of OpenAI, vLLM, OpenRouter and others.
+    reasoning_effort: Effort | None = None
+    reasoning: Reasoning | None = None
+    enable_thinking: bool | None = None
+    thinking_budget: int | None = Field(None, ge=0)
+    thinking_token_budget: int | None = Field(None, ge=0)
+    chat_template_kwargs: TemplateOptions | None = None
+    # Pictures and clips.
+    mm_processor_kwargs: ProcessorOptions | None = None
+    media_io_kwargs: MediaOptions | None = None
 
     @model_validator(mode="before")
     @classmethod

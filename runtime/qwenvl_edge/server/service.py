@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
@@ -19,8 +19,23 @@ from qwenvl_edge.server.settings import ServerLimits
 
 _AVERAGE_RATE = 0.1
 
+
+class Thought(str):
+    """A piece of the reasoning before an answer."""
+
+    __slots__ = ()
+
+
 Item = str | Sequence[TokenLogprob] | Future[Reply]
-"""A piece of text, log-probabilities, or at last the reply."""
+"""A piece of text or a Thought, log-probabilities, or at last the reply."""
+
+
+class Piece(NamedTuple):
+    """What came of an answer since the piece before: text, reasoning before it, log-probabilities of both."""
+
+    text: str
+    thought: str
+    logprobs: list[TokenLogprob]
 
 
 class Outbox:
@@ -52,18 +67,18 @@ class StreamedAnswer:
     def __init__(self, items: asyncio.Queue[Item]) -> None:
         self._items = items
         self._ended: Future[Reply] | None = None
-        self._text = ""
+        self._text = self._thought = ""
         self._logprobs: list[TokenLogprob] = []
 
-    async def pieces(self) -> AsyncIterator[tuple[str, list[TokenLogprob]]]:
-        """Iterate over text and log-probabilities as they come; all that is there at one time is one piece."""
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Iterate over what comes; all that is there at one time is one piece."""
         while self._ended is None:
             self._take(await self._items.get())
             while self._ended is None and not self._items.empty():
                 self._take(self._items.get_nowait())
-            if self._text or self._logprobs:
-                piece = self._text, self._logprobs
-                self._text, self._logprobs = "", []
+            if self._text or self._thought or self._logprobs:
+                piece = Piece(self._text, self._thought, self._logprobs)
+                self._text, self._thought, self._logprobs = "", "", []
                 yield piece
 
     async def reply(self) -> Reply:
@@ -74,7 +89,9 @@ class StreamedAnswer:
         return self._ended.result()
 
     def _take(self, item: Item) -> None:
-        if isinstance(item, str):
+        if isinstance(item, Thought):
+            self._thought += item
+        elif isinstance(item, str):
             self._text += item
         elif isinstance(item, Future):
             self._ended = item
@@ -128,7 +145,9 @@ class Service:
         """Queue a request; its errors are those of Batcher.submit."""
         items: asyncio.Queue[Item] = asyncio.Queue()
         put = (lambda item: self._outbox.put(items, item)) if stream else None
-        future = await asyncio.to_thread(self._batcher.submit, **arguments, cancel=token, on_text=put, on_logprobs=put)
+        think = (lambda thought: self._outbox.put(items, Thought(thought))) if stream else None
+        callbacks = {"on_text": put, "on_logprobs": put, "on_thinking": think}
+        future = await asyncio.to_thread(self._batcher.submit, **arguments, cancel=token, **callbacks)
         future.add_done_callback(self._count)
         future.add_done_callback(lambda ended: self._outbox.put(items, ended))
         return StreamedAnswer(items)

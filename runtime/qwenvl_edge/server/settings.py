@@ -14,12 +14,14 @@ from qwenvl_edge.errors import QwenVLError
 class ServerLimits:
     """The most that a server takes on.
 
-    rows: answers at once. queue: requests that wait beyond those. body_bytes: of a request. memory_bytes: of all bodies
-    that arrive and all pictures that wait. pictures: of a request, its history included. picture_pixels: width times
-    height of each. messages: of a request. tokens: of an answer; one that asks for more is cut there. connections: open
-    ones. seconds: from the arrival of a request to its answer's end, which is cut there. read_seconds: for a request's
-    body to arrive, and for its answer to be read. header_seconds: for a request's header to arrive. idle_seconds: for a
-    new connection to begin a request. drain_seconds: for running answers when the server stops.
+    rows: answers at once. queue: requests that wait beyond those. body_bytes: of a request. memory_bytes: of all
+    bodies that arrive and all pictures that wait. pictures: of a request, its history included. picture_pixels: width
+    times height of each. clips: of a request. frames: of each. clip_pixels: of all its frames, also those between the
+    ones that are taken. messages: of a request. tokens: of an answer; one that asks for more is cut there.
+    connections: open ones. seconds: from the arrival of a request to its answer's end, which is cut there.
+    read_seconds: for a request's body to arrive, and for its answer to be read. header_seconds: for a request's
+    header to arrive. idle_seconds: for a new connection to begin a request. drain_seconds: for running answers when
+    the server stops.
     """
 
     rows: int = 16
@@ -28,6 +30,9 @@ class ServerLimits:
     memory_bytes: int = 512 << 20
     pictures: int = 8
     picture_pixels: int = 25_000_000
+    clips: int = 2
+    frames: int = 128
+    clip_pixels: int = 1_000_000_000
     messages: int = 256
     tokens: int = 1024
     connections: int = 512

@@ -1,31 +1,26 @@
-"""A ChatRequest -> the arguments of Batcher.submit."""
+"""A validated request -> the arguments of Batcher.submit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwenvl_edge.bundle.manifest import Manifest
+from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.families import open_family
+from qwenvl_edge.families.tools import NONE
+from qwenvl_edge.server.abilities import Abilities
+from qwenvl_edge.server.conversation import Conversations, Items
 from qwenvl_edge.server.errors import ApiError
-from qwenvl_edge.server.forms import wanted_form
+from qwenvl_edge.server.forms import check_size, wanted_form
+from qwenvl_edge.server.messages import refused
+from qwenvl_edge.server.reasoning import thinking_budget
 from qwenvl_edge.server.render import Form
-from qwenvl_edge.server.schema import (
-    AssistantMessage,
-    ChatRequest,
-    RefusalPart,
-    Sampling,
-    SystemMessage,
-    TextPart,
-    UserMessage,
-)
+from qwenvl_edge.server.schema import ChatRequest, Sampling
 from qwenvl_edge.server.settings import ServerSettings
-from qwenvl_edge.server.sources import PictureSource
+from qwenvl_edge.server.tools import read_tools
 from qwenvl_edge.server.trials import Trials
 from qwenvl_edge.server.workers import Workers
-
-Items = list[dict[str, Any]]
-Turns = list[tuple[Items | None, str | None]]
 
 _SAME_NAME = (
     *("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
@@ -38,13 +33,15 @@ class Translator:
 
     def __init__(self, settings: ServerSettings, manifest: Manifest, workers: Workers) -> None:
         self._settings = settings
+        self.limits = settings.limits
         self._vocab_size = manifest.model.vocab_size
         self._default_tokens = min(manifest.generation.max_new_tokens, settings.limits.tokens)
         family = open_family(manifest)
         self._can_chat = family.can_chat(manifest.generation.chat_format)
         self._workers = workers
         self._trials = Trials()
-        self._pictures = PictureSource(settings, workers, family.seen_size)
+        self._conversations = Conversations(settings, workers, family)
+        self.abilities = Abilities.of(family)
 
     async def close(self) -> None:
         """End what was started."""
@@ -77,15 +74,18 @@ class Translator:
                 param="model",
             )
         options = await self.options(request, salt)
-        system = "\n".join(_text(each.content) for each in request.messages if isinstance(each, SystemMessage))
-        turns = await self._turns(request, attachments, options["cache_salt"])
+        options |= await self._tools(request, beside="constraint" in options)
+        budget = thinking_budget(request, self.abilities, options["max_new_tokens"])
+        if budget is not None:
+            options["thinking_budget"] = budget
+        system, turns = await self._conversations.turns(request, attachments, options["cache_salt"])
         message, _ = turns.pop()
-        return {"message": message, "history": turns, "system": system or None, **options}
+        return {"message": message, "history": turns, "system": system, **options}
 
     async def options(self, request: Sampling, salt: str) -> dict[str, Any]:
         """Return the options of an answer as the engine names them. Raises as chat."""
         wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens or self._default_tokens
-        options: dict[str, Any] = {"max_new_tokens": min(wanted, self._settings.limits.tokens)}
+        options: dict[str, Any] = {"max_new_tokens": min(wanted, self.limits.tokens)}
         if request.temperature is not None:
             options |= {"do_sample": request.temperature > 0, "temperature": request.temperature}
         options |= {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
@@ -103,6 +103,26 @@ class Translator:
             options["constraint"] = form
         return options
 
+    async def pictures(self, urls: Sequence[str], attachments: Mapping[str, bytes], salt: str) -> Items:
+        """Return pictures as items of a message. Raises as chat."""
+        return await self._conversations.pictures(urls, attachments, salt)
+
+    async def _tools(self, request: ChatRequest, *, beside: bool) -> dict[str, Any]:
+        """Return a request's tools as the engine takes them; beside: it asks for a form, too."""
+        if not self.abilities.tools:
+            return {}
+        tools = read_tools(request.tools, request.tool_choice, parallel=request.parallel_tool_calls)
+        if tools is None or (beside and tools.choice == NONE):
+            return {}
+        if beside:
+            raise refused("tools", 'and a form are two forms of one answer; send one, or "tool_choice": "none"')
+        if tools.choice != NONE:
+            form = await self._workers.parse(Constraint.tool_calls, tools)
+            check_size("tools", form)
+            await self._trials.check(form)
+        given = {"tools": list(tools.descriptions), "tool_choice": tools.choice}
+        return {**given, "parallel_tool_calls": tools.parallel}
+
     def form(self, request: Sampling) -> Form:
         """Return the way in which the answer is written."""
         raw = request.skip_special_tokens is False
@@ -113,70 +133,11 @@ class Translator:
             include_usage=request.stream_options is not None and request.stream_options.include_usage,
         )
 
-    async def _turns(self, request: ChatRequest, attachments: Mapping[str, bytes], salt: str) -> Turns:
-        """Exchanges of a user's items and the answer; the last one has none. Messages in a row become one."""
-        turns: Turns = []
-        for number, message in enumerate(request.messages):
-            if isinstance(message, UserMessage):
-                if not turns or turns[-1][1] is not None:
-                    turns.append(([], None))
-                items = turns[-1][0]
-                assert items is not None
-                items.extend(await self._items(message, attachments, f"messages.{number}.content", salt))
-            elif isinstance(message, AssistantMessage):
-                if not turns:
-                    turns.append((None, None))  # the assistant speaks first
-                asked, answer = turns[-1]
-                turns[-1] = asked, (answer or "") + _answer(message)
-        if turns and turns[0] == (None, ""):
-            del turns[0]
-        if not turns or turns[-1][1] is not None:
-            raise ApiError(
-                400, "the last message is not the user's; end with the message to be answered.", param="messages"
-            )
-        return turns
-
-    async def _items(self, message: UserMessage, attachments: Mapping[str, bytes], where: str, salt: str) -> Items:
-        if isinstance(message.content, str):
-            return [{"text": message.content}]
-        items: Items = []
-        for number, part in enumerate(message.content):
-            if isinstance(part, TextPart):
-                items.append({"text": part.text})
-            else:
-                name = f"the picture {where}.{number}"
-                items.append({"image": await self._pictures.load(part.image_url.url, attachments, name, salt)})
-        return items if self._settings.keep_order else _pictures_first(items)
-
-    async def pictures(self, urls: Sequence[str], attachments: Mapping[str, bytes], salt: str) -> Items:
-        """Return pictures as items of a message. Raises as chat."""
-        if len(urls) > self._settings.limits.pictures:
-            raise ApiError(
-                400,
-                f"the request has {len(urls)} pictures, more than {self._settings.limits.pictures}.",
-                param="images",
-            )
-        names = (f"the picture images.{number}" for number in range(len(urls)))
-        return [
-            {"image": await self._pictures.load(url, attachments, name, salt)}
-            for url, name in zip(urls, names, strict=True)
-        ]
-
     def _bias(self, given: Mapping[str, float]) -> dict[int, float]:
         bias = {int(id_): value for id_, value in given.items()}
         if max(bias) >= self._vocab_size:
             raise ApiError(400, f"logit_bias names ids beyond {self._vocab_size - 1}.", param="logit_bias")
         return bias
-
-
-def _pictures_first(items: Items) -> Items:
-    """Put pictures before the words if all of them stand behind.
-
-    Models are trained so, and many clients send words first. Where pictures stand between words, their order says what
-    belongs to what, and stays.
-    """
-    kinds = ["image" in item for item in items]
-    return sorted(items, key=lambda item: "image" not in item) if kinds == sorted(kinds) else items
 
 
 def _logprobs(request: ChatRequest) -> dict[str, Any]:
@@ -195,15 +156,3 @@ def _least(request: Sampling, most: int) -> dict[str, Any]:
     if least and request.stop and not request.ignore_eos:
         raise ApiError(400, "min_tokens and stop are given, which can contradict each other.", param="min_tokens")
     return {"min_new_tokens": least} if least else {}
-
-
-def _answer(message: AssistantMessage) -> str:
-    if message.qwenvl is not None and message.qwenvl.raw_text is not None:
-        return message.qwenvl.raw_text
-    return _text(message.content or message.refusal or "")
-
-
-def _text(content: str | Iterable[TextPart | RefusalPart]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)

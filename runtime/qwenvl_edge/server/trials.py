@@ -55,9 +55,10 @@ class Trials:
         self._verdicts.move_to_end(key)
         if (verdict := self._verdicts[key]) is None:
             return
+        where = "tools" if form.kind == "tools" else "response_format"
         if not verdict:
-            raise too_complex()
-        raise ApiError(400, f"the form of the answer is malformed: {verdict}.", param="response_format")
+            raise too_complex(where)
+        raise ApiError(400, f"the form of the answer is malformed: {verdict}.", param=where)
 
     async def close(self) -> None:
         """End the processes."""

@@ -1,0 +1,97 @@
+"""Places that a request names -> bytes: data: URIs, parts of the request, and hosts and folders that were allowed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from qwenvl_edge.server.errors import ApiError
+from qwenvl_edge.server.fetch import Fetcher
+from qwenvl_edge.server.settings import ServerSettings
+from qwenvl_edge.server.workers import Workers
+
+_WHITE_SPACE = b" \t\n\r\f"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
+
+
+class Places:
+    """Reads places within a server's settings."""
+
+    def __init__(self, settings: ServerSettings, workers: Workers) -> None:
+        self._limits = settings.limits
+        self._folders = [folder.resolve() for folder in settings.picture_folders]
+        self._workers = workers
+        self._fetcher = Fetcher(settings.url_hosts, limit=settings.limits.body_bytes)
+
+    async def read(self, url: str, attachments: Mapping[str, bytes], name: str) -> bytes:
+        """Return the bytes at a place. Raises ApiError: it is not allowed, or leads nowhere."""
+        url = url.strip()
+        scheme, _, rest = url.partition(":")
+        match scheme.lower():
+            case "data":
+                return await self._workers.parse(_data_uri, rest, name)
+            case "attachment":
+                return _attachment(rest, attachments, name)
+            case "http" | "https":
+                return await self._workers.fetch(self._fetcher.fetch, url)
+            case "file":
+                return await self._workers.fetch(self._read, url, name)
+        raise unusable(f"{name} has a URL of an unknown kind; give a data: URI")
+
+    def _read(self, url: str, name: str) -> bytes:
+        """A file inside an allowed folder, symbolic links followed before that is decided."""
+        refused = unusable(
+            f"{name} names a file that may not be read; the server's --allow-path lists folders that may"
+        )
+        parts = urlsplit(url)
+        try:
+            path = Path(unquote(parts.path)).resolve(strict=True)
+            inside = any(path.is_relative_to(folder) for folder in self._folders)
+            if parts.netloc not in ("", "localhost") or not inside:
+                raise refused
+            # NOFOLLOW: the path is resolved, a link there now was put there since. NONBLOCK: pipes are not waited for.
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise refused
+                data = file.read(self._limits.body_bytes + 1)
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
+            raise refused from None  # the same words, whether it is there or not
+        if len(data) > self._limits.body_bytes:
+            raise unusable(f"{name} has more than {self._limits.body_bytes:,} bytes")
+        return data
+
+
+def _data_uri(rest: str, name: str) -> bytes:
+    """Return the bytes of a data: URI, read as leniently as browsers do, URL-safe base64 included."""
+    head, comma, body = rest.partition(",")
+    if not comma:
+        raise unusable(f"{name} has a data: URI without a comma")
+    if "base64" not in (parameter.strip().lower() for parameter in head.split(";")[1:]):
+        return unquote_to_bytes(body)
+    try:
+        text = (unquote(body) if "%" in body else body).encode("ascii")
+        text = text.translate(_URL_SAFE, _WHITE_SPACE)
+        if not _BASE64.fullmatch(text):
+            raise ValueError("another character")
+        text = text.rstrip(b"=")
+        return base64.b64decode(text + b"=" * (-len(text) % 4))
+    except (binascii.Error, ValueError):
+        raise unusable(f"{name} has a data: URI that is not valid base64") from None
+
+
+def _attachment(part: str, attachments: Mapping[str, bytes], name: str) -> bytes:
+    if part not in attachments:
+        raise unusable(f"{name} names a part that the request does not have; send multipart/form-data with that file")
+    return attachments[part]
+
+
+def unusable(reason: str) -> ApiError:
+    """Return the error for a picture or clip that cannot be had."""
+    return ApiError(400, f"{reason}.", param="messages", code="invalid_image")

@@ -1,0 +1,160 @@
+"""Records of the messages of a request, as validated; `messages.py` checks number and kinds of their parts before."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_Url = Annotated[str, Field(min_length=1)]
+
+
+class Record(BaseModel):
+    """A part of a request: unknown fields are refused, null counts as absent."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+def _place(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class TextPart(Record):
+    """Words."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: dict[str, Any] | None = None
+
+
+class RefusalPart(Record):
+    """Words of an earlier answer that refused."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImageUrl(Record):
+    """Place of a picture: a data: URI, attachment:NAME (a part of a multipart request), or an allowed URL.
+
+    detail: "low" limits a picture to 512 x 512 pixels where pictures keep their shape; the others have no effect.
+    """
+
+    url: _Url
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+class Pixels(Record):
+    """Limits of pixels after resizing, in families whose pictures keep their shape."""
+
+    min_pixels: int | None = Field(None, ge=1, lt=2**31)
+    max_pixels: int | None = Field(None, ge=1, lt=2**31)
+
+
+class ImagePart(Pixels):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: Annotated[ImageUrl, BeforeValidator(_place)]
+    cache_control: dict[str, Any] | None = None
+
+
+class Sampled(Record):
+    """The frames that are taken of a video file; of a list of frames fps is their pace."""
+
+    fps: float | None = Field(None, gt=0, le=1000)
+    num_frames: int | None = Field(None, ge=1, le=1024)
+
+
+class VideoUrl(Record):
+    """Place of a video file, as of a picture, or data:video/jpeg;base64 with a frame behind each comma."""
+
+    url: _Url
+
+
+class VideoPart(Pixels, Sampled):
+    """A clip in a file."""
+
+    type: Literal["video_url"]
+    video_url: Annotated[VideoUrl, BeforeValidator(_place)]
+
+
+class FramesPart(Pixels, Sampled):
+    """A clip as a list of places of its frames; a single place is that of a file."""
+
+    type: Literal["video"]
+    video: _Url | Annotated[list[_Url], Field(min_length=1)]
+
+
+class SystemMessage(Record):
+    """The system text."""
+
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class UserMessage(Record):
+    """Words, pictures and clips, in their order."""
+
+    role: Literal["user"]
+    content: str | list[Annotated[TextPart | ImagePart | VideoPart | FramesPart, Field(discriminator="type")]]
+    name: str | None = None
+
+
+class Grounding(BaseModel):
+    """The extension field of an earlier answer; raw_text, the answer with its markup, is what is read of it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    raw_text: str | None = None
+
+
+class CalledFunction(Record):
+    """A tool's name and its arguments, an object as JSON."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCallRecord(Record):
+    """A call of an earlier answer."""
+
+    id: str | None = None
+    index: int | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class AssistantMessage(Record):
+    """An earlier answer; given back with its `qwenvl` field, the model sees the boxes that it wrote.
+
+    reasoning_content, reasoning: are left out of the prompt, as the published templates do.
+    """
+
+    role: Literal["assistant"]
+    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    refusal: str | None = None
+    name: str | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[ToolCallRecord], Field(max_length=128)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    qwenvl: Grounding | None = None
+
+
+class ToolMessage(Record):
+    """What a tool gave back."""
+
+    role: Literal["tool"]
+    content: str | list[TextPart]
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
