@@ -72,8 +72,11 @@ def test_errors_name_message_and_part(http, messages, where, words):
         ({"tools": [{"type": "function"}]}, "tools", "does not support tools"),
         ({"tool_choice": "required"}, "tool_choice", "does not support tools"),
         ({"functions": [{"name": "f"}], "function_call": {"name": "f"}}, "functions", "does not support tools"),
-        ({"grammar": "root ::= [a-z]"}, "grammar", "not supported"),
-        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar", "not supported"),
+        ({"grammar": "root ::= ("}, "response_format", "Expected ')'"),
+        ({"grammar": "rule ::= [a-z]"}, "response_format", "No 'root' rule"),
+        ({"guided_grammar": "root ::= " + "(" * 9000}, "response_format", "nested too deeply"),
+        ({"structured_outputs": {"grammar": " "}}, None, "root ::="),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "not supported"),
         ({"guided_json": "[1]"}, "guided_json", "no JSON object"),
         ({"guided_choice": []}, None, "choices"),
         ({"guided_regex": "a" * 70_000}, "guided_regex", "70,000"),
@@ -133,6 +136,9 @@ def test_answers_of_a_least_length(http):
         {"guided_regex": "yes|no"},
         {"structured_outputs": {"choice": ["yes", "no"]}},
         {"structured_outputs": {"regex": "yes|no"}},
+        {"grammar": 'root ::= "yes" | "no"'},
+        {"guided_grammar": 'root ::= answer\nanswer ::= "yes" | "no"'},
+        {"structured_outputs": {"grammar": 'root ::= ("yes" | "no")'}},
     ],
 )
 def test_forms_by_other_names(http, form):

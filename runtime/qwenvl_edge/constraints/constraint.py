@@ -14,7 +14,7 @@ from qwenvl_edge.families.tools import Tools
 
 @dataclass(frozen=True)
 class Constraint:
-    """A form that the answer keeps to, token by token; make one with json, regex, choice or boxes.
+    """A form that the answer keeps to, token by token; make one with json, regex, choice, gbnf or boxes.
 
     An answer that ends by itself (finish_reason "stop") is what the model said. One that is cut (by max_new_tokens, a
     deadline, ...) is closed with the shortest text found that completes the form, so that its raw_text parses too;
@@ -22,7 +22,7 @@ class Constraint:
     form was found in some milliseconds: `Reply.complete` is False then.
     """
 
-    kind: Literal["json", "regex", "choice", "boxes", "tools"]
+    kind: Literal["json", "regex", "choice", "gbnf", "boxes", "tools"]
     source: str
 
     @classmethod
@@ -58,6 +58,13 @@ class Constraint:
         if not listed or not all(isinstance(choice, str) and choice for choice in listed):
             raise PromptError(f"the choices are {choices!r}; give a list of strings that are not empty.")
         return cls("choice", json.dumps(listed))
+
+    @classmethod
+    def gbnf(cls, grammar: str) -> Constraint:
+        """Text of a grammar in llama.cpp's notation (GBNF), whose first rule is `root`."""
+        if not isinstance(grammar, str) or not grammar.strip():
+            raise PromptError(f"the grammar is {grammar!r}; give a string with a rule `root ::= ...`.")
+        return cls("gbnf", grammar)
 
     @classmethod
     def tool_calls(cls, tools: Tools) -> Constraint:

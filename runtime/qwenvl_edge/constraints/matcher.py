@@ -176,10 +176,25 @@ def written_grammar(constraint: Constraint) -> str:
         grammar = maker.grammar_from_json_schema(constraint.source, overrides=_NO_WHITE_SPACE)
     elif constraint.kind == "regex":
         grammar = maker.grammar_from_regex(constraint.source)
+    elif constraint.kind == "gbnf":
+        grammar = maker.grammar_from_lark(_lark(constraint.source))
     else:
         options = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(constraint.source))
         grammar = maker.grammar_from_lark(f"start: {options}")
     return grammar
+
+
+def _lark(gbnf: str) -> str:
+    """Return a grammar of llama.cpp's notation in llguidance's. Raises ValueError."""
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        lark: str = gbnf_to_lark(gbnf)
+    except RecursionError:
+        raise ValueError("the grammar is nested too deeply") from None
+    except Exception as error:  # it raises plain Exceptions
+        raise ValueError(f"the grammar cannot be read: {error}") from None
+    return lark
 
 
 class _TokenizerView:

@@ -6,7 +6,7 @@ from typing import Any
 
 from qwenvl_edge.server.abilities import Abilities
 from qwenvl_edge.server.exchange import Asked, validated
-from qwenvl_edge.server.forms import check_grammars
+from qwenvl_edge.server.forms import check_forms
 from qwenvl_edge.server.messages import check_messages
 from qwenvl_edge.server.render import ChatRenderer, Renderer
 from qwenvl_edge.server.schema import ChatRequest
@@ -31,7 +31,7 @@ def read_chat(raw: dict[str, Any], limits: ServerLimits, abilities: Abilities) -
     """Return a chat request of its JSON. Raises ApiError."""
     check_messages(raw.get("messages"), limits, abilities)
     check_tools(raw, abilities)
-    check_grammars(raw)
+    check_forms(raw)
     request: ChatRequest = validated(ChatRequest, raw)
     return request
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from qwenvl_edge.inputs.options import MOST_LOGPROBS
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 from qwenvl_edge.server.exchange import Asked, validated
-from qwenvl_edge.server.forms import check_grammars
+from qwenvl_edge.server.forms import check_forms
 from qwenvl_edge.server.messages import refused
 from qwenvl_edge.server.render import DONE, Form, Renderer, event, finish_reason, usage
 from qwenvl_edge.server.schema import LABELS, Sampling
@@ -59,7 +59,7 @@ def ask_completion(raw: dict[str, Any], salt: str, translator: Translator) -> As
 
 def read_completion(raw: dict[str, Any]) -> CompletionRequest:
     """Return a completion request of its JSON. Raises ApiError."""
-    check_grammars(raw)
+    check_forms(raw)
     prompt = raw.get("prompt")
     if isinstance(prompt, list) and not (len(prompt) == 1 and isinstance(prompt[0], str)):
         raise refused("prompt", "is a list; send one text, not several or token ids")

@@ -18,18 +18,19 @@ from qwenvl_edge.server.schema import (
 
 MOST_BYTES = 64 << 10
 """The largest form that is taken."""
-_GRAMMARS = ("grammar", "guided_grammar", "structural_tag", "guided_whitespace_pattern", "guided_decoding_backend")
+_OTHERS = ("structural_tag", "guided_whitespace_pattern", "guided_decoding_backend")
 
 
-def check_grammars(raw: dict[str, Any]) -> None:
+def check_forms(raw: dict[str, Any]) -> None:
     """Refuse the forms of other servers that this one does not have. Raises ApiError."""
     structured = raw.get("structured_outputs")
     inside = structured if isinstance(structured, dict) else {}
     for place, fields in (("", raw), ("structured_outputs.", inside)):
-        for name in _GRAMMARS:
+        for name in _OTHERS:
             if fields.get(name) is not None:
                 raise refused(
-                    place + name, "is not supported; give the form as json_schema, guided_regex or guided_choice"
+                    place + name,
+                    "is not supported; give json_schema, guided_regex, guided_choice or grammar",
                 )
 
 
@@ -55,6 +56,9 @@ def wanted_form(request: Sampling) -> Constraint | None:
         forms["guided_regex"] = Constraint.regex(request.guided_regex)
     if request.guided_choice is not None:
         forms["guided_choice"] = Constraint.choice(request.guided_choice)
+    for name, grammar in (("grammar", request.grammar), ("guided_grammar", request.guided_grammar)):
+        if grammar:  # llama.cpp's clients send an empty one where they want none
+            forms[name] = Constraint.gbnf(grammar)
     if request.structured_outputs is not None:
         forms |= _structured(request.structured_outputs)
     if len(forms) > 1:
@@ -79,10 +83,12 @@ def _structured(given: StructuredOutputs) -> dict[str, Constraint]:
         forms["structured_outputs.regex"] = Constraint.regex(given.regex)
     if given.choice is not None:
         forms["structured_outputs.choice"] = Constraint.choice(given.choice)
+    if given.grammar is not None:
+        forms["structured_outputs.grammar"] = Constraint.gbnf(given.grammar)
     if given.json_object:
         forms["structured_outputs.json_object"] = Constraint.json()
     if not forms:
-        raise refused("structured_outputs", "names no form; give json, regex, choice or json_object")
+        raise refused("structured_outputs", "names no form; give json, regex, choice, grammar or json_object")
     return forms
 
 

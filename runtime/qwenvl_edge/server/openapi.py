@@ -85,14 +85,16 @@ _COMPLETION: dict[str, Any] = {
                 "required": ["index", "message", "finish_reason"],
                 "properties": {
                     "index": {"const": 0},
-                    "finish_reason": {"enum": ["stop", "length"]},
+                    "finish_reason": {"enum": ["stop", "length", "tool_calls"]},
                     "logprobs": {"anyOf": [{"type": "null"}, _LOGPROBS]},
                     "message": {
                         "type": "object",
                         "required": ["role", "content", "qwenvl"],
                         "properties": {
                             "role": {"const": "assistant"},
-                            "content": {"type": "string"},
+                            "content": {"type": ["string", "null"]},
+                            "reasoning_content": {"type": "string"},
+                            "tool_calls": {"type": "array", "items": {"type": "object"}},
                             "qwenvl": {
                                 "type": "object",
                                 "required": ["raw_text", "boxes", "quads"],

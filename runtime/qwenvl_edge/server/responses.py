@@ -6,7 +6,6 @@ input, and the messages of previous_response_id -> a ChatRequest -> a reply -> o
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 

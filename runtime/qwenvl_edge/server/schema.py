@@ -63,6 +63,7 @@ class StructuredOutputs(Record):
     regex: str | None = None
     choice: list[str] | None = None
     json_object: bool | None = None
+    grammar: str | None = None
 
 
 class StreamOptions(Record):
@@ -135,6 +136,8 @@ class Sampling(Record):
     guided_choice: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
     json_schema: _Json | None = None
+    grammar: str | None = None
+    guided_grammar: str | None = None
 
 
 LABELS = (

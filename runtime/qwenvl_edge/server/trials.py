@@ -73,7 +73,7 @@ class Trials:
     async def _try(self, form: Constraint) -> str | None:
         """Return None if a form compiles, "" if it is beyond the limits, else its mistake."""
         try:
-            grammar = written_grammar(form)
+            grammar = await asyncio.to_thread(written_grammar, form)  # some are translated first, which takes a while
         except ValueError as error:
             return _clause(str(error))
         process = self._idle.pop() if self._idle else await self._start()

@@ -51,6 +51,13 @@ def test_regular_expressions(tmp_path, seed):
     assert reply.finish_reason == "stop" and re.fullmatch(r"[A-Z]{2,4}-\d{3}(狗|\.)", reply.raw_text)
 
 
+def test_grammars_of_llama_cpp(tmp_path):
+    grammar = 'root ::= "I have " number " " ("cats" | "dogs")\nnumber ::= [1-9] [0-9]?  # two digits'
+    for seed in range(10):
+        text = random_answer(tmp_path, Constraint.gbnf(grammar), seed).raw_text
+        assert re.fullmatch("I have [1-9][0-9]? (cats|dogs)", text)
+
+
 def test_choices(tmp_path):
     choices = ["yes", "no", 'he said "maybe"\\', "红色", "a <box> of them"]
     found = {random_answer(tmp_path, Constraint.choice(choices), seed).raw_text for seed in range(40)}

@@ -199,10 +199,17 @@ async function ask(question) {
 
 async function readAnswer(response, item) {
   const answer = { role: "assistant", content: "" };
+  let thought = "";
   for await (const event of events(response.body)) {
     if (event.error) throw new Error(event.error.message);
     const delta = event.choices[0].delta;
+    if (delta.reasoning_content && !answer.content) {
+      thought += delta.reasoning_content;
+      item.textContent = thought;
+      item.classList.add("thinking");
+    }
     if (delta.content) {
+      item.classList.remove("thinking");
       answer.content += delta.content;
       item.textContent = answer.content;
       item.scrollIntoView({ block: "nearest" });
