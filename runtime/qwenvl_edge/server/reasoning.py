@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwenvl_edge.server.abilities import Abilities
 from qwenvl_edge.server.messages import refused
-from qwenvl_edge.server.schema import ChatRequest
+from qwenvl_edge.server.schema import ChatRequest, Reasoning, TemplateOptions
 
 _SHARES = {"none": 0.0, "minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.95}
 """Of the answer's tokens that an effort may spend on reasoning, those of OpenRouter."""
@@ -19,19 +19,20 @@ def thinking_budget(request: ChatRequest, abilities: Abilities, most: int) -> in
     Raises:
         ApiError: it asks for reasoning, and the model does not reason.
     """
-    given, template = request.reasoning, request.chat_template_kwargs
-    efforts = {"reasoning_effort": request.reasoning_effort, "reasoning.effort": given and given.effort}
+    given = request.reasoning or Reasoning.model_validate({})
+    template = request.chat_template_kwargs or TemplateOptions.model_validate({})
+    efforts = {"reasoning_effort": request.reasoning_effort, "reasoning.effort": given.effort}
     counts = {
         "thinking_budget": request.thinking_budget,
         "thinking_token_budget": request.thinking_token_budget,
-        "reasoning.max_tokens": given and given.max_tokens,
-        "chat_template_kwargs.thinking_budget": template and template.thinking_budget,
+        "reasoning.max_tokens": given.max_tokens,
+        "chat_template_kwargs.thinking_budget": template.thinking_budget,
     }
     switches = {
         "enable_thinking": request.enable_thinking,
-        "reasoning.enabled": given and given.enabled,
-        "chat_template_kwargs.enable_thinking": template and template.enable_thinking,
-        "chat_template_kwargs.thinking": template and template.thinking,
+        "reasoning.enabled": given.enabled,
+        "chat_template_kwargs.enable_thinking": template.enable_thinking,
+        "chat_template_kwargs.thinking": template.thinking,
     }
     wishes = {name: int(_SHARES[effort] * most) for name, effort in efforts.items() if effort is not None}
     wishes |= {name: count for name, count in counts.items() if count is not None}
