@@ -75,6 +75,37 @@ for _ in range(3):
     peaks.append(peak - before)
 print(json.dumps([peaks[0], peaks[2]]))
 """
+_LARGE_PICTURE = """
+import json, sys, threading, time
+import numpy as np
+from qwenvl_edge.backends.kept import picture_bytes
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.bundle import Bundle
+
+peak = 0
+
+def anonymous():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+
+bundle = Bundle.open(sys.argv[1])
+backend = OnnxRuntimeBackend(bundle, threads=1)
+side = 2 * backend.family.preprocessing.patches.side
+picture = np.random.default_rng(0).integers(0, 256, (32 * side, 40 * side, 3), np.uint8)
+layout = backend.family.layout((40 * side, 32 * side))
+inputs = backend.family.vision_inputs([picture], layout)
+before = anonymous()
+threading.Thread(target=watch, daemon=True).start()
+backend.run_vision(inputs)
+time.sleep(0.05)
+workspace = bundle.manifest.workspace
+print(json.dumps([layout.tokens, peak - before, picture_bytes(workspace, backend.family, layout.tokens)]))
+"""
 LARGE = config_dict(
     {"output_dim": 1024, "width": 256},
     hidden_size=1024,
@@ -173,3 +204,27 @@ def test_the_program_prints_the_plan(tiny_bundle, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines][:2] == ["weights", "KV cache"]
     assert lines[-1].startswith("total") and lines[-1].endswith("MB")
+
+
+TOWERS = {
+    "qwen2_vl": {"embed_dim": 320, "depth": 2},
+    "qwen2_5_vl": {"hidden_size": 320, "intermediate_size": 856, "depth": 2, "fullatt_block_indexes": [1]},
+    "qwen3_vl": {"hidden_size": 320, "intermediate_size": 1200, "depth": 3},
+}
+
+
+@pytest.mark.skipif(available_bytes() is None, reason="the system does not tell its memory")
+@pytest.mark.parametrize("family", TOWERS)
+def test_attention_over_a_large_picture_keeps_no_scores(family, tmp_path):
+    """1,280 tokens, the default ceiling: the scores of four heads alone would be 419 MB."""
+    from support.golden_graphs import resized_checkpoint
+
+    checkpoint = resized_checkpoint(tmp_path / "checkpoint", family, {}, TOWERS[family])
+    chosen = ExportPrecision.choose("int8")
+    side = 32 if family == "qwen3_vl" else 28
+    export(checkpoint, tmp_path / "bundle", precision=chosen, check=False, max_pixels=1280 * side**2)
+    run = [sys.executable, "-c", _LARGE_PICTURE, str(tmp_path / "bundle")]
+    tokens, found, planned = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    assert tokens == 1280
+    assert found < 200e6
+    assert 0.4 * planned < found < 1.1 * planned

@@ -12,6 +12,7 @@ from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge.families.dynamic_config import DynamicVLConfig
 from qwenvl_edge_export.families.dynamic_vl.config import DynamicVLSource
 from qwenvl_edge_export.families.dynamic_vl.processor import Processor
+from qwenvl_edge_export.families.dynamic_vl.variants import QWEN3_VL
 from qwenvl_edge_export.families.dynamic_vl.vocabulary import Vocabulary
 
 _CONTEXT = 8192
@@ -116,15 +117,16 @@ def generation_defaults(raw: Mapping[str, Any], window: int) -> GenerationDefaul
 def workspace(config: DynamicVLSource, max_pixels: int, *, vision_ort: bool) -> Workspace:
     """Intermediate values that are alive at once in float32, for a token, and for a picture of `max_pixels`.
 
-    vision_ort: whether attention over a whole picture keeps no scores.
+    The picture's are measured, see docs/decisions/large-pictures.md. vision_ort: whether attention over a whole picture
+    keeps no scores.
     """
     text, vision = config.text, config.vision
     patches, width = max_pixels // vision.patch_size**2, vision.width
-    tensors = 2 if vision.window_size else 1  # an MLP with a gate has two inner tensors, and its product
-    attention = patches * 10 * width
+    inner = 2 if config.variant is QWEN3_VL else 4  # an activation of several operators keeps its inputs
+    attention = patches * (16 if vision.window_size else 14) * width
     if not vision_ort:
         attention += vision.heads * patches**2
-    block = patches * (3 * width + (1 + tensors) * vision.mlp_width)
+    block = patches * (width + inner * vision.mlp_width)
     q_width, kv_width = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     return Workspace(
         token_bytes=4
