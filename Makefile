@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUNDLE := out/nano
-PICTURE := models/nano/demo.png
+PICTURES := models/nano
 NANO := .cache/nano
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
@@ -32,7 +32,7 @@ $(READY): pyproject.toml setup.py $(CORE)
 ## Export the small model, ask it about a picture and draw the boxes.
 demo: $(READY)
 	$(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32 --force
-	$(BIN)/python tools/demo.py $(BUNDLE) $(PICTURE) out/demo.png
+	$(BIN)/python tools/demo.py $(BUNDLE) $(PICTURES) out/demo.png
 
 .cache/qwen.tiktoken: | $(READY)
 	$(BIN)/python tools/fetch_vocabulary.py $@
@@ -160,7 +160,7 @@ wheel: $(READY)
 ## Install the wheel into an empty environment and ask it about a picture.
 wheel-test: wheel
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
-	release/wheel_test.sh $(BUNDLE) $(PICTURE)
+	release/wheel_test.sh $(BUNDLE) $(PICTURES)/demo.png
 
 RECORDS := benchmarks/results
 
@@ -168,7 +168,7 @@ RECORDS := benchmarks/results
 arm64-test: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[package]'
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
-	PYTHON=$(BIN)/python release/arm64_test.sh $(BUNDLE) $(PICTURE) $(RECORDS)/arm64.json
+	PYTHON=$(BIN)/python release/arm64_test.sh $(BUNDLE) $(PICTURES)/demo.png $(RECORDS)/arm64.json
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 
@@ -176,7 +176,7 @@ PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 pythons-test: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[package]'
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
-	PYTHON=$(BIN)/python release/pythons_test.sh $(BUNDLE) $(PICTURE) $(RECORDS)/pythons.json $(PYTHONS)
+	PYTHON=$(BIN)/python release/pythons_test.sh $(BUNDLE) $(PICTURES)/demo.png $(RECORDS)/pythons.json $(PYTHONS)
 
 ## Remove everything that make has made, except .cache/.
 clean:

@@ -122,9 +122,9 @@ def test_options_of_sampling_have_an_effect(http):
 
 
 def test_answers_of_a_least_length(http):
-    short = post(http, ask("What colour is the ball?", url=data_uri())).json()["usage"]["completion_tokens"]
+    short = post(http, ask("What colour is the car?", url=data_uri())).json()["usage"]["completion_tokens"]
     for wanted in ({"min_tokens": short + 5}, {"ignore_eos": True, "max_tokens": short + 9}):
-        found = post(http, ask("What colour is the ball?", url=data_uri(), **wanted)).json()
+        found = post(http, ask("What colour is the car?", url=data_uri(), **wanted)).json()
         assert found["usage"]["completion_tokens"] >= short + 5
     assert found["choices"][0]["finish_reason"] == "length"
 

@@ -1,4 +1,9 @@
-"""The pictures of the README and of `make demo`: `python -m tools.nano.demo_pictures FOLDER`."""
+"""The pictures of the README and of `make demo`: `python -m tools.nano.demo_pictures FOLDER`.
+
+They are like the pictures that the model was trained on, which show at most three things beside a sign, and among those
+they were chosen: in them every answer of the demo is right. How often any answer is right, benchmarks/accuracy.py says.
+`later` is `demo` in another light and with a tree of another colour.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +12,34 @@ from dataclasses import replace
 from pathlib import Path
 
 from tools.nano.drawing import render
-from tools.nano.scenes import Scene, Sign, Thing, tilted_quad
+from tools.nano.scenes import Scene, Sign, Thing, sample_scene, tilted_quad
 
 CANVAS = (256, 192)
 SIGN_BOX = (0.60, 0.07, 0.95, 0.29)
+TREE_BOX = (0.74, 0.42, 0.95, 0.84)
 DEMO = Scene(
     canvas=CANVAS,
     things=(
         Thing("mug", "red", (0.06, 0.50, 0.30, 0.86)),
         Thing("car", "blue", (0.36, 0.62, 0.68, 0.87), flipped=True),
-        Thing("tree", "green", (0.10, 0.06, 0.31, 0.44)),
-        Thing("ball", "yellow", (0.76, 0.60, 0.93, 0.83)),
+        Thing("tree", "green", TREE_BOX),
     ),
     sign=Sign("EXIT", SIGN_BOX, tilted_quad(SIGN_BOX, (88.0, 40.0), 0.0, CANVAS), 0.0, 2, 1),
     background="room",
-    look=9,
+    look=26,
 )
-LATER = replace(
-    DEMO, things=(DEMO.things[0], DEMO.things[1], DEMO.things[2], Thing("ball", "purple", DEMO.things[3].box)), look=77
-)
+LATER = replace(DEMO, things=(*DEMO.things[:2], Thing("tree", "red", TREE_BOX)), look=77)
+SCENES = {
+    "demo": DEMO,
+    "later": LATER,
+    "photo": sample_scene(77_000_043, (3, 4), 1.0),  # things and a tilted sign before a photograph's texture
+    "tall": sample_scene(77_000_206, (3, 4), 1.0),
+}
 
 
 def main(folder: Path) -> None:
-    """Write demo.png and later.png, in which the ball has another colour."""
-    for name, scene in (("demo", DEMO), ("later", LATER)):
+    """Write the pictures as PNG files."""
+    for name, scene in SCENES.items():
         render(scene, scale=2.5).save(folder / f"{name}.png")
 
 
