@@ -13,6 +13,11 @@ UNDERFLOW = -87.0
 Row = npt.NDArray[np.float64]
 
 
+def row_of(size: int, *, seed: int = 0, scale: float = 3.0) -> npt.NDArray[np.float32]:
+    """Logits [size] drawn from a normal distribution."""
+    return np.random.default_rng(seed).normal(0, scale, size).astype(np.float32)
+
+
 def softmax(logits: Row) -> Row:
     weights = np.exp(logits - logits.max())
     return weights / weights.sum()

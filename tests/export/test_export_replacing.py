@@ -1,0 +1,184 @@
+"""An export replaces a bundle whole or not at all, whatever fails, fills or is killed meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.errors import BundleError, CheckpointError
+from qwenvl_edge_export import export as exporter
+from qwenvl_edge_export.export import export
+from qwenvl_edge_export.files import atomic_folder as staging
+from qwenvl_edge_export.graphs import data_file as weights
+from qwenvl_edge_export.options import ExportPrecision
+from support.random_checkpoint import config_dict, random_tensors
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where to export to: in a folder that holds nothing else."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "bundle"
+
+
+def test_an_existing_bundle_is_kept_without_force(small_checkpoint, target):
+    before = export(small_checkpoint("a"), target).manifest
+    with pytest.raises(BundleError, match="exists already"):
+        export(small_checkpoint("b", seed=1), target)
+    assert Bundle.open(target).manifest == before
+
+
+def test_force_replaces_a_bundle(small_checkpoint, target):
+    before = export(small_checkpoint("a"), target).manifest
+    after = export(small_checkpoint("b", seed=1), target, force=True).manifest
+    assert before.provenance.checkpoint_sha256 != after.provenance.checkpoint_sha256
+    assert Bundle.open(target).manifest == after
+    assert listing(target.parent) == ["bundle"]
+
+
+def test_force_replaces_nothing_but_bundles(small_checkpoint, target):
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="is not a bundle, so it is not replaced"):
+        export(small_checkpoint(), target, force=True)
+    assert listing(target) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("piece", [1, 40])
+@pytest.mark.parametrize(
+    ("failure", "raised", "match"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), BundleError, "No space left on device; nothing was left"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_failures_leave_the_old_bundle_or_none(
+    small_checkpoint, target, monkeypatch, existing, piece, failure, raised, match
+):
+    source = small_checkpoint("new", seed=1)
+    before = export(small_checkpoint("old"), target).manifest if existing else None
+    write, count = weights.HashingWriter.write, 0
+
+    def failing(self, data):
+        nonlocal count
+        count += 1
+        if count == piece:
+            raise failure
+        write(self, data)
+
+    monkeypatch.setattr(weights.HashingWriter, "write", failing)
+    with pytest.raises(raised, match=match):
+        export(source, target, force=existing)
+    assert count == piece
+    assert listing(target.parent) == (["bundle"] if existing else [])
+    if existing:
+        assert Bundle.open(target).manifest == before
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("exchange", [False, True])
+def test_replacing_with_and_without_an_exchange(small_checkpoint, target, monkeypatch, exchange, link):
+    """Where system or file system cannot let two folders change places, the old one is renamed first."""
+    if not exchange:
+        monkeypatch.setattr(staging, "_exchange", lambda *paths: False)
+    export(small_checkpoint("a"), target)
+    if link:
+        target.rename(target.parent.with_name("elsewhere"))
+        target.symlink_to(target.parent.with_name("elsewhere"))
+    after = export(small_checkpoint("b", seed=1), target, force=True).manifest
+    assert Bundle.open(target).manifest == after
+    assert listing(target.parent) == ["bundle"] and not target.is_symlink()
+    assert not link or target.parent.with_name("elsewhere").is_dir()
+
+
+def test_interruption_in_the_swap_brings_the_old_bundle_back(small_checkpoint, target, monkeypatch):
+    monkeypatch.setattr(staging, "_exchange", lambda *paths: False)
+    before = export(small_checkpoint("a"), target).manifest
+    rename = Path.rename
+
+    def interrupted(self, to):
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(small_checkpoint("b", seed=1), target, force=True)
+    assert listing(target.parent) == ["bundle"]
+    assert Bundle.open(target).manifest == before
+
+
+def test_too_little_disk_space_is_said_before_writing(small_checkpoint, target, monkeypatch):
+    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(BundleError, match=r"takes .* GB, but the disk of .* has 0.0 GB free"):
+        export(small_checkpoint(), target)
+    assert listing(target.parent) == []
+
+
+def test_what_dead_exports_left_is_removed(small_checkpoint, target):
+    left = target.parent / "bundle.partial-12"
+    left.mkdir()
+    (left / "vision.data").write_text("half")
+    others = [target.parent / name for name in ("other.partial-12", "bundle.partial-of-mine", "bundle.older")]
+    for other in others:
+        other.mkdir()
+    export(small_checkpoint(), target)
+    assert listing(target.parent) == sorted(["bundle", *(other.name for other in others)])
+
+
+def test_a_swap_cut_by_death_is_undone(small_checkpoint, target):
+    before = export(small_checkpoint(), target).manifest
+    target.rename(target.with_name("bundle.old-0a1b"))
+    with pytest.raises(BundleError, match=r'cut short; rename ".*bundle.old-0a1b", the old one, to "bundle"'):
+        Bundle.open(target)
+    with pytest.raises(BundleError, match="exists already"):
+        export(small_checkpoint("b", seed=1), target)
+    assert Bundle.open(target).manifest == before
+
+
+def test_nan_in_a_checkpoint_names_the_tensor(small_checkpoint, target):
+    tensors = random_tensors(config_dict())
+    tensors["transformer.h.1.mlp.w2.weight"][3, 4] = float("nan")
+    with pytest.raises(CheckpointError, match=r"transformer.h.1.mlp.w2.weight holds NaN or infinity"):
+        export(small_checkpoint(tensors=tensors), target)
+    assert listing(target.parent) == []
+
+
+def test_graphs_that_differ_from_the_checkpoint_are_not_kept(small_checkpoint, target, monkeypatch):
+    from qwenvl_edge_export.families.qwen_vl import vision
+
+    monkeypatch.setattr(vision, "VISION_EPS", 1e-2)
+    with pytest.raises(BundleError, match=r"do not compute .* image features \(vision, one picture\): differ by"):
+        export(small_checkpoint(), target, precision=ExportPrecision.choose("fp32"))
+    assert listing(target.parent) == []
+
+
+def test_a_tokenizer_of_another_model_is_refused(small_checkpoint, target):
+    source = small_checkpoint(raw=config_dict({"image_start_id": 471}))
+    with pytest.raises(CheckpointError, match=r"256 ranks there, but image_start_id 471 and vocab_size 480"):
+        export(source, target)
+    assert listing(target.parent) == []
+
+
+def test_a_damaged_tokenizer_is_refused(small_checkpoint, target):
+    source = small_checkpoint()
+    (source / "qwen.tiktoken").write_text("no vocabulary")
+    with pytest.raises(CheckpointError, match="cannot be exported"):
+        export(source, target)
+    assert listing(target.parent) == []
+
+
+def test_a_place_that_cannot_be_written(small_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match=r"cannot write .*; nothing was left behind"):
+        export(small_checkpoint(), tmp_path / "file" / "bundle")
