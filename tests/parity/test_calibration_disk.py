@@ -46,7 +46,7 @@ def allocated(path):
     return path.stat().st_blocks * 512
 
 
-def test_no_weight_lies_on_the_disk_twice(checkpoint, tmp_path):
+def test_no_weight_lies_on_the_disk_twice(checkpoint, samples, tmp_path):
     """Whenever a piece of the bundle has been written, it and what calibration keeps take no more than the result."""
     seen = []
 
@@ -54,19 +54,19 @@ def test_no_weight_lies_on_the_disk_twice(checkpoint, tmp_path):
         if what.startswith(("writing", "hashing")):
             seen.append(sum({path.stat().st_ino: allocated(path) for path in tmp_path.glob("bundle*/*")}.values()))
 
-    export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False, progress=progress)
-    cases = read_samples(None, builder_of(checkpoint))
+    export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples, check=False, progress=progress)
+    cases = read_samples(samples, builder_of(checkpoint))
     activations = 4 * 128 * sum(len(case.prompt.ids) + len(case.answer) for case in cases)
     result = sum(map(allocated, (tmp_path / "bundle").iterdir()))
     assert max(seen) <= result + activations + 4 * 4096  # the JSON files beside them
 
 
-def test_a_file_system_without_second_names(checkpoint, calibrated, tmp_path, monkeypatch):
+def test_a_file_system_without_second_names(checkpoint, samples, calibrated, tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(kept.os, "link", refuse)
-    found = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
+    found = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples, check=False)
     assert found.manifest.files == calibrated.manifest.files
     Bundle.open(found.path).check_files()
 
@@ -83,27 +83,27 @@ def test_the_disk_need_not_hold_twice_what_is_kept(checkpoint, calibrated, tmp_p
     export(checkpoint, tmp_path / "bundle", **options)
 
 
-def test_too_little_disk_space_is_said_before_calibrating(checkpoint, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_said_before_calibrating(checkpoint, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(
         BundleError, match=r"calibration takes .* GB beside the bundle, but the disk of .* 0\.00 GB free"
     ):
-        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True)
+        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_disk_space_is_said_before_going_on(checkpoint, calibrated, begun, monkeypatch):
+def test_too_little_disk_space_is_said_before_going_on(checkpoint, samples, calibrated, begun, monkeypatch):
     """Of a calibration that is half done the other half's results are counted, and one file of activations."""
     (begun / "activations-9.partial").write_bytes(b"half")
     needed = (begun / "activations-1.f32").stat().st_size + LAYER_BYTES
     with monkeypatch.context() as patch:
         patch.setattr(calibrate.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
         with pytest.raises(BundleError, match=r"calibration takes .* GB beside the bundle, but the disk of"):
-            export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True)
+            export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=samples)
         assert sorted(path.name for path in begun.iterdir()) == [
             *("activations-1.f32", "decoder.data", "key.json", "layer-0.json"),
         ]
-    resumed = export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True, allow_loss=True)
+    resumed = export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=samples, check=False)
     assert resumed.manifest.files == calibrated.manifest.files
 
 
@@ -119,7 +119,9 @@ FULL = (errno.ENOSPC, os.strerror(errno.ENOSPC))
         (weights.os, "fsync", 2, OSError(*FULL)),
     ],
 )
-def test_a_disk_that_fills_while_calibrating(checkpoint, calibrated, tmp_path, monkeypatch, where, name, calls, error):
+def test_a_disk_that_fills_while_calibrating(
+    checkpoint, samples, calibrated, tmp_path, monkeypatch, where, name, calls, error
+):
     """The kept results and the reserved files may meet the disk's end; what was done before is kept."""
     function, seen = getattr(where, name), []
 
@@ -133,10 +135,10 @@ def test_a_disk_that_fills_while_calibrating(checkpoint, calibrated, tmp_path, m
     begun = (name, calls) != ("posix_fallocate", 1)
     said = "the same command goes on with what is done" if begun else "nothing was left behind"
     with pytest.raises(BundleError, match=rf"calibration cannot write .*No space left on device.*; {said}\.$"):
-        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True)
+        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.calibration"] * begun
     assert not list(tmp_path.rglob("*.partial"))
-    resumed = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, allow_loss=True)
+    resumed = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples, check=False)
     assert resumed.manifest.files == calibrated.manifest.files
 
 

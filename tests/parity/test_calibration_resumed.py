@@ -39,7 +39,7 @@ STAGES = {"writing vision.data": 5, "writing decoder.data": 5, "writing embeddin
 
 
 @pytest.mark.parametrize("stage", ["layer", "keeping", *STAGES])
-def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, monkeypatch, stage):
+def test_an_interrupted_calibration_goes_on(checkpoint, samples, calibrated, tmp_path, monkeypatch, stage):
     target, folder = tmp_path / "bundle", tmp_path / "bundle.calibration"
     quantize, seen, told = Rounding.quantize, [], []
 
@@ -54,27 +54,27 @@ def test_an_interrupted_calibration_goes_on(checkpoint, calibrated, tmp_path, mo
         elif stage == "keeping":
             patch.setattr(kept, "float_pieces", cut(kept.float_pieces, call=7))
         with pytest.raises(KeyboardInterrupt):
-            export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True, progress=progress)
+            export(checkpoint, target, precision=INT4, calibration=samples, check=False, progress=progress)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     monkeypatch.setattr(Rounding, "quantize", lambda *arguments: seen.append(2) or quantize(*arguments))
-    resumed = export(checkpoint, target, precision=INT4, calibration=True, allow_loss=True)
+    resumed = export(checkpoint, target, precision=INT4, calibration=samples, check=False)
     assert seen.count(2) == (0 if stage in STAGES else 10)
     assert resumed.manifest.files == calibrated.manifest.files
     assert resumed.manifest.sensitivity == calibrated.manifest.sensitivity
     assert not folder.exists()
 
 
-def test_a_finished_bundle_is_not_written_to(checkpoint, calibrated, tmp_path, monkeypatch):
+def test_a_finished_bundle_is_not_written_to(checkpoint, samples, calibrated, tmp_path, monkeypatch):
     """A run that was killed before it could remove its folder shares a file with the bundle that it made."""
     with monkeypatch.context() as patch:
         patch.setattr(calibrate.Calibration, "remove", lambda self: None)
-        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
+        export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples, check=False)
     finished, left = tmp_path / "bundle" / "decoder.data", tmp_path / "bundle.calibration" / "decoder.data"
     assert finished.samefile(left)
     (tmp_path / "bundle").rename(tmp_path / "first")
     before = (tmp_path / "first" / "decoder.data").stat()
     monkeypatch.setattr(Rounding, "quantize", lambda *arguments: pytest.fail("calibrated again"))
-    again = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=True, check=False)
+    again = export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples, check=False)
     after = (tmp_path / "first" / "decoder.data").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert after.st_ino != finished.stat().st_ino
@@ -83,20 +83,20 @@ def test_a_finished_bundle_is_not_written_to(checkpoint, calibrated, tmp_path, m
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut"])
-def test_a_folder_that_lost_its_integers_starts_anew(checkpoint, calibrated, begun, harm):
+def test_a_folder_that_lost_its_integers_starts_anew(checkpoint, samples, calibrated, begun, harm):
     path = begun / "decoder.data"
     if harm == "missing":
         path.unlink()
     else:
         os.truncate(path, path.stat().st_size - 1)
-    again = export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=True, check=False)
+    again = export(checkpoint, begun.with_name("bundle"), precision=INT4, calibration=samples, check=False)
     assert again.manifest.files == calibrated.manifest.files
 
 
-def test_results_of_other_settings_are_kept(checkpoint, calibrated, begun):
+def test_results_of_other_settings_are_kept(checkpoint, samples, calibrated, begun):
     """They are refused with what differs, given up when asked, and until then can be finished."""
     target, wider = begun.with_name("bundle"), ExportPrecision.choose("int8", vision="fp32", block=32)
-    options = {"precision": wider, "calibration": True, "check": False}
+    options = {"precision": wider, "calibration": samples, "check": False}
     kept = {path.name: path.stat().st_mtime_ns for path in begun.iterdir()}
     said = (
         r'bundle.calibration" holds a calibration of which 1 layers are done, with another precision; finish it .*'
@@ -107,13 +107,15 @@ def test_results_of_other_settings_are_kept(checkpoint, calibrated, begun):
     assert {path.name: path.stat().st_mtime_ns for path in begun.iterdir()} == kept
     export(checkpoint, target, precision=INT4, check=False)  # needs no calibration, so it touches none
     assert {path.name: path.stat().st_mtime_ns for path in begun.iterdir()} == kept
-    resumed = export(checkpoint, target, precision=INT4, calibration=True, check=False, force=True)
+    resumed = export(checkpoint, target, precision=INT4, calibration=samples, check=False, force=True)
     assert resumed.manifest.files == calibrated.manifest.files
 
 
-def test_results_of_other_settings_are_given_up_when_asked(checkpoint, begun):
+def test_results_of_other_settings_are_given_up_when_asked(checkpoint, samples, begun):
     wider = ExportPrecision.choose("int8", vision="fp32", block=32)
-    found = export(checkpoint, begun.with_name("bundle"), precision=wider, calibration=True, restart_calibration=True)
+    found = export(
+        checkpoint, begun.with_name("bundle"), precision=wider, calibration=samples, restart_calibration=True
+    )
     assert found.manifest.parity["passed"]
     assert not begun.exists()
 
