@@ -87,6 +87,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile release/cuda.Dockerfile
 
 ## Apply the formatter and the fixes that ruff knows.
 format: $(READY)
