@@ -118,7 +118,7 @@ def test_grounding_is_held_to_the_familys_notation(engine, name):
 
 
 def test_a_picture_that_memory_does_not_hold_is_refused(bundle, engine, name, monkeypatch):
-    monkeypatch.setattr("qwenvl_edge.backends.kept.available_bytes", lambda: 1000)
+    monkeypatch.setattr("qwenvl_edge.backends.onnxruntime.cpu.available_bytes", lambda: 1000)
     large = np.zeros((900, 900, 3), np.uint8)
     with pytest.raises(BackendError, match=r"a picture of [\d,]+ tokens takes .* GB to encode"):
         engine.chat("?", images=[large], max_pixels=900 * 900)
