@@ -27,10 +27,13 @@ _SWAP_SHARE = 0.25  # what a builder pins for the GPU cannot be swapped out
 
 def build_bytes(bundle: Bundle, target: Target) -> int:
     """Peak of a build's anonymous memory: one engine is built after the other, so the larger one's."""
-    copies = _COPIES if release(target.library) >= _LEAN_SINCE else _OLD_COPIES
-    if target.library.api == TENSORRT_RTX:
-        copies = _RTX_COPIES
-    return _PROCESS_BYTES + round(copies * max(_float_bytes(bundle).values()))
+    return peak_bytes(max(_float_bytes(bundle).values()), target.library.api, release(target.library))
+
+
+def peak_bytes(floats: int, api: str, version: tuple[int, ...]) -> int:
+    """The peak of a build by a release of TensorRT; floats: bytes of the larger graph's weights as floats."""
+    copies = _COPIES if version >= _LEAN_SINCE else _OLD_COPIES
+    return _PROCESS_BYTES + round((_RTX_COPIES if api == TENSORRT_RTX else copies) * floats)
 
 
 def check_resources(bundle: Bundle, target: Target, folder: Path) -> None:

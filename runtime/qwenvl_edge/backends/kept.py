@@ -36,9 +36,14 @@ def feature_row_bytes(model: ModelInfo) -> int:
     return 4 * model.hidden_size * (1 + model.deepstack_layers)
 
 
-def picture_bytes(workspace: Workspace, family: Family, tokens: int) -> int:
-    """Bytes of intermediate values while a picture of so many tokens is encoded."""
-    return round(workspace.picture_bytes * tokens / family.largest_layout().tokens)
+def picture_bytes(workspace: Workspace, family: Family, tokens: int, *, scores: bool = True) -> int:
+    """Bytes of intermediate values while a picture of so many tokens is encoded.
+
+    scores: whether attention keeps its scores, if the bundle says that it may.
+    """
+    share = tokens / family.largest_layout().tokens
+    values = (workspace.picture_bytes - workspace.score_bytes) * share
+    return round(values + (workspace.score_bytes * share**2 if scores else 0))
 
 
 def check_picture_fits(workspace: Workspace, family: Family, layout: PictureLayout, free: int | None) -> None:

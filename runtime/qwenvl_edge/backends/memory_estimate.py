@@ -69,6 +69,8 @@ def estimate_memory(
     cache_memory_mb: int = MEMORY_MB,
     kv_cache: str = FLOAT_CACHE,
     limits: PixelLimits = NO_LIMITS,
+    weights: int | None = None,
+    picture_scores: bool = True,
 ) -> MemoryEstimate:
     """Estimate the memory of `max_batch` conversations of `max_context` tokens, prefilled `chunk` tokens at a time.
 
@@ -77,6 +79,8 @@ def estimate_memory(
     cache_memory_mb: as QwenVLEngine takes it.
     kv_cache: "float" (ONNX Runtime) or "int8" (the TensorRT plan of a bundle with an int8 cache).
     limits: of the pictures, as QwenVLEngine takes them.
+    weights: bytes of their copies on another machine; None: on this one.
+    picture_scores: whether attention over a picture keeps its scores, where the bundle says that it may.
 
     Raises:
         BackendError: a limit is less than 1, or beyond what the model takes.
@@ -97,11 +101,11 @@ def estimate_memory(
     row_bytes = feature_row_bytes(model)
     features = max(min(FEATURES_KEPT * largest * row_bytes, FEATURES_BYTES), largest * row_bytes)
     return MemoryEstimate(
-        weights=weight_bytes(bundle, fastest_dialect(bundle)),
+        weights=weight_bytes(bundle, fastest_dialect(bundle)) if weights is None else weights,
         cache=cache * (max_batch + 1 if max_batch > 1 else 1),
         kept=cache * (conversations_kept(cache_memory_mb << 20, cache) - 1) + features,
         workspace=tokens * space.token_bytes + scores + logits,
-        picture=picture_bytes(space, family, largest),
+        picture=picture_bytes(space, family, largest, scores=picture_scores),
     )
 
 

@@ -107,10 +107,15 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Bytes of intermediate values: for each token of a prefill (without attention scores), and for one picture."""
+    """Bytes of intermediate values: for each token of a prefill (without attention scores), and for one picture.
+
+    score_bytes: the picture's attention scores among them, which grow with its square. Attention in one kernel keeps
+    none.
+    """
 
     token_bytes: int
     picture_bytes: int
+    score_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,7 @@ def _check_ranges(manifest: Manifest) -> None:
         "generation.max_window_size": (generation.max_window_size >= 0, generation.max_window_size),
         "workspace.token_bytes": (workspace.token_bytes >= 0, workspace.token_bytes),
         "workspace.picture_bytes": (workspace.picture_bytes >= 0, workspace.picture_bytes),
+        "workspace.score_bytes": (0 <= workspace.score_bytes <= workspace.picture_bytes, workspace.score_bytes),
         "precision.block_size": (manifest.precision.block_size >= 0, manifest.precision.block_size),
     }
     ranges |= {f'files["{shown(name)}"].size': (file.size >= 0, file.size) for name, file in manifest.files.items()}

@@ -58,6 +58,7 @@ BOARDS = {
     for board in (
         Board("raspberry-pi-5-8gb", "Raspberry Pi 5", 8, 17.1, None, True),
         Board("raspberry-pi-5-16gb", "Raspberry Pi 5", 16, 17.1, None, True),
+        Board("laptop-16gb", "Laptop with DDR4-3200", 16, 51.2, None, True),
         Board("orin-nano-4gb", "Jetson Orin Nano 4GB", 4, 51, 87, True),
         Board("orin-nano-8gb", "Jetson Orin Nano 8GB", 8, 102, 87, True),
         Board("orin-nx-8gb", "Jetson Orin NX 8GB", 8, 102.4, 87, True),
@@ -132,20 +133,30 @@ def find_board(name: str) -> Board:
 
 
 def plan_for(
-    bundle: Bundle, board: Board, *, max_context: int, max_batch: int = 1, limits: PixelLimits = NO_LIMITS
+    bundle: Bundle,
+    board: Board,
+    *,
+    max_context: int,
+    max_batch: int = 1,
+    limits: PixelLimits = NO_LIMITS,
+    weights: int | None = None,
 ) -> Fit:
     """Plan a bundle's memory on a board; its errors are those of estimate_memory.
 
-    On a GPU weights lie in memory as they do in the bundle, and CUDA's own share is added.
+    On a GPU weights lie in memory as they do in the bundle, attention over a picture keeps no scores, as in TensorRT,
+    and CUDA's own share is added. weights: their bytes on the board's CPU; None: on this machine's.
     """
     from qwenvl_edge.backends.memory_estimate import estimate_memory, gpu_weight_bytes
     from qwenvl_edge.bundle.manifest import FLOAT_CACHE
 
     # A GPU's cache is the bundle's, a plan with the plugin taken for granted; a CPU's is float.
     kv_cache = FLOAT_CACHE if board.compute_capability is None else bundle.manifest.precision.kv_cache
-    plan = estimate_memory(bundle, max_context=max_context, max_batch=max_batch, kv_cache=kv_cache, limits=limits)
-    if board.compute_capability is not None:
-        plan = dataclasses.replace(plan, weights=gpu_weight_bytes(bundle), process=plan.process + _CUDA_BYTES)
+    on_gpu = board.compute_capability is not None
+    given = gpu_weight_bytes(bundle) if on_gpu else weights
+    sizes = {"max_context": max_context, "max_batch": max_batch}
+    plan = estimate_memory(bundle, **sizes, kv_cache=kv_cache, limits=limits, weights=given, picture_scores=not on_gpu)
+    if on_gpu:
+        plan = dataclasses.replace(plan, process=plan.process + _CUDA_BYTES)
     cache = plan.cache // (max_batch + 1 if max_batch > 1 else 1)
     return Fit(board, plan, bundle.manifest.files[DECODER_DATA].size + cache)
 

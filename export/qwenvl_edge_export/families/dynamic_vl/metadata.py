@@ -124,12 +124,13 @@ def workspace(config: DynamicVLSource, max_pixels: int, *, vision_ort: bool) -> 
     patches, width = max_pixels // vision.patch_size**2, vision.width
     inner = 2 if config.variant is QWEN3_VL else 4  # an activation of several operators keeps its inputs
     attention = patches * (16 if vision.window_size else 14) * width
-    if not vision_ort:
-        attention += vision.heads * patches**2
     block = patches * (width + inner * vision.mlp_width)
+    plain = max(block, attention)
+    widest = plain if vision_ort else max(block, attention + vision.heads * patches**2)
     q_width, kv_width = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     return Workspace(
         token_bytes=4
         * max(2 * text.hidden_size + 3 * text.mlp_width, 2 * text.hidden_size + 3 * q_width + 4 * kv_width),
-        picture_bytes=4 * max(block, attention),
+        picture_bytes=4 * widest,
+        score_bytes=4 * (widest - plain),
     )

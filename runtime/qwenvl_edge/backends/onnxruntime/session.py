@@ -70,16 +70,18 @@ def missing(dialect: str) -> str:
     return f"ONNX Runtime {'.'.join(map(str, STANDARD_SINCE))} or newer, this is {ort.__version__}"
 
 
-def weight_bytes(bundle: Bundle, dialect: str) -> int:
+def weight_bytes(bundle: Bundle, dialect: str, *, saturates: bool | None = None) -> int:
     """Anonymous memory of the weights: prepacked copies, in which float16 has become float32.
 
     ONNX Runtime's MatMulNBits keeps a sum beside each block's scale, which makes 4-bit weights in blocks of 32 a fifth
     larger. The native core copies no weights.
+
+    saturates: whether sums of signed 8-bit products saturate on the processor; None: on this machine's.
     """
     total = 0.0
     for graph in ("vision",) if dialect == NATIVE else ("vision", "decoder"):
         precision = getattr(bundle.manifest.precision, graph)
-        if _prepacks(bundle, graph) or precision == "fp16" or _makes_unsigned(bundle, graph):
+        if _prepacks(bundle, graph) or precision == "fp16" or _makes_unsigned(bundle, graph, saturates):
             size = float(bundle.manifest.files[f"{graph}.data"].size)
             if graph == "decoder" and precision in _BITS:
                 weight, scale = _BITS[precision] / 8, 4 / bundle.manifest.precision.block_size
@@ -105,8 +107,10 @@ def _prepacks(bundle: Bundle, graph: str) -> bool:
     return size <= _PREPACK_UP_TO_BYTES or (graph == "decoder" and bundle.manifest.precision.decoder in _BITS)
 
 
-def _makes_unsigned(bundle: Bundle, graph: str) -> bool:
-    return graph == "vision" and bundle.manifest.precision.vision == "int8" and signed_products_saturate()
+def _makes_unsigned(bundle: Bundle, graph: str, saturates: bool | None = None) -> bool:
+    if graph != "vision" or bundle.manifest.precision.vision != "int8":
+        return False
+    return signed_products_saturate() if saturates is None else saturates
 
 
 def session_options(bundle: Bundle, name: str, threads: int | None, graph: str) -> ort.SessionOptions:
