@@ -162,13 +162,13 @@ class OnnxRuntimeBackend(Backend):
             BackendError: the library failed, or the features hold NaN or infinity.
         """
         pixels = inputs[PIXEL_VALUES]
+        if len(pixels) == 1:
+            return self._encode(inputs)
         step = parts_at_once(pixels.shape)
         parts = [
             self._encode({**inputs, PIXEL_VALUES: pixels[start : start + step]})
             for start in range(0, len(pixels), step)
         ]
-        if len(parts) == 1:
-            return parts[0]
         return {name: np.concatenate([part[name] for part in parts], axis=-3) for name in parts[0]}
 
     def _encode(self, inputs: Inputs) -> dict[str, FloatArray]:
