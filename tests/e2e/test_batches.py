@@ -1,14 +1,12 @@
 """chat_many: every row as if alone, on a small random model."""
 
-import random
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_edge import CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from support.conversations import PICTURES, WORDS, examples
+from support.conversations import PICTURES, WORDS, examples, item
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +20,6 @@ def engines(random_bundle, backend):
     """Two engines on one bundle; seq_length is 16, so that batches have to be split by dynamic-NTK factor."""
     together = QwenVLEngine(random_bundle, backend=backend, prefill_chunk=32)
     return together, QwenVLEngine(random_bundle, threads=1)
-
-
-def item(seed):
-    rng = random.Random(seed)
-    return {
-        "message": rng.choice(WORDS) * rng.randint(1, 4),
-        "images": [PICTURES[i] for i in rng.sample(range(4), rng.randrange(3))],
-        "history": [(rng.choice(WORDS), "yes")] * rng.randrange(2),
-        "max_new_tokens": rng.randint(1, 24),
-        "do_sample": rng.random() < 0.5,
-        "top_p": 1.0,
-        "seed": seed,
-    }
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=7), st.integers(1, 4))

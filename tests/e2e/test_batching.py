@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qwenvl_edge import BackendError, CancelToken, Constraint, ContextError, PromptError, QwenVLEngine, QwenVLError
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.decoding import scheduler as batching
-from support.conversations import PICTURES, WORDS, examples
+from support.conversations import examples, item
 from support.patience import PATIENCE_S
 
 WAIT_S = PATIENCE_S
@@ -37,19 +37,6 @@ def small_rows():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "_LEAST_CAPACITY", 16)
         yield
-
-
-def item(seed):
-    rng = random.Random(seed)
-    return {
-        "message": rng.choice(WORDS) * rng.randint(1, 4),
-        "images": [PICTURES[i] for i in rng.sample(range(4), rng.randrange(3))],
-        "history": [(rng.choice(WORDS), "yes")] * rng.randrange(2),
-        "max_new_tokens": rng.randint(1, 24),
-        "do_sample": rng.random() < 0.5,
-        "top_p": 1.0,
-        "seed": seed,
-    }
 
 
 def ask(batcher, arguments):

@@ -12,7 +12,7 @@ from qwenvl_edge.backends.onnxruntime.session import can_run
 from qwenvl_edge.bundle.contract import DEEPSTACK_FEATURES, IMAGE_FEATURES, NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.families.pieces import PixelLimits
 from support.bundles import Exports
-from support.conversations import WORDS, ask, assert_same, examples
+from support.conversations import WORDS, check_conversations, examples
 from support.families import (
     FAMILIES,
     FRAME_TIMES,
@@ -162,24 +162,14 @@ def reusing(bundle):
 @settings(max_examples=examples(25), deadline=None)
 def test_random_conversations(reusing, steps, chunk, sampled):
     """Reuse, chunks and look-up decoding change nothing."""
-    kept, plain = reusing[0][chunk], reusing[1]
-    kept.forget()
-    conversations = [[]]
-    for number, (branch, turns, visuals, words, length) in enumerate(steps):
+
+    def turn(number, step, conversations):
+        branch, turns, visuals, words, length = step
         history = conversations[branch % len(conversations)][-turns or None :]
-        message = [*(VISUALS[each] for each in visuals), {"text": words}]
         options = {"do_sample": sampled, "seed": number, "top_p": 1.0, "top_k": 0, "max_new_tokens": length}
-        plain.forget()
-        reply, ours = ask(kept, message, history, **options)
-        expected, theirs = ask(plain, message, history, lookup=False, **options)
-        if reply is None or expected is None:
-            assert ours == theirs
-            continue
-        if not assert_same(ours, theirs):
-            return
-        assert expected.stats.reused_tokens == 0
-        assert (reply.raw_text, reply.finish_reason) == (expected.raw_text, expected.finish_reason)
-        conversations.append([*history, (message, reply.raw_text)])
+        return [*(VISUALS[each] for each in visuals), {"text": words}], history, options
+
+    check_conversations(reusing[0][chunk], reusing[1], steps, turn)
 
 
 def test_the_conversations_do_reuse(reusing):

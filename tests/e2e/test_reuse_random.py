@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenvl_edge import QwenVLEngine
-from support.conversations import PICTURES, WORDS, ask, assert_same, examples
+from support.conversations import PICTURES, WORDS, ask, assert_same, check_conversations, examples
 from support.random_checkpoint import GENERATION, write_checkpoint
 
 MESSAGES = st.tuples(st.lists(st.integers(0, len(PICTURES) - 1), max_size=2), st.sampled_from(WORDS))
@@ -40,27 +40,16 @@ def items(pictures, words):
 @given(STEPS, st.sampled_from([1, 7, 64]), st.booleans())
 @settings(max_examples=examples(60), deadline=None)
 def test_random_conversations(engines, steps, chunk, sampled):
-    reusing, plain = engines[0][chunk], engines[1]
-    reusing.forget()
-    conversations = [[]]
-    for number, (branch, turns, swap, (pictures, words), length) in enumerate(steps):
+    def turn(number, step, conversations):
+        branch, turns, swap, (pictures, words), length = step
         history = conversations[branch % len(conversations)][-turns or None :]
         if swap and history:
             (message, answer), *rest = history
             history = [(items([number % len(PICTURES)], message[-1]["text"]), answer), *rest]
-        message = items(pictures, words)
         options = {"do_sample": sampled, "seed": number, "top_p": 1.0, "max_new_tokens": length}
-        plain.forget()
-        reply, ours = ask(reusing, message, history, **options)
-        expected, theirs = ask(plain, message, history, lookup=False, **options)
-        if reply is None or expected is None:
-            assert ours == theirs
-            continue
-        if not assert_same(ours, theirs):
-            return
-        assert expected.stats.reused_tokens == 0
-        assert (reply.raw_text, reply.finish_reason) == (expected.raw_text, expected.finish_reason)
-        conversations.append([*history, (message, reply.raw_text)])
+        return items(pictures, words), history, options
+
+    check_conversations(engines[0][chunk], engines[1], steps, turn)
 
 
 def test_the_conversations_do_reuse(engines):

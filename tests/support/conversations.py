@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from dataclasses import dataclass, field
 
 import hypothesis
@@ -21,6 +22,20 @@ TOLERANCE = 2e-4
 def examples(usual: int) -> int:
     """How many random examples to try: as usual, or with `--hypothesis-profile soak` thirty times as many."""
     return usual * hypothesis.settings.default.max_examples // 100
+
+
+def item(seed):
+    """The arguments of a call of chat, drawn at random."""
+    rng = random.Random(seed)
+    return {
+        "message": rng.choice(WORDS) * rng.randint(1, 4),
+        "images": [PICTURES[i] for i in rng.sample(range(4), rng.randrange(3))],
+        "history": [(rng.choice(WORDS), "yes")] * rng.randrange(2),
+        "max_new_tokens": rng.randint(1, 24),
+        "do_sample": rng.random() < 0.5,
+        "top_p": 1.0,
+        "seed": seed,
+    }
 
 
 @dataclass
@@ -59,6 +74,28 @@ def ask(qwen, message, history, **options):
             return qwen.chat(message, history=history, **options), recorded
         except ContextError as error:
             return None, str(error)
+
+
+def check_conversations(reusing, plain, steps, turn):
+    """Ask an engine that keeps what it computed, and one that is made to forget, the same; their answers are the same.
+
+    turn: gives the message, history and options of a step from its number, the step and the conversations so far.
+    """
+    reusing.forget()
+    conversations = [[]]
+    for number, step in enumerate(steps):
+        message, history, options = turn(number, step, conversations)
+        plain.forget()
+        reply, ours = ask(reusing, message, history, **options)
+        expected, theirs = ask(plain, message, history, lookup=False, **options)
+        if reply is None or expected is None:
+            assert ours == theirs
+            continue
+        if not assert_same(ours, theirs):
+            return
+        assert expected.stats.reused_tokens == 0
+        assert (reply.raw_text, reply.finish_reason) == (expected.raw_text, expected.finish_reason)
+        conversations.append([*history, (message, reply.raw_text)])
 
 
 def assert_same(ours, theirs):
