@@ -102,6 +102,10 @@ class QwenVLEngine:
             raise QwenVLError("an engine on a backend of the caller's cannot be copied or pickled; open one there.")
         return _reopen, (self.bundle.path.absolute(), vars(self._options))
 
+    def __repr__(self) -> str:
+        """The bundle's folder and what runs it."""
+        return f"<QwenVLEngine {str(self.bundle.path)!r} on {self._selection.backend.describe()}>"
+
     def check_files(self) -> None:
         """Wait until every file of the bundle has been hashed; large ones are, in the background, since it was opened.
 

@@ -263,3 +263,10 @@ def test_features_of_many_pictures_are_kept_within_limits(tmp_path):
     assert qwen.chat("hi", images=pictures[-2:]).stats.images_encoded == 0
     assert qwen.chat("hi", images=pictures[:1], system="another").stats.images_encoded == 1
     assert backend.encoded == 21
+
+
+def test_answers_and_engines_are_short_when_printed(tmp_path):
+    qwen, _ = engine(tmp_path, "<ref>dots</ref><box>(0,0),(500,500)</box><|im_end|>")
+    reply = qwen.chat("Where?", images=[RED])
+    assert repr(reply) == f"<Reply 'dots', boxes=1, {reply.stats.new_tokens} tokens, 'stop'>"
+    assert repr(qwen).startswith(f"<QwenVLEngine {str(tmp_path)!r} on ") and len(repr(qwen)) < 200

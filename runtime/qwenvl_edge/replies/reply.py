@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qwenvl_edge.errors import ImageError
@@ -85,7 +85,7 @@ class TokenLogprob:
         return {"token": self.data.decode(errors="replace"), "logprob": self.logprob, "bytes": list(self.data)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reply:
     """An answer.
 
@@ -112,16 +112,22 @@ class Reply:
     quads: tuple[Quad, ...]
     refs: tuple[Ref, ...]
     malformed: tuple[str, ...]
-    pictures: tuple[Visual, ...] = field(repr=False)
-    history: tuple[Turn, ...] = field(repr=False)
+    pictures: tuple[Visual, ...]
+    history: tuple[Turn, ...]
     finish_reason: FinishReason
     stats: Stats
     complete: bool | None = None
-    pixel_text: str = field(default="", repr=False)
-    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
+    pixel_text: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
     points: tuple[Point, ...] = ()
-    thinking: str | None = field(default=None, repr=False)
+    thinking: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+
+    def __repr__(self) -> str:
+        """The answer in short: its words, how many places it names, and how it ended."""
+        places = {"boxes": self.boxes, "quads": self.quads, "points": self.points, "tool_calls": self.tool_calls}
+        found = "".join(f", {name}={len(each)}" for name, each in places.items() if each)
+        return f"<Reply {self.text!r}{found}, {self.stats.new_tokens} tokens, {self.finish_reason!r}>"
 
     def draw(self, image: int | None = None) -> Image.Image:
         """Return a copy of picture number `image` with its places (None: the first with some, or the last).
