@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         PromptError,
         QwenVLError,
     )
-    from qwenvl_edge.families.boxes import Box, Point, Quad, Ref, to_grid, to_pixels
+    from qwenvl_edge.families.boxes import to_pixels
+    from qwenvl_edge.families.places import Box, Point, Quad, Ref, to_grid
     from qwenvl_edge.families.tools import ToolCall
     from qwenvl_edge.inputs.camera import Frame, FrameSource
     from qwenvl_edge.inputs.cancel import CancelToken
@@ -51,11 +52,11 @@ _HOMES = {
     "QwenVLError": "errors",
     "Frame": "inputs.camera",
     "FrameSource": "inputs.camera",
-    "Box": "families.boxes",
-    "Point": "families.boxes",
-    "Quad": "families.boxes",
-    "Ref": "families.boxes",
-    "to_grid": "families.boxes",
+    "Box": "families.places",
+    "Point": "families.places",
+    "Quad": "families.places",
+    "Ref": "families.places",
+    "to_grid": "families.places",
     "to_pixels": "families.boxes",
     "Clip": "inputs.clips",
     "Video": "inputs.clips",

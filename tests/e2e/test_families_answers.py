@@ -184,5 +184,44 @@ def test_the_conversations_do_reuse(reusing):
     assert later.stats.reused_tokens >= first.stats.image_tokens // 4
 
 
+ROWS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, len(VISUALS) - 1), max_size=2),
+        st.lists(st.integers(0, len(VISUALS) - 1), max_size=1),
+        st.sampled_from(WORDS),
+        st.integers(1, 12),
+        st.booleans(),
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@given(ROWS, st.integers(2, 4), st.sampled_from([7, 64]))
+@settings(max_examples=examples(12), deadline=None)
+def test_rows_of_a_batch_with_different_pictures_are_as_if_alone(reusing, rows, most, chunk):
+    """Pictures of other sizes, clips, and positions that have moved apart, decoded together."""
+    together, alone = reusing[0][chunk], reusing[1]
+    together.forget()
+    asked = [
+        {
+            "message": [*(VISUALS[each] for each in visuals), {"text": words}],
+            "history": [([*(VISUALS[each] for each in earlier), {"text": "?"}], "yes")] if earlier else [],
+            "max_new_tokens": length,
+            "do_sample": sampled,
+            "seed": number,
+            "top_p": 1.0,
+            "top_k": 0,
+        }
+        for number, (visuals, earlier, words, length, sampled) in enumerate(rows)
+    ]
+    replies = together.chat_many(asked, max_batch=most)
+    for arguments, reply in zip(asked, replies, strict=True):
+        alone.forget()
+        expected = alone.chat(**arguments, lookup=False)
+        assert (reply.raw_text, reply.finish_reason) == (expected.raw_text, expected.finish_reason)
+        assert reply.stats.image_tokens == expected.stats.image_tokens
+
+
 def test_the_golden_clips_have_known_times():
     assert set(FRAME_TIMES) == {"video2", "video5", "mixed"}

@@ -7,7 +7,7 @@ import pytest
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.errors import BackendError, BundleError, ContextError, PromptError, QwenVLError
-from qwenvl_edge.families.boxes import Box
+from qwenvl_edge.families.places import Box
 from support.scripted import FAMILY, ScriptedBackend, decode, engine, ids, write_bundle
 
 RED = np.full((20, 40, 3), (255, 0, 0), np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qwenvl_edge.errors import PromptError, QwenVLError
-from qwenvl_edge.families.boxes import Box, Quad
+from qwenvl_edge.families.places import Box, Quad
 from support.scripted import FAMILY, decode, engine
 
 RED = np.full((20, 40, 3), (255, 0, 0), np.uint8)

@@ -1,8 +1,8 @@
-"""Boxes, quads and points: read from an answer's tags, and scaled to pixels of the original picture and back.
+"""Places as models write them: read from an answer's tags, scaled to pixels of the original picture, grouped by labels.
 
-Most families write integers on a grid over each side of the picture (arXiv 2308.12966, section 3): a grid value g lies
-at g / 1000 * side pixels. An answer of Qwen-VL says `<ref>label</ref><box>(x1,y1),(x2,y2)</box>`, one of Qwen2-VL the
-same with other tags; several boxes may follow one label. json_places.py reads those of the later families.
+Most families write integers on a grid over each side of the picture (arXiv 2308.12966, section 3). An answer of
+Qwen-VL says `<ref>label</ref><box>(x1,y1),(x2,y2)</box>`, one of Qwen2-VL the same with other tags; several boxes may
+follow one label. json_places.py reads those of the later families.
 """
 
 from __future__ import annotations
@@ -12,93 +12,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from qwenvl_edge.families.base import GridShape, PlaceReader, Points
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.pieces import PictureLayout, Piece
+from qwenvl_edge.families.places import GRID, Box, Place, Point, Quad, Ref
+from qwenvl_edge.families.readers import GridShape, PlaceReader, Points
 
-GRID = 1000
 _POINT = r"\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)\s*"
 _BOX = re.compile(",".join([_POINT] * 2))
 _QUAD = re.compile(",".join([_POINT] * 4))
 _Tags: TypeAlias = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in pixels of the original picture number `image`; x1 <= x2, y1 <= y2; label "" if it has none."""
-
-    label: str
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-    image: int
-
-    @property
-    def corners(self) -> tuple[tuple[float, float], ...]:
-        """Upper left and lower right corner (x, y)."""
-        return (self.x1, self.y1), (self.x2, self.y2)
-
-    def to_grid(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Return (x1, y1, x2, y2) on the grid of a picture of `size` (width, height), for a message's "box" item."""
-        (x1, y1), (x2, y2) = to_grid([(self.x1, self.y1), (self.x2, self.y2)], size)
-        return x1, y1, x2, y2
-
-
-@dataclass(frozen=True)
-class Quad:
-    """A labelled quadrilateral: four (x, y) corners in pixels of the original picture number `image`."""
-
-    label: str
-    points: tuple[tuple[float, float], ...]
-    image: int
-
-    @property
-    def corners(self) -> tuple[tuple[float, float], ...]:
-        """The corners (x, y)."""
-        return self.points
-
-
-@dataclass(frozen=True)
-class Point:
-    """A labelled place (x, y) in pixels of the original picture number `image`; label "" if it has none."""
-
-    label: str
-    x: float
-    y: float
-    image: int
-
-    @property
-    def corners(self) -> tuple[tuple[float, float], ...]:
-        """The place itself (x, y)."""
-        return ((self.x, self.y),)
-
-
-Place: TypeAlias = "Box | Quad | Point"
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A phrase that the answer marked, with the places that follow it directly; often one box, sometimes none."""
-
-    label: str
-    boxes: tuple[Box, ...]
-    quads: tuple[Quad, ...]
-    points: tuple[Point, ...] = ()
-
-
 def to_pixels(points: Points, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
     """Scale grid points to pixels of a picture of `size` (width, height)."""
     width, height = size
     return tuple((x / GRID * width, y / GRID * height) for x, y in points)
-
-
-def to_grid(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Scale pixels of a picture of `size` (width, height) to the nearest grid points, kept within 0..999."""
-    width, height = size
-
-    def clamp(value: float, side: int) -> int:
-        return min(max(round(value / side * GRID), 0), GRID - 1)
-
-    return tuple((clamp(x, width), clamp(y, height)) for x, y in points)
 
 
 def place(
@@ -124,6 +52,13 @@ def place(
             (xa, ya), (xb, yb) = points
             placed.append(Box(shape.label, min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb), image))
     return placed
+
+
+def corners(place: Place) -> tuple[tuple[float, float], ...]:
+    """Return the points (x, y) of a place: upper left and lower right of a box, the four of a quad, or the point."""
+    if isinstance(place, Box):
+        return (place.x1, place.y1), (place.x2, place.y2)
+    return place.points if isinstance(place, Quad) else ((place.x, place.y),)
 
 
 def boxes_of(places: Iterable[Place]) -> tuple[Box, ...]:
@@ -310,3 +245,47 @@ def box_grammar(markup: Markup, special_tokens: Mapping[str, int], number: str) 
         NUMBER: /{number}/
         LABEL: /[^<>\n]{{1,80}}/
     """
+
+
+class MarkupFamily(Family):
+    """A family that writes places in tags, on the grid.
+
+    markup: the tags. coordinate: a regular expression of a coordinate.
+    """
+
+    markup: Markup
+    coordinate: str
+
+    @property
+    def markup_tags(self) -> tuple[str, ...]:
+        """See Family.markup_tags."""
+        return self.markup.tags
+
+    @property
+    def closing_tags(self) -> tuple[str, ...]:
+        """See Family.closing_tags."""
+        return self.markup.closing
+
+    def region(
+        self, label: str | None, grid_boxes: Sequence[Points], layout: PictureLayout | None = None
+    ) -> list[Piece]:
+        """See Family.region."""
+        pieces = [] if label is None else self._tagged(self.markup.ref, label)
+        return pieces + [piece for box in grid_boxes for piece in self._tagged(self.markup.box, format_points(box))]
+
+    def _tagged(self, tags: tuple[str, str], text: str) -> list[Piece]:
+        return [self.special_tokens[tags[0]], text, self.special_tokens[tags[1]]]
+
+    def reader(self) -> MarkupReader:
+        """See Family.reader."""
+        return MarkupReader(self.markup)
+
+    def box_grammar(self) -> str:
+        """See Family.box_grammar."""
+        return box_grammar(self.markup, self.special_tokens, self.coordinate)
+
+    def to_pixels(
+        self, points: Points, size: tuple[int, int], layout: PictureLayout
+    ) -> tuple[tuple[float, float], ...]:
+        """See Family.to_pixels; the points lie on the grid."""
+        return to_pixels(points, size)

@@ -22,7 +22,7 @@ from qwenvl_edge.families.base import Family, Patches, Pixels, Preprocessing
 from qwenvl_edge.families.dynamic_config import DynamicVLConfig
 from qwenvl_edge.families.mrope import MRope, contiguous_axes, interleaved_axes, positions_of
 from qwenvl_edge.families.picture_sizes import Bounds, picture_size
-from qwenvl_edge.families.pieces import NO_LIMITS, Marked, PictureLayout, Piece, PixelLimits, Rows, Shown, Span
+from qwenvl_edge.families.pieces import NO_LIMITS, Marked, PictureLayout, Piece, PixelLimits, Rows, Shown, Span, joined
 from qwenvl_edge.families.positions import RotaryTable
 from qwenvl_edge.families.tools import CALL_TAGS, FORM, HEAD, HOW, RESULT_TAGS, tool_grammar
 from qwenvl_edge.families.vision_tables import rotary_tables
@@ -295,17 +295,3 @@ class DynamicVLFamily(Family):
     def positions(self, length: int, spans: Sequence[Span] = ()) -> MRope:
         """See Family.positions."""
         return MRope(positions_of(length, spans, self._time_steps), self._axes, self._table)
-
-
-def joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Join words that touch, so that they are encoded as one text; words of a model keep their markup."""
-    result: list[Piece] = []
-    for piece in pieces:
-        last = result[-1] if result else None
-        if isinstance(piece, str) and isinstance(last, str):
-            result[-1] = last + piece
-        elif isinstance(piece, Marked) and isinstance(last, str):
-            result[-1] = Marked(last + piece.text)
-        elif piece != "":
-            result.append(piece)
-    return result

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from qwenvl_edge.families.base import GridShape, PlaceReader
+from qwenvl_edge.families.readers import GridShape, PlaceReader
 
 _PLACES = {"bbox_2d": (4, 8), "point_2d": (2,)}
 """Keys of places, and how many numbers one has: corners of a box or of a quad, or a point."""

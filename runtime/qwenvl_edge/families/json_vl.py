@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from qwenvl_edge.families.base import Points
 from qwenvl_edge.families.dynamic_vl import DynamicVLFamily
 from qwenvl_edge.families.json_places import JsonReader, json_box_grammar
 from qwenvl_edge.families.pieces import PictureLayout, Piece
+from qwenvl_edge.families.readers import Points
 from qwenvl_edge.families.tools import CALL_TAGS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -81,3 +82,17 @@ class Shown:
 Piece: TypeAlias = "str | Marked | int | Rows"
 """Part of a turn: words (encoded apart from the piece before, control tokens in them stay text), the id of a control
 token, or a picture's place."""
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Join words that touch, so that they are encoded as one text; words of a model keep their markup."""
+    result: list[Piece] = []
+    for piece in pieces:
+        last = result[-1] if result else None
+        if isinstance(piece, str) and isinstance(last, str):
+            result[-1] = last + piece
+        elif isinstance(piece, Marked) and isinstance(last, str):
+            result[-1] = Marked(last + piece.text)
+        elif piece != "":
+            result.append(piece)
+    return result

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenvl_edge.bundle.contract import WINDOW_BACK, WINDOW_GATHER, WINDOW_KEYS
-from qwenvl_edge.families.base import Points
-from qwenvl_edge.families.boxes import GRID
 from qwenvl_edge.families.json_vl import JsonVLFamily
 from qwenvl_edge.families.picture_sizes import Bounds, frame_size
 from qwenvl_edge.families.pieces import PictureLayout
+from qwenvl_edge.families.places import GRID
+from qwenvl_edge.families.readers import Points
 from qwenvl_edge.families.vision_tables import windows
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy.typing as npt
 
 from qwenvl_edge.bundle.contract import POSITION_INDEX, POSITION_WEIGHT
-from qwenvl_edge.families.base import Points
-from qwenvl_edge.families.boxes import GRID, to_pixels
+from qwenvl_edge.families.boxes import to_pixels
 from qwenvl_edge.families.json_vl import JsonVLFamily
 from qwenvl_edge.families.picture_sizes import Bounds, whole_clip_size
 from qwenvl_edge.families.pieces import PictureLayout, Piece, Shown
+from qwenvl_edge.families.places import GRID
+from qwenvl_edge.families.readers import Points
 from qwenvl_edge.families.vision_tables import interpolation
 
 

@@ -15,8 +15,8 @@ from qwenvl_edge import _core
 from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.bundle.records import read_record
 from qwenvl_edge.errors import BundleError, ImageError, PromptError
-from qwenvl_edge.families.base import Family, Pixels, Points, Preprocessing
-from qwenvl_edge.families.boxes import Markup, MarkupReader, box_grammar, format_points, to_pixels
+from qwenvl_edge.families.base import Pixels, Preprocessing
+from qwenvl_edge.families.boxes import Markup, MarkupFamily
 from qwenvl_edge.families.pieces import NO_LIMITS, Marked, PictureLayout, Piece, PixelLimits, Rows, Shown, Span
 from qwenvl_edge.families.positions import DynamicNTK, RotaryTable, ntk_factor, stretched_base
 from qwenvl_edge.families.wording import PICTURE_NAME, wording
@@ -63,7 +63,7 @@ class QwenVLBundleConfig:
 
 
 @dataclass(frozen=True)
-class QwenVLFamily(Family):
+class QwenVLFamily(MarkupFamily):
     """The family for one configuration and attention heads of `head_dim` channels.
 
     Raises:
@@ -76,6 +76,7 @@ class QwenVLFamily(Family):
 
     name = "qwen_vl"
     markup = Markup()
+    coordinate = "0|[1-9][0-9]{0,2}"
     default_system = "You are a helpful assistant."
 
     def __post_init__(self) -> None:
@@ -301,32 +302,3 @@ class QwenVLFamily(Family):
     def markup_tags(self) -> tuple[str, ...]:
         """See Family.markup_tags; a fine-tune's own tokens are written in the same way."""
         return (*self.markup.tags, *(text for text, _ in self.config.added_tokens))
-
-    @property
-    def closing_tags(self) -> tuple[str, ...]:
-        """See Family.closing_tags."""
-        return self.markup.closing
-
-    def region(
-        self, label: str | None, grid_boxes: Sequence[Points], layout: PictureLayout | None = None
-    ) -> list[Piece]:
-        """See Family.region."""
-        pieces = [] if label is None else self._tagged(self.markup.ref, label)
-        return pieces + [piece for box in grid_boxes for piece in self._tagged(self.markup.box, format_points(box))]
-
-    def _tagged(self, tags: tuple[str, str], text: str) -> list[Piece]:
-        return [self.special_tokens[tags[0]], text, self.special_tokens[tags[1]]]
-
-    def reader(self) -> MarkupReader:
-        """See Family.reader."""
-        return MarkupReader(self.markup)
-
-    def box_grammar(self) -> str:
-        """See Family.box_grammar."""
-        return box_grammar(self.markup, self.special_tokens, "0|[1-9][0-9]{0,2}")
-
-    def to_pixels(
-        self, points: Points, size: tuple[int, int], layout: PictureLayout
-    ) -> tuple[tuple[float, float], ...]:
-        """See Family.to_pixels; the points lie on the grid."""
-        return to_pixels(points, size)

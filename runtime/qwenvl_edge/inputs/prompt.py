@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families.base import Family, Positions
-from qwenvl_edge.families.boxes import GRID
 from qwenvl_edge.families.pieces import NO_LIMITS, Marked, PictureLayout, Piece, PixelLimits, Rows, Shown, Span
+from qwenvl_edge.families.places import GRID
 from qwenvl_edge.inputs.clips import Clip, Visual, load_clip
 from qwenvl_edge.inputs.options import pixel_limits
 from qwenvl_edge.inputs.pictures import Picture

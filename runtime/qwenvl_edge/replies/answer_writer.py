@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from qwenvl_edge.families.base import Family, GridShape, PlaceReader, Points
-from qwenvl_edge.families.boxes import Place, boxes_of, place, points_of, quads_of, refs_of
+from qwenvl_edge.families.base import Family
+from qwenvl_edge.families.boxes import boxes_of, corners, place, points_of, quads_of, refs_of
+from qwenvl_edge.families.places import Place
+from qwenvl_edge.families.readers import GridShape, PlaceReader, Points
 from qwenvl_edge.families.tools import read_call
 from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.pictures import Picture
@@ -257,7 +259,7 @@ def _pixel_text(raw_text: str, shapes: Sequence[GridShape], places: Sequence[Pla
 
 def _in_pixels(shape: GridShape, place: Place) -> str:
     numbers = [value for point in shape.points for value in point]
-    pixels = iter([round(value) for point in place.corners for value in point])
+    pixels = iter([round(value) for point in corners(place) for value in point])
     run = re.compile(r"(?<![\d.])" + r"\D+?".join(f"0*{value}" for value in numbers) + r"(?![\d.])")
     return run.sub(lambda found: re.sub(r"\d+", lambda _: str(next(pixels)), found.group()), shape.source, count=1)
 

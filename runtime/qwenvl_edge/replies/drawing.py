@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from qwenvl_edge.families.boxes import Box, Point, Quad
+from qwenvl_edge.families.places import Box, Point, Quad
 from qwenvl_edge.replies.labels import Rectangle, place_labels
 
 # Colours apart in hue and lightness (Okabe and Ito's palette, safe for colour-blind readers).

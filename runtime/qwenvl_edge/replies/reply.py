@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from qwenvl_edge.errors import ImageError
-from qwenvl_edge.families.boxes import Box, Place, Point, Quad, Ref
+from qwenvl_edge.families.places import Box, Place, Point, Quad, Ref
 from qwenvl_edge.families.tools import ToolCall
 from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.prompt import Turn

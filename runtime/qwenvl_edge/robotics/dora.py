@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwenvl_edge.errors import PromptError, QwenVLError
-from qwenvl_edge.families.boxes import Box
+from qwenvl_edge.families.places import Box
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import add_prompt_options, node_parser, open_engine, read_settings, run_command
 from qwenvl_edge.robotics.images import frame_to_rgb

@@ -18,7 +18,7 @@ from typing import Any
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge.families.boxes import Box
+from qwenvl_edge.families.places import Box
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import run_command
 from qwenvl_edge.robotics.images import message_to_rgb, raw_to_rgb

@@ -9,18 +9,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from qwenvl_edge.families.boxes import (
-    Box,
     Markup,
     MarkupReader,
-    Quad,
     boxes_of,
     format_points,
     parse_points,
     place,
     quads_of,
-    to_grid,
     to_pixels,
 )
+from qwenvl_edge.families.places import Box, Quad, to_grid
 from qwenvl_edge.replies import drawing as draw
 from qwenvl_edge.replies.drawing import draw_shapes
 from support.paths import DATA

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenvl_edge.families.boxes import Box, Point, Quad, place
+from qwenvl_edge.families.boxes import place
 from qwenvl_edge.families.json_places import JsonReader
 from qwenvl_edge.families.pieces import PictureLayout
+from qwenvl_edge.families.places import Box, Point, Quad
 from support.families import family_of
 
 CUP = ("cup", ((1, 2), (30, 40)))

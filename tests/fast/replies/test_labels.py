@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwenvl_edge.families.boxes import Box
+from qwenvl_edge.families.places import Box
 from qwenvl_edge.replies import drawing as draw
 from qwenvl_edge.replies.drawing import draw_shapes
 from qwenvl_edge.replies.labels import place_labels
