@@ -9,7 +9,7 @@ PICTURES := models/nano
 NANO := .cache/nano
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
-.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak hostile clients-test nano ray-test \
+.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak hostile clients clients-test nano ray-test \
     triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
@@ -118,10 +118,25 @@ server-soak: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --repeats 0 --json benchmarks/results/server-soak.json
 
-## Run client libraries against the server and write the table of docs/server.md; installs them.
-clients-test: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[clients]'
-	$(BIN)/python -m pytest tests/server/test_clients.py -rs --clients-table docs/server.md
+# An environment above .venv per file of requirements, whose versions must not change what the project is tested with.
+.cache/clients-%/.ready: tests/server/clients-%.txt | $(READY)
+	$(BIN)/python -m venv $(@D)
+	for site in $(@D)/lib/python*/site-packages; do \
+	    printf '%s\n' $(CURDIR)/runtime $(CURDIR)/export $(abspath $(VENV))/lib/python*/site-packages > $$site/above.pth; \
+	done
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+CLIENTS := tests/server/test_clients.py -rs
+
+## Run the client libraries that install in half a minute against the server.
+clients: .cache/clients-light/.ready
+	$(<D)/bin/python -m pytest $(CLIENTS)
+
+## Run all client libraries against the server and write the table of docs/server.md; locust asks it, too.
+clients-test: .cache/clients-openai2/.ready .cache/clients-more/.ready
+	.cache/clients-openai2/bin/python -m pytest $(CLIENTS) --clients-table docs/server.md
+	.cache/clients-more/bin/python -m pytest $(CLIENTS) tests/server/test_load_tools.py --clients-table docs/server.md
 
 HOSTILE_MINUTES ?= 60
 

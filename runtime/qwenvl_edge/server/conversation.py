@@ -164,8 +164,9 @@ def _pictures_first(items: Items) -> Items:
 
 
 def _answer(message: AssistantMessage, where: str) -> str:
-    if message.qwenvl is not None and message.qwenvl.raw_text is not None:
-        return message.qwenvl.raw_text
+    kept = message.qwenvl or (message.provider_specific_fields and message.provider_specific_fields.qwenvl)
+    if kept and kept.raw_text is not None:
+        return kept.raw_text
     calls = written_calls(earlier_calls(message.tool_calls or (), f"{where}.tool_calls"))
     return _joined(_text(message.content or message.refusal or ""), f"\n{calls}" if calls else "")
 

@@ -115,6 +115,14 @@ class Grounding(BaseModel):
     raw_text: str | None = None
 
 
+class ProviderFields(BaseModel):
+    """Where LiteLLM keeps the fields of an answer that it does not know, and sends them back."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    qwenvl: Grounding | None = None
+
+
 class CalledFunction(Record):
     """A tool's name and its arguments, an object as JSON."""
 
@@ -146,6 +154,7 @@ class AssistantMessage(Record):
     reasoning_content: str | None = None
     reasoning: str | None = None
     qwenvl: Grounding | None = None
+    provider_specific_fields: ProviderFields | None = None
 
 
 class ToolMessage(Record):
