@@ -27,7 +27,7 @@ EXPORTS = {
 }
 # With blocks of 32 rounding and calibration differ by more than the sums' order makes of GPTQ's integers.
 SMALL = {"block": 32}
-PICTURED = ("one picture", "two pictures, history", "box")  # verification's prompts with pictures; "text" has none
+PICTURED = ("pictures, history", "box")  # verification's prompts with pictures; "text" has none
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from qwenvl_edge.families.pieces import PictureLayout, Span
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ImageFeatures, PictureInputs
 from qwenvl_edge_export.families.qwen_vl.reference import prompt_alpha
-from qwenvl_edge_export.verification.cases import builtin_cases, source_case_builder
+from qwenvl_edge_export.verification.cases import builtin_box_case, builtin_cases, source_case_builder
 from qwenvl_edge_export.verification.streamed_reference import Asked, StreamedReference, add_deepstack, picture_rows
 from support.random_checkpoint import write_checkpoint
 from support.reference import load_model, pixels_of
@@ -76,7 +76,7 @@ def test_a_clips_spans_show_its_rows_in_order():
 
 
 def test_deepstack_is_added_after_the_first_layers_only(source):
-    (_, one, _) = builtin_cases(source_case_builder(source))
+    one = builtin_box_case(source_case_builder(source))
     (span,) = one.prompt.spans
     deepstack = torch.arange(2.0 * span.length * 128).reshape(2, span.length, 128)
     features = [ImageFeatures(torch.zeros(span.length, 128), deepstack)]

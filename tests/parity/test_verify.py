@@ -49,10 +49,9 @@ def test_a_bundle_agrees_with_its_checkpoint(tiny_bundle, tiny_checkpoint):
     assert report.passed
     assert report.failures == ""
     stages = {(row.graph, row.case) for row in report.rows}
-    prompts = {"text", "one picture", "two pictures, history", "box"}
+    prompts = {"text", "pictures, history", "box"}
     assert stages == {(dialect, case) for dialect in RUNNABLE for case in prompts} | {
-        ("vision", "one picture"),
-        ("vision", "two pictures, history"),
+        ("vision", "pictures, history"),
         ("vision", "box"),
     }
     for row in report.rows:
@@ -136,11 +135,11 @@ def test_dialects_that_an_old_onnx_runtime_cannot_run_are_left_out_and_named(exp
 
 
 def test_the_builtin_prompts_cover_the_formats(tiny_bundle):
-    text, one, two = builtin_cases(case_builder(tiny_bundle))
-    assert [len(case.prompt.pictures) for case in (text, one, two)] == [0, 1, 3]
+    text, two = builtin_cases(case_builder(tiny_bundle))
+    assert [len(case.prompt.pictures) for case in (text, two)] == [0, 2]
     assert two.prompt.turns == 1
     start = tiny_bundle.manifest.family.config["image_start_id"]
-    for case in (text, one, two):
+    for case in (text, two):
         assert len(case.pictures) == len(case.prompt.pictures)
         assert all(picture.arrays[PIXEL_VALUES].shape == (1, 3, 56, 56) for picture in case.pictures)
         assert np.flatnonzero(case.prompt.ids == start).tolist() == [span.start - 1 for span in case.prompt.spans]
@@ -150,7 +149,7 @@ def test_the_builtin_prompts_cover_the_formats(tiny_bundle):
 def test_prompts_above_seq_length_are_part_of_it(exported):
     """The random checkpoints have seq_length 16: dynamic NTK and log-n act on every built-in prompt."""
     lengths = [len(case.prompt.ids) for case in builtin_cases(case_builder(exported[1]))]
-    assert len(lengths) == 3 and min(lengths) > 16
+    assert len(lengths) == 2 and min(lengths) > 16
 
 
 def test_boxes_are_read_from_answers(tiny_bundle):

@@ -30,7 +30,13 @@ from qwenvl_edge_export.families.detect import default_prompts
 GridBox: TypeAlias = tuple[int, int, int, int]
 """x1, y1, x2, y2 as the model writes them, 0..999 of each side."""
 
-_SIDE = 160
+Size: TypeAlias = tuple[int, int]
+"""Width and height."""
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+_SQUARE: Size = (160, 160)
+_SHAPES: tuple[Size, ...] = ((308, 196), (392, 56), (56, 224), (56, 56))
+"""A large picture of several windows, the last of which are cut; a wide, a tall and a small one."""
 _SEED = 7
 
 
@@ -63,6 +69,11 @@ class CaseBuilder:
         self._family = family
         self._tokenizer = tokenizer
         self._prompts = PromptBuilder(self._family, self._tokenizer)
+
+    @property
+    def any_shape(self) -> bool:
+        """True if pictures keep their shape, False if all become one size."""
+        return len({self._family.layout(size) for size in _SHAPES}) > 1
 
     def case(self, name: str, parts: tuple[Part, ...], history: tuple[Turn, ...], answer: str) -> Case:
         """One case; the answer may hold grounding markup and is followed by the end of the text."""
@@ -124,37 +135,44 @@ def source_case_builder(checkpoint: Checkpoint) -> CaseBuilder:
 
 def builtin_box_case(builder: CaseBuilder) -> Case:
     """A green disc to be found."""
-    return builder.box_case("box", load_picture(_disc(110, 60, (40, 160, 60))), "the green ball")
+    large = _SHAPES[0] if builder.any_shape else _SQUARE
+    return builder.box_case("box", load_picture(_disc(large)), "the green ball")
 
 
 def builtin_cases(builder: CaseBuilder) -> list[Case]:
-    """Words alone, one picture, two pictures after a first exchange."""
-    disc, bars, noise = _pictures()
-    first = Turn((disc, Text("What is in the picture?")), "A red disc on a dark ground.")
+    """Words alone; pictures of two turns, a disc first. Where pictures keep their shape, none has another's."""
     found = builder.prompts.found
+    _, wide, tall, small = _SHAPES
+    first, then = (wide, [_bars(tall), _noise(small)]) if builder.any_shape else (_SQUARE, [_bars(_SQUARE)])
+    turn = Turn((load_picture(_disc(first)), Text("What is in the picture?")), "A green ball on a dark ground.")
     return [
         builder.case(
             "text", (Text("Hello, who are you? 你好！"),), (), "I answer questions about pictures. 我看图回答问题。"
         ),
-        builder.case("one picture", (disc, Text("Where is the red disc?")), (), found),
         builder.case(
-            "two pictures, history", (bars, noise, Text("What changed?")), (first,), f"The disc is gone: {found}."
+            "pictures, history",
+            (*map(load_picture, then), Text("What changed?")),
+            (turn,),
+            f"The ball is gone: {found}.",
         ),
     ]
 
 
-def _pictures() -> tuple[Picture, Picture, Picture]:
-    """A red disc, coloured bars and noise, the same everywhere."""
-    y, x = np.mgrid[:_SIDE, :_SIDE]
-    disc = _disc(60, 90, (220, 30, 30))
-    bars = np.stack([(x * 3) % 256, (y * 5) % 256, (x // 20 * 30) % 256], axis=-1).astype(np.uint8)
-    noise = np.random.default_rng(_SEED).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
-    return load_picture(disc), load_picture(bars), load_picture(noise)
+def _bars(size: Size) -> Pixels:
+    """Coloured bars, the same everywhere."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    return np.stack([(x * 3) % 256, (y * 5) % 256, (x // 20 * 30) % 256], axis=-1).astype(np.uint8)
 
 
-def _disc(left: int, top: int, colour: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """A disc with its centre there, on a dark ground."""
-    y, x = np.mgrid[:_SIDE, :_SIDE]
-    canvas = np.full((_SIDE, _SIDE, 3), (20, 30, 60), np.uint8)
-    canvas[(x - left) ** 2 + (y - top) ** 2 < 40**2] = colour
+def _noise(size: Size) -> Pixels:
+    """Noise, the same everywhere."""
+    return np.random.default_rng(_SEED).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+
+
+def _disc(size: Size) -> Pixels:
+    """A green disc above the middle of a dark ground."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    canvas = np.full((height, width, 3), (20, 30, 60), np.uint8)
+    canvas[(x - width * 11 // 16) ** 2 + (y - height * 3 // 8) ** 2 < (min(size) // 4) ** 2] = (40, 160, 60)
     return canvas

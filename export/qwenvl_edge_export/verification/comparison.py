@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from qwenvl_edge.families import open_family
 from qwenvl_edge.families.pieces import Rows, Shown
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ImageFeatures
+from qwenvl_edge_export.verification.calls import PROMPT_ROWS
 from qwenvl_edge_export.verification.cases import Case, builtin_box_case, builtin_cases, case_builder
 from qwenvl_edge_export.verification.limits import (
     INT8_CACHE_LIMITS,
@@ -32,17 +33,18 @@ from qwenvl_edge_export.verification.limits import (
     logits_row,
     overlap,
 )
-from qwenvl_edge_export.verification.sides import GREEDY_TOKENS, PROMPT_ROWS, Side
+from qwenvl_edge_export.verification.sides import GREEDY_TOKENS, Replied, Side
 from qwenvl_edge_export.verification.stages import Progress, Stages
 from qwenvl_edge_export.verification.streamed_reference import Asked, StreamedReference
 
-_KEPT_OPEN_BYTES = 64 << 20  # sessions up to this size are not loaded anew for the next stage
 _CORRECTED_UP_TO_BYTES = 1 << 30  # of the decoder in float32; above it PyTorch's answer would take minutes a token
 _UNIT = 1_000_000_000
 _PATCH_VALUES = 3 * 14 * 14
 
 Features: TypeAlias = Mapping[str, ImageFeatures]
 """Of pictures, by their digests."""
+Chosen: TypeAlias = Mapping[tuple[int, ...], Choices]
+"""PyTorch's choices, given an answer, by that answer."""
 
 
 class Comparison:
@@ -79,14 +81,24 @@ class Comparison:
         """
         wanted = self._wanted_features()
         found = self._found_features()
-        own = {side.name: self._own_answers(side, found[side.vision]) for side in self._sides if side.answers}
-        asked = [self._asked(case, wanted, found, own) for case in self._cases]
-        logits, chosen = self._wanted_logits(asked, wanted, own)
+        asked = [self._asked(case, wanted, found) for case in self._cases]
+        replied: dict[str, list[Replied]] = {}
+        for side in self._sides:
+            if side.answers:
+                replied[side.name] = self._replies(side, asked, found[side.vision])
+                asked = [_answered(case, each) for case, each in zip(asked, replied[side.name], strict=True)]
+        logits, chosen = self._wanted_logits(asked, wanted, replied)
         rows: list[list[Row]] = [self._vision_rows(case, wanted, found) for case in self._cases]
         for side in self._sides:
-            for of_case, row in zip(rows, self._logits_rows(side, asked, found, own, logits, chosen), strict=True):
+            own = replied.get(side.name)
+            if own is not None:
+                made = self._own_rows(side.name, asked, own, logits, chosen)
+            else:
+                drafts = next(iter(replied.values()), None)
+                made = self._given_rows(side, asked, found[side.vision], drafts, logits, chosen)
+            for of_case, row in zip(rows, made, strict=True):
                 of_case.append(row)
-        slow = ("greedy answers: no decoder answers quickly at this size here",) if self._sides and not own else ()
+        slow = ("greedy answers: no decoder answers quickly at this size here",) if self._sides and not replied else ()
         return Report(tuple(row for of_case in rows for row in of_case), slow)
 
     def _wanted_features(self) -> Features:
@@ -107,25 +119,35 @@ class Comparison:
                 found[side.vision] = dict(zip(self._pictures, encoded, strict=True))
         return found
 
-    def _own_answers(self, side: Side, features: Features) -> list[list[int]]:
-        answers = [side.greedy(self._text(case, features), (), self._answerable) for case in self._cases]
-        _rest(side)
-        return answers
+    def _asked(self, case: Case, wanted: Features, found: Mapping[str, Features]) -> Case:
+        """The case with the answer that all sides are given.
 
-    def _asked(
-        self, case: Case, wanted: Features, found: Mapping[str, Features], own: Mapping[str, list[list[int]]]
-    ) -> Case:
-        """The case with the answer that all sides are given; where it has none, PyTorch's own or nearly."""
+        Where it has none, PyTorch's own. Where that would take long, it stays without one if a side can answer it.
+        """
         if len(case.answer):
             return case
-        if not own:
+        drafter = next((side for side in self._sides if side.answers), None)
+        if drafter is None:
             return dataclasses.replace(case, answer=self._builder.answer_ids(self._builder.prompts.found))
-        drafter = next(side for side in self._sides if side.answers)
-        answer = own[drafter.name][self._cases.index(case)]
-        if self._corrects:
-            answer = self._corrected(self._text(case, wanted), drafter, self._text(case, found[drafter.vision]), answer)
-            _rest(drafter)
+        if not self._corrects:
+            return case
+        drafted = self._text(case, found[drafter.vision])
+        answer = self._corrected(
+            self._text(case, wanted), drafter, drafted, drafter.greedy(drafted, (), self._answerable)
+        )
         return dataclasses.replace(case, answer=np.array(answer, np.int64))
+
+    def _replies(self, side: Side, asked: Sequence[Case], features: Features) -> list[Replied]:
+        """What a side that can answer by itself says to each case."""
+        done = self._stages.begin(f"comparing: decoder {side.name}", self._decoder_units, len(asked))
+        found = []
+        for case in asked:
+            answers = [case.answer] if len(case.answer) else []
+            text = dataclasses.replace(self._text(case, features), answers=answers)
+            found.append(side.reply(text, self._answerable))
+            done()
+        side.close()
+        return found
 
     def _corrected(self, text: Asked, drafter: Side, drafted: Asked, draft: list[int]) -> list[int]:
         """PyTorch's own greedy answer, GREEDY_TOKENS ids, of which `draft` is a side's.
@@ -142,10 +164,10 @@ class Comparison:
             draft = drafter.greedy(drafted, chosen[: same + 1], self._answerable)
 
     def _wanted_logits(
-        self, asked: Sequence[Case], wanted: Features, own: Mapping[str, list[list[int]]]
-    ) -> tuple[list[FloatArray], list[dict[tuple[int, ...], Choices]]]:
+        self, asked: Sequence[Case], wanted: Features, replied: Mapping[str, Sequence[Replied]]
+    ) -> tuple[list[FloatArray], list[Chosen]]:
         """Of each case the logits of its answer, and by each side's own answer the tokens PyTorch would have chosen."""
-        drafts = [list(dict.fromkeys(tuple(answers[i]) for answers in own.values())) for i in range(len(asked))]
+        drafts = [list(dict.fromkeys(tuple(each[i].own) for each in replied.values())) for i in range(len(asked))]
         texts = [
             dataclasses.replace(self._text(case, wanted), answers=[case.answer, *answers])
             for case, answers in zip(asked, drafts, strict=True)
@@ -153,7 +175,7 @@ class Comparison:
         layers = self._reference.layers
         done = self._stages.begin("comparing: answers in PyTorch", self._decoder_units, layers)
         found = self._reference.logits(texts, PROMPT_ROWS, lambda _: done())
-        chosen = [
+        chosen: list[Chosen] = [
             {answer: self._choices(rows, answer).argmax(-1) for answer, rows in zip(answers, logits[1:], strict=True)}
             for answers, logits in zip(drafts, found, strict=True)
         ]
@@ -171,49 +193,67 @@ class Comparison:
                 rows.append(features_row("vision", case.name, values, expected, limits, stage=stage))
         return rows
 
-    def _logits_rows(
+    def _own_rows(
+        self,
+        name: str,
+        asked: Sequence[Case],
+        replied: Sequence[Replied],
+        logits: Sequence[FloatArray],
+        chosen: Sequence[Chosen],
+    ) -> Iterable[Row]:
+        """The rows of a side that answered by itself, in the order of the cases."""
+        for i, (case, said) in enumerate(zip(asked, replied, strict=True)):
+            greedy = agreement(said.own, np.array(said.own), chosen[i][tuple(said.own)])
+            iou = None
+            if not len(self._cases[i].answer):
+                iou = self._shared_box(said.own, greedy)
+                if self._corrects:
+                    iou = overlap(self._builder.box(said.own), self._builder.box(case.answer.tolist()))
+            yield self._row(name, case, said.logits, logits[i], greedy, iou)
+
+    def _given_rows(
         self,
         side: Side,
         asked: Sequence[Case],
-        found: Mapping[str, Features],
-        own: Mapping[str, list[list[int]]],
+        features: Features,
+        drafts: Sequence[Replied] | None,
         logits: Sequence[FloatArray],
-        chosen: Sequence[Mapping[tuple[int, ...], Choices]],
-    ) -> Iterator[Row]:
-        """One side's rows, in the order of the cases."""
-        # Where a side cannot answer by itself, it and PyTorch are both given the answer of one that can.
-        none: list[list[int]] = [[] for _ in asked]
-        drafts = own.get(side.name) or next(iter(own.values()), none)
-        along = [] if side.name in own else [draft for draft in drafts if draft]
+        chosen: Sequence[Chosen],
+    ) -> Iterable[Row]:
+        """The rows of a side that cannot answer by itself: it and PyTorch are given the answers of one that can."""
         texts = [
-            dataclasses.replace(self._text(case, found[side.vision]), answers=[case.answer, *along[i : i + 1]])
+            dataclasses.replace(
+                self._text(case, features), answers=[case.answer] if drafts is None else [case.answer, drafts[i].own]
+            )
             for i, case in enumerate(asked)
         ]
         done = self._stages.begin(f"comparing: decoder {side.name}", self._decoder_units, side.steps)
         results = side.logits(texts, done)
-        _rest(side)
-        limits = logits_limits(self._bundle.manifest.precision, side.name)
-        for i, (case, draft) in enumerate(zip(asked, drafts, strict=True)):
-            greedy = None
-            if draft:
-                theirs = chosen[i][tuple(draft)]
-                ours = self._choices(results[i][1], draft).argmax(-1) if along else np.array(draft)
-                greedy = agreement(draft, ours, theirs)
-            row = logits_row(side.name, case.name, results[i][0], logits[i], limits, greedy)
-            if not len(self._cases[i].answer):
-                row = dataclasses.replace(row, iou=self._iou(draft, case, greedy, given=not along))
-            yield row
+        for i, (case, found) in enumerate(zip(asked, results, strict=True)):
+            greedy = iou = None
+            if drafts is not None:
+                draft = drafts[i].own
+                greedy = agreement(draft, self._choices(found[1], draft).argmax(-1), chosen[i][tuple(draft)])
+                if not len(self._cases[i].answer):
+                    iou = self._shared_box(draft, greedy)
+            yield self._row(side.name, case, found[0], logits[i], greedy, iou)
 
-    def _iou(self, draft: list[int], asked: Case, greedy: tuple[int, int] | None, *, given: bool) -> float | None:
-        """Overlap of the graph's own box and PyTorch's; None where one is not known, or neither is a box."""
-        if not draft:
-            return None
-        if self._corrects and given:
-            return overlap(self._builder.box(draft), self._builder.box(asked.answer.tolist()))
-        if greedy is None:
-            return None
-        same = self._builder.box(draft[: greedy[0]])
-        return None if same is None else overlap(same, same)
+    def _row(
+        self,
+        name: str,
+        case: Case,
+        found: FloatArray,
+        wanted: FloatArray,
+        greedy: tuple[int, int] | None,
+        iou: float | None,
+    ) -> Row:
+        limits = logits_limits(self._bundle.manifest.precision, name)
+        return dataclasses.replace(logits_row(name, case.name, found, wanted, limits, greedy), iou=iou)
+
+    def _shared_box(self, draft: Sequence[int], greedy: tuple[int, int] | None) -> float | None:
+        """1 where a box ends before two answers part, as far as is known."""
+        same = None if greedy is None else self._builder.box(draft[: greedy[0]])
+        return overlap(same, same)
 
     def _text(self, case: Case, features: Features) -> Asked:
         return Asked(case.prompt, [features[picture.digest()] for picture in case.pictures])
@@ -223,9 +263,9 @@ class Comparison:
         return rows[-len(answer) - 1 : -1, : self._answerable]
 
 
-def _rest(side: Side) -> None:
-    if side.cost_bytes > _KEPT_OPEN_BYTES:
-        side.close()
+def _answered(case: Case, replied: Replied) -> Case:
+    """A case that nobody gave an answer, with a side's own one."""
+    return case if len(case.answer) else dataclasses.replace(case, answer=np.array(replied.own, np.int64))
 
 
 def _rows(features: Features, digests: Sequence[str], part: str) -> FloatArray:

@@ -30,6 +30,7 @@ from qwenvl_edge.families.pieces import Piece, Rows, Shown, Span
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.inputs.prompt import Prompt
 from qwenvl_edge_export.families.base import ImageFeatures, PictureInputs
+from qwenvl_edge_export.verification.calls import PROMPT_ROWS
 from qwenvl_edge_export.verification.cases import picture_inputs
 from qwenvl_edge_export.verification.comparison import logits_limits
 from qwenvl_edge_export.verification.limits import (
@@ -42,7 +43,7 @@ from qwenvl_edge_export.verification.limits import (
     logits_row,
     values_row,
 )
-from qwenvl_edge_export.verification.sides import PROMPT_ROWS, Side
+from qwenvl_edge_export.verification.sides import Side
 from qwenvl_edge_export.verification.stages import Progress, Stages
 from qwenvl_edge_export.verification.streamed_reference import Asked
 

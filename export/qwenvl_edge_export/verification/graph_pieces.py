@@ -5,13 +5,18 @@ whatever the "standard" dialect widens before a Gemm, float16 and bfloat16. A pi
 over the same bytes of the same file. Cuts lie where the fewest values cross: between layers, not within attention. A
 single matrix that is too large, an output layer, is run by some of its rows at a time.
 
+Nodes that only make weights of stored ones (DequantizeLinear, Cast) are a model of their own, which runs once for all
+calls of a piece. Left in the piece, ONNX Runtime would fold them when it loads, which took 20 times as long and three
+times the memory (1.1 billion parameters in 4 bits, ONNX Runtime 1.32), or run them anew in every call.
+
 bfloat16, which ONNX Runtime's CPU provider does not compute, is widened to float32 in front of its users.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +30,16 @@ Kind = tuple[int, int]
 
 _ROWS_STEP = 128  # so that a slice of 4-bit rows, and of their zero points, begins at a byte
 _MAKERS = ("DequantizeLinear", "Cast")
-# ONNX Runtime's constant folding keeps the values, their serialized form and the tensor for a moment: 3.1 times the
-# float32 weights were measured (1.1 billion parameters in 4 bits, ONNX Runtime 1.32).
-_COPIES_WHEN_WIDENED = 3
+# Folded in a whole session, weights are there as values, in their serialized form and as a tensor for a moment: 3.1
+# times the float32 weights were measured (1.1 billion parameters in 4 bits, ONNX Runtime 1.32).
+_COPIES_WHEN_FOLDED = 3
 
 
 @dataclass(frozen=True)
 class Piece:
     """Some nodes of a graph, and the names of values that they take from before and give to later ones.
 
+    makers: those of the nodes that make its weights of stored ones; none in a graph that is run whole.
     rows: the parts of its one matrix's rows that are run one after another; their outputs are joined along the last
     axis. Empty where it is run at once.
     """
@@ -42,6 +48,12 @@ class Piece:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     rows: tuple[tuple[int, int], ...] = ()
+    makers: tuple[NodeProto, ...] = ()
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Names of the weights that the makers give."""
+        return tuple(node.output[0] for node in self.makers)
 
 
 class CutGraph:
@@ -55,35 +67,74 @@ class CutGraph:
         self._given = {value.name: value for value in graph.input}
         self.results = {value.name: value for value in graph.output}
         self._nodes = list(graph.node)
-        self._costs = [self._cost(node) for node in self._nodes]
-        self.cost_bytes = sum(self._costs)
+        self.cost_bytes = sum(self._cost(node, _COPIES_WHEN_FOLDED) for node in self._nodes)
+        self._costs = [self._cost(node, 1) for node in self._nodes]
         self._budget = budget_bytes
         self.pieces = tuple(self._pieces())
 
     def build(self, piece: Piece, kinds: Mapping[str, Kind], rows: tuple[int, int] | None = None) -> ModelProto:
-        """A model of one piece, or of some rows of its matrix; `kinds` are those of values between pieces."""
-        inputs = [
-            self._given.get(name) or helper.make_tensor_value_info(name, kinds[name][0], [None] * kinds[name][1])
-            for name in piece.inputs
-        ]
+        """A model of one piece, or of some rows of its matrix, that is given the weights which its makers make.
+
+        kinds: of values between pieces.
+        """
+        values = {name: kinds[name] for name in piece.inputs if name not in self._given}
+        values |= {node.output[0]: (self._made_type(node), len(self._stored(node).dims)) for node in piece.makers}
+        inputs = [self._given[name] for name in piece.inputs if name in self._given]
+        inputs += [helper.make_tensor_value_info(name, kind, [None] * rank) for name, (kind, rank) in values.items()]
         outputs = [self.results.get(name) or ValueInfoProto(name=name) for name in piece.outputs]
-        used = {name for node in piece.nodes for name in node.input}
-        tensors = [tensor for name, tensor in self._initializers.items() if name in used]
-        if rows is not None:
-            sliced = {tensor.name for tensor in self._matrix(piece.nodes)}
-            tensors = [_slice(tensor, *rows) if tensor.name in sliced else tensor for tensor in tensors]
-        graph = helper.make_graph(piece.nodes, self.model.graph.name, inputs, outputs, tensors)
+        nodes = [node for node in piece.nodes if node.output[0] not in piece.made]
+        return self._model(nodes, inputs, outputs, self._sliced(piece, rows))
+
+    def build_makers(self, piece: Piece, rows: tuple[int, int] | None = None) -> ModelProto:
+        """A model without inputs that makes the weights of a piece, or some rows of them."""
+        outputs = [ValueInfoProto(name=name) for name in piece.made]
+        return self._model(piece.makers, [], outputs, self._sliced(piece, rows))
+
+    def _model(
+        self,
+        nodes: Sequence[NodeProto],
+        inputs: Sequence[ValueInfoProto],
+        outputs: Sequence[ValueInfoProto],
+        rows: Callable[[TensorProto], TensorProto],
+    ) -> ModelProto:
+        used = {name for node in nodes for name in node.input}
+        tensors = [rows(tensor) for name, tensor in self._initializers.items() if name in used]
+        graph = helper.make_graph(nodes, self.model.graph.name, inputs, outputs, tensors)
         return helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
 
-    def _cost(self, node: NodeProto) -> int:
-        """Bytes of memory that ONNX Runtime takes for a node's weights."""
+    def _sliced(self, piece: Piece, rows: tuple[int, int] | None) -> Callable[[TensorProto], TensorProto]:
+        """Cuts the rows out of the tensors of a piece's matrix; without rows leaves everything as it is."""
+        if rows is None:
+            return lambda tensor: tensor
+        cut = {tensor.name for tensor in self._matrix(piece.nodes)}
+        return lambda tensor: _slice(tensor, *rows) if tensor.name in cut else tensor
+
+    def _stored(self, node: NodeProto) -> TensorProto:
+        stored: TensorProto = self._initializers[node.input[0]]
+        return stored
+
+    def _made_type(self, node: NodeProto) -> int:
+        """Element type of the weight that a maker gives: that of the scales, or what it is cast to."""
+        if node.op_type == "Cast":
+            return int(node.attribute[0].i)
+        return int(self._initializers[node.input[1]].data_type)
+
+    def _is_maker(self, node: NodeProto) -> bool:
+        return node.op_type in _MAKERS and all(name in self._initializers for name in node.input if name)
+
+    def _cost(self, node: NodeProto, copies: int) -> int:
+        """Bytes of memory that a node's weights take; `copies` of those that are widened."""
         if node.domain == OWN:
             return 0  # the native core reads them in the file
-        return sum(_copied_bytes(node, self._initializers[name]) for name in node.input if name in self._initializers)
+        tensors = [self._initializers[name] for name in node.input if name in self._initializers]
+        if self._is_maker(node):
+            elements: int = math.prod(tensors[0].dims)
+            return 4 * copies * elements
+        return sum(_copied_bytes(tensor) for tensor in tensors)
 
     def _pieces(self) -> Iterator[Piece]:
         if self.cost_bytes <= self._budget:
-            yield self._piece(0, len(self._nodes))
+            yield dataclasses.replace(self._piece(0, len(self._nodes)), makers=())
             return
         start = 0
         for first, end in self._large():
@@ -138,7 +189,8 @@ class CutGraph:
         used = dict.fromkeys(name for node in nodes for name in node.input if name)
         inputs = tuple(name for name in used if name not in made and name not in self._initializers)
         outputs = tuple(name for node in nodes for name in node.output if name in later)
-        return Piece(nodes, inputs, outputs)
+        makers = tuple(node for node in nodes if self._is_maker(node) and node.output[0] not in outputs)
+        return Piece(nodes, inputs, outputs, makers=makers)
 
     def _by_rows(self, start: int, end: int) -> Piece:
         """A piece around one large matrix; whole where its rows cannot be told apart."""
@@ -150,7 +202,7 @@ class CutGraph:
         parts = math.ceil(sum(self._costs[start:end]) / self._budget)
         step = math.ceil(total / parts / _ROWS_STEP) * _ROWS_STEP
         rows = tuple((first, min(first + step, total)) for first in range(0, total, step))
-        return Piece(piece.nodes, piece.inputs, piece.outputs, rows)
+        return dataclasses.replace(piece, rows=rows)
 
     def _matrix(self, nodes: Sequence[NodeProto]) -> list[TensorProto]:
         """The tensors [rows, ..] that the last node, a Gemm by a transposed weight, reads by rows; none for others."""
@@ -166,12 +218,12 @@ class CutGraph:
         return [tensor for tensor in found if tensor.dims and tensor.dims[0] == found[0].dims[0]]
 
 
-def _copied_bytes(node: NodeProto, tensor: TensorProto) -> int:
+def _copied_bytes(tensor: TensorProto) -> int:
     if tensor.data_type == TensorProto.FLOAT:
         return 0  # it is mapped
-    elements: int = math.prod(tensor.dims)
-    if node.op_type in _MAKERS or tensor.data_type == TensorProto.FLOAT16:
-        return 4 * _COPIES_WHEN_WIDENED * elements
+    if tensor.data_type == TensorProto.FLOAT16:
+        elements: int = math.prod(tensor.dims)
+        return 4 * _COPIES_WHEN_FOLDED * elements
     return int(_external(tensor).get("length", 0))
 
 
@@ -205,9 +257,10 @@ def _widen_bfloat16(model: ModelProto) -> bool:
             tensor.name = f"{tensor.name}.stored"
     nodes: list[NodeProto] = []
     for node in graph.node:
-        for name in [name for name in dict.fromkeys(node.input) if name in stored]:
-            nodes.append(helper.make_node("Cast", [f"{name}.stored"], [name], to=TensorProto.FLOAT))
-            stored.remove(name)
+        for i, name in enumerate(node.input):
+            if name in stored:
+                node.input[i] = f"{name}.{len(nodes)}"
+                nodes.append(helper.make_node("Cast", [f"{name}.stored"], [node.input[i]], to=TensorProto.FLOAT))
         if node.op_type == "Cast" and node.attribute[0].i == TensorProto.BFLOAT16:
             node.attribute[0].i = TensorProto.FLOAT
         nodes.append(node)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnx import ModelProto
 
 from qwenvl_edge.backends.onnxruntime.session import PROVIDERS, failed, open_session, session_options
 from qwenvl_edge.bundle.bundle import Bundle
@@ -63,6 +64,7 @@ class Session:
         except Exception as error:
             raise failed("run a graph", error) from None
         found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
+        binding.clear_binding_inputs()  # the outputs keep the binding, and it would keep the weights of a piece
         return {name: value for name, value in found.items() if name not in places}
 
 
@@ -78,7 +80,6 @@ class GraphRunner:
         self._data = bundle.file(data).resolve()  # a bundle may be laid out as links to files elsewhere
         self._open: Session | None = None
         self.pieces = len(self._graph.pieces)
-        self.cost_bytes = self._graph.cost_bytes
         self.inputs = {value.name: value for value in self._graph.model.graph.input}
 
     @property
@@ -122,12 +123,12 @@ class GraphRunner:
         state = [[as_values(call) for call in text] for text in texts]
         for number, piece in enumerate(self._graph.pieces):
             found: list[list[list[Values]]] = [[[] for _ in text] for text in state]
-            for session in self._sessions(piece, state):
+            for session, weights in self._sessions(piece, state):
                 for text, capacity, outputs in zip(state, capacities, found, strict=True):
                     caches = session.new_caches(capacity)
                     for call, parts in zip(text, outputs, strict=True):
-                        parts.append(session(call, caches))
-                del session, caches  # before the next one is loaded
+                        parts.append(session({**call, **weights}, caches))
+                del session, weights, caches  # before the next one is loaded
             kept = {name for later in self._graph.pieces[number + 1 :] for name in later.inputs}
             kept |= {name for name in self._graph.results if not name.startswith(PRESENT)}
             for text, outputs in zip(state, found, strict=True):
@@ -138,22 +139,35 @@ class GraphRunner:
             on_piece()
         return [[{name: value.numpy() for name, value in call.items()} for call in text] for text in state]
 
-    def _sessions(self, piece: Piece, state: list[list[Values]]) -> Iterator[Session]:
-        """The sessions of a piece, one at a time: one, or one for each part of its matrix."""
+    def _sessions(self, piece: Piece, state: list[list[Values]]) -> Iterator[tuple[Session, Values]]:
+        """The sessions of a piece, one at a time, with the weights that are made for it.
+
+        There is one, or one for each part of its matrix.
+        """
         if self.is_whole:
-            yield self.whole()
+            yield self.whole(), {}
             return
         first = state[0][0]
         kinds = {name: (first[name].element_type(), len(first[name].shape())) for name in piece.inputs if name in first}
         for rows in piece.rows or (None,):
-            yield self._session(piece, kinds, rows)
+            yield self._session(piece, kinds, rows), self._weights(piece, rows)
+
+    def _weights(self, piece: Piece, rows: tuple[int, int] | None) -> Values:
+        """The weights that a piece's makers make of stored ones."""
+        if not piece.makers:
+            return {}
+        options = session_options(self._bundle, self._name, None, self._part)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # else they are folded
+        return self._load(self._graph.build_makers(piece, rows), options)({}, {})
 
     def _session(self, piece: Piece, kinds: dict[str, tuple[int, int]], rows: tuple[int, int] | None) -> Session:
-        model = self._graph.build(piece, kinds, rows)
         options = session_options(self._bundle, self._name, None, self._part)
         # Blocks are prepacked: without it, whole matrices would be widened at every call.
         packs = any(node.op_type == "MatMulNBits" for node in piece.nodes)
         options.add_session_config_entry("session.disable_prepacking", "0" if packs else "1")
+        return self._load(self._graph.build(piece, kinds, rows), options)
+
+    def _load(self, model: ModelProto, options: ort.SessionOptions) -> Session:
         options.enable_cpu_mem_arena = False  # it keeps what loading took for a moment
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,18 +32,32 @@ from qwenvl_edge.bundle.contract import (
     WRITE_INDICES,
 )
 from qwenvl_edge_export.families.base import ImageFeatures, PictureInputs
+from qwenvl_edge_export.verification.calls import (
+    PROMPT_ROWS,
+    SINGLE_STEPS,
+    Call,
+    answer_calls,
+    by_answer,
+    calls_of,
+    prompt_call,
+    token_call,
+)
 from qwenvl_edge_export.verification.graph_runner import Arrays, GraphRunner, as_values
 from qwenvl_edge_export.verification.limits import FloatArray
-from qwenvl_edge_export.verification.streamed_reference import Asked, picture_rows
+from qwenvl_edge_export.verification.streamed_reference import Asked
 
-PROMPT_ROWS = 16
-"""Number of a prompt's last positions that are compared; of the answer all are."""
-SINGLE_STEPS = 2
-"""Number of the first answer's tokens that are decoded one at a time, before the rest in one chunk."""
 GREEDY_TOKENS = 24
 """Number of tokens that the bundle answers by itself: a box has 21 at most, closing tag included."""
 
 Done = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Replied:
+    """A side's own greedy answer, and logits [rows, V] of the answer that it was given and of the prompt's end."""
+
+    own: list[int]
+    logits: FloatArray
 
 
 class Side(ABC):
@@ -53,7 +66,7 @@ class Side(ABC):
     name: for the report. vision: the name of its vision graph: sides with one name have the same features.
     vision_steps: how often `encode` calls its `on_step`.
     answers: whether it can answer token by token within the memory that a comparison may take.
-    steps: how often `logits` calls its `on_step`. cost_bytes: memory that its weights take while its session is open.
+    steps: how often `logits` calls its `on_step`.
     """
 
     name: str
@@ -61,7 +74,6 @@ class Side(ABC):
     vision_steps: int = 1
     answers: bool
     steps: int
-    cost_bytes: int = 0
     _bundle: Bundle
 
     @abstractmethod
@@ -88,9 +100,33 @@ class Side(ABC):
         Raises:
             BackendError: as `logits`.
         """
-        length, tokens = len(asked.prompt.ids), list(begun)
+        length = len(asked.prompt.ids)
         cache = self._new_cache(length + GREEDY_TOKENS)
         rows = self._run(cache, asked, prompt_call(self._bundle, asked, length - 1))
+        return self._continued(cache, asked, rows, begun, answerable)
+
+    def reply(self, asked: Asked, answerable: int) -> Replied:
+        """The decoder's own greedy answer, see `greedy`, and its logits of the first answer it is given, see `logits`.
+
+        The prompt is computed once. Without an answer in `asked` the logits are those of its own.
+
+        Raises:
+            BackendError: as `logits`.
+        """
+        length = len(asked.prompt.ids)
+        given = asked.answers[0] if asked.answers else ()
+        cache = self._new_cache(length + max(GREEDY_TOKENS, len(given)))
+        rows = [self._run(cache, asked, prompt_call(self._bundle, asked, max(length - PROMPT_ROWS, 0)))]
+        own = self._continued(cache, asked, rows[0], (), answerable)
+        answer = given if asked.answers else own
+        rows += [self._run(cache, asked, call) for call in answer_calls(self._bundle, asked, answer, SINGLE_STEPS)]
+        return Replied(own, np.concatenate(rows))
+
+    def _continued(
+        self, cache: Any, asked: Asked, rows: FloatArray, begun: Sequence[int], answerable: int
+    ) -> list[int]:
+        """A greedy answer after a prompt with these last logits, of which `cache` is full."""
+        length, tokens = len(asked.prompt.ids), list(begun)
         new = tokens
         while len(tokens) < GREEDY_TOKENS:
             if new:
@@ -111,71 +147,6 @@ class Side(ABC):
         """Give back the memory of the decoder's session."""
 
 
-@dataclass(frozen=True)
-class Call:
-    """Tokens of one text that are computed together, from place `start` on; logits are wanted from place `first` on.
-
-    embeds: [1, T, H], features in their places. deepstack: [L, 1, T, H], or None without a picture that has some.
-    """
-
-    embeds: FloatArray
-    start: int
-    first: int
-    deepstack: FloatArray | None = None
-
-    @property
-    def end(self) -> int:
-        """The place after the last token."""
-        return self.start + int(self.embeds.shape[1])
-
-    @property
-    def wanted(self) -> npt.NDArray[np.int64]:
-        """Indices [1, K] of the call's tokens that need logits."""
-        return np.arange(self.first - self.start, self.end - self.start, dtype=np.int64)[None]
-
-
-def prompt_call(bundle: Bundle, asked: Asked, first: int) -> Call:
-    """The whole prompt."""
-    embeds: FloatArray = bundle.embedding[asked.prompt.ids][None]
-    layers = max((len(each.deepstack) for each in asked.features if each.deepstack is not None), default=0)
-    deepstack = np.zeros((layers, *embeds.shape), np.float32) if layers else None
-    for place, picture, part in picture_rows(asked.prompt.spans):
-        features = asked.features[picture]
-        embeds[0, place] = features.rows[part]
-        if deepstack is not None and features.deepstack is not None:
-            deepstack[:, 0, place] = features.deepstack[:, part]
-    return Call(embeds, 0, first, deepstack)
-
-
-def token_call(bundle: Bundle, ids: Sequence[int] | npt.NDArray[np.int64], start: int) -> Call:
-    """Tokens of an answer, all of which need logits."""
-    return Call(bundle.embedding[np.array(ids, np.int64)][None], start, start)
-
-
-def calls_of(bundle: Bundle, asked: Asked) -> Iterator[Call]:
-    """The calls that compute a prompt and its answers, see Side.logits."""
-    length = len(asked.prompt.ids)
-    yield prompt_call(bundle, asked, max(length - PROMPT_ROWS, 0))
-    for number, answer in enumerate(asked.answers):
-        singles = min(SINGLE_STEPS, len(answer) - 1) if number == 0 else 0
-        bounds = [*range(singles + 1), len(answer)] if len(answer) else []
-        for start, end in itertools.pairwise(bounds):
-            yield token_call(bundle, answer[start:end], length + start)
-
-
-def by_answer(rows: Iterator[FloatArray], asked: Asked) -> list[FloatArray]:
-    """For each answer the logits [rows, V] of the prompt and its own, from those of the calls in order."""
-    prompt = next(rows)
-    found = []
-    for answer in asked.answers:
-        parts, count = [prompt], 0
-        while count < len(answer):
-            parts.append(next(rows))
-            count += len(parts[-1])
-        found.append(np.concatenate(parts))
-    return found or [prompt]
-
-
 class GraphSide(Side):
     """A dialect of the decoder on ONNX Runtime; `budget_bytes` as in GraphRunner."""
 
@@ -188,7 +159,6 @@ class GraphSide(Side):
         self._decoder = GraphRunner(bundle, bundle.manifest.graphs.decoder[dialect], "decoder", budget_bytes)
         self.answers = self._decoder.is_whole
         self.steps = self._decoder.pieces
-        self.cost_bytes = self._decoder.cost_bytes
 
     def close(self) -> None:
         """See Side."""
