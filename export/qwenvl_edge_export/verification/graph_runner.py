@@ -50,6 +50,15 @@ class Session:
         Raises:
             BackendError: ONNX Runtime failed.
         """
+        # A value that ONNX Runtime gave keeps the binding, and so the session and all that it was given.
+        found = self._run(given, caches)
+        return {name: value_of(array_of(value)) for name, value in found.items()}
+
+    def made(self) -> Values:
+        """The outputs of a model without inputs, uncopied; they keep its session."""
+        return self._run({}, {})
+
+    def _run(self, given: Values, caches: Values) -> Values:
         binding = self._session.io_binding()
         for name in self._inputs:
             binding.bind_ortvalue_input(name, caches[name] if name in caches else given[name])
@@ -64,7 +73,6 @@ class Session:
         except Exception as error:
             raise failed("run a graph", error) from None
         found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
-        binding.clear_binding_inputs()  # the outputs keep the binding, and it would keep the weights of a piece
         return {name: value for name, value in found.items() if name not in places}
 
 
@@ -137,7 +145,7 @@ class GraphRunner:
                     for name in call.keys() - kept:
                         del call[name]
             on_piece()
-        return [[{name: value.numpy() for name, value in call.items()} for call in text] for text in state]
+        return [[{name: array_of(value) for name, value in call.items()} for call in text] for text in state]
 
     def _sessions(self, piece: Piece, state: list[list[Values]]) -> Iterator[tuple[Session, Values]]:
         """The sessions of a piece, one at a time, with the weights that are made for it.
@@ -158,7 +166,7 @@ class GraphRunner:
             return {}
         options = session_options(self._bundle, self._name, None, self._part)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # else they are folded
-        return self._load(self._graph.build_makers(piece, rows), options)({}, {})
+        return self._load(self._graph.build_makers(piece, rows), options).made()
 
     def _session(self, piece: Piece, kinds: dict[str, tuple[int, int]], rows: tuple[int, int] | None) -> Session:
         options = session_options(self._bundle, self._name, None, self._part)
@@ -183,6 +191,11 @@ class GraphRunner:
 def value_of(array: Array) -> ort.OrtValue:
     """An array as a session takes it."""
     return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def array_of(value: ort.OrtValue) -> Array:
+    """A copy of what a session gave: its own memory goes with the value."""
+    return np.array(value.numpy())
 
 
 def _joined(parts: Sequence[Values]) -> Values:

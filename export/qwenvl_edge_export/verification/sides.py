@@ -42,7 +42,7 @@ from qwenvl_edge_export.verification.calls import (
     prompt_call,
     token_call,
 )
-from qwenvl_edge_export.verification.graph_runner import Arrays, GraphRunner, as_values
+from qwenvl_edge_export.verification.graph_runner import Arrays, GraphRunner, array_of, as_values
 from qwenvl_edge_export.verification.limits import FloatArray
 from qwenvl_edge_export.verification.streamed_reference import Asked
 
@@ -184,7 +184,7 @@ class GraphSide(Side):
 
     def _run(self, cache: Any, asked: Asked, call: Call) -> FloatArray:
         outputs = self._decoder.whole()(as_values(self._inputs(asked, call)), cache)
-        return _finite({LOGITS: outputs[LOGITS].numpy()})
+        return _finite({LOGITS: array_of(outputs[LOGITS])})
 
     def _inputs(self, asked: Asked, call: Call) -> dict[str, npt.NDArray[Any]]:
         """What a graph of any dialect and family takes, by name."""
