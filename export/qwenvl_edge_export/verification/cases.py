@@ -144,7 +144,7 @@ def builtin_cases(builder: CaseBuilder) -> list[Case]:
     found = builder.prompts.found
     _, wide, tall, small = _SHAPES
     first, then = (wide, [_bars(tall), _noise(small)]) if builder.any_shape else (_SQUARE, [_bars(_SQUARE)])
-    turn = Turn((load_picture(_disc(first)), Text("What is in the picture?")), "A green ball on a dark ground.")
+    turn = Turn((load_picture(_disc(first)), Text("What is in the picture?")), "A green disc on a dark ground.")
     return [
         builder.case(
             "text", (Text("Hello, who are you? 你好！"),), (), "I answer questions about pictures. 我看图回答问题。"
@@ -153,7 +153,7 @@ def builtin_cases(builder: CaseBuilder) -> list[Case]:
             "pictures, history",
             (*map(load_picture, then), Text("What changed?")),
             (turn,),
-            f"The ball is gone: {found}.",
+            f"The disc is gone: {found}.",
         ),
     ]
 
