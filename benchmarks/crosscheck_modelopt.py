@@ -36,9 +36,9 @@ from qwenvl_edge_export.quantization import smoothquant as smooth
 from qwenvl_edge_export.quantization.calibration import Calibration
 from qwenvl_edge_export.quantization.gptq import Rounding
 from qwenvl_edge_export.quantization.samples import read_samples
+from qwenvl_edge_export.verification.calls import PROMPT_ROWS
 from qwenvl_edge_export.verification.cases import Case, builtin_cases, source_case_builder
 from qwenvl_edge_export.verification.limits import divergence
-from qwenvl_edge_export.verification.calls import PROMPT_ROWS
 from qwenvl_edge_export.weight_formats import Blocks, StaticRows
 from tools.nano.calibration import write
 

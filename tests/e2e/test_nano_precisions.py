@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from qwenvl_edge import QwenVLEngine
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.quantization.samples import read_samples
+from qwenvl_edge_export.verification.calls import PROMPT_ROWS
+from qwenvl_edge_export.verification.cases import case_builder
+from qwenvl_edge_export.verification.graph_runner import PIECE_BYTES
+from qwenvl_edge_export.verification.limits import divergence as kl_divergence
+from qwenvl_edge_export.verification.sides import GraphSide
+from qwenvl_edge_export.verification.streamed_reference import Asked, StreamedReference
 from support.dialects import run_by_default
 from support.paths import ROOT
 from tools.nano.calibration import write
@@ -82,10 +90,29 @@ def test_fewer_bits_lose_more(bundle):
     assert all(row["agreed"] == row["tokens"] and row["top1"] == 1 for row in half if row["stage"] == "logits")
 
 
+def loss(bundle, cases):
+    """Mean KL divergence from PyTorch of the answers of `cases`."""
+    reference = StreamedReference(Checkpoint.open(NANO))
+    side = GraphSide(bundle, "onnxruntime", budget_bytes=PIECE_BYTES)
+
+    def texts(encode):
+        return [Asked(case.prompt, encode(case), [case.answer]) for case in cases]
+
+    wanted = reference.logits(texts(lambda case: [reference.encode(each) for each in case.pictures]), PROMPT_ROWS)
+    found = side.logits(texts(lambda case: side.encode(case.pictures, lambda: None)), lambda: None)
+    return np.mean([kl_divergence(ours, theirs) for (ours,), (theirs,) in zip(found, wanted, strict=True)])
+
+
 def test_calibration_loses_less_than_rounding(bundle, tmp_path):
-    precision, samples = ExportPrecision.choose("int4", **SMALL), write(tmp_path / "samples", 16)
-    calibrated = export(NANO, tmp_path / "calibrated", precision=precision, calibration=samples, allow_loss=True)
-    assert divergence(calibrated) < 0.6 * divergence(bundle("rounded"))
+    """On pictures of the calibrated kind that calibration did not see."""
+    lines = write(tmp_path / "samples", 28).read_text(encoding="utf-8").splitlines(keepends=True)
+    seen, unseen = (tmp_path / "samples" / name for name in ("seen.jsonl", "unseen.jsonl"))
+    seen.write_text("".join(lines[:16]), encoding="utf-8")
+    unseen.write_text("".join(lines[16:]), encoding="utf-8")
+    precision, rounded = ExportPrecision.choose("int4", **SMALL), bundle("rounded")
+    calibrated = export(NANO, tmp_path / "calibrated", precision=precision, calibration=seen, allow_loss=True)
+    cases = read_samples(unseen, case_builder(rounded))
+    assert loss(calibrated, cases) < 0.6 * loss(rounded, cases)
 
 
 # ONNX Runtime computes bfloat16 on GPUs only.
