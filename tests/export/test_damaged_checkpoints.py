@@ -32,11 +32,11 @@ def folder(whole, tmp_path):
 
 
 def refused(folder, match):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=match) as caught:
         Checkpoint.open(folder)
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
-    assert time.monotonic() - start < 10  # a second on an idle machine
+    assert time.process_time() - start < 10  # of the processor: a second
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "qwen.tiktoken", "model.safetensors"])

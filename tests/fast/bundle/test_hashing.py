@@ -16,6 +16,7 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import FileInfo, check_files
 from qwenvl_edge.bundle.hashing import BackgroundCheck
 from qwenvl_edge.errors import BundleError
+from support.patience import PATIENCE_S
 from support.scripted import ScriptedBackend, write_bundle
 
 DATA = bytes(range(256)) * 20_000  # five chunks, the last one not full
@@ -144,12 +145,12 @@ def test_it_goes_slowly_while_somebody_computes_and_can_be_stopped(weights, monk
     pauses, first = [], threading.Event()
     monkeypatch.setattr(hashing.time, "sleep", lambda seconds: (pauses.append(seconds), first.set()))
     check = BackgroundCheck(check_files(folder, listed, LIMIT), lambda: True)
-    assert first.wait(10)
-    check._done.wait(10)
+    assert first.wait(PATIENCE_S)
+    assert check._done.wait(PATIENCE_S)
     assert len(pauses) == 5 and min(pauses) > 0
     check = BackgroundCheck(check_files(folder, {"decoder.data": FileInfo(len(DATA), "0" * 64)}, LIMIT), lambda: True)
     check.stop()
-    check._done.wait(10)
+    assert check._done.wait(PATIENCE_S)
     assert check.failure is None or "altered" in check.failure
 
 
@@ -164,7 +165,7 @@ def test_an_engine_stops_answering(tmp_path, monkeypatch):
     answered, hash_file = threading.Event(), BackgroundCheck._check
 
     def late(self, file):
-        answered.wait(20)
+        answered.wait(PATIENCE_S)
         hash_file(self, file)
 
     monkeypatch.setattr(BackgroundCheck, "_check", late)
