@@ -6,11 +6,11 @@ GroupQueryAttention computes in fp16 or bf16 on GPUs, so the bundle must have be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import onnxruntime as ort
 
-from qwenvl_edge.backends.base import Backend, FloatArray, Inputs, KVCache, Placed
+from qwenvl_edge.backends.base import FloatArray, Inputs, KVCache, Placed
+from qwenvl_edge.backends.cuda.backend import DeviceBackend
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
 from qwenvl_edge.backends.cuda.encoder import PictureEncoder
 from qwenvl_edge.backends.cuda.features import DeviceFeatures
@@ -25,7 +25,6 @@ from qwenvl_edge.bundle.manifest import ModelInfo
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.families import open_family
 from qwenvl_edge.inputs.clips import Visual
-from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.machine.cuda import Cuda, Stream
 from qwenvl_edge.machine.forks import keep
 
@@ -33,14 +32,12 @@ _PROVIDER = "CUDAExecutionProvider"
 _FLOATS = {"fp16": 10, "bf16": 16}  # ONNX's numbers of the types; NumPy has no bfloat16
 
 
-class OnnxRuntimeCudaBackend(Backend):
+class OnnxRuntimeCudaBackend(DeviceBackend):
     """Runs a bundle with ONNX Runtime's CUDA provider. captures: ONNX Runtime captures steps as CUDA graphs.
 
     Raises:
         BackendError: as check_cuda, or ONNX Runtime cannot load the bundle or start on the GPU.
     """
-
-    features_type = DeviceFeatures
 
     def __init__(self, bundle: Bundle):
         self.cuda = check_cuda(bundle)
@@ -76,10 +73,6 @@ class OnnxRuntimeCudaBackend(Backend):
             + cache_note(bundle)
         )
 
-    def describe(self) -> str:
-        """See Backend.describe; says so if frames of the GPU cannot stay there."""
-        return self.description + self._frames.note()
-
     def encode(self, picture: Visual) -> DeviceFeatures:
         """See Backend.encode; refuses a picture for which there is not enough memory."""
         layout = picture.layout(self.family)
@@ -87,39 +80,12 @@ class OnnxRuntimeCudaBackend(Backend):
             check_picture_fits(self._workspace, self.family, layout, self.cuda.free_bytes())
         return self._encoder.encode(picture)
 
-    def run_vision(self, inputs: Inputs) -> dict[str, FloatArray]:
-        """See PictureEncoder.run_vision."""
-        return self._encoder.run_vision(inputs)
-
-    def encode_pixels(self, pixels: FloatArray) -> FloatArray:
-        """See PictureEncoder.encode_pixels."""
-        return self._encoder.encode_pixels(pixels)
-
-    def load_frame(self, source: Any, channel_order: ChannelOrder, name: str) -> Picture | None:
-        """See Backend.load_frame; takes frames in CUDA's memory that this GPU can read."""
-        return self._frames.load(source, channel_order, name)
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """See Backend.new_cache."""
-        return self._caches.new(batch, capacity)
-
     def cache_bytes(self, capacity: int) -> int:
         """See Backend.cache_bytes."""
         return self._decoder.cache_bytes(capacity)
 
-    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
-        """See Backend.rows."""
-        return self._caches.rows(cache, start, count)
-
-    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
-        """See Backend.copy_cache."""
-        self._caches.copy(source, target, tokens, row)
-
     def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
         return self._decoder.run(cache, inputs, pictures, length)
-
-    def _clear(self, cache: KVCache) -> None:
-        cache.buffers.memory.clear()
 
     def _session(self, bundle: Bundle, name: str, graph: str, *, capture: bool = False) -> ort.InferenceSession:
         options = ort.SessionOptions()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from qwenvl_edge.backends.base import Backend, BackendLimits, FloatArray, Inputs, KVCache, Placed
+from qwenvl_edge.backends.base import BackendLimits, FloatArray, Inputs, KVCache, Placed
+from qwenvl_edge.backends.cuda.backend import DeviceBackend
 from qwenvl_edge.backends.cuda.cache import DeviceCaches
 from qwenvl_edge.backends.cuda.encoder import PictureEncoder
 from qwenvl_edge.backends.cuda.features import DeviceFeatures
@@ -24,12 +24,10 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.engines import REFIT_GRAPHS, Plan
 from qwenvl_edge.bundle.manifest import INT8_CACHE, ModelInfo
 from qwenvl_edge.families import open_family
-from qwenvl_edge.inputs.clips import Visual
-from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Stream
 
 
-class TensorRTBackend(Backend):
+class TensorRTBackend(DeviceBackend):
     """Runs a plan of a bundle.
 
     Args:
@@ -41,8 +39,6 @@ class TensorRTBackend(Backend):
     Raises:
         BackendError: the plan was built for another machine, TensorRT refuses it, or the GPU's memory is too small.
     """
-
-    features_type = DeviceFeatures
 
     def __init__(self, bundle: Bundle, plan: Plan, library: Library, cuda: Cuda):
         plan.check_machine(library.machine(cuda.compute_capability))
@@ -71,53 +67,18 @@ class TensorRTBackend(Backend):
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
         self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, CacheBuffers)
 
-    def describe(self) -> str:
-        """See Backend.describe; says so if frames of the GPU cannot stay there."""
-        return self.description + self._frames.note()
-
-    def encode(self, picture: Visual) -> DeviceFeatures:
-        """See Backend.encode."""
-        return self._encoder.encode(picture)
-
-    def run_vision(self, inputs: Inputs) -> dict[str, FloatArray]:
-        """See PictureEncoder.run_vision."""
-        return self._encoder.run_vision(inputs)
-
     def hold(self, rows: FloatArray, deepstack: FloatArray | None) -> DeviceFeatures:
         """Upload features that were computed elsewhere, [Q, H] and [L, Q, H] of models with deepstack layers."""
         features = DeviceFeatures(self.cuda, len(rows), self.model)
         features.fill(self.stream, rows, deepstack)
         return features
 
-    def encode_pixels(self, pixels: FloatArray) -> FloatArray:
-        """See PictureEncoder.encode_pixels."""
-        return self._encoder.encode_pixels(pixels)
-
-    def load_frame(self, source: Any, channel_order: ChannelOrder, name: str) -> Picture | None:
-        """See Backend.load_frame; takes frames in CUDA's memory that this GPU can read."""
-        return self._frames.load(source, channel_order, name)
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """See Backend.new_cache. The memory is that of the plan's whole context, however small `capacity` is."""
-        return self._caches.new(batch, capacity)
-
     def cache_bytes(self, capacity: int) -> int:
-        """See Backend.cache_bytes; the same for every `capacity`, as new_cache says."""
+        """See Backend.cache_bytes; every cache has room for the plan's whole context, however small `capacity` is."""
         return self._decoder.cache_bytes
-
-    def rows(self, cache: KVCache, start: int, count: int) -> KVCache | None:
-        """See Backend.rows."""
-        return self._caches.rows(cache, start, count)
-
-    def copy_cache(self, source: KVCache, target: KVCache, tokens: int, *, row: int = 0) -> None:
-        """See Backend.copy_cache."""
-        self._caches.copy(source, target, tokens, row)
 
     def _decode(self, cache: KVCache, inputs: Inputs, pictures: Sequence[Placed], length: int) -> FloatArray:
         return self._decoder.run(cache, inputs, pictures)
-
-    def _clear(self, cache: KVCache) -> None:
-        cache.buffers.memory.clear()
 
 
 def _refit(bundle: Bundle, plan: Plan, path: Path) -> Refit | None:
