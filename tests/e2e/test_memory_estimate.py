@@ -11,6 +11,7 @@ import pytest
 from qwenvl_edge import QwenVLEngine, cli
 from qwenvl_edge.backends import memory_estimate as memory
 from qwenvl_edge.backends.memory_estimate import estimate_memory
+from qwenvl_edge.backends.onnxruntime.session import fastest_dialect, weight_bytes
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine import memory as system_memory
@@ -139,7 +140,9 @@ def test_the_plan_is_within_a_tenth_of_a_run(checkpoint, precision, context, bat
     bundle = Bundle.open(path)
     arguments = [str(path), *map(str, (context, 3, batch, memory_mb))]
     run = subprocess.run([sys.executable, "-c", _RUN, *arguments], capture_output=True, text=True, check=True)
-    plan = estimate_memory(bundle, max_context=context, max_batch=max(batch, 1), cache_memory_mb=memory_mb)
+    weights = weight_bytes(bundle, fastest_dialect(bundle, 1))  # with as many threads as the run
+    sizes = {"max_context": context, "max_batch": max(batch, 1), "cache_memory_mb": memory_mb}
+    plan = estimate_memory(bundle, **sizes, weights=weights)
     alone = estimate_memory(bundle, max_context=context, cache_memory_mb=memory_mb)
     assert 2 * alone.cache < plan.kept < 3 * alone.cache  # what two of the three conversations are kept with
     assert plan.total == pytest.approx(json.loads(run.stdout), rel=0.1)

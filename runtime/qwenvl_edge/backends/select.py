@@ -201,6 +201,7 @@ def _cuda(options: BackendOptions) -> Callable[[], Backend]:
 def _cpu(options: BackendOptions) -> Callable[[], Backend]:
     from qwenvl_edge.backends.memory_estimate import check_fits, estimate_memory
     from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+    from qwenvl_edge.backends.onnxruntime.session import fastest_dialect, weight_bytes
 
     def open_it() -> Backend:
         context = options.context
@@ -210,6 +211,7 @@ def _cpu(options: BackendOptions) -> Callable[[], Backend]:
             chunk=min(options.chunk, context),
             cache_memory_mb=options.cache_memory_mb,
             limits=options.limits,
+            weights=weight_bytes(options.bundle, fastest_dialect(options.bundle, options.threads)),
         )
         check_fits(estimate)
         return OnnxRuntimeBackend(options.bundle, threads=options.threads)
