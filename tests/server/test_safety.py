@@ -120,9 +120,9 @@ def test_limits_are_checked():
 
 
 def test_what_is_too_much_is_refused(engine):
-    limits = {"body_bytes": 400_000, "pictures": 1, "picture_pixels": 10_000, "messages": 2, "tokens": 5}
+    limits = {"body_bytes": 800_000, "pictures": 1, "picture_pixels": 10_000, "messages": 2, "tokens": 5}
     with serving(engine, limits=limits) as address, httpx.Client(base_url=address, timeout=WAIT_S) as client:
-        assert post(client, ask("x" * 400_000)).status_code == 413
+        assert post(client, ask("x" * 800_000)).status_code == 413
 
         def body():
             for _ in range(100):
