@@ -9,6 +9,16 @@ import pytest
 from qwenvl_edge.machine.signals import Terminated, terminable
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """As a program in a terminal has them: behind `nohup` or in the background signals may be ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def send(number: int) -> None:
     signal.raise_signal(number)
 
