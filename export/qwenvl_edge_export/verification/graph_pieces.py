@@ -9,7 +9,8 @@ Nodes that only make weights of stored ones (DequantizeLinear, Cast) are a model
 calls of a piece. Left in the piece, ONNX Runtime would fold them when it loads, which took 20 times as long and three
 times the memory (1.1 billion parameters in 4 bits, ONNX Runtime 1.32), or run them anew in every call.
 
-bfloat16, which ONNX Runtime's CPU provider does not compute, is widened to float32 in front of its users.
+bfloat16, which ONNX Runtime's CPU provider does not compute, is widened to float32 in front of its users. So is float16
+in a graph that is cut: in a whole one ONNX Runtime keeps float32 between nodes, and a cut would round there.
 """
 
 from __future__ import annotations
@@ -61,7 +62,15 @@ class CutGraph:
 
     def __init__(self, path: Path, budget_bytes: int):
         self.model = onnx.load(str(path), load_external_data=False)
-        self.widened = _widen_bfloat16(self.model)
+        self.widened = _widen(self.model, TensorProto.BFLOAT16)
+        self._budget = budget_bytes
+        self._read()
+        if self.cost_bytes > budget_bytes and _widen(self.model, TensorProto.FLOAT16):
+            self._read()
+        self.pieces = tuple(self._pieces())
+
+    def _read(self) -> None:
+        """Take the graph's values and nodes, and what these cost."""
         graph = self.model.graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._given = {value.name: value for value in graph.input}
@@ -69,8 +78,6 @@ class CutGraph:
         self._nodes = list(graph.node)
         self.cost_bytes = sum(self._cost(node, _COPIES_WHEN_FOLDED) for node in self._nodes)
         self._costs = [self._cost(node, 1) for node in self._nodes]
-        self._budget = budget_bytes
-        self.pieces = tuple(self._pieces())
 
     def build(self, piece: Piece, kinds: Mapping[str, Kind], rows: tuple[int, int] | None = None) -> ModelProto:
         """A model of one piece, or of some rows of its matrix, that is given the weights which its makers make.
@@ -244,13 +251,17 @@ def _slice(tensor: TensorProto, first: int, end: int) -> TensorProto:
     return part
 
 
-def _widen_bfloat16(model: ModelProto) -> bool:
-    """Make a graph compute in float32 what it computes in bfloat16, over the same stored values; true if it does so."""
+def _widen(model: ModelProto, narrow: int) -> bool:
+    """Make a graph compute in float32 what it computes in the type `narrow`, over the same stored values.
+
+    Returns:
+        Whether it has weights of that type.
+    """
     graph = model.graph
     for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+        if value.type.tensor_type.elem_type == narrow:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-    stored = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.BFLOAT16}
+    stored = {tensor.name for tensor in graph.initializer if tensor.data_type == narrow}
     widened = bool(stored)
     for tensor in graph.initializer:
         if tensor.name in stored:
@@ -261,7 +272,7 @@ def _widen_bfloat16(model: ModelProto) -> bool:
             if name in stored:
                 node.input[i] = f"{name}.{len(nodes)}"
                 nodes.append(helper.make_node("Cast", [f"{name}.stored"], [node.input[i]], to=TensorProto.FLOAT))
-        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.BFLOAT16:
+        if node.op_type == "Cast" and node.attribute[0].i == narrow:
             node.attribute[0].i = TensorProto.FLOAT
         nodes.append(node)
     del graph.node[:]
