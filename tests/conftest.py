@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,20 @@ def nano_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
     exports = Exports(DATA.parents[1] / "models" / "nano", tmp_path_factory.mktemp("nano"))
     yield exports
     exports.check_unchanged()
+
+
+@pytest.fixture(scope="session")
+def family_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Exports]]:
+    """Bundles of a family's recorded checkpoint, by the family's name, each made once; tests must not change them."""
+
+    @functools.cache
+    def exports_of(name: str) -> Exports:
+        return Exports(DATA / "families" / name, tmp_path_factory.mktemp(name))
+
+    yield exports_of
+    for name in DATA.joinpath("families").iterdir():
+        if name.is_dir():
+            exports_of(name.name).check_unchanged()
 
 
 @pytest.fixture(scope="session")

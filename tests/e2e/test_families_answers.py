@@ -11,12 +11,10 @@ from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.session import can_run
 from qwenvl_edge.bundle.contract import DEEPSTACK_FEATURES, IMAGE_FEATURES, NATIVE, ONNXRUNTIME, STANDARD
 from qwenvl_edge.families.pieces import PixelLimits
-from support.bundles import Exports
 from support.conversations import WORDS, check_conversations, examples
 from support.families import (
     FAMILIES,
     FRAME_TIMES,
-    GOLDEN,
     conversation_of,
     golden,
     golden_json,
@@ -36,8 +34,8 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def exports(name, tmp_path_factory):
-    return Exports(GOLDEN / name, tmp_path_factory.mktemp(name))
+def exports(name, family_exports):
+    return family_exports(name)
 
 
 @pytest.fixture(scope="module")

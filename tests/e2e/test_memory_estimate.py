@@ -23,37 +23,9 @@ from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from support.random_checkpoint import config_dict, write_checkpoint
 
-_RUN = """
+_WATCH = """
 import json, sys, threading, time
 import numpy as np
-from qwenvl_edge import QwenVLEngine
-
-peak = 0
-
-def watch():
-    global peak
-    while True:
-        peak = max(peak, int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024)
-        time.sleep(0.002)
-
-threading.Thread(target=watch, daemon=True).start()
-context, conversations, batch, memory_mb = map(int, sys.argv[2:])
-engine = QwenVLEngine(sys.argv[1], max_context=context, threads=1, cache_memory_mb=memory_mb)
-picture = np.zeros((40, 40, 3), np.uint8)
-words = [f"{number} hello" + " hello" * (context // 7) for number in range(max(conversations, batch))]
-for number in range(conversations):
-    engine.chat(words[number], images=[picture + number], do_sample=False, max_new_tokens=2)
-if batch:
-    questions = [{"message": text, "images": [picture]} for text in words[:batch]]
-    engine.chat_many(questions, max_batch=batch, do_sample=False, max_new_tokens=2)
-time.sleep(0.1)
-print(json.dumps(peak))
-"""
-_PICTURES = """
-import json, sys, threading, time
-import numpy as np
-from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
-from qwenvl_edge.bundle.bundle import Bundle
 
 peak = 0
 
@@ -65,6 +37,26 @@ def watch():
     while True:
         peak = max(peak, anonymous())
         time.sleep(0.001)
+"""
+_RUN = f"""{_WATCH}
+from qwenvl_edge import QwenVLEngine
+
+threading.Thread(target=watch, daemon=True).start()
+context, conversations, batch, memory_mb = map(int, sys.argv[2:])
+engine = QwenVLEngine(sys.argv[1], max_context=context, threads=1, cache_memory_mb=memory_mb)
+picture = np.zeros((40, 40, 3), np.uint8)
+words = [f"{{number}} hello" + " hello" * (context // 7) for number in range(max(conversations, batch))]
+for number in range(conversations):
+    engine.chat(words[number], images=[picture + number], do_sample=False, max_new_tokens=2)
+if batch:
+    questions = [{{"message": text, "images": [picture]}} for text in words[:batch]]
+    engine.chat_many(questions, max_batch=batch, do_sample=False, max_new_tokens=2)
+time.sleep(0.1)
+print(json.dumps(peak))
+"""
+_PICTURES = f"""{_WATCH}
+from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.bundle import Bundle
 
 backend = OnnxRuntimeBackend(Bundle.open(sys.argv[1]), threads=1)
 pixels = np.random.default_rng(0).normal(size=(1, 3, 448, 448)).astype(np.float32)
@@ -76,23 +68,10 @@ for _ in range(3):
     peaks.append(peak - before)
 print(json.dumps([peaks[0], peaks[2]]))
 """
-_LARGE_PICTURE = """
-import json, sys, threading, time
-import numpy as np
+_LARGE_PICTURE = f"""{_WATCH}
 from qwenvl_edge.backends.kept import picture_bytes
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.bundle.bundle import Bundle
-
-peak = 0
-
-def anonymous():
-    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024
-
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.001)
 
 bundle = Bundle.open(sys.argv[1])
 backend = OnnxRuntimeBackend(bundle, threads=1)
@@ -157,7 +136,8 @@ def test_pictures_take_what_is_planned_for_them(tmp_path, precision, mlp_ratio):
     source = write_checkpoint(tmp_path / "checkpoint", raw=raw)
     bundle = export(source, tmp_path / "bundle", precision=ExportPrecision.choose(precision), check=False)
     command = [sys.executable, "-c", _PICTURES, str(bundle.path)]
-    first, third = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    seen = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2)]
+    first, third = map(max, zip(*seen, strict=True))  # a watcher that gets no processor sees too little, never too much
     assert third == pytest.approx(first, rel=0.02)
     assert estimate_memory(bundle, max_context=100).picture == pytest.approx(third, rel=0.2)
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from support.paths import ROOT
 from support.room import RefusedImportError, RefusedProgramError
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -34,3 +35,9 @@ def test_compilers_are_not_started(command):
 def test_other_programs_are_started():
     done = subprocess.run([sys.executable, "-c", "print('fine')"], capture_output=True, text=True, check=True)
     assert done.stdout == "fine\n"
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Together pytest imports them by their names alone, and would take one for the other."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import importlib
 import importlib.metadata
 import json
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -29,6 +32,20 @@ class Count(BaseModel):
 def weather(city: str) -> str:
     """Tell the weather of a city."""
     return f"12 degrees in {city}"
+
+
+def leave(read: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run what reads a stream, and cancel it as soon as it sets the event: a user who leaves."""
+
+    async def run() -> None:
+        begun = asyncio.Event()
+        reading = asyncio.ensure_future(read(begun))
+        await begun.wait()
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(run())
 
 
 TOOL = {

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 
-from support.clients import MORE, TOOL, WHERE, Client, Count, conversation, user, weather
+from support.clients import MORE, TOOL, WHERE, Client, Count, conversation, leave, user, weather
 from support.served import PICTURE, WAIT_S
 
 
@@ -113,21 +113,13 @@ class LiteLlm(Client):
         return [found.choices[0].message.content for found in await asyncio.gather(*calls)]
 
     def cancel(self, words):
-        async def leave():
-            import litellm
+        import litellm
 
-            async def read():
-                async for _ in await litellm.acompletion(messages=user(words), stream=True, **self.options):
-                    begun.set()
+        async def read(begun):
+            async for _ in await litellm.acompletion(messages=user(words), stream=True, **self.options):
+                begun.set()
 
-            begun = asyncio.Event()
-            reading = asyncio.ensure_future(read())
-            await begun.wait()
-            reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reading
-
-        asyncio.run(leave())
+        leave(read)
 
 
 class PydanticAi(Client):
@@ -184,20 +176,12 @@ class PydanticAi(Client):
         return [each.output for each in found]
 
     def cancel(self, words):
-        async def leave():
-            async def read():
-                async with self.agent.run_stream([self.image, words]) as found:
-                    async for _ in found.stream_text(delta=True, debounce_by=None):
-                        begun.set()
+        async def read(begun):
+            async with self.agent.run_stream([self.image, words]) as found:
+                async for _ in found.stream_text(delta=True, debounce_by=None):
+                    begun.set()
 
-            begun = asyncio.Event()
-            reading = asyncio.ensure_future(read())
-            await begun.wait()
-            reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reading
-
-        asyncio.run(leave())
+        leave(read)
 
 
 class LlamaIndex(Client):

@@ -17,7 +17,7 @@ from qwenvl_edge.bundle.engines import PlanLimits
 from qwenvl_edge.families.pieces import PixelLimits
 from qwenvl_edge.inputs.clips import load_clip
 from qwenvl_edge.machine.cuda import Cuda, Stream
-from support.bundles import Exports, copy_of
+from support.bundles import copy_of
 from support.decoding import assert_close
 from support.device_frames import frame, put
 from support.dialects import RUNNABLE
@@ -48,8 +48,8 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def exports(name, tmp_path_factory):
-    return Exports(GOLDEN / name, tmp_path_factory.mktemp(name))
+def exports(name, family_exports):
+    return family_exports(name)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from qwenvl_edge.backends.tensorrt.library import installed_libraries
+from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.errors import BackendError
 from support.paths import ROOT
 
 BUILD = ROOT / "build" / "plugin-gpu"
@@ -54,3 +58,29 @@ def build(request: pytest.FixtureRequest, gpu: None) -> Path:
 def plugin(build: Path) -> Path:
     """libqwenvl_tensorrt_plugin.so."""
     return build / "libqwenvl_tensorrt_plugin.so"
+
+
+@pytest.fixture(scope="module")
+def plan_here(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Builds a bundle's TensorRT plan for this GPU, the plugin included; skips where none can be."""
+
+    from qwenvl_edge_export.tensorrt.build import build as build_plan
+    from qwenvl_edge_export.tensorrt.build import choose_limits
+    from qwenvl_edge_export.tensorrt.plugin_lowering import needs_plugin
+
+    def make(bundle: Bundle, **limits: int) -> None:
+        libraries = installed_libraries()
+        if not libraries:
+            pytest.skip("TensorRT is not installed")
+        try:
+            plugin = request.getfixturevalue("plugin") if needs_plugin(libraries[0], bundle) else None
+        except BackendError as error:  # TensorRT-RTX has no int8 cache
+            pytest.skip(str(error))
+        try:
+            build_plan(bundle, "local", choose_limits(bundle, **limits), plugin=plugin)
+        except BackendError as error:
+            if "nothing here builds plans" in str(error):
+                pytest.skip(str(error))
+            raise
+
+    return make

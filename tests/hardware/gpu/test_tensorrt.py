@@ -28,28 +28,15 @@ PICTURE = NANO / "demo.png"
 
 
 @pytest.fixture(scope="module", params=["float", "int8"])
-def bundle(nano_exports, tmp_path_factory, request):
+def bundle(nano_exports, tmp_path_factory, request, plan_here):
     """Nano in fp16 with a plan for this GPU, with a float and an int8 KV cache."""
-    libraries = installed_libraries()
-    if not libraries:
-        pytest.skip("TensorRT is not installed")
     try:
         Cuda.open()
     except BackendError as error:
         pytest.skip(str(error))
     exported = nano_exports("fp16", target="gpu", kv_cache=request.param)
     bundle = copy_of(exported, tmp_path_factory.mktemp("gpu") / "nano-fp16")
-    try:
-        plugin = request.getfixturevalue("plugin") if needs_plugin(libraries[0], bundle) else None
-    except BackendError as error:  # TensorRT-RTX has no int8 cache
-        pytest.skip(str(error))
-    limits = choose_limits(bundle, max_context=1024, max_batch=4, max_images=2, chunk=128)
-    try:
-        build(bundle, "local", limits, plugin=plugin)
-    except BackendError as error:
-        if "nothing here builds plans" in str(error):
-            pytest.skip(str(error))
-        raise
+    plan_here(bundle, max_context=1024, max_batch=4, max_images=2, chunk=128)
     return bundle
 
 

@@ -8,13 +8,10 @@ from qwenvl_edge import BackendError, QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend, check_cuda
 from qwenvl_edge.backends.select import BackendOptions, select_backend
-from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.contract import DEEPSTACK_FEATURES, IMAGE_FEATURES
 from qwenvl_edge.machine.cuda import Cuda
-from qwenvl_edge_export.tensorrt.build import build, choose_limits
-from qwenvl_edge_export.tensorrt.plugin_lowering import needs_plugin
 from qwenvl_edge_export.verification.verify import verify
-from support.bundles import Exports, copy_of
+from support.bundles import copy_of
 from support.decoding import assert_close
 from support.families import FAMILIES, GOLDEN, conversation_of, golden, greedy, load, picture_file, prefilled
 
@@ -27,12 +24,12 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def exported(name, tmp_path_factory):
+def exported(name, family_exports):
     try:
         Cuda.open()
     except BackendError as error:
         pytest.skip(str(error))
-    return Exports(GOLDEN / name, tmp_path_factory.mktemp(name))("fp16", target="gpu")
+    return family_exports(name)("fp16", target="gpu")
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
@@ -44,18 +41,8 @@ def backend(request, exported, tmp_path_factory):
         except BackendError as error:
             pytest.skip(str(error))
         return OnnxRuntimeCudaBackend(exported), exported
-    libraries = installed_libraries()
-    if not libraries:
-        pytest.skip("TensorRT is not installed")
     bundle = copy_of(exported, tmp_path_factory.mktemp("planned") / "bundle")
-    plugin = request.getfixturevalue("plugin") if needs_plugin(libraries[0], bundle) else None
-    limits = choose_limits(bundle, max_context=512, max_batch=3, max_images=2, chunk=40)
-    try:
-        build(bundle, "local", limits, plugin=plugin)
-    except BackendError as error:
-        if "nothing here builds plans" in str(error):
-            pytest.skip(str(error))
-        raise
+    request.getfixturevalue("plan_here")(bundle, max_context=512, max_batch=3, max_images=2, chunk=40)
     return select_backend(BackendOptions(bundle, None, None, 40), "tensorrt", "cuda").backend, bundle
 
 
