@@ -107,6 +107,15 @@ def test_any_locale_and_any_name(nano, tmp_path, locale):
     assert b"Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
 
 
+@pytest.fixture
+def ctrl_c():
+    """What a shell starts in the background ignores SIGINT, and so would the programs that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_two_signals_while_an_export_cleans_up(tmp_path):
     words = [sys.executable, "-m", "qwenvl_edge.cli", "export", "models/nano", str(tmp_path / "bundle")]
     for first, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):

@@ -158,7 +158,7 @@ def test_graphs_that_differ_from_the_checkpoint_are_not_kept(small_checkpoint, t
     from qwenvl_edge_export.families.qwen_vl import vision
 
     monkeypatch.setattr(vision, "VISION_EPS", 1e-2)
-    with pytest.raises(BundleError, match=r"do not compute .* image features \(vision, one picture\): differ by"):
+    with pytest.raises(BundleError, match=r"do not compute .* image features \(vision, pictures, history\): differ by"):
         export(small_checkpoint(), target, precision=ExportPrecision.choose("fp32"))
     assert listing(target.parent) == []
 
