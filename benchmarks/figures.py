@@ -277,10 +277,11 @@ def scale() -> str:
 
 def verified_exports() -> str:
     """Time, memory and disk of exports as users run them: with the comparison with PyTorch at their end."""
-    found = {
-        name: load(f"export-{name}") for name in ("1b-int4", "1b-int8", "full-int4-verified", "full-int8-verified")
-    }
-    exports = [each["headline"] for each in found.values()]
+    sizes = {"1b": "Qwen-VL", "qwen3-vl-2b": "Qwen3-VL", "full": "Qwen-VL"}
+    files = {f"export-{size}-{bits}": family for size, family in sizes.items() for bits in ("int4", "int8")}
+    # Without the ending: exports that were not compared.
+    files = {f"{name}-verified" if "full" in name else name: family for name, family in files.items()}
+    exports = [load(name)["headline"] for name in files]
     rows = [
         ["export altogether, s", *[number(each["seconds"]) for each in exports]],
         ["of it the comparison, s", *[number(each["verify_seconds"]) for each in exports]],
@@ -288,8 +289,11 @@ def verified_exports() -> str:
         ["bundle, GB", *[number(each["disk_gb"]) for each in exports]],
         ["comparison", *[each["verified"] for each in exports]],
     ]
-    titles = [f"{each['parameters'] / 1e9:.3g} billion, {each['precision']}" for each in exports]
-    said = prose(f"With the comparison. ({conditions('export-full-int4-verified')}.)")
+    titles = [
+        f"{family}, {each['parameters'] / 1e9:.3g} billion, {each['precision']}"
+        for family, each in zip(files.values(), exports, strict=True)
+    ]
+    said = prose(f"With the comparison, random weights, not calibrated. ({conditions('export-full-int4-verified')}.)")
     return f"{table(['', *titles], rows)}\n{said}"
 
 
