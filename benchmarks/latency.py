@@ -63,8 +63,9 @@ def torch_once(checkpoint: Path, threads: int | None) -> Callable[[Image.Image, 
     """The same work in PyTorch eager, fp32, with a growing KV cache."""
     import torch
 
+    from qwenvl_edge.inputs.parts import Text
     from qwenvl_edge.inputs.pictures import load_picture, pixel_values
-    from qwenvl_edge.inputs.prompt import PromptBuilder, Text
+    from qwenvl_edge.inputs.prompt import PromptBuilder
     from qwenvl_edge.inputs.tokenizer import Tokenizer
     from qwenvl_edge_export.checkpoint.reader import Checkpoint
     from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork

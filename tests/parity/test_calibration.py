@@ -12,8 +12,8 @@ from PIL import Image
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import CheckpointError, QwenVLError
+from qwenvl_edge.inputs.parts import Text
 from qwenvl_edge.inputs.pictures import load_picture
-from qwenvl_edge.inputs.prompt import Text
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.families.base import ImageFeatures

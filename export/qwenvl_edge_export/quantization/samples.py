@@ -23,8 +23,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from qwenvl_edge.errors import ImageError, QwenVLError
+from qwenvl_edge.inputs.parts import Text
 from qwenvl_edge.inputs.pictures import Picture, load_picture
-from qwenvl_edge.inputs.prompt import Text, Turn
+from qwenvl_edge.inputs.prompt import Turn
 from qwenvl_edge_export.verification.cases import Case, CaseBuilder
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

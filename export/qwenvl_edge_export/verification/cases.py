@@ -20,8 +20,9 @@ from qwenvl_edge.families import open_family
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.pieces import PictureLayout
 from qwenvl_edge.inputs.clips import Visual
+from qwenvl_edge.inputs.parts import Part, Text
 from qwenvl_edge.inputs.pictures import Picture, load_picture
-from qwenvl_edge.inputs.prompt import Part, Prompt, PromptBuilder, Text, Turn, parse_message
+from qwenvl_edge.inputs.prompt import Prompt, PromptBuilder, Turn, parse_message
 from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import DefaultPrompts, PictureInputs

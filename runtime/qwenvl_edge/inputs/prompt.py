@@ -19,9 +19,9 @@ import numpy.typing as npt
 from qwenvl_edge.errors import ContextError, PromptError
 from qwenvl_edge.families.base import Family, Positions
 from qwenvl_edge.families.pieces import NO_LIMITS, Marked, PictureLayout, Piece, PixelLimits, Rows, Shown, Span
-from qwenvl_edge.families.places import GRID
 from qwenvl_edge.inputs.clips import Clip, Visual, load_clip
 from qwenvl_edge.inputs.options import pixel_limits
+from qwenvl_edge.inputs.parts import Part, Region, Text, ToolResult, parse_boxes
 from qwenvl_edge.inputs.pictures import Picture
 from qwenvl_edge.inputs.tokenizer import EncodedTexts, Tokenizer
 
@@ -30,31 +30,6 @@ Loader: TypeAlias = "Callable[[Any, str], Picture]"
 
 _HISTORY = "give the history of a reply, or a list of (message, answer) pairs"
 _LIMITS = ("min_pixels", "max_pixels")
-
-
-@dataclass(frozen=True)
-class Text:
-    """Words."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolResult:
-    """What a tool gave back."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Region:
-    """A reference, boxes or quads that the user points at: grid points 0..999; `label` None for shapes without one."""
-
-    label: str | None
-    boxes: tuple[tuple[tuple[int, int], ...], ...] = ()
-
-
-Part: TypeAlias = "Text | Region | ToolResult | Picture | Clip"
 
 
 @dataclass(frozen=True)
@@ -190,24 +165,11 @@ def _parse_item(item: Mapping[str, Any], visuals: _Visuals) -> Part:
         return Text(check_text(item["text"], "a text of the message"))
     if keys and keys <= {"ref", "box"}:
         label = check_text(item["ref"], "a ref of the message") if "ref" in item else None
-        return Region(label, _parse_boxes(item["box"]) if "box" in item else ())
+        return Region(label, parse_boxes(item["box"]) if "box" in item else ())
     raise PromptError(
         f"an item of the message has the keys {sorted(map(str, keys))}; use 'image', 'video', 'text', 'ref', "
         "'box' or 'ref' with 'box'."
     )
-
-
-def _parse_boxes(value: Any) -> tuple[tuple[tuple[int, int], ...], ...]:
-    boxes = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    if boxes and not isinstance(boxes[0], Sequence):
-        boxes = [boxes]
-    for box in boxes:
-        numbers = isinstance(box, Sequence) and len(box) == 4 and all(isinstance(v, int) for v in box)
-        if not numbers or not all(0 <= v < GRID for v in box):
-            raise PromptError(f"a box is {box!r}; give four integers (x1, y1, x2, y2) on the grid 0..{GRID - 1}.")
-    if not boxes:
-        raise PromptError(f"a box item holds {value!r}; give (x1, y1, x2, y2) or a list of them.")
-    return tuple(((x1, y1), (x2, y2)) for x1, y1, x2, y2 in boxes)
 
 
 def _parse_turn(turn: Any, load: Loader, limits: PixelLimits) -> Turn:
@@ -229,17 +191,6 @@ def check_text(text: Any, what: str) -> str:
     except UnicodeEncodeError as error:
         raise PromptError(f"{what} holds a lone surrogate (half a character) at {error.start}.") from error
     return text
-
-
-def parts_after_pictures(parts: Sequence[Part]) -> tuple[Text | Region, ...]:
-    """Return the words and regions after the last picture: what an answer to a raw prompt may continue."""
-    after: list[Text | Region] = []
-    for part in parts:
-        if isinstance(part, (Picture, Clip)):
-            after.clear()
-        elif isinstance(part, (Text, Region)):
-            after.append(part)
-    return tuple(after)
 
 
 @dataclass(frozen=True)

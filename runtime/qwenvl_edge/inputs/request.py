@@ -18,20 +18,17 @@ from qwenvl_edge.families.tools import AUTO, NONE, Tools
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.inputs.clips import Videos, video_list
 from qwenvl_edge.inputs.options import GenerationOptions, anything, check, flag, list_of, pixel_limits
+from qwenvl_edge.inputs.parts import Part, Region, Text, parts_after_pictures
 from qwenvl_edge.inputs.prompt import (
     Loader,
     Message,
-    Part,
     Prompt,
     PromptBuilder,
-    Region,
-    Text,
     Turn,
     check_text,
     over,
     parse_history,
     parse_message,
-    parts_after_pictures,
 )
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 

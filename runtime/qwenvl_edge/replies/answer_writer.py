@@ -16,8 +16,9 @@ from qwenvl_edge.families.places import Place
 from qwenvl_edge.families.readers import GridShape, PlaceReader, Points
 from qwenvl_edge.families.tools import read_call
 from qwenvl_edge.inputs.clips import Visual
+from qwenvl_edge.inputs.parts import Region, Text
 from qwenvl_edge.inputs.pictures import Picture
-from qwenvl_edge.inputs.prompt import Region, Text, Turn
+from qwenvl_edge.inputs.prompt import Turn
 from qwenvl_edge.inputs.request import Request
 from qwenvl_edge.replies.reply import FinishReason, Reply, Stats, TokenLogprob
 

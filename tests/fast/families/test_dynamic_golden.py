@@ -10,7 +10,8 @@ from qwenvl_edge import ImageError, Video, load_picture
 from qwenvl_edge.families.mrope import positions_of
 from qwenvl_edge.families.pieces import PictureLayout, PixelLimits, Span
 from qwenvl_edge.inputs.clips import load_clip
-from qwenvl_edge.inputs.prompt import PromptBuilder, Text, Turn
+from qwenvl_edge.inputs.parts import Text
+from qwenvl_edge.inputs.prompt import PromptBuilder, Turn
 from support.families import (
     FAMILIES,
     GOLDEN,

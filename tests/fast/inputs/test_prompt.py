@@ -5,16 +5,9 @@ import pytest
 
 from qwenvl_edge.errors import PromptError
 from qwenvl_edge.families.qwen_vl import QwenVLFamily
+from qwenvl_edge.inputs.parts import Region, Text, parts_after_pictures
 from qwenvl_edge.inputs.pictures import load_picture
-from qwenvl_edge.inputs.prompt import (
-    PromptBuilder,
-    Region,
-    Text,
-    Turn,
-    parse_history,
-    parse_message,
-    parts_after_pictures,
-)
+from qwenvl_edge.inputs.prompt import PromptBuilder, Turn, parse_history, parse_message
 from qwenvl_edge.inputs.request import RequestBuilder
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 from support.paths import ROOT
