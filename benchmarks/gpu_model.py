@@ -20,9 +20,9 @@ from scaled import Eager
 from torch import Tensor
 
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge_export.bundle_writer import write_bundle
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.checkpoint.shards import Stored
-from qwenvl_edge_export.export import write_bundle
 from qwenvl_edge_export.families.qwen_vl.config import QwenVLConfig
 from qwenvl_edge_export.families.qwen_vl.reference import Block, QwenVLNetwork, call_context, rotary_tables, rotate
 from qwenvl_edge_export.options import ExportPrecision

@@ -4,56 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx_ir as ir
-import torch
-
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.bundle.contract import (
-    DECODER_GRAPHS,
-    EMBEDDING_FILE,
-    ONNXRUNTIME,
-    STANDARD,
-    VISION_GRAPH,
-    VISION_ORT_GRAPH,
-)
-from qwenvl_edge.bundle.embedding import embedding_bytes
-from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.bundle.manifest import (
-    FORMAT,
-    INT8_CACHE,
     MANIFEST_NAME,
-    EmbeddingInfo,
-    Graphs,
-    Manifest,
-    Provenance,
 )
 from qwenvl_edge.errors import BundleError, QwenVLError
+from qwenvl_edge_export.bundle_writer import Progress, write_bundle
 from qwenvl_edge_export.checkpoint.importing import plan_import
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ExportFamily
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
 from qwenvl_edge_export.files.path_lock import sole_writer
-from qwenvl_edge_export.files.thread_map import one_thread_an_operator
-from qwenvl_edge_export.graphs.data_file import DataFile, HashingWriter
-from qwenvl_edge_export.graphs.decoder import build_decoder
-from qwenvl_edge_export.graphs.stored import GivenIntegers, float_pieces, no_integers
-from qwenvl_edge_export.graphs.weight_layout import WeightLayout, decoder_layout, vision_layout
 from qwenvl_edge_export.options import FLOATS, STATIC, ExportPrecision
-from qwenvl_edge_export.provenance import exporter_name, tool_versions
 from qwenvl_edge_export.quantization.calibration import Calibration
-from qwenvl_edge_export.quantization.results import Kept
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.cases import source_case_builder
 from qwenvl_edge_export.verification.stages import silent
 from qwenvl_edge_export.verification.verify import compare
-from qwenvl_edge_export.weight_formats import no_scales
-
-Progress = Callable[[int, int, str], None]
-
 
 _SMALL_BYTES = 1 << 30
 """Weights as float32 of a model that takes them where nobody asked for a precision and 8 bits lose too much."""
@@ -121,30 +91,26 @@ def export(
     checkpoint = Checkpoint.open(checkpoint_path, revision=revision, chat_format=chat_format)
     if min_pixels is not None or max_pixels is not None:
         checkpoint = dataclasses.replace(checkpoint, family=checkpoint.family.limited(min_pixels, max_pixels))
-    family = checkpoint.family
-    family.check_tokenizer(checkpoint.path)
-    family.generation_defaults(checkpoint.generation)  # a fault shows before hours of work
-    shapes = {weight.name: weight.shape for weight in family.decoder.linear_weights()}
-    precision = (precision or ExportPrecision.choose()).fitted(shapes)
-    precision.check_kept(list(family.linear_names()))
-    imported = plan_import(checkpoint, precision)
-    precision = imported.precision
-    for sentence in (*checkpoint.notes, *imported.notes(calibrated=bool(calibration))):
-        if note is not None:
-            note(sentence)
+    note = note or (lambda _: None)
+    precision = _plan(checkpoint, precision, note, calibrated=bool(calibration))
+
+    def write(precision: ExportPrecision, calibrated: Calibration | None) -> None:
+        with staged_folder(target, replace=force) as folder:
+            write_bundle(checkpoint, folder, precision, calibrated, progress)
+            if check:
+                _record_parity(folder, checkpoint, allow_loss, calibrated is not None, progress)
+
     with sole_writer(target, "an export", wait=wait, progress=progress):
         clean_up(target)
         _check_target(target, force)
         calibrated = _calibrate(checkpoint, precision, calibration, target, progress, restart_calibration)
         try:
-            _write_checked(checkpoint, target, precision, calibrated, force, check, allow_loss, progress)
+            write(precision, calibrated)
         except _LossError:
-            if not precision.is_default or calibrated is not None or _float_bytes(family) > _SMALL_BYTES:
+            if not precision.is_default or calibrated is not None or _float_bytes(checkpoint.family) > _SMALL_BYTES:
                 raise
-            if note is not None:
-                note(_FLOATS_INSTEAD)
-            floats = ExportPrecision.choose("fp32")
-            _write_checked(checkpoint, target, floats, None, force, check, allow_loss, progress)
+            note(_FLOATS_INSTEAD)
+            write(ExportPrecision.choose("fp32"), None)
         if calibrated is not None:
             calibrated.remove()
     return Bundle.open(target)
@@ -154,47 +120,25 @@ class _LossError(BundleError):
     """A bundle that differs from its checkpoint by more than its precision allows."""
 
 
-def _write_checked(
-    checkpoint: Checkpoint,
-    target: Path,
-    precision: ExportPrecision,
-    calibrated: Calibration | None,
-    force: bool,
-    check: bool,
-    allow_loss: bool,
-    progress: Progress | None,
-) -> None:
-    """Write the bundle at `target`, compared with its checkpoint if `check`; whole or not at all."""
-    with staged_folder(target, replace=force) as folder:
-        write_bundle(checkpoint, folder, precision, calibrated, progress)
-        if check:
-            _record_parity(folder, checkpoint, allow_loss, calibrated is not None, progress)
+def _plan(
+    checkpoint: Checkpoint, wanted: ExportPrecision | None, note: Callable[[str], None], *, calibrated: bool
+) -> ExportPrecision:
+    """Return the precision of every part; faults of the checkpoint or the wish show here, before hours of work."""
+    family = checkpoint.family
+    family.check_tokenizer(checkpoint.path)
+    family.generation_defaults(checkpoint.generation)
+    shapes = {weight.name: weight.shape for weight in family.decoder.linear_weights()}
+    precision = (wanted or ExportPrecision.choose()).fitted(shapes)
+    precision.check_kept(list(family.linear_names()))
+    imported = plan_import(checkpoint, precision)
+    for sentence in (*checkpoint.notes, *imported.notes(calibrated=calibrated)):
+        note(sentence)
+    return imported.precision
 
 
 def _float_bytes(family: ExportFamily) -> int:
     """Bytes of all weights as float32."""
     return 4 * sum(math.prod(shape) for shape in family.tensors.values())
-
-
-def write_bundle(
-    checkpoint: Checkpoint,
-    folder: Path,
-    precision: ExportPrecision,
-    calibrated: Calibration | None = None,
-    progress: Progress | None = None,
-) -> int:
-    """Write the bundle of `checkpoint` into the empty folder `folder`, uncompared; `export` does the rest.
-
-    Weights are rounded and packed on the device that the checkpoint's tensors lie on. Returns the bytes that `progress`
-    counts.
-
-    Raises:
-        CheckpointError: a tensor holds NaN or infinity, or values too large for its type.
-        BundleError: the disk is too small.
-    """
-    work = _Export(checkpoint, folder, precision, calibrated, progress)
-    work.run().write(folder)
-    return work.total
 
 
 def _check_target(target: Path, force: bool) -> None:
@@ -253,131 +197,3 @@ def _record_parity(
             f"({better}--allow-loss would keep it): {report.failures}."
         )
     dataclasses.replace(bundle.manifest, parity=report.to_dict()).write(folder)
-
-
-class _Export:
-    """One export into `folder`."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        folder: Path,
-        precision: ExportPrecision,
-        calibrated: Calibration | None,
-        progress: Progress | None,
-    ):
-        self.checkpoint = checkpoint
-        self.folder = folder
-        self.precision = precision
-        self.calibrated = calibrated
-        self._import = plan_import(checkpoint, precision)
-        self.files: dict[str, FileInfo] = {}
-        self._progress = progress
-        self._done = self.total = 0
-
-    def run(self) -> Manifest:
-        checkpoint, family, precision = self.checkpoint, self.checkpoint.family, self.precision
-        generation = family.generation_defaults(checkpoint.generation)
-        scales = no_scales if self._kept is None else self._kept.input_scales
-        vision = vision_layout(family.vision_weights, precision.vision, scales)
-        decoder = decoder_layout(family.decoder, precision.decoder, scales)
-        graphs = self._save_graphs(vision, decoder)
-        table = EmbeddingInfo(
-            EMBEDDING_FILE, precision.embedding, (family.decoder.vocab_size, family.decoder.hidden_size)
-        )
-        self._write_weights(vision, decoder, table)
-        shutil.copyfile(checkpoint.tokenizer, self.folder / checkpoint.tokenizer.name)
-        self._describe(checkpoint.tokenizer.name)
-        digest = checkpoint.digest(self._counter("hashing the checkpoint"))
-        return Manifest(
-            format=FORMAT,
-            family=family.family_info(),
-            model=family.model_info(),
-            precision=precision.describe(self._method),
-            workspace=family.workspace(vision_ort=bool(graphs.vision_ort)),
-            graphs=graphs,
-            embedding=table,
-            tokenizer=checkpoint.tokenizer.name,
-            generation=generation,
-            files=self.files,
-            provenance=Provenance(digest, exporter_name(), tool_versions()),
-            parity={},
-            sensitivity={} if self._kept is None else self._kept.losses(),
-        )
-
-    def _save_graphs(self, vision: WeightLayout, decoder: WeightLayout) -> Graphs:
-        """Build and save every graph over the two layouts."""
-        family, precision = self.checkpoint.family, self.precision
-        # On the CPU MultiHeadAttention takes float32 only.
-        own = VISION_ORT_GRAPH if precision.vision.compute == "fp32" else ""
-        for name, dialect in ((VISION_GRAPH, STANDARD), (own, ONNXRUNTIME)):
-            if name:
-                self._save(family.build_vision(vision, dialect), name)
-        for dialect in precision.decoder.dialects:
-            int8_cache = dialect == STANDARD and precision.decoder.cache == INT8_CACHE
-            model = build_decoder(family.decoder, decoder, dialect, int8_cache=int8_cache)
-            self._save(model, DECODER_GRAPHS[dialect])
-        return Graphs(VISION_GRAPH, {dialect: DECODER_GRAPHS[dialect] for dialect in precision.decoder.dialects}, own)
-
-    def _write_weights(self, vision: WeightLayout, decoder: WeightLayout, table: EmbeddingInfo) -> None:
-        """Write both data files and the embedding, whose size is known beforehand."""
-        tensors, kept = self.checkpoint.tensor, self._kept
-        needed = vision.size_bytes + decoder.size_bytes + embedding_bytes(table.dtype, table.shape)
-        self._check_space(needed - (0 if kept is None else kept.bytes_in_place))
-        self.total = needed + sum(path.stat().st_size for path in self.checkpoint.source_files)
-        with one_thread_an_operator():
-            count = self._counter(f"writing {vision.location}")
-            self.files[vision.location] = DataFile(self.folder, vision).write(tensors, count)
-            count = self._counter(f"writing {decoder.location}")
-            if kept is None:
-                info = DataFile(self.folder, decoder).write(tensors, count, self._imported)
-            else:
-                info = kept.write(decoder, tensors, self.folder, count, self._imported)
-            self.files[decoder.location] = info
-            self._write_embedding()
-
-    @property
-    def _imported(self) -> GivenIntegers:
-        """The checkpoint's own integers, where the decoder keeps them."""
-        return self._import.integers if self.calibrated is None else no_integers
-
-    @property
-    def _method(self) -> str:
-        """The origin of the decoder's integers, for the manifest."""
-        if self.calibrated is not None:
-            return self.calibrated.method
-        return self._import.method
-
-    @property
-    def _kept(self) -> Kept | None:
-        return None if self.calibrated is None else self.calibrated.kept
-
-    def _check_space(self, needed: int) -> None:
-        if (free := shutil.disk_usage(self.folder).free) < needed:
-            raise BundleError(
-                f'the bundle takes {needed / 1e9:,.1f} GB, but the disk of "{self.folder.parent}" has '
-                f"{free / 1e9:,.1f} GB free; make room or write it elsewhere."
-            )
-
-    def _save(self, model: ir.Model, name: str) -> None:
-        ir.save(model, self.folder / name)
-        self._describe(name)
-
-    def _write_embedding(self) -> None:
-        weight, dtype = self.checkpoint.family.decoder.embedding, getattr(torch, self.precision.embedding)
-        with HashingWriter(self.folder / EMBEDDING_FILE, self._counter(f"writing {EMBEDDING_FILE}")) as out:
-            for piece in float_pieces(weight.name, weight.read(self.checkpoint.tensor), dtype):
-                out.write(piece)
-        self.files[EMBEDDING_FILE] = out.info()
-
-    def _describe(self, name: str) -> None:
-        path = self.folder / name
-        self.files[name] = FileInfo(path.stat().st_size, sha256(path))
-
-    def _counter(self, what: str) -> Callable[[int], None]:
-        def count(size: int) -> None:
-            self._done += size
-            if self._progress is not None:
-                self._progress(min(self._done, self.total), self.total, what)
-
-        return count

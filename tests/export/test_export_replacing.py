@@ -11,7 +11,7 @@ import pytest
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BundleError, CheckpointError
-from qwenvl_edge_export import export as exporter
+from qwenvl_edge_export import bundle_writer
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.files import atomic_folder as staging
 from qwenvl_edge_export.graphs import data_file as weights
@@ -119,7 +119,7 @@ def test_interruption_in_the_swap_brings_the_old_bundle_back(small_checkpoint, t
 
 
 def test_too_little_disk_space_is_said_before_writing(small_checkpoint, target, monkeypatch):
-    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(bundle_writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(BundleError, match=r"takes .* GB, but the disk of .* has 0.0 GB free"):
         export(small_checkpoint(), target)
     assert listing(target.parent) == []

@@ -11,7 +11,7 @@ import pytest
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BundleError
-from qwenvl_edge_export import export as exporter
+from qwenvl_edge_export import bundle_writer
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.graphs import data_file as weights
@@ -76,10 +76,10 @@ def test_the_disk_need_not_hold_twice_what_is_kept(checkpoint, calibrated, tmp_p
     needed = sum(files[name].size for name in ("vision.data", "decoder.data", "embedding.bin")) - 2 * LAYER_BYTES
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b"}))
     options = {"precision": INT4, "calibration": tmp_path / "own.jsonl", "check": False}
-    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    monkeypatch.setattr(bundle_writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
     with pytest.raises(BundleError, match=r"the bundle takes .* GB, but the disk of"):
         export(checkpoint, tmp_path / "bundle", **options)
-    monkeypatch.setattr(exporter.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    monkeypatch.setattr(bundle_writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     export(checkpoint, tmp_path / "bundle", **options)
 
 

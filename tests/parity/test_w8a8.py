@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.errors import BundleError, QwenVLError
-from qwenvl_edge_export import export as exporter
+from qwenvl_edge_export import bundle_writer
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.graphs.builder import FLOAT, GraphBuilder
@@ -156,7 +156,7 @@ def test_an_interrupted_calibration_goes_on(checkpoint, bundle, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(layer_calibration, "smooth", counted)
         if stage == "write":
-            patch.setattr(exporter, "vision_layout", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(bundle_writer, "vision_layout", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             export(checkpoint, target, precision=W8A8, check=False)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.calibration"]
