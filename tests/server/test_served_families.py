@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import sys
+import time
 
 import pytest
 
 from support.families import family_of
-from support.served import WAIT_S, serving
+from support.served import WAIT_S, data_uri, serving
 from support.served_families import CALL, ONE, scripted
 
 openai = pytest.importorskip("openai")
@@ -79,6 +81,68 @@ def test_a_tool_is_called_and_its_result_read(tmp_path, name, streamed):
         told = "<tool_response>\n0 degrees\n</tool_response>\n<tool_response>\n1 degrees\n</tool_response>"
         assert f"assistant\nLet me see.\n{CALL}\n{CALL}<|im_end|>\n<|im_start|>user\n{told}<|im_end|>\n" in shown()
         assert "<|im_start|>user\nSo?<|im_end|>" in shown()
+
+
+@pytest.mark.parametrize("boxes", [None, "text"])
+def test_calls_are_streamed_token_by_token(tmp_path, monkeypatch, boxes):
+    script = f"Let me see.\n{CALL}\n{CALL}<|im_end|>"
+    with served(tmp_path, "qwen3_vl", script, script, tools=True) as (client, backend, _):
+        plain = backend.decode_unchecked
+
+        def decode(*arguments):
+            time.sleep(0.002)  # or pieces that come together would be one
+            return plain(*arguments)
+
+        monkeypatch.setattr(backend, "decode_unchecked", decode)
+        options = {"tools": [WEATHER], "max_tokens": 300, "extra_body": {"boxes": boxes}}
+        chunks = list(chat(client, stream=True, **options))
+        choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+        assert "".join(choice.delta.content or "" for choice in choices) == "Let me see."
+        assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["tool_calls"]
+        deltas = [call for choice in choices for call in choice.delta.tool_calls or ()]
+        calls = [[call for call in deltas if call.index == number] for number in (0, 1)]
+        assert deltas == [*calls[0], *calls[1]]
+        for first, *rest in calls:
+            assert (first.function.name, first.function.arguments, first.type) == ("weather", "", "function")
+            assert first.id and not any(call.id or call.function.name for call in rest)
+            assert json.loads("".join(call.function.arguments for call in rest)) == {"city": "Bern"}
+            assert len(rest) == 1 if boxes else len(rest) > 5
+        (text, *_, last) = [number for number, choice in enumerate(choices) if choice.delta.tool_calls]
+        assert all(choice.delta.content in (None, "") for choice in choices[text:last])
+
+
+def test_a_streamed_response_has_text_then_calls(tmp_path):
+    script = f"Let me see.\n{CALL}\n{CALL}<|im_end|>"
+    with served(tmp_path, "qwen3_vl", script, script, tools=True) as (client, _, _):
+        options = {"model": "nano", "input": "How warm?", "tools": [TOOL], "max_output_tokens": 300, "temperature": 0}
+        with client.responses.stream(**options) as stream:
+            ended = [event for event in stream if event.type == "response.output_item.done"]
+            response = stream.get_final_response()
+        assert [event.output_index for event in ended] == [0, 1, 2]
+        whole = client.responses.create(**options)
+        for found in (response, whole):
+            message, *calls = found.output
+            assert (found.output_text, message.qwenvl["text"], found.status) == ("Let me see.",) * 2 + ("completed",)
+            assert [(call.name, json.loads(call.arguments)) for call in calls] == [("weather", {"city": "Bern"})] * 2
+        assert [event.item.id for event in ended] == [item.id for item in response.output]
+
+
+def test_a_number_beyond_floats_stays_json(tmp_path):
+    script = CALL.replace('"Bern"', '"Bern", "n": 1e999') + "<|im_end|>"
+    free = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    with served(tmp_path, "qwen3_vl", script, tools=True) as (client, _, _):
+        (call,) = chat(client, tools=[free], max_tokens=300).choices[0].message.tool_calls
+        assert json.loads(call.function.arguments) == {"city": "Bern", "n": sys.float_info.max}
+
+
+def test_a_label_may_be_half_a_surrogate_pair(tmp_path):
+    script = r'[{"bbox_2d": [0, 0, 9, 9], "label": "\ud800"}]'
+    with served(tmp_path, "qwen3_vl", f"{script}<|im_end|>", f"{script}<|im_end|>") as (client, _, _):
+        asked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_uri()}}]}]
+        message = chat(client, asked, max_tokens=300).choices[0].message
+        assert (message.content, len(message.qwenvl["boxes"])) == (script, 1)
+        *_, last = chat(client, asked, max_tokens=300, stream=True)
+        assert last.choices[0].delta.qwenvl["boxes"] == message.qwenvl["boxes"]
 
 
 def test_words_in_arguments_and_results_are_no_tags(tmp_path):
@@ -217,10 +281,13 @@ def test_responses_with_tools_and_reasoning(tmp_path, streamed):
             events = list(client.responses.create(input="How warm?", stream=True, **options))
             kinds = [event.type for event in events]
             assert [event.sequence_number for event in events] == list(range(len(events)))
-            ended = ["reasoning_text.done", "output_item.done", "output_item.added", "function_call_arguments.delta"]
+            delta = "response.function_call_arguments.delta"
+            ended = ["reasoning_text.done", "output_item.done", "output_item.added"]
             ended += ["function_call_arguments.done", "output_item.done", "completed"]
-            assert kinds[-7:] == [f"response.{kind}" for kind in ended]
+            assert [kind for kind in kinds if kind != delta][-6:] == [f"response.{kind}" for kind in ended]
             response = events[-1].response
+            arguments = [event.delta for event in events if event.type == delta]
+            assert "".join(arguments) == response.output[1].arguments and len(arguments) > 5
         else:
             response = client.responses.create(input="How warm?", **options)
         thought, call = response.output

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qwenvl_edge.decoding.pipeline import Answerer
 from qwenvl_edge.decoding.scheduler import Job, Scheduler
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.families.tools import CallPiece
 from qwenvl_edge.inputs.clips import Videos
 from qwenvl_edge.inputs.options import check, function, optional
 from qwenvl_edge.inputs.prompt import Message
@@ -74,6 +75,7 @@ class Batcher(NotPicklable):
         on_text: Callable[[str], None] | None = None,
         on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
         on_thinking: Callable[[str], None] | None = None,
+        on_call: Callable[[CallPiece], None] | None = None,
         **overrides: Unpack[Overrides],
     ) -> Future[Reply]:
         """Answer a message when its turn comes. Arguments are those of QwenVLEngine.chat; `cancel` ends it early.
@@ -85,6 +87,7 @@ class Batcher(NotPicklable):
             on_logprobs: the same for log-probabilities, if the option `logprobs` asks for them: called with those that
                 came since its last call, before on_text.
             on_thinking: the same for the reasoning before the answer, in models that reason.
+            on_call: the same for pieces of the calls of tools, called after on_text.
 
         Returns:
             The reply to come, or its error: a BackendError, or one that a callback raised. Its own cancel() does
@@ -94,13 +97,14 @@ class Batcher(NotPicklable):
             QwenVLError: the batcher is closed, or an error that chat raises before it computes.
         """
         self._process.check()
-        for name, callback in (("on_text", on_text), ("on_logprobs", on_logprobs), ("on_thinking", on_thinking)):
+        callbacks = {"on_text": on_text, "on_logprobs": on_logprobs, "on_thinking": on_thinking, "on_call": on_call}
+        for name, callback in callbacks.items():
             check(name, callback, optional(function()))
         if raw:
             request = self._requests.complete(message, images, overrides, video)
         else:
             request = self._requests.chat(message, images, history, system, overrides, video)
-        job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs, on_thinking)
+        job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs, on_thinking, on_call)
         with self._changed:
             if self._closed:
                 raise QwenVLError("the batcher is closed; make a new one.")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray, can_grow
 from qwenvl_edge.decoding.decode_loop import Work
 from qwenvl_edge.decoding.pipeline import Answerer
+from qwenvl_edge.families.tools import CallPiece
 from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 
@@ -29,14 +30,15 @@ _LEAST_CAPACITY = 512  # tokens per row
 class Job:
     """A request on its way to a reply.
 
-    on_text: takes pieces of the answer's text. on_thinking: of the reasoning before it. on_logprobs: takes the
-    answer's log-probabilities, where they are asked for.
+    on_text: takes pieces of the answer's text. on_thinking: of the reasoning before it. on_call: of the calls of tools
+    after it. on_logprobs: takes the answer's log-probabilities, where they are asked for.
     """
 
     work: Work
     on_text: Callable[[str], None] | None = None
     on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None
     on_thinking: Callable[[str], None] | None = None
+    on_call: Callable[[CallPiece], None] | None = None
     reply: Future[Reply] = field(default_factory=Future)
     _told: int = 0
 
@@ -51,6 +53,9 @@ class Job:
             self.on_thinking(thought)
         if piece and self.on_text is not None:
             self.on_text(piece)
+        if self.on_call is not None:
+            for call in self.work.writer.take_calls():
+                self.on_call(call)
 
 
 class _Rows:

@@ -52,7 +52,7 @@ class JsonReader(PlaceReader):
     def __init__(self, grid: int | None, call_tags: tuple[str, str] = ("", "")) -> None:
         self._grid = grid
         self._call_tags = call_tags
-        self._call: str | None = None
+        self.call = None
         self.calls: list[str] = []
         self._text = ""
         self._begins = 0
@@ -65,16 +65,16 @@ class JsonReader(PlaceReader):
         opening, closing = self._call_tags
         clean, rest = "", text
         while rest:
-            if self._call is None:
+            if self.call is None:
                 before, found, rest = rest.partition(opening) if opening else (rest, "", "")
                 clean += before
-                self._call = "" if found else None
+                self.call = "" if found else None
             else:
                 body, found, rest = rest.partition(closing)
-                self._call += body
+                self.call += body
                 if found:
-                    self.calls.append(self._call.strip())
-                    self._call = None
+                    self.calls.append(self.call.strip())
+                    self.call = None
         self._text += clean
         return clean
 
@@ -90,8 +90,8 @@ class JsonReader(PlaceReader):
 
     def finish(self) -> str:
         """See PlaceReader.finish; a call that is cut off is malformed."""
-        if self._call is not None:
-            self.malformed.append(f"{self._call_tags[0]}{self._call}")
+        if self.call is not None:
+            self.malformed.append(f"{self._call_tags[0]}{self.call}")
         for item in find_objects(self._text):
             if item.end > self._begins:
                 self._take(item)

@@ -30,10 +30,11 @@ class PlaceReader(ABC):
     """Splits an answer that arrives in pieces into clean text and the places that it names.
 
     shapes: points, boxes and quads so far. labels: the marked phrases so far. malformed: markup that names no place.
-    calls: the bodies of the tool calls so far, which are no part of the clean text.
+    calls: the bodies of the tool calls so far, which are no part of the clean text. call: the body of one under way.
     """
 
     calls: Sequence[str] = ()
+    call: str | None = None
     shapes: list[GridShape]
     labels: list[str]
     malformed: list[str]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ HEAD = (
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
 )
 HOW = "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+_STRING = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"'
+_CALL_HEAD = re.compile(rf'\{{\s*"name"\s*:\s*({_STRING})\s*,\s*"arguments"\s*:\s*(?=\{{)')
 FORM = '\n{"name": <function-name>, "arguments": <args-json-object>}\n'
 
 
@@ -151,8 +155,110 @@ def written_calls(calls: Sequence[ToolCall]) -> str:
 
 def read_call(body: str) -> ToolCall | None:
     """Read the body of a call, tolerantly; None if it names no tool."""
-    for item in find_objects(body):
-        name, arguments = item.values.get("name"), item.values.get("arguments", {})
+    for values in _objects(body):
+        name, arguments = values.get("name"), values.get("arguments", {})
         if isinstance(name, str) and isinstance(arguments, dict):
             return ToolCall(name, arguments)
     return None
+
+
+def _finite(number: str) -> float:
+    """Return the nearest number that JSON can be written with; 1e999 is in its grammar, too."""
+    return max(-sys.float_info.max, min(sys.float_info.max, float(number)))
+
+
+def _objects(body: str) -> list[dict[str, Any]]:
+    """Return the objects of a body, outer ones before those inside of them."""
+    try:
+        whole = json.loads(body, parse_float=_finite, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return [item.values for item in sorted(find_objects(body), key=lambda item: item.start)]
+    return [whole] if isinstance(whole, dict) else []
+
+
+@dataclass(frozen=True)
+class CallPiece:
+    """What came of a tool's call under way.
+
+    call: its number in the answer, from 0. name: the tool's, in the first piece of the call; else None. arguments: goes
+    on from the pieces before; all together are the JSON of the arguments.
+    """
+
+    call: int
+    name: str | None
+    arguments: str
+
+
+class CallPieces:
+    """Cuts the bodies of calls into pieces while they are written.
+
+    A body begins to be told when the tool's name and the bracket of its arguments are there, as the grammar of tools
+    has them. One of another form is told when it is whole.
+    """
+
+    def __init__(self) -> None:
+        self._whole = 0  # bodies that are told
+        self._number = 0
+        self._body: _Body | None = None
+
+    def take(self, bodies: Sequence[str], under_way: str | None) -> list[CallPiece]:
+        """Return what is new. bodies: all that are whole. under_way: the one after them, as far as it is there."""
+        pieces = []
+        for body in bodies[self._whole :]:
+            pieces += self._end(body)
+            self._whole += 1
+        if under_way is not None:
+            pieces += self._go_on(under_way.lstrip())
+        return pieces
+
+    def _go_on(self, body: str) -> list[CallPiece]:
+        opened = self._body is None
+        if self._body is None:
+            if (head := _CALL_HEAD.match(body)) is None:
+                return []
+            self._body = _Body(json.loads(head[1]), head.end())
+        new = self._body.arguments(body)
+        return [CallPiece(self._number, self._body.name if opened else None, new)] if new else []
+
+    def _end(self, body: str) -> list[CallPiece]:
+        pieces = self._go_on(body)
+        if self._body is None:
+            if (call := read_call(body)) is None:
+                return []
+            pieces = [CallPiece(self._number, call.name, json.dumps(call.arguments, ensure_ascii=False))]
+        self._number += 1
+        self._body = None
+        return pieces
+
+
+class _Body:
+    """A call's body whose arguments begin at `at`; finds where they end."""
+
+    def __init__(self, name: str, at: int) -> None:
+        self.name = name
+        self._at = at
+        self._depth = 0
+        self._ended = False
+        self._in_string = self._escaped = False
+
+    def arguments(self, body: str) -> str:
+        """Return what of the arguments is new in a body."""
+        start = self._at
+        while self._at < len(body) and not self._ended:
+            self._read(body[self._at])
+            self._at += 1
+        return body[start : self._at]
+
+    def _read(self, char: str) -> None:
+        if self._escaped:
+            self._escaped = False
+        elif self._in_string:
+            self._escaped = char == "\\"
+            self._in_string = char != '"'
+        elif char == '"':
+            self._in_string = True
+        elif char in "{[":
+            self._depth += 1
+        elif char in "}]":
+            self._depth -= 1
+            self._ended = self._depth == 0

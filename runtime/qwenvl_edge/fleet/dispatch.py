@@ -14,6 +14,7 @@ from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.families.tools import CallPiece
 from qwenvl_edge.fleet.routing import picture_key
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
@@ -21,7 +22,7 @@ from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import log
 from qwenvl_edge.server.service import Thought
 
-Item = str | list[TokenLogprob] | Reply | QwenVLError | None
+Item = str | CallPiece | list[TokenLogprob] | Reply | QwenVLError | None
 """Items that a replica sends: None once it has the request, pieces of the answer, at last the reply or an error."""
 
 _LOST = (
@@ -45,6 +46,7 @@ class _Request:
     on_text: Callable[[str], None] | None
     on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None
     on_thinking: Callable[[str], None] | None
+    on_call: Callable[[CallPiece], None] | None
     ends: float
     taken: bool = False
     said: bool = False
@@ -85,6 +87,7 @@ class Dispatcher:
         on_text: Callable[[str], None] | None = None,
         on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
         on_thinking: Callable[[str], None] | None = None,
+        on_call: Callable[[CallPiece], None] | None = None,
         **arguments: Any,
     ) -> Future[Reply]:
         """Have a request answered; called outside the event loop. Arguments are those of Batcher.submit.
@@ -94,7 +97,8 @@ class Dispatcher:
             (503) where no replica was free in time or the one that answered was lost.
         """
         ends = time.monotonic() + deadline_ms / 1e3
-        request = _Request(picture_key(arguments), arguments, cancel, on_text, on_logprobs, on_thinking, ends)
+        listeners = (on_text, on_logprobs, on_thinking, on_call)
+        request = _Request(picture_key(arguments), arguments, cancel, *listeners, ends)
         return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
 
     def close(self) -> None:
@@ -155,6 +159,10 @@ class Dispatcher:
                 listener = request.on_thinking if isinstance(item, Thought) else request.on_text
                 if listener is not None:
                     listener(item)
+            elif isinstance(item, CallPiece):
+                request.said = True
+                if request.on_call is not None:
+                    request.on_call(item)
             elif isinstance(item, list):
                 request.said = True
                 if request.on_logprobs is not None:

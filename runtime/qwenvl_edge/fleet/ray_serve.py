@@ -109,13 +109,15 @@ class Engine:
         token = CancelToken()
         try:
             answer = await self._service.submit(arguments, token, stream=stream)
-            async for text, thought, logprobs in answer.pieces():
+            async for text, thought, calls, logprobs in answer.pieces():
                 if logprobs:
                     yield logprobs
                 if thought:
                     yield Thought(thought)
                 if text:
                     yield text
+                for call in calls:
+                    yield call
             reply = await answer.reply()
             yield dataclasses.replace(reply, pictures=(), history=())  # whoever asked has them
         except QwenVLError as error:

@@ -14,7 +14,7 @@ from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.boxes import boxes_of, corners, place, points_of, quads_of, refs_of
 from qwenvl_edge.families.places import Place
 from qwenvl_edge.families.readers import GridShape, PlaceReader, Points
-from qwenvl_edge.families.tools import read_call
+from qwenvl_edge.families.tools import CallPiece, CallPieces, read_call
 from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.parts import Region, Text
 from qwenvl_edge.inputs.pictures import Picture
@@ -55,6 +55,7 @@ class AnswerWriter:
         self._thoughts: list[str] = []
         self.thinking_tokens = 0
         self._thoughts_told = 0
+        self._call_pieces: CallPieces | None = None
         self._decoder = tokenizer.incremental(stop=stop_strings)
         self._stop = stop
         self._hidden = hidden
@@ -88,6 +89,12 @@ class AnswerWriter:
         new = "".join(self._thoughts[self._thoughts_told :])
         self._thoughts_told = len(self._thoughts)
         return new
+
+    def take_calls(self) -> list[CallPiece]:
+        """Return what came of the calls of tools since the last call."""
+        if self._call_pieces is None:
+            self._call_pieces = CallPieces()
+        return self._call_pieces.take(self._reader.calls, self._reader.call)
 
     @property
     def shapes(self) -> Sequence[GridShape]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
@@ -28,7 +28,7 @@ from qwenvl_edge.server.errors import SERVER, ApiError, from_engine
 from qwenvl_edge.server.intake import Arrived, ClientDisconnect, parse, read_body
 from qwenvl_edge.server.logs import LOGGER, log
 from qwenvl_edge.server.memory import Budget, Holding
-from qwenvl_edge.server.render import Renderer
+from qwenvl_edge.server.render import Renderer, as_json, call_pieces
 from qwenvl_edge.server.schema import Sampling
 from qwenvl_edge.server.service import Service, StreamedAnswer
 from qwenvl_edge.server.settings import ServerSettings
@@ -85,7 +85,8 @@ class Exchanges:
             request_id = request.state.request_id
             if asked.options.stream:
                 return _EventStream(self._events(asked, answer, request_id), place.pop_all())
-            return JSONResponse(asked.renderer.whole(await self._reply(asked, answer, request_id)))
+            whole = as_json(asked.renderer.whole(await self._reply(asked, answer, request_id)))
+            return Response(whole, media_type="application/json")
 
     async def _begin(
         self, arrived: Arrived, read: Reader, holding: Holding, token: CancelToken, started: float
@@ -132,11 +133,14 @@ class Exchanges:
     async def _events(self, asked: Asked, answer: StreamedAnswer, request_id: str) -> AsyncIterator[bytes]:
         renderer = asked.renderer
         yield renderer.first()
-        async for text, thought, logprobs in answer.pieces():
+        async for text, thought, calls, logprobs in answer.pieces():
             if thought:
                 yield renderer.thought(thought)
-            if renderer.streams_text and (text or logprobs):
-                yield renderer.piece(text, logprobs)
+            if renderer.streams_text:
+                if text or logprobs:
+                    yield renderer.piece(text, logprobs)
+                for call in calls:
+                    yield renderer.call(call)
         try:
             reply = await self._reply(asked, answer, request_id)
         except ApiError as error:  # the status is sent already
@@ -144,6 +148,8 @@ class Exchanges:
             return
         if not renderer.streams_text:
             yield renderer.piece(renderer.content(reply), reply.logprobs or ())
+            for call in call_pieces(reply):
+                yield renderer.call(call)
         yield renderer.last(reply)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qwenvl_edge.families.tools import ToolCall
+from qwenvl_edge.families.tools import CallPiece, ToolCall
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 
 _REASONS = {"stop": "stop", "stop_string": "stop", "cancelled": "stop"}
@@ -83,6 +83,10 @@ class Renderer(ABC):
     def piece(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
         """Return the events of a piece of text and of the log-probabilities that came with it."""
 
+    def call(self, piece: CallPiece) -> bytes:
+        """Return the events of a piece of a tool's call."""
+        return b""
+
     @abstractmethod
     def last(self, reply: Reply) -> bytes:
         """Return the events after the text."""
@@ -128,16 +132,18 @@ class ChatRenderer(Renderer):
         """See Renderer."""
         return self._event({"content": text}, logprobs=_logprobs(logprobs) if logprobs else None)
 
+    def call(self, piece: CallPiece) -> bytes:
+        """See Renderer; a call's name comes in a chunk of its own."""
+        opened = b""
+        if piece.name is not None:
+            head = {"index": piece.call, "id": call_id(), "type": "function"}
+            opened = self._event({"tool_calls": [{**head, "function": {"name": piece.name, "arguments": ""}}]})
+        going_on = {"index": piece.call, "function": {"arguments": piece.arguments}}
+        return opened + self._event({"tool_calls": [going_on]})
+
     def last(self, reply: Reply) -> bytes:
-        """See Renderer; a call comes when the answer is whole, its arguments in a chunk of their own."""
-        end = b""
-        for number, call in enumerate(reply.tool_calls):
-            whole = _call(call)
-            opening = {"index": number, "id": call_id(), **whole, "function": {**whole["function"], "arguments": ""}}
-            end += self._event({"tool_calls": [opening]})
-            arguments = {"arguments": whole["function"]["arguments"]}
-            end += self._event({"tool_calls": [{"index": number, "function": arguments}]})
-        end += self._event({"qwenvl": self.form.extension(reply)}, finish_reason(reply))
+        """See Renderer."""
+        end = self._event({"qwenvl": self.form.extension(reply)}, finish_reason(reply))
         if self.form.include_usage:
             counts = {"choices": [], "usage": usage(reply, self.form)}
             end += event({**self._head("chat.completion.chunk"), **counts})
@@ -163,6 +169,11 @@ def arguments_of(call: ToolCall) -> str:
     return json.dumps(call.arguments, ensure_ascii=False)
 
 
+def call_pieces(reply: Reply) -> list[CallPiece]:
+    """Return the calls of an answer, a piece each."""
+    return [CallPiece(number, call.name, arguments_of(call)) for number, call in enumerate(reply.tool_calls)]
+
+
 def _call(call: ToolCall) -> dict[str, Any]:
     return {"type": "function", "function": {"name": call.name, "arguments": arguments_of(call)}}
 
@@ -173,7 +184,12 @@ DONE = b"data: [DONE]\n\n"
 def event(content: dict[str, Any], name: str | None = None) -> bytes:
     """Return a server-sent event, named or not."""
     head = b"" if name is None else f"event: {name}\n".encode()
-    return head + b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+    return head + b"data: " + as_json(content) + b"\n\n"
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """Return JSON in ASCII, which can hold whatever a model writes."""
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
 def finish_reason(reply: Reply) -> str:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+from qwenvl_edge.families.tools import CallPiece
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 from qwenvl_edge.server.answering import Answering
@@ -26,15 +27,16 @@ class Thought(str):
     __slots__ = ()
 
 
-Item = str | Sequence[TokenLogprob] | Future[Reply]
-"""A piece of text or a Thought, log-probabilities, or at last the reply."""
+Item = str | CallPiece | Sequence[TokenLogprob] | Future[Reply]
+"""A piece of text, a Thought, a piece of a call, log-probabilities, or at last the reply."""
 
 
 class Piece(NamedTuple):
-    """What came of an answer since the piece before: text, reasoning before it, log-probabilities of both."""
+    """What came of an answer since the piece before: text, reasoning before it, calls after it, their probabilities."""
 
     text: str
     thought: str
+    calls: list[CallPiece]
     logprobs: list[TokenLogprob]
 
 
@@ -68,6 +70,7 @@ class StreamedAnswer:
         self._items = items
         self._ended: Future[Reply] | None = None
         self._text = self._thought = ""
+        self._calls: list[CallPiece] = []
         self._logprobs: list[TokenLogprob] = []
 
     async def pieces(self) -> AsyncIterator[Piece]:
@@ -76,9 +79,9 @@ class StreamedAnswer:
             self._take(await self._items.get())
             while self._ended is None and not self._items.empty():
                 self._take(self._items.get_nowait())
-            if self._text or self._thought or self._logprobs:
-                piece = Piece(self._text, self._thought, self._logprobs)
-                self._text, self._thought, self._logprobs = "", "", []
+            if self._text or self._thought or self._calls or self._logprobs:
+                piece = Piece(self._text, self._thought, self._calls, self._logprobs)
+                self._text, self._thought, self._calls, self._logprobs = "", "", [], []
                 yield piece
 
     async def reply(self) -> Reply:
@@ -93,6 +96,8 @@ class StreamedAnswer:
             self._thought += item
         elif isinstance(item, str):
             self._text += item
+        elif isinstance(item, CallPiece):
+            self._calls.append(item)
         elif isinstance(item, Future):
             self._ended = item
         else:
@@ -146,7 +151,7 @@ class Service:
         items: asyncio.Queue[Item] = asyncio.Queue()
         put = (lambda item: self._outbox.put(items, item)) if stream else None
         think = (lambda thought: self._outbox.put(items, Thought(thought))) if stream else None
-        callbacks = {"on_text": put, "on_logprobs": put, "on_thinking": think}
+        callbacks = {"on_text": put, "on_logprobs": put, "on_thinking": think, "on_call": put}
         future = await asyncio.to_thread(self._batcher.submit, **arguments, cancel=token, **callbacks)
         future.add_done_callback(self._count)
         future.add_done_callback(lambda ended: self._outbox.put(items, ended))
