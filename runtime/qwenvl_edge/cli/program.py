@@ -23,6 +23,7 @@ from qwenvl_edge.cli.commands.doctor import add_doctor
 from qwenvl_edge.cli.commands.export import add_export
 from qwenvl_edge.cli.commands.info import add_info
 from qwenvl_edge.cli.commands.plan import add_plan
+from qwenvl_edge.cli.commands.replay import add_replay
 from qwenvl_edge.cli.commands.verify import add_verify
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.signals import Terminated
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add_chat(commands)
     add_plan(commands)
     add_serve(commands)
+    add_replay(commands)
     add_info(commands)
     add_bench(commands)
     add_doctor(commands)

@@ -18,12 +18,11 @@ from typing import Any
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge.families.places import Box
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import run_command
-from qwenvl_edge.robotics.images import message_to_rgb, raw_to_rgb
 from qwenvl_edge.robotics.messages import Messages
 from qwenvl_edge.robotics.node import NodeAnswer, NodeSettings, Question, VlmNode
+from qwenvl_edge.robotics.ros_messages import detection_array, diagnostic_array, image_to_rgb
 
 _NAME = "qwenvl"
 _DIAGNOSTICS_S = 1.0
@@ -84,18 +83,7 @@ class RosNode:
 
     def _take_image(self, image: Any) -> None:
         with self._messages.passing_over("image"):
-            if hasattr(image, "encoding"):
-                pixels = raw_to_rgb(
-                    image.data,
-                    image.encoding,
-                    image.width,
-                    image.height,
-                    row_bytes=image.step,
-                    is_big_endian=image.is_bigendian,
-                )
-            else:
-                pixels = message_to_rgb(image.data, image.format)
-            self._vlm.put_frame(pixels, age_s=self._age_s(image.header.stamp), header=image.header)
+            self._vlm.put_frame(image_to_rgb(image), age_s=self._age_s(image.header.stamp), header=image.header)
 
     def _age_s(self, stamp: Any) -> float:
         """Seconds since a stamp; 0 for one that was not set."""
@@ -136,38 +124,10 @@ class RosNode:
         return result
 
     def _encode(self, answer: NodeAnswer) -> Any:
-        header = answer.frame.header
-        detections = [self._detection(header, box) for box in answer.reply.boxes]
-        return self._ros.Detection2DArray(header=header, detections=detections)
-
-    def _detection(self, header: Any, box: Box) -> Any:
-        """One box as vision_msgs 4 (Humble and newer) has it; the model gives no score, so it is 1."""
-        ros = self._ros
-        detection = ros.Detection2D(header=header)
-        detection.bbox.center.position.x = (box.x1 + box.x2) / 2
-        detection.bbox.center.position.y = (box.y1 + box.y2) / 2
-        detection.bbox.size_x, detection.bbox.size_y = box.x2 - box.x1, box.y2 - box.y1
-        hypothesis = ros.ObjectHypothesisWithPose()
-        hypothesis.hypothesis.class_id, hypothesis.hypothesis.score = box.label, 1.0
-        detection.results = [hypothesis]
-        return detection
+        return detection_array(self._ros, answer.frame.header, answer.reply.boxes)
 
     def _diagnose(self) -> None:
-        ros, status = self._ros, self._vlm.status
-        figures = {
-            "answered": status.answered,
-            "failed": status.failed,
-            "frames dropped": status.frames_dropped,
-            "questions dropped": status.questions_dropped,
-            "latency of the last answer, ms": round(status.latency_ms),
-        }
-        message = ros.DiagnosticStatus(
-            level=ros.DiagnosticStatus.WARN if status.error else ros.DiagnosticStatus.OK,
-            name=f"{self._node.get_name()}: answers",
-            message=status.error or "fine",
-            values=[ros.KeyValue(key=key, value=str(value)) for key, value in figures.items()],
-        )
-        array = ros.DiagnosticArray(status=[message])
+        array = diagnostic_array(self._ros, self._node.get_name(), self._vlm.status)
         array.header.stamp = self._node.get_clock().now().to_msg()
         self._diagnostics.publish(array)
 
