@@ -148,7 +148,7 @@ def _protobuf_decoder(form: Form) -> Callable[[bytes], Any]:
     from mcap_protobuf.decoder import DecoderFactory
 
     schema = Schema(id=1, name=form.kind, encoding=form.language, data=form.definition)
-    decode = DecoderFactory().decoder_for("protobuf", schema)
+    decode: Callable[[bytes], Any] | None = DecoderFactory().decoder_for("protobuf", schema)
     if decode is None:
         raise RecordingError(f"the definition of {form.kind} is {show(form.language)}, not protobuf.")
     return decode

@@ -23,13 +23,16 @@ def row(entry: Entry, start_ns: int) -> str:
 def to_csv(entries: list[Entry]) -> bytes:
     """Return the answers as a CSV file in UTF-8, its first line the names of the columns.
 
-    stamp: seconds with nine decimals. boxes: a JSON list of {label, x1, y1, x2, y2}.
+    stamp: seconds with nine decimals. boxes: a JSON list of {label, x1, y1, x2, y2} in pixels.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     for entry in entries:
-        boxes = [{"label": box.label, "x1": box.x1, "y1": box.y1, "x2": box.x2, "y2": box.y2} for box in entry.boxes]
+        boxes = [
+            {"label": box.label, **{side: round(getattr(box, side), 2) for side in ("x1", "y1", "x2", "y2")}}
+            for box in entry.boxes
+        ]
         stamp = f"{entry.stamp[0]}.{entry.stamp[1]:09d}"
         cells = (entry.log_ns, stamp, entry.frame_id, entry.text, entry.finish_reason)
         writer.writerow([*cells, json.dumps(boxes, ensure_ascii=False)])
