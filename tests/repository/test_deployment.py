@@ -30,7 +30,8 @@ def lines_of(path: str | Path) -> str:
 def served(words):
     """The options of a command `qwenvl serve ...`, read by the program's own parser."""
     assert Path(words[0]).name == "qwenvl"
-    options = _parser().parse_args(words[1:])
+    given = _parser().parse_args(words[1:])
+    options = given.run.args[0].complete(given, {})
     assert options.api_key_file is not None
     return options
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.server.configuration import PREFIX, Configuration
 from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_keys
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from qwenvl_edge.engine import QwenVLEngine
 
 _LATE_S = 5.0  # beyond a limit, after which a connection is closed without an answer
+_SOURCES = f"An option that is not given is taken from {PREFIX}PORT and the like, then from the file of --config."
 _LIMITS = {
     "rows": "answers at once",
     "queue": "requests that wait beyond those; more get 429",
@@ -44,45 +47,46 @@ _LIMITS = {
 
 def add_serve(commands: Any) -> None:
     """Add the command to the program's parser."""
-    parser = commands.add_parser("serve", help="answer over HTTP, as OpenAI's chat completions do")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="what to bind (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
-    parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="one of its lines is needed with every request"
-    )
-    parser.add_argument("--model-name", metavar="NAME", help="the name that requests give (default: the bundle's)")
-    parser.add_argument(
+    parser = commands.add_parser("serve", help="answer over HTTP, as OpenAI's chat completions do", epilog=_SOURCES)
+    options = Configuration(parser)
+    options.add("bundle", nargs="?", type=Path, metavar="BUNDLE", help="a bundle, made by qwenvl export")
+    options.add("--config", type=Path, metavar="FILE", help="a TOML file of options: `port = 8001`")
+    options.add("--host", default="127.0.0.1", metavar="ADDRESS", help="what to bind (default 127.0.0.1)")
+    options.add("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
+    options.add("--api-key-file", type=Path, metavar="FILE", help="one of its lines is needed with every request")
+    options.add("--model-name", metavar="NAME", help="the name that requests give (default: the bundle's)")
+    options.add(
         "--allow-url-host", action="append", default=[], metavar="HOST", help="fetch pictures from there; repeatable"
     )
-    parser.add_argument(
+    options.add(
         "--allow-path", action="append", default=[], type=Path, metavar="DIR", help="read file: URLs there; repeatable"
     )
-    parser.add_argument(
+    options.add(
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="answer web pages from there; repeatable"
     )
-    parser.add_argument(
-        "--keep-order", action="store_true", help="leave pictures behind the words where a client puts them"
-    )
-    parser.add_argument(
+    options.add("--keep-order", action="store_true", help="leave pictures behind the words where a client puts them")
+    options.add(
         "--hide-cached", action="store_true", help="do not tell how many tokens were computed for earlier answers"
     )
-    parser.add_argument("--log-prompts", action="store_true", help="write words and answers to the log")
-    parser.add_argument(
+    options.add("--log-prompts", action="store_true", help="write words and answers to the log")
+    options.add(
         "--log-format", choices=("auto", "json", "text"), default="auto", help="auto: text on a terminal, else JSON"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens")
-    parser.add_argument("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto (default), cuda or cpu")
+    options.add("--threads", type=int, metavar="N", help="CPU threads")
+    options.add("--max-context", type=int, metavar="N", help="longest conversation in tokens")
+    options.add("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")
+    options.add("--device", default="auto", metavar="D", help="auto (default), cuda or cpu")
     for field in dataclasses.fields(ServerLimits):
         option = f"--max-{field.name.replace('_', '-')}"
         text = f"{_LIMITS[field.name]} (default {field.default:g})"
-        parser.add_argument(option, type=type(field.default), default=field.default, metavar="N", help=text)
-    parser.set_defaults(run=_serve)
+        options.add(option, type=type(field.default), default=field.default, metavar="N", help=text)
+    parser.set_defaults(run=functools.partial(_serve, options))
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(options: Configuration, given: argparse.Namespace) -> int:
+    arguments = options.complete(given)
+    if arguments.bundle is None:
+        raise QwenVLError(f"name the bundle to serve: qwenvl serve BUNDLE, {PREFIX}BUNDLE, or `bundle` in the file.")
     limits = ServerLimits(
         **{field.name: getattr(arguments, f"max_{field.name}") for field in dataclasses.fields(ServerLimits)}
     )
