@@ -355,6 +355,9 @@ def test_stopping_finishes_what_runs(engine, endless):
     reader.join(WAIT_S)  # the last lines may be read after the process has ended
     entries = [json.loads(line) for line in lines if line.startswith("{")]
     assert {"ready", "stopping", "stopped", "answer"} <= {entry["event"] for entry in entries}
+    (serving,) = (entry for entry in entries if entry["event"] == "serving")
+    assert (serving["model"], serving["context"]) == ("nano", engine.max_context)
+    assert serving["runs"].startswith("ONNX Runtime ")
 
 
 def test_a_taken_port_is_one_sentence(bundle, capsys):

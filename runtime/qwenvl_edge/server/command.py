@@ -149,6 +149,7 @@ def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
     host, port = listening.getsockname()[:2]
     server = uvicorn.Server(uvicorn_config(engine, settings))
     with _sigterm_last(server), Logging(settings.log_format):
+        log("serving", model=settings.model_name, runs=engine.describe(), context=engine.max_context)
         log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}/")
         server.run(sockets=[listening])
 
