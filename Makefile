@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 BUNDLE := out/nano
 PICTURES := models/nano
@@ -21,16 +22,23 @@ help:
 ## Create .venv/ with the package, its tests' tools and linters.
 setup: $(READY)
 
-# The CPU build of PyTorch comes first, so that nothing later asks for the CUDA one.
-$(READY): pyproject.toml setup.py $(CORE)
+# What `make demo` needs: the package and what exports. PyTorch comes first, so that nothing later asks for another build.
+$(DEMO): pyproject.toml setup.py $(CORE)
+	@$(PYTHON) tools/set_up.py check $(VENV)
+	@echo "Setting up $(VENV)/: about 1.3 GB and, where the core has to be compiled, minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	QWENVL_STRICT_BUILD=1 $(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	$(BIN)/python tools/set_up.py torch 2.13.0
+	QWENVL_STRICT_BUILD=1 $(BIN)/python -m pip install --quiet --editable '.[export]'
+	touch $(DEMO)
+
+# The package is there already: this adds what its extras need.
+$(READY): $(DEMO)
+	$(BIN)/python -m pip install --quiet 'qwenvl-edge[test,lint]'
 	touch $(READY)
 
 ## Export the small model, ask it about a picture and draw the boxes.
-demo: $(READY)
+demo: $(DEMO)
 	$(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32 --force
 	$(BIN)/python tools/demo.py $(BUNDLE) $(PICTURES) out/demo.png
 
@@ -164,7 +172,7 @@ hostile: $(READY)
 
 ## Test the Ray Serve application with two replicas, one of them killed; installs 250 MB of packages.
 ray-test: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	$(BIN)/python -m pip install --quiet 'qwenvl-edge[ray]'
 	$(BIN)/python -m pytest tests/fleet tests/fast/test_import.py -rs
 
 # nvidia-pytriton needs NumPy 1, so it has an environment of its own.
@@ -176,18 +184,18 @@ triton-test: $(READY)
 
 ## Train models/nano from nothing, hours on two cores; continues after an interruption.
 nano: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[nano]'
+	$(BIN)/python -m pip install --quiet 'qwenvl-edge[nano]'
 	$(BIN)/python -m tools.nano.make $(NANO) models/nano
 
 # Not --quiet: it hides warnings from --strict. The rows under `validation` in mkdocs.yml make warnings of the rest.
 ## Build the pages of docs/ as out/docs/index.html; a warning is an error.
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet 'qwenvl-edge[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 ## Build dist/: source package, wheel for this machine, bill of materials.
 wheel: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[package]'
+	$(BIN)/python -m pip install --quiet 'qwenvl-edge[package]'
 	PYTHON=$(BIN)/python release/wheel.sh
 
 ## Install the wheel into an empty environment and ask it about a picture.
@@ -199,7 +207,7 @@ RECORDS := benchmarks/results
 
 ## Build, install and ask the source package in an emulated arm64 Debian; needs root and debootstrap, half an hour.
 arm64-test: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[package]'
+	$(BIN)/python -m pip install --quiet 'qwenvl-edge[package]'
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	PYTHON=$(BIN)/python release/arm64_test.sh $(BUNDLE) $(PICTURES)/demo.png $(RECORDS)/arm64.json
 
@@ -207,7 +215,7 @@ PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 
 ## Build, install and ask the source package with every Python of PYTHONS (3.10 to 3.13).
 pythons-test: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[package]'
+	$(BIN)/python -m pip install --quiet 'qwenvl-edge[package]'
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	PYTHON=$(BIN)/python release/pythons_test.sh $(BUNDLE) $(PICTURES)/demo.png $(RECORDS)/pythons.json $(PYTHONS)
 
