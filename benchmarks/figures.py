@@ -6,14 +6,15 @@ files. So every figure on these pages comes from a file, and a test compares the
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from figure_text import conditions, load, number, prose, table
+from figures_models import peers, scale
+
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -47,43 +48,13 @@ PROMISES = {  # figure: its name, floor, goal
 }
 
 
-def load(name: str) -> dict[str, Any]:
-    """A result file: conditions, headline and details."""
-    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return result
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def number(value: float, unit: str = "") -> str:
-    """Three significant digits, whole from 100 on."""
-    text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return f"{text} {unit}".strip()
-
-
-def prose(*sentences: str) -> str:
-    """Sentences as a paragraph, 119 characters wide."""
-    return textwrap.fill(" ".join(sentences), 119, break_long_words=False, break_on_hyphens=False) + "\n"
-
-
-def conditions(name: str) -> str:
-    """Date and machine of a result file, as a phrase."""
-    found = load(name)["conditions"]
-    simd = f", {found['simd']}" if "simd" in found else ""
-    cores = "one core" if found["cores"] == 1 else f"{found['cores']} cores"
-    return f"{found['date']}, {cores} of an {found['cpu']}{simd}, Python {found['python']}"
-
-
 def headline() -> str:
     """The README's three figures, each with the command that measures it."""
     small, model = load("latency-small"), load("latency-1b")["details"]["milliseconds"]
     times = small["details"]["conversation"]["cases"]
     cold, second = times["cold picture"]["p50"], times["second question"]["p50"]
     exported, answered = load("export-full-int4-verified")["headline"], load("export-full-int4")["details"]["answer"]
+    smaller = load("export-1b-int4")["headline"]
     ours, theirs = model["int4"]["decode"]["median"], model["torch-bf16"]["decode"]["median"]
     items = (
         f"**A second question about a picture starts after {number(second, 'ms')}, the first one after "
@@ -94,8 +65,10 @@ def headline() -> str:
         "`python benchmarks/latency.py --model 1b`, results/latency-1b.json).",
         f"**{exported['parameters'] / 1e9:.2f} billion weights become int4 and are compared with PyTorch in "
         f"{exported['seconds'] / 60:.0f} minutes with {number(exported['peak_anonymous_gb'], 'GB')} of memory, and "
-        f"answer with {number(answered['peak_anonymous_gb'], 'GB')}** beside the mapped files (random weights, two "
-        "cores; `python benchmarks/export_scale.py --preset full --precision int4`, "
+        f"answer with {number(answered['peak_anonymous_gb'], 'GB')}** beside the mapped files; "
+        f"{smaller['parameters'] / 1e9:.1f} billion in {number(smaller['seconds'], 's')} with "
+        f"{number(smaller['peak_anonymous_gb'], 'GB')} (random weights, two cores; "
+        "`python benchmarks/export_scale.py --preset full --precision int4`, "
         "results/export-full-int4-verified.json, and "
         "with `--ask`, results/export-full-int4.json).",
     )
@@ -261,68 +234,6 @@ def serving() -> str:
     return f"{table(head, rows)}\n{said}"
 
 
-def scale() -> str:
-    """A model of 1.1 billion weights beside PyTorch, and the full-size model."""
-    small = load("latency-1b")
-    times = small["details"]["milliseconds"]
-    columns = ("int4", "int4-32", "int8", "int8-32", "torch-fp32", "torch-bf16")
-    names = {"vision": "a picture, ms", "prefill": "prefill of 288 tokens, ms", "decode": "a token, ms"}
-    rows = [[name, *[number(times[each][stage]["median"]) for each in columns]] for stage, name in names.items()]
-    share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
-    rows.append(["share of the read bandwidth used by a token", *map(number, share.values()), "", ""])
-    said = prose(f"1.1 billion random weights. ({conditions('latency-1b')}.)")
-    titles = ["", "int4", "int4, blocks of 32", "int8", "int8, blocks of 32", "PyTorch fp32", "PyTorch bf16"]
-    return f"{table(titles, rows)}\n{said}\n{full_size()}\n{verified_exports()}"
-
-
-def verified_exports() -> str:
-    """Time, memory and disk of exports as users run them: with the comparison with PyTorch at their end."""
-    sizes = {"1b": "Qwen-VL", "qwen3-vl-2b": "Qwen3-VL", "full": "Qwen-VL"}
-    files = {f"export-{size}-{bits}": family for size, family in sizes.items() for bits in ("int4", "int8")}
-    # Without the ending: exports that were not compared.
-    files = {f"{name}-verified" if "full" in name else name: family for name, family in files.items()}
-    exports = [load(name)["headline"] for name in files]
-    rows = [
-        ["export altogether, s", *[number(each["seconds"]) for each in exports]],
-        ["of it the comparison, s", *[number(each["verify_seconds"]) for each in exports]],
-        ["GB beside mapped files", *[number(each["peak_anonymous_gb"]) for each in exports]],
-        ["bundle, GB", *[number(each["disk_gb"]) for each in exports]],
-        ["comparison", *[each["verified"] for each in exports]],
-    ]
-    titles = [
-        f"{family}, {each['parameters'] / 1e9:.3g} billion, {each['precision']}"
-        for family, each in zip(files.values(), exports, strict=True)
-    ]
-    said = prose(f"With the comparison, random weights, not calibrated. ({conditions('export-full-int4-verified')}.)")
-    return f"{table(['', *titles], rows)}\n{said}"
-
-
-def full_size() -> str:
-    """Time, memory and disk of the full-size model: its exports and its answers."""
-    found = [load(f"export-full-{name}") for name in ("fp16", "int4")]
-    exports = [each["headline"] for each in found]
-    asked = [each["details"].get("answer") for each in found]
-
-    def cells(figure: Callable[[Any], float]) -> list[str]:
-        return ["" if each is None else number(figure(each)) for each in asked]
-
-    rows = [
-        ["export, s", *[number(each["seconds"]) for each in exports]],
-        ["export, GB beside mapped files", *[number(each["peak_anonymous_gb"]) for each in exports]],
-        ["bundle, GB", *[number(each["disk_gb"]) for each in exports]],
-        ["answering, GB beside mapped files", *cells(lambda each: each["peak_anonymous_gb"])],
-        ["answering, GB with mapped pages that may be dropped", *cells(lambda each: each["peak_resident_gb"])],
-        ["a token, ms", *cells(lambda each: each["token_ms"]["median"])],
-        ["share of the read bandwidth used by a token", *cells(lambda each: each["bandwidth_share"]["median"])],
-        ["a picture, ms", *cells(lambda each: each["image_ms"]["median"])],
-        ["a picture in PyTorch fp32 / here", *cells(lambda each: each["vision_vs_torch"]["float32"]["median"])],
-        ["a picture in PyTorch bf16 / here", *cells(lambda each: each["vision_vs_torch"]["bfloat16"]["median"])],
-    ]
-    titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4"]
-    said = prose(f"Not compared with PyTorch in these runs. ({conditions('export-full-int4')}.)")
-    return f"{table(titles, rows)}\n{said}"
-
-
 def answers() -> str:
     """Right answers of the nano model, task by task."""
     tasks = load("accuracy")["details"]["tasks"]["fp32"]
@@ -355,7 +266,19 @@ def precisions() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     maker.__name__: maker
-    for maker in (headline, latency, conversation, serving, core, footprint, scale, answers, promises, precisions)
+    for maker in (
+        headline,
+        latency,
+        conversation,
+        serving,
+        core,
+        footprint,
+        scale,
+        peers,
+        answers,
+        promises,
+        precisions,
+    )
 }
 
 

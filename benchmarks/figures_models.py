@@ -1,0 +1,113 @@
+"""Figures of models of real size, and beside other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from figure_text import conditions, load, number, prose, table
+
+
+def scale() -> str:
+    """A model of 1.1 billion weights beside PyTorch, and the full-size model."""
+    small = load("latency-1b")
+    times = small["details"]["milliseconds"]
+    columns = ("int4", "int4-32", "int8", "int8-32", "torch-fp32", "torch-bf16")
+    names = {"vision": "a picture, ms", "prefill": "prefill of 288 tokens, ms", "decode": "a token, ms"}
+    rows = [[name, *[number(times[each][stage]["median"]) for each in columns]] for stage, name in names.items()]
+    share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
+    rows.append(["share of the read bandwidth used by a token", *map(number, share.values()), "", ""])
+    said = prose(f"1.1 billion random weights. ({conditions('latency-1b')}.)")
+    titles = ["", "int4", "int4, blocks of 32", "int8", "int8, blocks of 32", "PyTorch fp32", "PyTorch bf16"]
+    return f"{table(titles, rows)}\n{said}\n{full_size()}\n{verified_exports()}"
+
+
+def verified_exports() -> str:
+    """Time, memory and disk of exports as users run them: with the comparison with PyTorch at their end."""
+    sizes = {"1b": "Qwen-VL", "qwen3-vl-2b": "Qwen3-VL", "full": "Qwen-VL"}
+    files = {f"export-{size}-{bits}": family for size, family in sizes.items() for bits in ("int4", "int8")}
+    # Without the ending: exports that were not compared.
+    files = {f"{name}-verified" if "full" in name else name: family for name, family in files.items()}
+    exports = [load(name)["headline"] for name in files]
+    rows = [
+        ["export altogether, s", *[number(each["seconds"]) for each in exports]],
+        ["of it the comparison, s", *[number(each["verify_seconds"]) for each in exports]],
+        ["GB beside mapped files", *[number(each["peak_anonymous_gb"]) for each in exports]],
+        ["bundle, GB", *[number(each["disk_gb"]) for each in exports]],
+        ["comparison", *[each["verified"] for each in exports]],
+    ]
+    titles = [
+        f"{family}, {each['parameters'] / 1e9:.3g} billion, {each['precision']}"
+        for family, each in zip(files.values(), exports, strict=True)
+    ]
+    said = prose(f"With the comparison, random weights, not calibrated. ({conditions('export-full-int4-verified')}.)")
+    return f"{table(['', *titles], rows)}\n{said}"
+
+
+def full_size() -> str:
+    """Time, memory and disk of the full-size model: its exports and its answers."""
+    found = [load(f"export-full-{name}") for name in ("fp16", "int4")]
+    exports = [each["headline"] for each in found]
+    asked = [each["details"].get("answer") for each in found]
+
+    def cells(figure: Callable[[Any], float]) -> list[str]:
+        return ["" if each is None else number(figure(each)) for each in asked]
+
+    rows = [
+        ["export, s", *[number(each["seconds"]) for each in exports]],
+        ["export, GB beside mapped files", *[number(each["peak_anonymous_gb"]) for each in exports]],
+        ["bundle, GB", *[number(each["disk_gb"]) for each in exports]],
+        ["answering, GB beside mapped files", *cells(lambda each: each["peak_anonymous_gb"])],
+        ["answering, GB with mapped pages that may be dropped", *cells(lambda each: each["peak_resident_gb"])],
+        ["a token, ms", *cells(lambda each: each["token_ms"]["median"])],
+        ["share of the read bandwidth used by a token", *cells(lambda each: each["bandwidth_share"]["median"])],
+        ["a picture, ms", *cells(lambda each: each["image_ms"]["median"])],
+        ["a picture in PyTorch fp32 / here", *cells(lambda each: each["vision_vs_torch"]["float32"]["median"])],
+        ["a picture in PyTorch bf16 / here", *cells(lambda each: each["vision_vs_torch"]["bfloat16"]["median"])],
+    ]
+    titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4"]
+    said = prose(f"Not compared with PyTorch in these runs. ({conditions('export-full-int4')}.)")
+    return f"{table(titles, rows)}\n{said}"
+
+
+def peers() -> str:
+    """Speeds beside llama.cpp's, of the same weights in as many bits."""
+    result = load("peers")
+    details, found = result["details"], result["headline"]
+    cases = (
+        ("a token, SmolLM2-135M", "135m", "int4", "decode"),
+        ("prompt, SmolLM2-135M", "135m", "int4", "prefill"),
+        ("a token, 1.1 billion, blocks of 32", "1b", "int4, 32", "decode"),
+        ("a token, 1.1 billion, blocks of 128", "1b", "int4, 128", "decode"),
+        ("prompt, 1.1 billion, blocks of 32", "1b", "int4, 32", "prefill"),
+        ("prompt, 1.1 billion, blocks of 128", "1b", "int4, 128", "prefill"),
+    )
+    rows = []
+    for title, model, ours, stage in cases:
+        here, there = details[model][ours], details[model]["llama.cpp"]
+        ratio = here[f"{stage}_vs_llamacpp"]
+        rows.append([title, _milliseconds(here[stage]), _milliseconds(there[stage]), _spread(ratio)])
+    seen, faster = details["vision"], details["vision"]["faster"]
+    rows.append(
+        [
+            "a picture, tower of Qwen2.5-VL",
+            _milliseconds(seen["ours, int8"]["vision"]),
+            _milliseconds(seen[faster]["vision"]),
+            _spread(seen["ratio"]),
+        ]
+    )
+    peer = result["conditions"]["peer"]["llama-cpp-python"]
+    said = prose(
+        f"Two threads each, in turns; q25 to q75 in brackets. A token of the 1.1 billion (blocks of 128) takes "
+        f"{number(found['decode_1b_bandwidth_share'])} of the read bandwidth. `make peers` builds llama.cpp "
+        f"(llama-cpp-python {peer}) and repeats this, results/peers.json. ({conditions('peers')}.)"
+    )
+    return f"{table(['', 'here, ms', 'llama.cpp, ms', 'times as fast'], rows)}\n{said}"
+
+
+def _milliseconds(times: dict[str, float]) -> str:
+    return number(times["median"])
+
+
+def _spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['q25']:.2f} to {ratio['q75']:.2f})"
