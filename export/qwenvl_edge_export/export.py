@@ -128,7 +128,7 @@ def _plan(
     family.check_tokenizer(checkpoint.path)
     family.generation_defaults(checkpoint.generation)
     shapes = {weight.name: weight.shape for weight in family.decoder.linear_weights()}
-    precision = (wanted or ExportPrecision.choose()).fitted(shapes)
+    precision = (wanted or ExportPrecision.choose()).fitted(shapes).of_heads(family.decoder.head_dim)
     precision.check_kept(list(family.linear_names()))
     imported = plan_import(checkpoint, precision)
     for sentence in (*checkpoint.notes, *imported.notes(calibrated=calibrated)):

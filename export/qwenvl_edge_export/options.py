@@ -34,6 +34,8 @@ _BITS = {"int8": 8, "int4": 4}
 # On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token (docs/decisions/block-size.md).
 _BLOCKS = {"cpu": 128, "gpu": 128}
 _TENSORRT_BLOCKS = (64, 128)
+HEAD_UNIT = 8
+"""ONNX Runtime's GroupQueryAttention takes heads whose channels are a multiple of this."""
 # TensorRT multiplies no 8-bit blocks (docs/decisions/lm-head.md).
 _INT4_HEADS = {"cpu": "int8", "gpu": "fp16"}
 
@@ -47,6 +49,7 @@ class GraphPrecision:
     activations: beside "int8", activations are integers too, with scales found at run time, and a weight's scales are
     one per output row instead of blocks.
     keep: patterns of layers that stay in the float type. cache: a value of KV_CACHES, for the "standard" dialect.
+    grouped: ONNX Runtime's attention takes heads of this width.
     """
 
     compute: str
@@ -56,6 +59,7 @@ class GraphPrecision:
     activations: bool = False
     keep: tuple[str, ...] = ()
     cache: str = FLOAT_CACHE
+    grouped: bool = True
 
     @property
     def dtype(self) -> ir.DataType:
@@ -70,6 +74,8 @@ class GraphPrecision:
     @property
     def dialects(self) -> tuple[str, ...]:
         """The decoder's dialects at this precision: the native core multiplies float32 by blocks, and nothing else."""
+        if not self.grouped:
+            return (STANDARD,)
         native = self.compute == "fp32" and self.has_blocks
         return (STANDARD, ONNXRUNTIME, *((NATIVE,) if native else ()))
 
@@ -168,6 +174,11 @@ class ExportPrecision:
         undivided = [name for name, shape in layers.items() if shape[1] % block] if self.decoder.has_blocks else []
         keep = (*self.decoder.keep, *dict.fromkeys(map(_any_layer, undivided)))
         return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, block=block, keep=keep))
+
+    def of_heads(self, head_dim: int) -> ExportPrecision:
+        """The same for attention heads of `head_dim` channels."""
+        grouped = head_dim % HEAD_UNIT == 0
+        return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, grouped=grouped))
 
     def of_groups(self, group: int) -> ExportPrecision:
         """The same with blocks of `group` inputs in the decoder, those of a quantized checkpoint."""

@@ -12,6 +12,7 @@ from qwenvl_edge_export.families.dynamic_vl.config import DynamicVLSource
 from qwenvl_edge_export.families.dynamic_vl.metadata import bundled, generation_defaults, thinks
 from qwenvl_edge_export.families.dynamic_vl.processor import read_processor
 from qwenvl_edge_export.families.dynamic_vl.tensors import canonical, tensor_shapes
+from qwenvl_edge_export.families.dynamic_vl.variants import VARIANTS
 from qwenvl_edge_export.families.dynamic_vl.vocabulary import Vocabulary
 from support.golden_graphs import FAMILIES, config_of, golden
 
@@ -85,12 +86,67 @@ def test_every_naming_scheme(family):
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is"),
         ({"rope_theta": None}, "lacks rope_scaling.rope_theta"),
         ({"text_config": 3}, "text_config is not an object"),
-        ({"vision_config": {}}, "lacks vision_config.embed_dim"),
+        ({"vision_config": {}}, "the tower's output is not as wide as the decoder"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types names other than full_attention"),
+        ({"vision_config": {"rope_parameters": {"rope_theta": 5000.0}}}, "rope_theta is not 10000"),
     ],
 )
 def test_configurations_that_are_refused(change, match):
     with pytest.raises(CheckpointError, match=match):
         DynamicVLSource.from_dict(raw_config("qwen2_vl") | change)
+
+
+def test_sections_may_lack_what_the_classes_have():
+    """Files that transformers wrote before version 5 lack the values that its classes have by themselves."""
+    raw = raw_config("qwen2_vl")
+    tower = {"in_chans": 3, "hidden_size": 96, "model_type": "qwen2_vl", "spatial_patch_size": 14}
+    vision = DynamicVLSource.from_dict(raw | {"vision_config": tower}).vision
+    assert (vision.depth, vision.width, vision.heads, vision.mlp_width) == (32, 1280, 16, 5120)
+    raw = raw_config("qwen3_vl")
+    del raw["text_config"]["head_dim"]
+    raw["text_config"]["rope_scaling"]["mrope_section"] = [24, 20, 20]
+    assert DynamicVLSource.from_dict(raw).text.head_dim == 128
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_defaults_are_those_of_transformers(family):
+    """Positions are left out: transformers 5 has other ones than 4 for Qwen3-VL's rope_theta."""
+    transformers = pytest.importorskip("transformers")
+    defaults, variant = transformers.CONFIG_MAPPING[family]().to_dict(), VARIANTS[family]
+    for section, ours in (("text_config", variant.text_defaults), ("vision_config", variant.vision_defaults)):
+        assert {key: defaults[section][key] for key in ours} == ours
+
+
+def test_kv_heads_that_are_null():
+    raw = nested(raw_config("qwen2_vl"))
+    raw["text_config"]["num_key_value_heads"] = None
+    assert DynamicVLSource.from_dict(raw).text.num_kv_heads == 6
+
+
+def test_windows_are_cut_to_whole_tokens():
+    raw = raw_config("qwen2_5_vl")
+    raw["vision_config"]["window_size"] = 100
+    assert DynamicVLSource.from_dict(raw).vision.window_size == 84
+    raw["vision_config"]["window_size"] = 27
+    with pytest.raises(CheckpointError, match="window_size is 27, less than a token's side, 28 pixels"):
+        DynamicVLSource.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    ("top", "section", "tied", "given"),
+    [
+        (True, False, True, True),
+        (False, True, False, True),
+        (None, True, False, False),
+        (None, False, False, True),
+    ],
+)
+def test_who_says_that_the_head_is_tied(top, section, tied, given):
+    """The top level; else a section that says no. One that says yes may only repeat a default: the files decide."""
+    raw = raw_config("qwen3_vl") | {"tie_word_embeddings": top}
+    raw["text_config"]["tie_word_embeddings"] = section
+    config = DynamicVLSource.from_dict(raw)
+    assert (config.text.tied, config.tie_given) == (tied, given)
 
 
 def test_head_size_is_read_not_divided():
@@ -168,6 +224,8 @@ def test_an_id_that_the_tokenizer_has_elsewhere(folder):
         ({"max_pixels": None}, "has no limits"),
         ({"image_mean": [0.5]}, "image_mean is not a list of three"),
         ({"rescale_factor": 1}, "rescale_factor"),
+        ({"do_resize": False}, "switches do_resize off"),
+        ({"do_normalize": False}, "switches do_normalize off"),
         ({"resample": 2}, "bicubic"),
         ({"size": 448}, "size is not an object"),
     ],

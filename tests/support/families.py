@@ -163,7 +163,11 @@ def greedy(name):
 
 def prefilled(backend, bundle, name, prompt, cuts):
     """Logits [T, V] of all tokens of a golden prompt, computed in calls that end at `cuts`."""
-    built = prompt_of(name, prompt)
+    return prefill(backend, bundle, prompt_of(name, prompt), cuts)
+
+
+def prefill(backend, bundle, built, cuts=()):
+    """Logits [T, V] of all tokens of a prompt, computed in calls that end at `cuts`."""
     features = {number: backend.encode(picture) for number, picture in enumerate(built.pictures)}
     cache = backend.new_cache(1, len(built.ids))
     cache.reset(built.positions)

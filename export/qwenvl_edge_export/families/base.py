@@ -73,7 +73,13 @@ class ReferenceVision(nn.Module, ABC):
 
     It must compute a picture with little more memory than the picture's activations take: families/streaming.py has
     each module read its weights when it is called.
+
+    attention_heads: heads of the attention whose queries, keys and values the layers named "...qkv" give, in this
+    order; 0 where there are none. wide_products: a float16 graph has its linear layers as WideLinear.
     """
+
+    attention_heads = 0
+    wide_products = False
 
     @abstractmethod
     def forward(self, picture: PictureInputs) -> ImageFeatures:

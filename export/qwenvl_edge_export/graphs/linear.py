@@ -12,7 +12,7 @@ from qwenvl_edge_export.graphs.roles import LinearRole, Weight
 from qwenvl_edge_export.graphs.stored import ZERO_POINT
 from qwenvl_edge_export.graphs.stored_integers import StoredBlocks, StoredInputs, StoredRows, StoredStaticRows
 
-_HEADROOM = 64.0  # inputs of order one keep float16's precision when they are divided by it
+HEADROOM = 64.0  # inputs of order one keep float16's precision when they are divided by it
 _INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: without it decoding is 4 (int4) to 90 times (int8) slower
 
 
@@ -197,10 +197,10 @@ class WideLinear:
             y = self._linear.wide_rows(x, stored)
         else:
             spared = g.dtype == ir.DataType.FLOAT16 and not isinstance(stored, StoredStaticRows)
-            x = g.op("Mul", x, g.const(1 / _HEADROOM)) if spared else x
+            x = g.op("Mul", x, g.const(1 / HEADROOM)) if spared else x
             y = self._linear(g.cast(x, FLOAT, g.dtype), LinearRole(role.weight))
             y = g.cast(y, g.dtype, FLOAT)
-            y = g.op("Mul", y, g.const(_HEADROOM)) if spared else y
+            y = g.op("Mul", y, g.const(HEADROOM)) if spared else y
         return y if role.bias is None else g.op("Add", y, g.weight(role.bias))
 
 

@@ -20,6 +20,7 @@ from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ImageFeatures
 from qwenvl_edge_export.verification.calls import PROMPT_ROWS
 from qwenvl_edge_export.verification.cases import Case, builtin_box_case, builtin_cases, case_builder
+from qwenvl_edge_export.verification.float_range import RangeProbe, range_pictures
 from qwenvl_edge_export.verification.limits import (
     INT8_CACHE_LIMITS,
     LIMITS,
@@ -72,6 +73,7 @@ class Comparison:
         graphs = len({side.vision for side in sides})
         total = (1 + graphs) * self._vision_units + (1 + len(sides)) * self._decoder_units
         self._stages = Stages(progress, total)
+        self._range_rows: list[Row] = []
 
     def run(self) -> Report:
         """All rows.
@@ -89,6 +91,7 @@ class Comparison:
                 asked = [_answered(case, each) for case, each in zip(asked, replied[side.name], strict=True)]
         logits, chosen = self._wanted_logits(asked, wanted, replied)
         rows: list[list[Row]] = [self._vision_rows(case, wanted, found) for case in self._cases]
+        rows.append(self._range_rows)
         for side in self._sides:
             own = replied.get(side.name)
             if own is not None:
@@ -96,7 +99,7 @@ class Comparison:
             else:
                 drafts = next(iter(replied.values()), None)
                 made = self._given_rows(side, asked, found[side.vision], drafts, logits, chosen)
-            for of_case, row in zip(rows, made, strict=True):
+            for of_case, row in zip(rows[:-1], made, strict=True):
                 of_case.append(row)
         slow = ("greedy answers: no decoder answers quickly at this size here",) if self._sides and not replied else ()
         return Report(tuple(row for of_case in rows for row in of_case), slow)
@@ -107,7 +110,20 @@ class Comparison:
         for digest, picture in self._pictures.items():
             found[digest] = self._reference.encode(picture)
             done()
+        self._range_rows = list(self._ranges())
         return found
+
+    def _ranges(self) -> Iterable[Row]:
+        """The range of float16, where the picture side computes in it."""
+        precision = self._bundle.manifest.precision
+        if precision.compute["vision"] != "fp16":
+            return
+        probe = RangeProbe(self._reference.vision, precision)
+        for size, picture in range_pictures(open_family(self._bundle.manifest)):
+            probe.watch(size)
+            self._reference.encode(picture)
+        probe.close()
+        yield probe.row()
 
     def _found_features(self) -> dict[str, Features]:
         """Of each vision graph, by its name."""

@@ -47,7 +47,8 @@ INT8_CACHE_LIMITS = Limits(max_relative=5e-2, tie=1e-2, min_cosine=0.998, max_kl
 class Row:
     """One comparison.
 
-    max_abs and its limit are absolute; cosine is the worst vector's. broken: the figures beyond their limits, in words.
+    max_abs and its limit are absolute; cosine is the worst vector's, None of a range. broken: the figures beyond their
+    limits, in words.
     kl and top1 (ties count as agreement) are of logits only. agreed, of greedy answers only: tokens before the first
     that differs, of `tokens`.
     iou: of the box that the graph answers with and the reference's. Neither of the last two has a limit: where two
@@ -59,7 +60,7 @@ class Row:
     case: str
     max_abs: float
     limit: float
-    cosine: float
+    cosine: float | None
     passed: bool
     broken: str = ""
     kl: float | None = None
@@ -101,7 +102,8 @@ class Report:
             top1 = "" if row.top1 is None else f"{row.top1:.1%}"
             greedy = "" if row.agreed is None else f"{row.agreed}/{row.tokens}"
             iou = "" if row.iou is None else f"{row.iou:.2f}"
-            numbers = (f"{row.max_abs:.2e}", f"{row.limit:.2e}", f"{row.cosine:.7f}", kl, top1, greedy, iou)
+            cosine = "" if row.cosine is None else f"{row.cosine:.7f}"
+            numbers = (f"{row.max_abs:.2e}", f"{row.limit:.2e}", cosine, kl, top1, greedy, iou)
             lines.append((row.stage, row.graph, row.case, *numbers, "ok" if row.passed else "FAILED"))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)

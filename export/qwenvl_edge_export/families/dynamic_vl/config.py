@@ -2,7 +2,8 @@
 
 Published Qwen2-VL and Qwen2.5-VL files are flat; those of transformers 4.52 and later have the decoder's keys in
 text_config, as Qwen3-VL's always had. transformers 5 writes rope_parameters in place of rope_theta and rope_scaling.
-A rope type "default" beside an mrope_section still means M-RoPE.
+A rope type "default" beside an mrope_section still means M-RoPE. Sections that transformers wrote may lack the values
+that its classes have by themselves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qwenvl_edge_export.families.dynamic_vl.variants import QWEN2_5_VL, QWEN2_VL
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 _ROPE_TYPES = {"mrope", "default"}
 _TIE = "tie_word_embeddings"
+_TOWER_THETA = 10000.0
 _MOST_WIDTH, _MOST_LAYERS, _MOST_PIXELS = 1 << 17, 1000, 1 << 14
 _TOKENS = {
     "image_token_id": "<|image_pad|>",
@@ -51,7 +53,7 @@ class TextConfig:
 class VisionConfig:
     """The tower. full_blocks: those with attention over the whole picture where others have windows of window_size
     pixels (0: all of them). positions: rows of the learned position table, 0 without one. deepstack: blocks whose
-    outputs go to the decoder's first layers, in the layers' order."""
+    outputs go to the decoder's first layers, the first block's to the first layer; in the order of their mergers."""
 
     depth: int
     width: int
@@ -118,20 +120,39 @@ class DynamicVLSource:
         Raises:
             CheckpointError: a key is missing, or a value describes a model this code does not compute.
         """
-        top, text = ConfigValues(raw), ConfigValues(text_section(raw))
-        config = _read(VARIANTS[top.text("model_type")], top, text)
+        top = ConfigValues(raw)
+        variant = VARIANTS[top.text("model_type")]
+        text = ConfigValues(text_section(raw, variant))
+        config = _read(variant, top, text)
         _check(config, top, text)
         return config
 
 
-def text_section(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The decoder's keys: those of text_config, and where it lacks one or is absent, those of the top."""
+def text_section(raw: Mapping[str, Any], variant: Variant) -> Mapping[str, Any]:
+    """The decoder's keys: those of text_config, and where it lacks one or is absent, those of the top.
+
+    A file without text_config has every key but that of the norms' epsilon.
+    """
     nested = raw.get("text_config")
     if nested is None:
-        return raw
+        return {"rms_norm_eps": variant.text_defaults["rms_norm_eps"]} | _given(raw)
     if not isinstance(nested, Mapping):
         raise CheckpointError("config.json: text_config is not an object; download it again.")
-    return {**raw, **{key: value for key, value in nested.items() if value is not None}}
+    kv_heads = "num_key_value_heads"
+    defaults = dict(variant.text_defaults)
+    if kv_heads in nested and nested[kv_heads] is None:  # as many as other heads
+        del defaults[kv_heads]
+    return defaults | _given(raw) | _given(nested)
+
+
+def _given(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+def _vision_section(top: ConfigValues, variant: Variant) -> ConfigValues:
+    """The tower's keys."""
+    given = top.section("vision_config")
+    return ConfigValues({**variant.vision_defaults, **_given(given.raw)}, given.where, given.path)
 
 
 def _rope_of(text: ConfigValues) -> ConfigValues:
@@ -153,11 +174,13 @@ def _rope_of(text: ConfigValues) -> ConfigValues:
 
 
 def _read(variant: Variant, top: ConfigValues, text: ConfigValues) -> DynamicVLSource:
-    tied = next((each.flag(_TIE) for each in (top, text) if each.has(_TIE)), None)
+    tied = top.flag(_TIE) if top.has(_TIE) else None
+    if tied is None and text.has(_TIE) and not text.flag(_TIE):  # a section that says true may only repeat a default
+        tied = False
     return DynamicVLSource(
         variant=variant,
         text=_read_text(text, tied=bool(tied)),
-        vision=_read_vision(variant, top.section("vision_config")),
+        vision=_read_vision(variant, _vision_section(top, variant)),
         token_ids={token: top.whole(key, least=0) for key, token in _TOKENS.items() if top.has(key)},
         tie_given=tied is not None,
     )
@@ -178,7 +201,7 @@ def _read_text(text: ConfigValues, *, tied: bool) -> TextConfig:
         mlp_width=text.whole("intermediate_size", most=8 * _MOST_WIDTH),
         vocab_size=text.whole("vocab_size"),
         max_position_embeddings=text.whole("max_position_embeddings"),
-        norm_eps=text.number("rms_norm_eps", 1e-6, most=1),
+        norm_eps=text.number("rms_norm_eps", most=1),
         rope_theta=rope.number("rope_theta"),
         mrope_section=(sections[0], sections[1], sections[2]),
         tied=tied,
@@ -193,16 +216,23 @@ def _read_vision(variant: Variant, vision: ConfigValues) -> VisionConfig:
         width, output = vision.whole("hidden_size", most=_MOST_WIDTH), vision.whole("out_hidden_size", most=_MOST_WIDTH)
         inner = vision.whole("intermediate_size", most=8 * _MOST_WIDTH)
     windows, table = variant is QWEN2_5_VL, variant is QWEN3_VL
+    patch, merge = (vision.whole(key, most=_MOST_PIXELS) for key in ("patch_size", "spatial_merge_size"))
+    window = vision.whole("window_size", most=_MOST_PIXELS) // merge // patch if windows else 0
+    if windows and not window:
+        raise CheckpointError(
+            f"config.json: vision_config.window_size is {vision.raw['window_size']}, less than a token's side, "
+            f"{merge * patch} pixels."
+        )
     return VisionConfig(
         depth=vision.whole("depth", most=_MOST_LAYERS),
         width=width,
         heads=vision.whole("num_heads", most=_MOST_WIDTH),
         mlp_width=inner,
         output_width=output,
-        patch_size=vision.whole("patch_size", most=_MOST_PIXELS),
-        merge_size=vision.whole("spatial_merge_size", most=_MOST_PIXELS),
+        patch_size=patch,
+        merge_size=merge,
         temporal_patch_size=vision.whole("temporal_patch_size", most=_MOST_PIXELS),
-        window_size=vision.whole("window_size", most=_MOST_PIXELS) if windows else 0,
+        window_size=window * merge * patch,  # whole tokens, as the published code cuts it
         full_blocks=vision.wholes("fullatt_block_indexes") if windows else (),
         tokens_per_second=vision.number("tokens_per_second") if windows else 0.0,
         positions=vision.whole("num_position_embeddings") if table else 0,
@@ -212,13 +242,16 @@ def _read_vision(variant: Variant, vision: ConfigValues) -> VisionConfig:
 
 def _check(config: DynamicVLSource, top: ConfigValues, section: ConfigValues) -> None:
     variant, text, vision = config.variant, config.text, config.vision
-    given, rope = top.section("vision_config"), _rope_of(section)
+    given, rope = _vision_section(top, variant), _rope_of(section)
+    tower_rope = given.section("rope_parameters") if given.has("rope_parameters") else ConfigValues({})
+    kinds = section.raw.get("layer_types") or []
     side = math.isqrt(vision.positions)
     channels = given.whole("in_channels", given.whole("in_chans", 3))
     rules = [
         (section.text("hidden_act", "silu") == "silu", "hidden_act is not silu"),
         (section.whole("num_experts", 0, least=0) == 0, "it is a mixture of experts (num_experts)"),
         (not section.flag("use_sliding_window", False), "use_sliding_window is set"),
+        (all(kind == "full_attention" for kind in kinds), "layer_types names other than full_attention"),
         (section.flag("attention_bias", variant.qkv_bias) == variant.qkv_bias, "attention_bias is not the usual"),
         (text.num_heads % text.num_kv_heads == 0, "num_attention_heads is no multiple of num_key_value_heads"),
         (text.head_dim % 2 == 0, "head_dim is odd"),
@@ -232,7 +265,10 @@ def _check(config: DynamicVLSource, top: ConfigValues, section: ConfigValues) ->
         (vision.width % vision.heads == 0, "the tower's width is no multiple of its heads"),
         (vision.head_dim % 4 == 0, "the tower's heads are no multiple of 4 wide"),
         (vision.output_width == text.hidden_size, "the tower's output is not as wide as the decoder"),
-        (vision.window_size % vision.factor == 0, "window_size is no multiple of a token's side"),
+        (
+            tower_rope.number("rope_theta", _TOWER_THETA) == _TOWER_THETA,
+            f"vision_config.rope_parameters.rope_theta is not {_TOWER_THETA:g}",
+        ),
         (all(0 <= i < vision.depth for i in (*vision.full_blocks, *vision.deepstack)), "a block number is too large"),
         (len(set(vision.deepstack)) == len(vision.deepstack), "deepstack_visual_indexes names a block twice"),
         (len(vision.deepstack) <= text.num_layers, "deepstack_visual_indexes has more entries than the decoder layers"),

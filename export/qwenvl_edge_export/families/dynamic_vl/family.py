@@ -33,6 +33,7 @@ from qwenvl_edge_export.families.dynamic_vl.vision_roles import tower_of
 from qwenvl_edge_export.families.dynamic_vl.vocabulary import SIDE_FILES, Vocabulary
 from qwenvl_edge_export.graphs.roles import InputGroup, Role, Tensors
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout
+from qwenvl_edge_export.options import HEAD_UNIT
 
 
 class DynamicVLExport(ExportFamily):
@@ -45,6 +46,7 @@ class DynamicVLExport(ExportFamily):
     side_files = (*PROCESSOR_FILES, *SIDE_FILES)
 
     def __init__(self, raw: Mapping[str, Any], folder: Path, limits: tuple[int | None, int | None] = (None, None)):
+        raw = {**raw, "model_type": self.name}  # a config.json may name its class alone
         config = DynamicVLSource.from_dict(raw)
         if not config.tie_given:
             config = dataclasses.replace(config, text=dataclasses.replace(config.text, tied=not has_head(folder)))
@@ -115,6 +117,15 @@ class DynamicVLExport(ExportFamily):
     def generation_defaults(self, raw: Mapping[str, Any]) -> GenerationDefaults:
         """See ExportFamily."""
         return generation_defaults(raw, self.config.text.max_position_embeddings)
+
+    def notes(self, folder: Path, generation: Mapping[str, Any]) -> Sequence[str]:
+        """See ExportFamily."""
+        if not (width := self.decoder.head_dim) % HEAD_UNIT:
+            return ()
+        return (
+            f"The attention heads are {width} channels wide, no multiple of {HEAD_UNIT}, which ONNX Runtime's own "
+            "attention needs: the bundle has the standard decoder graph alone, which is slower on a CPU.",
+        )
 
     def check_tokenizer(self, folder: Path) -> None:
         """See ExportFamily."""

@@ -22,6 +22,7 @@ _TOKENS = 1280
 _CLIP_TOKENS = 24_576
 _CLIP_LIMITS = (4096, 25_165_824)
 _BICUBIC = 3
+_STEPS = ("do_resize", "do_rescale", "do_normalize")
 _LIMITS = (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels"))
 Limits = tuple[int, int]
 
@@ -104,6 +105,9 @@ def _read(where: str, raw: Mapping[str, Any], vision: VisionConfig, default: Lim
             raise CheckpointError(
                 f"{where} has {name} {raw[name]}, but config.json says {wanted}; copy both from one checkpoint."
             )
+    for step in _STEPS:
+        if raw.get(step, True) is False:
+            raise CheckpointError(f"{where} switches {step} off, which is not supported; set it to true.")
     if raw.get("resample", _BICUBIC) != _BICUBIC:
         raise CheckpointError(f"{where} asks for another resampling than bicubic (3), which is not supported.")
     if abs(raw.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qwenvl_edge.bundle.contract import PIXEL_VALUES
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.inputs.prompt import Prompt
+from qwenvl_edge_export.checkpoint.listing import shortened
 from qwenvl_edge_export.families.base import (
     ImageFeatures,
     PictureInputs,
@@ -53,7 +54,7 @@ class Published:
     """transformers' modules and configuration of the family `name`, for a config.json's content.
 
     Raises:
-        QwenVLError: transformers is not installed, or does not know the family.
+        QwenVLError: transformers is not installed, does not know the family, or refuses the configuration.
     """
 
     def __init__(self, name: str, raw: Mapping[str, Any]):
@@ -68,7 +69,13 @@ class Published:
                 "'qwenvl-edge[export]', or export with --skip-verify."
             ) from None
         self.classes = CLASSES[name]
-        config = config_type.from_dict(dict(raw))
+        try:
+            config = config_type.from_dict(dict(raw))
+        except Exception as error:  # classes of its own, which differ by version
+            raise QwenVLError(
+                f"transformers does not take the checkpoint's config.json ({shortened(str(error))}); correct it, or "
+                "export with --skip-verify."
+            ) from None
         self.text, self.vision = config.text_config, config.vision_config
         for part in (self.text, self.vision):
             part._attn_implementation = "sdpa"
@@ -99,9 +106,12 @@ class Published:
 class DynamicVLVision(ReferenceVision):
     """The tower, its modules called as the checkpoint's tensors."""
 
+    wide_products = True
+
     def __init__(self, published: Published, config: VisionConfig, tensors: Tensors):
         super().__init__()
         self._merge = config.merge_size
+        self.attention_heads = config.heads
         self.model = nn.ModuleDict({"visual": published.tower()})
         streamed(self, tensors)
 

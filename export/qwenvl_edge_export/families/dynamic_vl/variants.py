@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Variant:
     merger: names of the merger's norm and its two linear layers. patch_bias: the patches' projection has one.
     qkv_bias: the decoder's projections have one. qk_norm: its queries and keys are normalised. interleaved: the
     sections of M-RoPE are. tools: the chat template knows tools.
+    text_defaults, vision_defaults: values of the sections text_config and vision_config that transformers leaves out of
+    a file that it writes, because they are those of its classes.
     """
 
     name: str
@@ -29,7 +32,28 @@ class Variant:
     qk_norm: bool
     interleaved: bool
     tools: bool
+    text_defaults: Mapping[str, Any]
+    vision_defaults: Mapping[str, Any]
 
+
+_QWEN2_TEXT: dict[str, Any] = {
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 29568,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5,
+}
+_QWEN2_TOWER: dict[str, Any] = {
+    "depth": 32,
+    "hidden_size": 3584,
+    "num_heads": 16,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 
 QWEN2_VL = Variant(
     name="qwen2_vl",
@@ -43,6 +67,8 @@ QWEN2_VL = Variant(
     qk_norm=False,
     interleaved=False,
     tools=False,
+    text_defaults=_QWEN2_TEXT,
+    vision_defaults=_QWEN2_TOWER | {"embed_dim": 1280, "mlp_ratio": 4},
 )
 QWEN2_5_VL = Variant(
     name="qwen2_5_vl",
@@ -56,6 +82,15 @@ QWEN2_5_VL = Variant(
     qk_norm=False,
     interleaved=False,
     tools=True,
+    text_defaults=_QWEN2_TEXT,
+    vision_defaults=_QWEN2_TOWER
+    | {
+        "intermediate_size": 3420,
+        "out_hidden_size": 3584,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 4,
+    },
 )
 QWEN3_VL = Variant(
     name="qwen3_vl",
@@ -69,5 +104,28 @@ QWEN3_VL = Variant(
     qk_norm=True,
     interleaved=True,
     tools=True,
+    text_defaults={
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "intermediate_size": 22016,
+        "vocab_size": 151936,
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+    },
+    vision_defaults={
+        "depth": 27,
+        "hidden_size": 1152,
+        "num_heads": 16,
+        "intermediate_size": 4304,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 3584,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+    },
 )
 VARIANTS: Mapping[str, Variant] = {variant.name: variant for variant in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)}

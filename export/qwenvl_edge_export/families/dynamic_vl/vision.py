@@ -79,7 +79,7 @@ class _VisionGraph:
         features = self._by_picture(self._merge(x, roles.merger))
         g.output(features, IMAGE_FEATURES, FLOAT, ["N", "Q", config.output_width])
         if found:
-            layers = [g.op("Unsqueeze", found[i], g.const([0])) for i in config.deepstack]
+            layers = [g.op("Unsqueeze", found[i], g.const([0])) for i in sorted(found)]
             stacked = g.op("Concat", *layers, axis=0)
             g.output(stacked, DEEPSTACK_FEATURES, FLOAT, [len(layers), "N", "Q", config.output_width])
         return g.build()

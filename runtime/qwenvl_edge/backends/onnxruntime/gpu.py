@@ -46,6 +46,11 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         manifest = bundle.manifest
         self.model: ModelInfo = manifest.model
         vision = self._session(bundle, manifest.graphs.vision, "vision")
+        if ONNXRUNTIME not in manifest.graphs.decoder:
+            raise BackendError(
+                f"ONNX Runtime's attention on a GPU does not take heads of {self.model.head_dim} channels; build "
+                'TensorRT plans of the bundle, or choose device="cpu".'
+            )
         name = manifest.graphs.decoder[ONNXRUNTIME]
         refusal = ""
         try:

@@ -43,7 +43,12 @@ def vision_graph(bundle: Bundle, dialect: str) -> str:
 
 
 def fastest_dialect(bundle: Bundle, threads: int | None = None) -> str:
-    """The dialect in which a bundle runs fastest on this machine."""
+    """The dialect in which a bundle runs fastest on this machine.
+
+    Bundles with heads that ONNX Runtime's own attention does not take have the "standard" one alone.
+    """
+    if ONNXRUNTIME not in bundle.manifest.graphs.decoder:
+        return STANDARD
     compared = compared_products(bundle, threads)
     return NATIVE if compared and compared.native_is_faster else ONNXRUNTIME
 
