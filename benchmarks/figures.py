@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from figure_text import conditions, load, number, prose, table
-from figures_models import peers, scale
+from figures_models import families, peers, scale
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
@@ -274,6 +274,7 @@ MAKERS: dict[str, Callable[[], str]] = {
         core,
         footprint,
         scale,
+        families,
         peers,
         answers,
         promises,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from figure_text import conditions, load, number, prose, table
+from figure_text import RESULTS, conditions, load, number, prose, table
 
 
 def scale() -> str:
@@ -24,10 +24,11 @@ def scale() -> str:
 
 def verified_exports() -> str:
     """Time, memory and disk of exports as users run them: with the comparison with PyTorch at their end."""
-    sizes = {"1b": "Qwen-VL", "qwen3-vl-2b": "Qwen3-VL", "full": "Qwen-VL"}
+    sizes = {"1b": "Qwen-VL", "qwen3-vl-2b": "Qwen3-VL", "qwen3-vl-8b": "Qwen3-VL", "full": "Qwen-VL"}
     files = {f"export-{size}-{bits}": family for size, family in sizes.items() for bits in ("int4", "int8")}
     # Without the ending: exports that were not compared.
     files = {f"{name}-verified" if "full" in name else name: family for name, family in files.items()}
+    files = {name: family for name, family in files.items() if (RESULTS / f"{name}.json").exists()}
     exports = [load(name)["headline"] for name in files]
     rows = [
         ["export altogether, s", *[number(each["seconds"]) for each in exports]],
@@ -68,6 +69,37 @@ def full_size() -> str:
     titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4"]
     said = prose(f"Not compared with PyTorch in these runs. ({conditions('export-full-int4')}.)")
     return f"{table(titles, rows)}\n{said}"
+
+
+def families() -> str:
+    """Answers of published sizes of the later families, those that were measured."""
+    names = sorted(path.stem for path in RESULTS.glob("latency-qwen*.json"))
+    if not names:
+        return prose("Not measured on an idle machine yet.")
+    found = [load(name) for name in names]
+    eager = [each["details"]["torch_vision_ms"] for each in found]
+    rows = [
+        [title, *[number(each["headline"][key]) for each in found]]
+        for title, key in (
+            ("first token of a first question, ms", "ttft_ms"),
+            ("of it the picture, ms", "vision_ms"),
+            ("of it the prompt, ms", "prefill_ms"),
+            ("a second question, as a share of the first", "second_question_share"),
+            ("tokens a second", "tokens_per_s"),
+            ("share of the read bandwidth used by a token", "decode_bandwidth_share"),
+            ("the picture in PyTorch, bf16 or fp32, / here", "vision_vs_torch"),
+            ("MB beside mapped files", "peak_memory_mb"),
+        )
+    ]
+    rows[3:3] = [
+        [f"the picture in PyTorch {kind}, ms", *[number(each[label]["median"]) for each in eager]]
+        for kind, label in (("bf16", "bfloat16"), ("fp32", "float32"))
+    ]
+    said = prose(
+        "A picture of 640 x 480 pixels and a question of about 30 tokens, int4, random weights; the second question "
+        f"has other words. ({conditions(names[0])}.)"
+    )
+    return f"{table(['', *[each['headline']['family'] for each in found]], rows)}\n{said}"
 
 
 def peers() -> str:
