@@ -8,9 +8,10 @@ READY := $(VENV)/.ready
 BUNDLE := out/nano
 PICTURES := models/nano
 NANO := .cache/nano
+TALK := .cache/talk
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
 
-.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench peers soak server-soak hostile clients clients-test nano ray-test \
+.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench peers soak server-soak hostile clients clients-test nano talk ray-test \
     triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
@@ -186,6 +187,13 @@ triton-test: $(READY)
 nano: $(READY)
 	$(BIN)/python -m pip install --quiet 'qwenvl-edge[nano]'
 	$(BIN)/python -m tools.nano.make $(NANO) models/nano
+
+# Pictures take 6 GB. npm (Node.js) fetches the icon sets that scenes are made of.
+## Train a small Qwen3-VL that holds a conversation in .cache/talk, hours on two cores; continues after an interruption.
+talk: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[talk]'
+	$(BIN)/python -m tools.nano.talk.pictures $(TALK) --chunks 8
+	$(BIN)/python -m tools.nano.talk.train $(TALK)
 
 # Not --quiet: it hides warnings from --strict. The rows under `validation` in mkdocs.yml make warnings of the rest.
 ## Build the pages of docs/ as out/docs/index.html; a warning is an error.

@@ -14,14 +14,16 @@ from support.scripted import family_of
 from tools.nano.answerers import items
 from tools.nano.batches import collate
 from tools.nano.dense import CHARACTERS, KIND, SIGN, differences, targets
-from tools.nano.drawing import letter_boxes, render
+from tools.nano.drawing import render
 from tools.nano.evaluation import TASKS, cases, iou, read_answer, score
 from tools.nano.focus import NUMBERS, PATCHES, PLACES, WORDS
 from tools.nano.model import new_model
 from tools.nano.phrases import COLOUR_ZH
 from tools.nano.scenes import COLOURS, change_scene, sample_scene, sample_signs
 from tools.nano.sequences import Composer
-from tools.nano.tasks import several_dialogues, single_dialogues
+from tools.nano.several_tasks import several_dialogues
+from tools.nano.signs import letter_boxes
+from tools.nano.tasks import single_dialogues
 from tools.nano.train_language import answer_loss
 from tools.nano.vocabulary import Codec, corpus, learn
 from tools.nano.vocabulary import write as write_vocabulary

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tools.nano.drawing import letter_boxes
 from tools.nano.scenes import COLOURS, KINDS, Box, Change, Scene
+from tools.nano.signs import letter_boxes
 
 GRID = 8
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"

@@ -6,24 +6,16 @@ import colorsys
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
-from tools.nano.scenes import Box, Scene, Sign, Thing
+from tools.nano.scenes import Scene, Thing
+from tools.nano.signs import draw_sign
 
 RGB = tuple[int, int, int]
 HUES = {"red": 0.0, "orange": 0.075, "yellow": 0.15, "green": 0.36, "blue": 0.61, "purple": 0.79}
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "brick", "grass", "gravel", "camera", "coins", "moon")
-SIGN_STYLES = (
-    ((245, 245, 240), (20, 20, 20)),
-    ((250, 210, 40), (15, 15, 15)),
-    ((20, 90, 60), (245, 245, 245)),
-    ((160, 20, 25), (250, 250, 250)),
-    ((25, 50, 120), (250, 250, 250)),
-    ((35, 35, 38), (250, 230, 120)),
-)
 
 
 def base_colour(name: str, rng: np.random.Generator) -> RGB:
@@ -180,73 +172,6 @@ DRAW: dict[str, Callable[[Pen], None]] = {
 }
 
 
-@functools.lru_cache(maxsize=512)
-def _font(index: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    import matplotlib
-
-    names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold", "STIXGeneralBol")
-    if index >= len(names):
-        return ImageFont.load_default(size)
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(str(folder / f"{names[index]}.ttf"), size)
-
-
-@functools.cache
-def _extent(font: int, text: str) -> tuple[float, float]:
-    left, top, right, bottom = _font(font, 100).getbbox(text)
-    return right - left, bottom - top
-
-
-def _board(sign: Sign, canvas: tuple[int, int]) -> tuple[int, int]:
-    (ax, ay), (bx, by), _, (dx, dy) = [(x * canvas[0], y * canvas[1]) for x, y in sign.quad]
-    return round(math.hypot(bx - ax, by - ay)), round(math.hypot(dx - ax, dy - ay))
-
-
-def _fit(sign: Sign, size: tuple[int, int]) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, tuple[float, float]]:
-    """The largest font that leaves a margin on a board of `size` pixels, and where the text starts."""
-    width, height = size
-    edge = max(1, height // 16)
-    wide, tall = _extent(sign.font, sign.text)
-    guess = int(100 * min((width - 5 * edge) / wide, (height - 5 * edge) / tall))
-    for points in range(min(height, guess + 3), 5, -1):
-        font = _font(sign.font, points)
-        left, top, right, bottom = font.getbbox(sign.text)
-        if right - left <= width - 5 * edge and bottom - top <= height - 5 * edge:
-            break
-    return font, ((width - right - left) / 2, (height - bottom - top) / 2)
-
-
-def letter_boxes(sign: Sign, canvas: tuple[int, int]) -> list[Box]:
-    """Boxes of the letters of a sign, in fractions of a picture of `canvas` pixels (boxes are kept upright)."""
-    width, height = _board(sign, canvas)
-    font, (x, _) = _fit(sign, (width, height))
-    _, top, _, bottom = font.getbbox(sign.text)
-    slope, tall = math.tan(math.radians(sign.tilt)), (bottom - top) / 2
-    cx, cy = (sign.box[0] + sign.box[2]) / 2 * canvas[0], (sign.box[1] + sign.box[3]) / 2 * canvas[1]
-    boxes = []
-    for i in range(len(sign.text)):
-        start, end = (x + font.getlength(sign.text[:k]) - width / 2 for k in (i, i + 1))
-        middle = cy - slope * (start + end) / 2
-        box = (cx + start, middle - tall, cx + end, middle + tall)
-        boxes.append((box[0] / canvas[0], box[1] / canvas[1], box[2] / canvas[0], box[3] / canvas[1]))
-    return boxes
-
-
-def draw_sign(image: Image.Image, sign: Sign) -> None:
-    """The board with its text, turned about its middle."""
-    width, height = _board(sign, image.size)
-    fill, ink = SIGN_STYLES[sign.style]
-    board = Image.new("RGBA", (width, height), (*fill, 255))
-    draw = ImageDraw.Draw(board)
-    draw.rectangle([0, 0, width - 1, height - 1], outline=(*ink, 255), width=max(1, height // 16))
-    font, origin = _fit(sign, (width, height))
-    draw.text(origin, sign.text, (*ink, 255), font=font)
-    if sign.tilt:
-        board = board.rotate(sign.tilt, Image.Resampling.BICUBIC, expand=True)
-    cx, cy = (sign.box[0] + sign.box[2]) / 2 * image.width, (sign.box[1] + sign.box[3]) / 2 * image.height
-    image.paste(board, (round(cx - board.width / 2), round(cy - board.height / 2)), board)
-
-
 @functools.cache
 def _photo(name: str) -> Image.Image | None:
     from skimage import data
@@ -298,7 +223,8 @@ def background(kind: str, size: tuple[int, int], rng: np.random.Generator) -> Im
     return Image.fromarray(np.clip(field, 0, 255).astype(np.uint8))
 
 
-def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The picture in another light: brightness that changes across it, a tint, and noise."""
     pixels = np.asarray(image, dtype=np.float32)
     height, width = pixels.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
@@ -325,5 +251,5 @@ def render(scene: Scene, scale: float = 1.0) -> Image.Image:
         DRAW[thing.kind](Pen(image, thing, base_colour(thing.colour, rng)))
     for sign in scene.signs:
         draw_sign(image, sign)
-    image = _light(image, rng)
+    image = lit(image, rng)
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0)) * scale)) if rng.random() < 0.3 else image

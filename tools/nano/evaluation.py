@@ -18,7 +18,8 @@ from qwenvl_edge.families.boxes import Markup, MarkupReader
 from tools.nano.drawing import render
 from tools.nano.pools import EVALUATION_SEED
 from tools.nano.scenes import Box, Scene, change_scene, sample_scene
-from tools.nano.tasks import SINGLE, Dialogue, ground_in, same, what_changed, which
+from tools.nano.several_tasks import ground_in, same, what_changed, which
+from tools.nano.tasks import SINGLE, Dialogue
 
 LANGUAGES = ("en", "zh")
 PAIR_TASKS = ("same", "changed", "which", "ground_in")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,49 @@ def mixed_precision() -> Iterator[None]:
             yield
     finally:
         F.scaled_dot_product_attention = attention
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Products, attention among them, in bfloat16 where the CPU multiplies it; a model keeps float32 where it says."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+        yield
+
+
+class _Stop:
+    """The wish to end a training between two steps: by Ctrl-C, a termination, or at a time."""
+
+    asked = False
+    at = math.inf
+
+    @classmethod
+    def ask(cls, *_: object) -> None:
+        """Wish it."""
+        cls.asked = True
+
+    @classmethod
+    def now(cls) -> bool:
+        """Tell if it is wished."""
+        return cls.asked or time.time() >= cls.at
+
+
+def stop_at(clock: str | None) -> None:
+    """End trainings cleanly at SIGINT and SIGTERM, and at the next HH:MM of UTC; the checkpoint is written first.
+
+    Raises:
+        SystemExit: the time is none.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _Stop.ask)
+    if clock is None:
+        return
+    try:
+        wanted = datetime.strptime(clock, "%H:%M")
+    except ValueError:
+        raise SystemExit(f"--until is {clock!r}; give a time such as 17:30.") from None
+    now = datetime.now(timezone.utc)
+    at = now.replace(hour=wanted.hour, minute=wanted.minute, second=0, microsecond=0)
+    _Stop.at = (at if at > now else at + timedelta(days=1)).timestamp()
 
 
 def rate(step: int, steps: int, decay: float, warmup: int = 50) -> float:
@@ -94,12 +139,20 @@ class Loop:
         torch.save(state, partial)
         partial.rename(self.path)
 
-    def run(self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
-        """Call `loss_of(step)` until the steps are done; it returns the loss and figures to log."""
+    def run(
+        self,
+        loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+        precision: Callable[[], AbstractContextManager[None]] = mixed_precision,
+    ) -> None:
+        """Call `loss_of(step)` until the steps are done; it returns the loss and figures to log.
+
+        Raises:
+            SystemExit: the end was asked for (stop_at); the checkpoint is written.
+        """
         saved, started = time.time(), time.time() - self.seconds
         sums: dict[str, tuple[float, int]] = {}
         while self.step < self.steps:
-            with mixed_precision():
+            with precision():
                 loss, figures = loss_of(self.step)
             loss.backward()
             nn.utils.clip_grad_norm_(self.module.parameters(), 2.0)
@@ -116,9 +169,11 @@ class Loop:
             if self.step % self.every == 0 or self.step == self.steps:
                 self._report({k: total / seen for k, (total, seen) in sums.items()})
                 sums = {}
-            if time.time() - saved > 120 or self.step == self.steps:
+            if time.time() - saved > 120 or self.step == self.steps or _Stop.now():
                 self.save()
                 saved = time.time()
+            if _Stop.now():
+                raise SystemExit(f"{self.name} stopped at step {self.step} of {self.steps}; the same command goes on.")
 
     def _report(self, figures: dict[str, float]) -> None:
         line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 1)}

@@ -125,9 +125,9 @@ def optimizers(modules: list[nn.Module], muon_lr: float, adam_lr: float) -> list
             if not parameter.requires_grad:
                 continue
             outer = parameter.dim() != 2 or any(
-                key in name for key in ("wte", "lm_head", "positional", "query", "classify")
+                key in name for key in ("wte", "lm_head", "embed", "positional", "query", "classify", "read")
             )
-            (patches if parameter.dim() == 4 else rest if outer else inner).append(parameter)
+            (patches if parameter.dim() >= 4 else rest if outer else inner).append(parameter)
     groups = [{"params": rest}, {"params": patches, "lr": adam_lr / 4}]
     return [
         torch.optim.Muon(inner, lr=muon_lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),

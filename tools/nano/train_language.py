@@ -27,7 +27,8 @@ from tools.nano.model import new_model, optimizers
 from tools.nano.pools import TRAINING, Pool, load_pool
 from tools.nano.scenes import Change, Scene
 from tools.nano.sequences import Composer, Sequence
-from tools.nano.tasks import several_dialogues, single_dialogues
+from tools.nano.several_tasks import several_dialogues
+from tools.nano.tasks import single_dialogues
 from tools.nano.vocabulary import Codec
 
 BATCH = 8

@@ -16,7 +16,8 @@ import tiktoken
 
 from tools.nano.phrases import COLOUR_ZH, KIND_ZH
 from tools.nano.scenes import COLOURS, KINDS, WORDS, change_scene, sample_scene
-from tools.nano.tasks import Dialogue, several_dialogues, single_dialogues
+from tools.nano.several_tasks import several_dialogues
+from tools.nano.tasks import Dialogue, single_dialogues
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -55,16 +56,25 @@ def corpus(seed: int = 0, scenes: int = 4000) -> list[str]:
     return [signs.sub(" ", piece) for text in texts for piece in MARKUP.split(text) if not MARKUP.fullmatch(piece)]
 
 
-def learn(texts: list[str], ranks: int) -> list[bytes]:
-    """Byte-pair merges by frequency over the pieces that the published pattern cuts; at most `ranks` tokens."""
+def learn(texts: list[str], ranks: int, words: re.Pattern[str] = ZH) -> list[bytes]:
+    """Byte-pair merges by frequency over the pieces that the published pattern cuts; at most `ranks` tokens.
+
+    words: Chinese ones, which are cut out before.
+    """
     import regex
 
-    pieces = Counter(part.encode() for text in texts for piece in regex.findall(PATTERN, text) for part in _cut(piece))
-    words = {tuple(bytes([b]) for b in piece): n for piece, n in pieces.items()}
+    cut = re.compile(f"({words.pattern})")
+    counted = Counter(piece for text, n in Counter(texts).items() for piece in regex.findall(PATTERN, text) * n)
+    pieces: Counter[bytes] = Counter()
+    for piece, n in counted.items():
+        for part in filter(None, cut.split(piece)):
+            pieces[part.encode()] += n
+    parts = {tuple(bytes([b]) for b in piece): n for piece, n in pieces.items()}
     tokens = [bytes([b]) for b in range(256)]
+    known = set(tokens)
     while len(tokens) < ranks:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
-        for word, n in words.items():
+        for word, n in parts.items():
             for pair in itertools.pairwise(word):
                 pairs[pair] += n
         if not pairs:
@@ -72,13 +82,11 @@ def learn(texts: list[str], ranks: int) -> list[bytes]:
         (left, right), n = max(pairs.items(), key=lambda item: (item[1], item[0]))
         if n < 15:
             break
-        tokens.append(left + right)
-        words = Counter({_merge(word, left, right): n for word, n in words.items()})
+        if left + right not in known:  # other merges may have made it before
+            tokens.append(left + right)
+            known.add(left + right)
+        parts = {_merge(word, left, right): n for word, n in parts.items()}
     return tokens
-
-
-def _cut(piece: str) -> list[str]:
-    return [part for part in re.split(f"({ZH.pattern})", piece) if part]
 
 
 def _merge(word: tuple[bytes, ...], left: bytes, right: bytes) -> tuple[bytes, ...]:

@@ -1,0 +1,226 @@
+"""A small Qwen3-VL for training: parameters have the published names, so that its state is a checkpoint.
+
+One picture size a call in the tower, packed conversations in the decoder. transformers' own modules compute the same
+(tests/repository/test_talk_network.py) and take longer for models this small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwenvl_edge.families.mrope import interleaved_axes
+from tools.nano.model import sincos_positions
+from tools.nano.talk.guiding import Guide, guided_loss
+from tools.nano.talk.tower import Tower, rotated
+from tools.nano.talk.words import SPECIAL
+
+MIN_PIXELS, MAX_PIXELS = 40_960, 65_536  # of a picture after resizing: 40 to 64 tokens
+
+
+def config_dict(ranks: int) -> dict[str, Any]:
+    """config.json of a model with a vocabulary of `ranks` BPE tokens."""
+    ids = {token: ranks + number for number, token in enumerate(SPECIAL)}
+    text = {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": -(-(ranks + len(SPECIAL)) // 64) * 64,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [12, 10, 10], "rope_type": "default"},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "model_type": "qwen3_vl_text",
+    }
+    vision = {
+        "depth": 6,
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_heads": 3,
+        "deepstack_visual_indexes": [1, 3, 4],
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_position_embeddings": 256,
+        "out_hidden_size": 256,
+        "model_type": "qwen3_vl",
+    }
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
+class _Norm(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        hidden, self.dim = config["hidden_size"], config["head_dim"]
+        self.heads, self.groups = config["num_attention_heads"], config["num_key_value_heads"]
+        self.q_proj = nn.Linear(hidden, self.heads * self.dim, bias=False)
+        self.k_proj = nn.Linear(hidden, self.groups * self.dim, bias=False)
+        self.v_proj = nn.Linear(hidden, self.groups * self.dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.dim, hidden, bias=False)
+        self.q_norm, self.k_norm = _Norm(self.dim), _Norm(self.dim)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixed values [B, T, H], and the queries and keys [B, heads, T, D]."""
+        shape = (*x.shape[:2], -1, self.dim)
+        q = rotated(self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2), *rope)
+        k = rotated(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2), *rope)
+        v = self.v_proj(x).view(shape).transpose(1, 2)
+        k, v = (each.repeat_interleave(self.heads // self.groups, dim=1) for each in (k, v))
+        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), q, k
+
+
+class _GatedMlp(nn.Module):
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self.input_layernorm = _Norm(config["hidden_size"])
+        self.post_attention_layernorm = _Norm(config["hidden_size"])
+        self.self_attn = _Attention(config)
+        self.mlp = _GatedMlp(config)
+
+
+class Decoder(nn.Module):
+    """The language side."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        self.layers = nn.ModuleList([_Layer(config) for _ in range(config["num_hidden_layers"])])
+        self.norm = _Norm(config["hidden_size"])
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, 1, T, D / 2] of positions [B, 3, T]."""
+        half = self.config["head_dim"] // 2
+        axes = torch.from_numpy(interleaved_axes(self.config["rope_scaling"]["mrope_section"]))
+        powers = torch.arange(half, dtype=torch.float32) / half
+        angles = positions[:, axes].transpose(1, 2).float() * self.config["rope_theta"] ** -powers
+        return angles.cos()[:, None], angles.sin()[:, None]
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, features: Tensor, guides: Sequence[Guide] = ()
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """States [B, T, H], the guides' loss and figures.
+
+        mask: bool [B, 1, T, T]. rows: places of the pictures' tokens in the flattened ids [n].
+        features: [1 + deepstack, n, H].
+        """
+        hidden = self.embed_tokens(ids)
+        shape = hidden.shape
+        hidden = hidden.flatten(0, 1).index_copy(0, rows, features[0]).view(shape)
+        rope = self.rope(positions)
+        guided, seen = hidden.new_zeros(()), {}
+        for number, layer in enumerate(self.layers):
+            mixed, q, k = layer.self_attn(layer.input_layernorm(hidden), rope, mask)
+            for guide in guides:
+                if guide.layer == number:
+                    part = guided_loss(q, k, guide)
+                    seen[guide.name] = float((-part.detach()).exp())
+                    guided = guided + part
+            hidden = hidden + mixed
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            if number + 1 < len(features):
+                hidden = hidden.flatten(0, 1).index_add(0, rows, features[number + 1]).view(shape)
+        return self.norm(hidden), guided, seen
+
+
+class _Inner(nn.Module):
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self.visual = Tower(config["vision_config"])
+        self.language_model = Decoder(config["text_config"])
+
+
+class Qwen3VL(nn.Module):
+    """The whole model; `state_dict` has the names of a published checkpoint."""
+
+    def __init__(self, config: dict[str, Any], seed: int = 0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.config = config
+        self.model = _Inner(config)
+        text = config["text_config"]
+        self.lm_head = nn.Linear(text["hidden_size"], text["vocab_size"], bias=False)
+        self._start()
+
+    @property
+    def tower(self) -> nn.Module:
+        """The picture side."""
+        return self.model.visual
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language side without its head."""
+        return self.model.language_model
+
+    def encode(self, pictures: np.ndarray) -> Tensor:
+        """[N, H, W, 3] uint8 of one size -> features [1 + deepstack, N, tokens, H]."""
+        features: Tensor = self.model.visual(pictures)
+        return features
+
+    def _start(self) -> None:
+        """Words as strong as picture features; outputs to the residual stream small (tower) or zero (decoder)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+                continue
+            std = 0.8 / math.sqrt(parameter[0].numel())
+            if "embed_tokens" in name:
+                std = 0.5
+            elif "lm_head" in name:
+                std = 0.005
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                std = 0.0
+            elif ".blocks." in name and name.endswith(("attn.proj.weight", "linear_fc2.weight")):
+                std *= 0.3
+            elif "deepstack" in name and name.endswith("linear_fc2.weight"):
+                std = 0.0
+            nn.init.normal_(parameter, std=std)
+        table = self.model.visual.pos_embed.weight  # attention finds neighbours from the first step on
+        table.data.copy_(0.7 * sincos_positions(math.isqrt(len(table)), table.shape[1], spacing=0.5))

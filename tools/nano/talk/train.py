@@ -1,0 +1,194 @@
+"""Training in two stages: `python -m tools.nano.talk.train WORK [--stage vision|talk] [--threads N] [--until HH:MM]`.
+
+Stage one teaches the picture side what every token shows, stage two the whole model to talk. Both write
+WORK/STAGE.pt and WORK/STAGE.jsonl, go on from where they were stopped, and stop cleanly at Ctrl-C, at a termination or
+at a time of day (UTC). Stage two leaves the checkpoint WORK/model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwenvl_edge.families.pieces import PictureLayout
+from tools.nano.loop import Loop, bfloat16_products, stop_at
+from tools.nano.model import optimizers
+from tools.nano.talk.batches import Batch, collate, grid_of
+from tools.nano.talk.chatting import SINGLE, converse
+from tools.nano.talk.composing import Composer, Encoded
+from tools.nano.talk.dense import DenseHeads, Targets, targets
+from tools.nano.talk.icons import prepare
+from tools.nano.talk.pictures import Pictures, Shown
+from tools.nano.talk.qwen3_vl import Qwen3VL
+from tools.nano.talk.scenes import CANVASES, Scene, Stock
+from tools.nano.talk.settings import create, open_folder, write_weights
+
+STEPS = {"vision": 16_000, "talk": 16_000}
+PICTURES = 16  # of a step of stage one
+ROWS, TALKS, SPELLING = 8, 6, 2  # of a step of stage two: rows, conversations of a row, pictures full of signs
+GUIDE_WEIGHT, DENSE_WEIGHT = 0.3, 0.15
+VISUAL_RATE = 2e-4
+NAMES = ("words", "digits", "text")
+
+
+@dataclass
+class Row:
+    """Pictures and the conversations about them."""
+
+    shown: Sequence[tuple[Scene, np.ndarray]]
+    talks: list[Encoded]
+
+
+class Sampler:
+    """Draws rows; the same step draws the same ones as long as no chunks of pictures are added."""
+
+    def __init__(self, pictures: Pictures, composer: Composer):
+        self.pictures, self.composer = pictures, composer
+
+    def layout(self, scene: Scene) -> PictureLayout:
+        """The room of a scene's picture."""
+        return self.composer.family.layout(scene.canvas)
+
+    def grid(self, scene: Scene) -> tuple[int, int]:
+        """Rows and columns of a scene's tokens."""
+        return grid_of(self.layout(scene))
+
+    def row(self, rng: random.Random, canvas: int, progress: float) -> Row:
+        """One row. Scenes and conversations grow over the first half of training."""
+        grown = min(progress * 2, 1.0)
+        roll = rng.random()
+        shown: list[Shown]
+        if roll < 0.03:
+            shown = []
+        elif roll < 0.03 + 0.14 * grown:
+            shown = [self.pictures.draw(rng, "pairs", canvas)]
+        elif roll < 0.03 + 0.22 * grown:
+            shown = [self.pictures.draw(rng, "few", rng.choice((canvas, rng.randrange(len(CANVASES))))) for _ in "ab"]
+            shown += [self.pictures.draw(rng, "few", canvas)] if rng.random() < 0.3 else []
+        else:
+            shown = [self.pictures.draw(rng, "many" if rng.random() < 0.2 + 0.4 * grown else "few", canvas)]
+        scenes = [scene for each in shown for scene in each.scenes]
+        layouts = [self.layout(scene) for scene in scenes]
+        change = shown[0].change if len(shown) == 1 else None
+        first = bool(scenes) and rng.random() < 0.12
+        talks = []
+        for _ in range(1 if first else 4 if len(scenes) > 1 else TALKS):
+            longest = None if rng.random() < grown else 1
+            talk = converse(rng, scenes, change, length=longest, question_first=first, tasks=tuple(SINGLE))
+            if talk:
+                talks.append(self.composer.compose(talk, layouts))
+        pictures = [picture for each in shown for picture in each.pictures]
+        return Row(list(zip(scenes, pictures, strict=True)), talks)
+
+
+def encode(model: Qwen3VL, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Features of pictures of several sizes, [1 + deepstack, n, H] in their order, and how many tokens each has."""
+    found: dict[int, Tensor] = {}
+    for size in {picture.shape for picture in pictures}:
+        numbers = [i for i, picture in enumerate(pictures) if picture.shape == size]
+        features = model.encode(np.stack([pictures[i] for i in numbers])).unbind(1)
+        found |= dict(zip(numbers, features, strict=True))
+    ordered = [found[i] for i in range(len(pictures))]
+    return torch.cat(ordered, dim=1), torch.tensor([each.shape[1] for each in ordered])
+
+
+def answer_loss(model: Qwen3VL, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Loss of the answers, loss of the guides, and figures."""
+    states, guided, seen = model.decoder(batch.ids, batch.positions, batch.mask, batch.rows, features, batch.guides)
+    wanted = batch.weights[:, 1:] > 0
+    logits = model.lm_head(states[:, :-1][wanted]).float()
+    ids, weights, classes = (t[:, 1:][wanted] for t in (batch.ids, batch.weights, batch.classes))
+    loss = (F.cross_entropy(logits, ids, reduction="none") * weights).sum() / weights.sum()
+    right = (logits.argmax(-1) == ids).float()
+    figures = {name: float(right[classes == i].mean()) for i, name in enumerate(NAMES) if (classes == i).any()}
+    return loss, guided, figures | seen
+
+
+def train_vision(work: Path, model: Qwen3VL, sampler: Sampler, steps: int) -> None:
+    """Stage one."""
+    heads = DenseHeads(model.config["text_config"]["hidden_size"])
+    module = nn.ModuleDict({"tower": model.tower, "heads": heads})
+    loop = Loop("vision", work, module, optimizers([model.tower, heads], 0.0015, 0.0007), steps)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"vision-{step}")
+        canvas = rng.randrange(len(CANVASES))
+        pairs = []
+        for sort in rng.choices(("few", "many", "pairs", "signs"), (0.2, 0.42, 0.08, 0.3), k=PICTURES):
+            shown = sampler.pictures.draw(rng, sort, canvas)
+            pairs.append(rng.choice(list(zip(shown.scenes, shown.pictures, strict=True))))
+        features = model.tower(np.stack([picture for _, picture in pairs]), deep=False).flatten(1, 2)
+        wanted = Targets.joined([targets(scene, sampler.grid(scene)) for scene, _ in pairs])
+        loss, figures = heads(features[0], wanted)
+        return loss, figures
+
+    loop.run(loss_of, precision=bfloat16_products)
+
+
+def train_talk(work: Path, model: Qwen3VL, sampler: Sampler, steps: int) -> None:
+    """Stage two; the per-token targets go on beside the answers, so that the picture side keeps what it knows."""
+    heads = DenseHeads(model.config["text_config"]["hidden_size"])
+    if (work / "vision.pt").exists() and not (work / "talk.pt").exists():
+        saved = torch.load(work / "vision.pt", weights_only=True)["module"]
+        nn.ModuleDict({"tower": model.tower, "heads": heads}).load_state_dict(saved)
+    module = nn.ModuleDict({"model": model, "heads": heads})
+    opts = optimizers([nn.ModuleList([model.decoder, model.lm_head])], 0.001, 0.0007)
+    seeing = [p for m in (model.tower, heads) for p in m.parameters()]
+    opts.append(torch.optim.AdamW(seeing, lr=VISUAL_RATE, betas=(0.9, 0.97), weight_decay=0.0, fused=True))
+    loop = Loop("talk", work, module, opts, steps, decay=0.6)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"talk-{step}")
+        canvas = rng.randrange(len(CANVASES))
+        rows = [sampler.row(rng, canvas, step / steps) for _ in range(ROWS)]
+        rows = [row for row in rows if row.talks]
+        spelt = [sampler.pictures.draw(rng, "signs", canvas) for _ in range(SPELLING)]
+        shown = [pair for row in rows for pair in row.shown] + [(s.scenes[0], s.pictures[0]) for s in spelt]
+        features, counts = encode(model, [picture for _, picture in shown])
+        asked = int(counts[: len(shown) - len(spelt)].sum())
+        batch = collate([row.talks for row in rows], sampler.composer.end)
+        answers, guided, figures = answer_loss(model, batch, features[:, :asked])
+        wanted = Targets.joined([targets(scene, sampler.grid(scene)) for scene, _ in shown])
+        dense, _ = heads(features[0], wanted)
+        loss = answers + GUIDE_WEIGHT * guided + DENSE_WEIGHT * dense
+        return loss, {"answers": float(answers.detach()), "tokens": float(batch.ids.numel()), **figures}
+
+    loop.run(loss_of, precision=bfloat16_products)
+
+
+def main() -> None:
+    """Train what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--stage", choices=("vision", "talk", "both"), default="both")
+    parser.add_argument("--steps", type=int, help="of each stage; the learning rate falls to zero at their end")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
+    parser.add_argument("--until", metavar="HH:MM", help="stop at this time of day, UTC")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    work: Path = options.work
+    stop_at(options.until)
+    stock = Stock(prepare(work))
+    create(work / "model", stock)
+    model, composer = open_folder(work / "model")
+    pictures = Pictures(work, stock)
+    pictures.refresh()
+    sampler = Sampler(pictures, composer)
+    if options.stage in ("vision", "both"):
+        train_vision(work, model, sampler, options.steps or STEPS["vision"])
+    if options.stage in ("talk", "both"):
+        train_talk(work, model, sampler, options.steps or STEPS["talk"])
+        write_weights(work / "model", model.state_dict())
+
+
+if __name__ == "__main__":
+    main()
