@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from support.talk import narrow, write_sprites
 from tools.nano.evaluation import iou
+from tools.nano.talk.answering import with_engine, with_torch
 from tools.nano.talk.batches import collate
+from tools.nano.talk.cases import cases
 from tools.nano.talk.chatting import converse
 from tools.nano.talk.drawing import render
 from tools.nano.talk.qwen3_vl import Qwen3VL
@@ -42,7 +45,7 @@ def taught(tmp_path_factory):
     model = Qwen3VL(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     arrays = [np.asarray(pictures[k]) for k in shown]
-    for step in range(400):
+    for _ in range(400):
         features, _ = encode(model, arrays)
         loss, guided, _ = answer_loss(model, batch, features)
         (loss + 0.1 * guided).backward()
@@ -53,11 +56,11 @@ def taught(tmp_path_factory):
     write_weights(folder / "model", model.state_dict())
     export(folder / "model", folder / "bundle", precision=ExportPrecision.choose("fp32"))
     asked = [(talk, pictures[k]) for each, k in zip(talks, shown, strict=True) for talk in each]
-    return asked, composer, QwenVLEngine(folder / "bundle", threads=1)
+    return asked, composer, QwenVLEngine(folder / "bundle", threads=1), folder
 
 
 def test_the_engine_answers_as_taught(taught):
-    asked, composer, engine = taught
+    asked, composer, engine, _ = taught
     for talk, picture in asked:
         history = []
         for number, turn in enumerate(talk.turns):
@@ -70,3 +73,12 @@ def test_the_engine_answers_as_taught(taught):
                 width, height = picture.size
                 assert iou((box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height), wanted) > 0.9
             history = reply.history
+
+
+def test_pytorch_and_the_engine_answer_alike(taught):
+    """Evaluation may ask either; questions that were never taught get the same words from both."""
+    *_, folder = taught
+    by_engine, by_torch = with_engine(Bundle.open(folder / "bundle")), with_torch(*open_folder(folder / "model"))
+    for part in ("where", "caption", "later turn", "which"):
+        for case in cases(part, 2, "en", folder / "sprites.npz"):
+            assert by_engine(case) == by_torch(case)

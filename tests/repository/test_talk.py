@@ -230,7 +230,7 @@ def test_the_network_computes_what_transformers_does(opened):
     with torch.no_grad():
         features = model.encode(pictures).flatten(1, 2)
         tokens = torch.tensor([ids])
-        positions = torch.from_numpy(composer._positions(len(ids), _spans(composer, ids, layout)))[None]
+        positions = torch.from_numpy(composer.positions(len(ids), _spans(composer, ids, layout)))[None]
         rows = torch.nonzero(tokens[0] == special["<|image_pad|>"])[:, 0]
         mask = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).tril()
         states, _, _ = model.decoder(tokens, positions, mask, rows, features)

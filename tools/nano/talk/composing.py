@@ -95,7 +95,7 @@ class Composer:
         result.prefix = (
             0 if talk.question_first or not result.spans else result.spans[-1].start + result.spans[-1].length
         )
-        result.positions = self._positions(len(result.ids), result.spans)
+        result.positions = self.positions(len(result.ids), result.spans)
         return result
 
     def _turn(self, result: Encoded, turn: Turn, pictures: list[Piece], *, first: bool) -> None:
@@ -149,7 +149,7 @@ class Composer:
         """Each token with the mark at its end, and whether it is the last digit of a coordinate."""
         ends = np.cumsum([len(char.encode()) for char in text])  # bytes up to each character
         at, number = 0, 0
-        for index, id_ in enumerate(ids):
+        for id_ in ids:
             at += self._length(id_)
             char = int(np.searchsorted(ends, at))
             while number < len(marks) - 1 and marks[number].end <= char:
@@ -158,14 +158,14 @@ class Composer:
             digit = text[char : char + 1].isdigit()
             last = bool(mark) and mark.kind == DIGITS and digit and not text[char + 1 : char + 2].isdigit()
             yield id_, mark, last
-            del index
 
     def _length(self, id_: int) -> int:
         if id_ not in self._bytes:
             self._bytes[id_] = len(self.tokenizer.decode_bytes([id_]))
         return self._bytes[id_]
 
-    def _positions(self, length: int, spans: Sequence[Span]) -> np.ndarray:
+    def positions(self, length: int, spans: Sequence[Span]) -> np.ndarray:
+        """Positions of the tokens of a sequence, [3, length], or [1, length] in a family with one axis."""
         if isinstance(self.family, DynamicVLFamily):
             return positions_of(length, spans, lambda layout: [0] * layout.grid[0])
         return np.arange(length)[None]

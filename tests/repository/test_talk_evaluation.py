@@ -1,0 +1,82 @@
+"""The figures of tools/nano/talk: what is asked, and how answers are scored."""
+
+import pytest
+
+from support.talk import write_sprites
+from tools.nano.talk.answering import Answer
+from tools.nano.talk.cases import PARTS, cases
+from tools.nano.talk.evaluate import COLUMNS, LATER, evaluate, figures, score, table
+from tools.nano.talk.forms import on_grid
+from tools.nano.talk.icons import KEPT_OUT
+from tools.nano.talk.questions import wordings
+from tools.nano.talk.turns import LANGUAGES, Places, Said
+
+
+@pytest.fixture(scope="module")
+def sprites(tmp_path_factory):
+    return write_sprites(tmp_path_factory.mktemp("sprites"))
+
+
+def right_answer(case):
+    """The taught answer as it would be read, on the grid that models write."""
+    boxes, points, labels = [], [], []
+    for part in case.turn.answer:
+        if isinstance(part, Places):
+            labels.append(part.label)
+            for box in part.boxes:
+                x0, y0, x1, y1 = (v / 1000 for v in on_grid(box))
+                points += [((x0 + x1) / 2, (y0 + y1) / 2)] if part.point else []
+                boxes += [] if part.point else [(x0, y0, x1, y1)]
+    text = "".join(part.text for part in case.turn.answer if isinstance(part, Said))
+    return Answer(text, tuple(boxes), tuple(points), tuple(labels))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("part", PARTS)
+def test_right_answers_score_and_others_do_not(sprites, part, language):
+    for case in cases(part, 4, language, sprites):
+        assert score(case.turn, right_answer(case)).right == 1
+        assert score(case.turn, Answer("Perhaps.", (), (), ())).right == 0
+        assert score(case.turn, Answer("", ((0.0, 0.0, 0.01, 0.01),), (), ())).right == 0
+        overlap = score(case.turn, right_answer(case)).iou
+        assert overlap is None or overlap > 0.95
+
+
+def test_captions_may_name_things_in_another_order(sprites):
+    case = next(c for c in cases("caption", 30, "en", sprites) if c.turn.truth["text"].count(",") == 1)
+    first, rest = case.turn.truth["text"].rstrip(".").split(", ")
+    middle, last = rest.split(" and ", 1)
+    swapped = f"{middle.capitalize()}, {first[0].lower()}{first[1:]} and {last}."
+    assert score(case.turn, Answer(swapped, (), (), ())).right == 1
+    assert score(case.turn, Answer(f"{middle.capitalize()} and {last}.", (), (), ())).right == 0
+    assert score(case.turn, Answer(f"{swapped[:-1]} and a zebra.", (), (), ())).right == 0
+
+
+def test_parts_ask_what_they_say(sprites):
+    for case in cases("new style", 20, "en", sprites):
+        assert {thing.style for scene in case.scenes for thing in scene.things} == {KEPT_OUT}
+    for case in cases("later turn", 20, "zh", sprites):
+        assert len(case.talk.turns) >= 3
+    for case in cases("first turn", 5, "zh", sprites):
+        assert len(case.talk.turns) == 1
+    trained = {text for each, _ in wordings().values() for text in each}
+    assert not {case.turn.question for case in cases("new wordings", 20, "en", sprites)} & trained
+
+
+def test_both_languages_ask_about_the_same_scenes(sprites):
+    english, chinese = ([c.scenes for c in cases("where", 10, lang, sprites)] for lang in LANGUAGES)
+    assert english == chinese
+
+
+def test_the_table_has_every_figure_with_floor_and_goal(sprites):
+    results = evaluate(right_answer, lambda part, lang: list(cases(part, 2, lang, sprites)), progress=lambda _: None)
+    found = figures(results)
+    assert set(found) == {*COLUMNS, LATER}
+    assert all(value == 1 for name, value in found.items() if name not in (LATER, "boxes, mean IoU"))
+    lines = table(found | {"count": 0.9, LATER: 5.0}).splitlines()
+    said = {line[:44].strip(): line.split("  ")[-1].strip() for line in lines[1:]}
+    assert (
+        said["count"] == "floor"
+        and said[LATER] == "below the floor"
+        and said["caption: every thing, nothing else"] == "goal"
+    )
