@@ -9,38 +9,26 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from qwenvl_edge import QwenVLEngine
+from qwenvl_edge import CheckpointError, QwenVLEngine
+from qwenvl_edge.bundle.examples import Example, Examples
 from qwenvl_edge.replies.drawing import draw_shapes
 
 _COLUMN = 62
-ASKED: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        ("demo",),
-        (
-            "Describe the picture.",
-            "Where is the red mug?",
-            "What colour is the car?",
-            "Is the red mug to the left or to the right of the blue car?",
-            "Is there a purple star?",
-            "What does the sign say?",
-            "汽车在哪里?",
-        ),
-    ),
-    (("demo", "later"), ("What changed?", "两张图片里的东西一样吗?")),
-    (("photo",), ("Where is the black fish?", "描述这张图片。", "What does the sign say?")),
-    (("tall",), ("What colour is the heart?", "有几个爱心?", "紫色的球在哪里?")),
-)
-"""Names of pictures, and the questions about them."""
 _DRAWN = ("red mug", "car", "tree", "sign")
+
+
+def asked(pictures: Path) -> tuple[Example, ...]:
+    """Return the pictures of a folder that are asked about, and the questions."""
+    return Examples.read(pictures / "qwenvl-examples.json", CheckpointError).examples
 
 
 def main(bundle: str, pictures: Path, drawn: Path) -> None:
     """Ask, print the answers with their times, and draw the boxes of what lies in the first picture."""
     engine = QwenVLEngine(bundle)
-    for names, questions in ASKED:
-        images = [engine.load_picture(pictures / f"{name}.png") for name in names]
-        print(f"\n{' and '.join(f'{name}.png' for name in names)}:")
-        for question in questions:
+    for example in asked(pictures):
+        images = [engine.load_picture(pictures / name) for name in example.pictures]
+        print(f"\n{' and '.join(example.pictures)}:")
+        for question in example.questions:
             reply = engine.chat(question, images=images)
             boxes = "".join(f"  [{b.x1:.0f}, {b.y1:.0f}, {b.x2:.0f}, {b.y2:.0f}]" for b in reply.boxes)
             print(f"  {_padded(question)}{reply.text}{boxes}   ({reply.stats.ttft_ms:.0f} ms to the first token)")

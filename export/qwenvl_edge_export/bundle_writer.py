@@ -30,6 +30,7 @@ from qwenvl_edge.bundle.manifest import (
 from qwenvl_edge.errors import BundleError
 from qwenvl_edge_export.checkpoint.importing import plan_import
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from qwenvl_edge_export.examples import copy_examples, read_examples
 from qwenvl_edge_export.files.thread_map import one_thread_an_operator
 from qwenvl_edge_export.graphs.data_file import DataFile, HashingWriter
 from qwenvl_edge_export.graphs.decoder import build_decoder
@@ -88,6 +89,7 @@ class _Writer:
     def run(self) -> Manifest:
         checkpoint, family, precision = self.checkpoint, self.checkpoint.family, self.precision
         generation = family.generation_defaults(checkpoint.generation)
+        examples = read_examples(checkpoint.path)
         scales = no_scales if self._kept is None else self._kept.input_scales
         vision = vision_layout(family.vision_weights, precision.vision, scales)
         decoder = decoder_layout(family.decoder, precision.decoder, scales)
@@ -98,6 +100,9 @@ class _Writer:
         self._write_weights(vision, decoder, table)
         shutil.copyfile(checkpoint.tokenizer, self.folder / checkpoint.tokenizer.name)
         self._describe(checkpoint.tokenizer.name)
+        if examples is not None:
+            for name in copy_examples(examples, checkpoint.path, self.folder):
+                self._describe(name)
         digest = checkpoint.digest(self._counter("hashing the checkpoint"))
         return Manifest(
             format=FORMAT,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,11 +58,11 @@ def pair_truths(first: Scene, second: Scene) -> dict[str, object]:
 def test_every_answer_is_right(nano_exports, precision):
     bundle = nano_exports(precision, check=True, **PRECISIONS[precision])
     engine = QwenVLEngine(bundle, threads=1, max_context=2048)
-    for names, questions in demo.ASKED:
-        scenes = [SCENES[name] for name in names]
+    for example in demo.asked(NANO):
+        scenes = [SCENES[Path(name).stem] for name in example.pictures]
         right = truths(*scenes) if len(scenes) == 1 else pair_truths(*scenes)
-        for question in questions:
-            reply = engine.chat(question, images=[NANO / f"{name}.png" for name in names])
+        for question in example.questions:
+            reply = engine.chat(question, images=[NANO / name for name in example.pictures])
             if isinstance(right[question], str):
                 assert reply.text == right[question], question
                 continue
@@ -73,7 +75,7 @@ def test_every_answer_is_right(nano_exports, precision):
 def test_the_program_prints_them(nano, tmp_path, capsys):
     demo.main(str(nano), NANO, tmp_path / "out" / "boxes.png")
     printed = capsys.readouterr().out
-    assert all(f"  {question} " in printed for _, questions in demo.ASKED for question in questions)
+    assert all(f"  {question} " in printed for each in demo.asked(NANO) for question in each.questions)
     assert (tmp_path / "out" / "boxes.png").is_file()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme[readme.index("    demo.png:\n") : readme.index("These are some of the questions")]

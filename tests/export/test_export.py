@@ -10,7 +10,8 @@ import onnx
 import pytest
 import torch
 
-from qwenvl_edge.errors import BundleError, QwenVLError
+from qwenvl_edge.bundle.examples import examples_of
+from qwenvl_edge.errors import BundleError, CheckpointError, QwenVLError
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision, GraphPrecision
@@ -205,3 +206,16 @@ def test_a_small_model_that_8_bits_change_too_much_takes_floats(tmp_path):
     with pytest.raises(BundleError, match="do not compute what the checkpoint computes"):
         export(checkpoint, tmp_path / "asked", precision=ExportPrecision.choose("int8"))
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["bundle"]
+
+
+def test_examples_are_copied_or_refused(small_checkpoint, tmp_path):
+    checkpoint = small_checkpoint()
+    file = checkpoint / "qwenvl-examples.json"
+    file.write_text('{"examples": [{"pictures": ["a.png"], "questions": ["?"]}]}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r'names the picture "a.png", which is not beside it'):
+        export(checkpoint, tmp_path / "bundle", check=False)
+    assert not (tmp_path / "bundle").exists()
+    (checkpoint / "a.png").write_bytes(b"png")
+    bundle = export(checkpoint, tmp_path / "bundle", check=False)
+    assert examples_of(bundle).pictures == ("a.png",)
+    assert bundle.file("examples/a.png").read_bytes() == b"png"

@@ -21,6 +21,7 @@ from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.server.app import Server
 from qwenvl_edge.server.logs import configure
 from qwenvl_edge.server.metrics import Metrics
+from qwenvl_edge.server.page import Page
 from qwenvl_edge.server.service import Service, Thought
 from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_keys
 
@@ -137,8 +138,14 @@ def _front(options: Options) -> serve.Deployment:
     def build() -> ASGIApp:  # in a front's process, on its event loop
         configure()
         engines = serve.get_deployment_handle(Engine.__name__, app_name=serve.get_replica_context().app_name)
-        manifest = Bundle.open(options.bundle).manifest
-        return Server(Dispatcher(engines), manifest, options.settings(), max_context=options.max_context).app
+        bundle = Bundle.open(options.bundle)
+        return Server(
+            Dispatcher(engines),
+            bundle.manifest,
+            options.settings(),
+            max_context=options.max_context,
+            page=Page(bundle),
+        ).app
 
     limits = options.settings().limits
     configured = serve.deployment(

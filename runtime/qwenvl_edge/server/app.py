@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from qwenvl_edge import __version__
@@ -27,6 +26,7 @@ from qwenvl_edge.server.exchange import Exchanges, Reader
 from qwenvl_edge.server.guard import Guard
 from qwenvl_edge.server.logs import log
 from qwenvl_edge.server.metrics import CONTENT_TYPE, Metrics
+from qwenvl_edge.server.page import Page
 from qwenvl_edge.server.responses import ask_response
 from qwenvl_edge.server.service import Service
 from qwenvl_edge.server.settings import ServerSettings
@@ -34,18 +34,24 @@ from qwenvl_edge.server.stored import StoredConversations
 from qwenvl_edge.server.translate import Translator
 from qwenvl_edge.server.workers import Workers
 
-_STATIC = Path(__file__).parent / "static"
 _ELSEWHERE = ("/api/", "/v1/messages", "/v1/embeddings", "/v1/images", "/v1/audio", "/v1/assistants", "/completion")
 
 
 class Server:
     """The routes in front of the engines of one bundle; `app` is the ASGI application.
 
-    max_context: tokens of a conversation, as the engines have it; None: the model's own.
+    max_context: tokens of a conversation, as the engines have it; None: the model's own. page: the one at /; None: one
+    without examples.
     """
 
     def __init__(
-        self, batcher: Answering, manifest: Manifest, settings: ServerSettings, *, max_context: int | None = None
+        self,
+        batcher: Answering,
+        manifest: Manifest,
+        settings: ServerSettings,
+        *,
+        max_context: int | None = None,
+        page: Page | None = None,
     ) -> None:
         self._settings = settings
         self._created = int(time.time())
@@ -59,6 +65,7 @@ class Server:
         self._exchanges: Exchanges | None = None
         api = FastAPI(title="Qwen-VL Edge", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan)
         self._add_routes(api)
+        (page or Page(None)).add_to(api)
         openapi.describe(api, settings.model_name)
         api.add_exception_handler(ApiError, _api_error)
         api.add_exception_handler(HTTPException, _http_error)
@@ -91,8 +98,6 @@ class Server:
             ("/v1/responses", openapi.RESPONSE, lambda raw, salt: ask_response(raw, salt, translator, stored)),
         ):
             api.post(path, **description)(self._answering(read))
-        for path, name in (("/", "index.html"), ("/static/app.js", "app.js"), ("/static/style.css", "style.css")):
-            api.get(path, include_in_schema=False)(_file(_STATIC / name))
 
     async def _health(self) -> dict[str, str]:
         return {"status": "ok"}
@@ -135,13 +140,6 @@ class Server:
             return await self._exchanges.answer(request, read)
 
         return answer
-
-
-def _file(path: Path) -> Callable[[], Awaitable[FileResponse]]:
-    async def send() -> FileResponse:
-        return FileResponse(path)
-
-    return send
 
 
 async def _api_error(_: Request, error: Exception) -> Response:

@@ -182,6 +182,7 @@ def uvicorn_config(engine: QwenVLEngine, settings: ServerSettings) -> uvicorn.Co
 
     from qwenvl_edge.server.app import Server
     from qwenvl_edge.server.connections import Connections, PhaseLimits, descriptors
+    from qwenvl_edge.server.page import Page
 
     limits = settings.limits
     phases = PhaseLimits(
@@ -193,7 +194,13 @@ def uvicorn_config(engine: QwenVLEngine, settings: ServerSettings) -> uvicorn.Co
     connections = Connections(descriptors(limits.connections), phases)
     batcher = engine.batcher(rows=limits.rows)
     return uvicorn.Config(
-        Server(batcher, engine.bundle.manifest, settings, max_context=engine.max_context).app,
+        Server(
+            batcher,
+            engine.bundle.manifest,
+            settings,
+            max_context=engine.max_context,
+            page=Page(engine.bundle),
+        ).app,
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -22,9 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import LOGGER, log
 from qwenvl_edge.server.metrics import Metrics
+from qwenvl_edge.server.page import PAGE_FILES
 from qwenvl_edge.server.settings import ServerSettings, is_loopback
 
-_OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/static/app.js", "/static/style.css", "/favicon.ico"})
+_OPEN = frozenset({"/health", "/healthz", "/readyz", "/favicon.ico", *PAGE_FILES})
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
