@@ -41,7 +41,10 @@ def verified_exports() -> str:
         f"{family}, {each['parameters'] / 1e9:.3g} billion, {each['precision']}"
         for family, each in zip(files.values(), exports, strict=True)
     ]
-    said = prose(f"With the comparison, random weights, not calibrated. ({conditions('export-full-int4-verified')}.)")
+    said = prose(
+        "With the comparison, random weights, not calibrated; why random weights of Qwen3-VL fail in 4 bits: "
+        f"[verification](design/verification.md#random-weights-in-4-bits). ({conditions('export-full-int4-verified')}.)"
+    )
     return f"{table(['', *titles], rows)}\n{said}"
 
 
