@@ -206,6 +206,16 @@ def test_vocabularies_that_are_not_by_ranks(folder):
         Vocabulary(place).check_merges()
 
 
+def test_generation_settings_mean_what_transformers_means():
+    """What a file leaves out is transformers' default, also in later uploads of Qwen2.5-VL: top_k is 50."""
+    found = generation_defaults({"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.05}, 4096)
+    assert (found.top_k, found.top_p, found.temperature, found.max_window_size) == (50, 1.0, 1e-6, 4096)
+    assert generation_defaults({"top_k": None}, 4096).top_k == 0
+    for wrong in ({"temperature": "hot"}, {"temperature": float("nan")}, {"top_p": 1.5}, {"do_sample": 1}):
+        with pytest.raises(CheckpointError, match=r"generation_config\.json: "):
+            generation_defaults(wrong, 4096)
+
+
 def test_an_id_that_the_tokenizer_has_elsewhere(folder):
     place = folder("qwen2_vl")
     config = DynamicVLSource.from_dict(raw_config("qwen2_vl") | {"image_token_id": 529, "video_token_id": 528})

@@ -31,6 +31,7 @@ from qwenvl_edge_export.families.dynamic_vl.variants import QWEN2_5_VL, QWEN2_VL
 from qwenvl_edge_export.families.dynamic_vl.vision import build_vision
 from qwenvl_edge_export.families.dynamic_vl.vision_roles import tower_of
 from qwenvl_edge_export.families.dynamic_vl.vocabulary import SIDE_FILES, Vocabulary
+from qwenvl_edge_export.families.generation import unused_settings
 from qwenvl_edge_export.graphs.roles import InputGroup, Role, Tensors
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout
 from qwenvl_edge_export.options import HEAD_UNIT
@@ -120,9 +121,11 @@ class DynamicVLExport(ExportFamily):
 
     def notes(self, folder: Path, generation: Mapping[str, Any]) -> Sequence[str]:
         """See ExportFamily."""
-        if not (width := self.decoder.head_dim) % HEAD_UNIT:
-            return ()
+        width, unused = self.decoder.head_dim, tuple(unused_settings(generation))
+        if not width % HEAD_UNIT:
+            return unused
         return (
+            *unused,
             f"The attention heads are {width} channels wide, no multiple of {HEAD_UNIT}, which ONNX Runtime's own "
             "attention needs: the bundle has the standard decoder graph alone, which is slower on a CPU.",
         )

@@ -7,24 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwenvl_edge.bundle.manifest import GenerationDefaults, ModelInfo, Workspace
-from qwenvl_edge.bundle.records import read_record
 from qwenvl_edge.errors import CheckpointError
 from qwenvl_edge.families.dynamic_config import DynamicVLConfig
 from qwenvl_edge_export.families.dynamic_vl.config import DynamicVLSource
 from qwenvl_edge_export.families.dynamic_vl.processor import Processor
 from qwenvl_edge_export.families.dynamic_vl.variants import QWEN3_VL
 from qwenvl_edge_export.families.dynamic_vl.vocabulary import Vocabulary
+from qwenvl_edge_export.families.generation import sampling_defaults
 
 _CONTEXT = 8192
 _THINK = "<think>"
-_DEFAULTS = {
-    "do_sample": False,
-    "top_p": 1.0,
-    "top_k": 0,
-    "temperature": 1.0,
-    "repetition_penalty": 1.0,
-    "max_new_tokens": 512,
-}
+_MAX_NEW_TOKENS = 512
 
 
 def model_info(config: DynamicVLSource) -> ModelInfo:
@@ -107,11 +100,10 @@ def generation_defaults(raw: Mapping[str, Any], window: int) -> GenerationDefaul
     """The settings that a bundle keeps of a generation_config.json's content; `window`: tokens of a history.
 
     Raises:
-        CheckpointError: a value has the wrong type.
+        CheckpointError: a value has the wrong type, or is out of range.
     """
-    known = {name: raw[name] for name in _DEFAULTS if raw.get(name) is not None}
-    fixed = {"chat_format": "chatml", "max_window_size": window}
-    return read_record(GenerationDefaults, _DEFAULTS | known | fixed, "generation_config.json", CheckpointError)
+    sampling = sampling_defaults(raw, max_new_tokens=_MAX_NEW_TOKENS)
+    return GenerationDefaults(chat_format="chatml", **sampling, max_window_size=window)
 
 
 def workspace(config: DynamicVLSource, max_pixels: int, *, vision_ort: bool) -> Workspace:
