@@ -155,14 +155,22 @@ server-soak: $(READY)
 
 CLIENTS := tests/server/test_clients.py -rs
 
-## Run the client libraries that install in half a minute against the server.
-clients: .cache/clients-light/.ready
+# Without node and npm the AI SDK is left out.
+.cache/clients-node/.ready: tests/server/clients-node.json
+	mkdir -p $(@D)
+	cp $< $(@D)/package.json
+	if command -v node && command -v npm; then npm install --prefix $(@D) --silent --no-fund --no-audit; fi
+	touch $@
+
+## Run the client libraries that install in half a minute against the server; the AI SDK where node and npm are.
+clients: .cache/clients-light/.ready .cache/clients-node/.ready
 	$(<D)/bin/python -m pytest $(CLIENTS)
 
-## Run all client libraries against the server and write the table of docs/server.md; locust asks it, too.
-clients-test: .cache/clients-openai2/.ready .cache/clients-more/.ready
+## Run all client libraries against the server, write the table of docs/server.md; locust and guidellm ask it, too.
+clients-test: .cache/clients-openai2/.ready .cache/clients-more/.ready .cache/clients-load/.ready .cache/clients-node/.ready
 	.cache/clients-openai2/bin/python -m pytest $(CLIENTS) --clients-table docs/server.md
-	.cache/clients-more/bin/python -m pytest $(CLIENTS) tests/server/test_load_tools.py --clients-table docs/server.md
+	.cache/clients-more/bin/python -m pytest $(CLIENTS) --clients-table docs/server.md
+	.cache/clients-load/bin/python -m pytest tests/server/test_load_tools.py -rs
 
 HOSTILE_MINUTES ?= 60
 

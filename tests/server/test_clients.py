@@ -11,6 +11,7 @@ import pytest
 
 from support.clients import WHERE, Count, Instructor, OpenAi, Responses
 from support.clients_chat import LangChain, LiteLlm, LlamaIndex, PydanticAi
+from support.clients_node import AiSdk, AiSdkOpenAi
 from support.clients_tasks import Agents, Dspy, Haystack, Outlines, Smolagents
 from support.patience import until
 from support.served import metric, serving
@@ -18,7 +19,7 @@ from support.served_families import CALL, ONE, scripted
 
 CLIENTS = (
     *(OpenAi, Responses, LangChain, LiteLlm, PydanticAi, Agents, Haystack),
-    *(Instructor, LlamaIndex, Smolagents, Outlines, Dspy),
+    *(AiSdk, AiSdkOpenAi, Instructor, LlamaIndex, Smolagents, Outlines, Dspy),
 )
 CAPTION = "Describe the picture."
 TOOLS = "does not support tools"
@@ -54,8 +55,8 @@ def table(found, before=""):
             cells = [found.get((client, name), "-") for name in FEATURES]
             lines.append(f"| {title(client)} | " + " | ".join(cells) + " |")
         else:
-            ours = [row for name, row in rows.items() if re.fullmatch(rf"{client.package} [^ ]+", name)]
-            lines += ours if client is not Responses else []
+            note = r" \(responses\)" if client is Responses else ""
+            lines += [row for name, row in rows.items() if re.fullmatch(rf"{client.package} [^ ]+{note}", name)]
     return "\n".join(lines) + "\n"
 
 

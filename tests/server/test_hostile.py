@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from qwenvl_edge.constraints.matcher import Matcher
 from qwenvl_edge.server.connections import descriptors
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.memory import Budget
@@ -59,6 +60,27 @@ def test_a_form_that_cannot_be_completed_costs_little(http, address):
     found = post(http, form(schema, max_tokens=8), timeout=WAIT_S).json()["choices"][0]
     assert found["finish_reason"] == "length" and found["message"]["qwenvl"]["complete"] is False
     plain(address)
+
+
+def test_others_are_answered_while_the_end_of_a_form_is_sought(http, address, monkeypatch):
+    sought, found, closing = threading.Event(), threading.Event(), Matcher.closing
+
+    def slow(matcher):
+        sought.set()
+        assert found.wait(WAIT_S)
+        return closing(matcher)
+
+    monkeypatch.setattr(Matcher, "closing", slow)
+    with ThreadPoolExecutor(1) as pool:
+        cut = pool.submit(post, http, form({"type": "array", "minItems": 3}, max_tokens=2), timeout=WAIT_S)
+        try:
+            assert sought.wait(WAIT_S)
+            plain(address)
+            assert not cut.done()
+        finally:
+            found.set()
+        choice = cut.result().json()["choices"][0]
+        assert choice["finish_reason"] == "length" and len(json.loads(choice["message"]["content"])) == 3
 
 
 def test_a_form_that_compiles_for_ever_is_refused_and_remembered(http):

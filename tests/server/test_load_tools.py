@@ -1,4 +1,4 @@
-"""Load tools, out of the box: locust, and the form in which `vllm bench serve` asks."""
+"""Load tools, out of the box: locust, guidellm, and the form in which `vllm bench serve` asks."""
 
 import importlib.util
 import json
@@ -40,6 +40,26 @@ def test_locust(address, tmp_path):
     assert run.returncode == 0, run.stderr[:3000]
     (figures,) = json.loads(run.stdout)
     assert figures["num_requests"] > 4 and figures["num_failures"] == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("guidellm") is None, reason="guidellm is not installed; make clients-test")
+def test_guidellm(address, tmp_path):
+    """With its check of the server at the start, which asks for /health."""
+    asked, report = tmp_path / "asked.jsonl", tmp_path / "report.json"
+    asked.write_text(
+        "".join(json.dumps({"prompt": f"Is there a {what}?"}) + "\n" for what in ("mug", "car", "tree", "star"))
+    )
+    command = [
+        *(sys.executable, "-m", "guidellm", "run", "--disable-console-interactive"),
+        *("--backend", f"kind=openai_http,target={address}", "--profile", "kind=concurrent,streams=2"),
+        *("--data", f"kind=json_file,path={asked}", "--output", f"kind=json,path={report}"),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+    (figures,) = json.loads(report.read_text())["benchmarks"]
+    counts = figures["metrics"]["request_totals"]
+    assert (counts["successful"], counts["errored"], counts["incomplete"]) == (4, 0, 0)
+    assert all(each["output"] and each["output_tokens"] for each in figures["requests"]["successful"])
 
 
 def events(answer):

@@ -230,6 +230,13 @@ class LlamaIndex(Client):
 
         self.model.chat([ChatMessage(role="user", content=words)])
 
+    def cancel(self, words):
+        async def read(begun):
+            async for _ in await self.model.astream_chat([self._user(words)]):
+                begun.set()
+
+        leave(read)
+
     async def four(self, words):
         found = await asyncio.gather(*(self.model.achat([self._user(words)]) for _ in range(4)))
         return [each.message.content for each in found]

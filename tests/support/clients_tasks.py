@@ -73,6 +73,18 @@ class Agents(Client):
     def overflow(self, words):
         self._run(self.agent, words)
 
+    def cancel(self, words):
+        """Cancel a run, as its users do, at its first words."""
+        import agents
+
+        async def run():
+            found = agents.Runner.run_streamed(self.agent, self._input(words))
+            async for event in found.stream_events():
+                if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
+                    found.cancel()
+
+        asyncio.run(run())
+
     async def four(self, words):
         import agents
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from qwenvl_edge.bundle import proofs
 from qwenvl_edge.errors import BundleError
+from qwenvl_edge.machine.priority import be_nice
 
 _CHUNK = 1 << 20  # bytes; read and hashed without the interpreter's lock
 _LOWEST = 19  # niceness
@@ -67,9 +66,7 @@ class BackgroundCheck:
         self._stop.set()
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # elsewhere it would be the whole process's
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        be_nice(_LOWEST)
         try:
             for file in self._files:
                 self._check(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,8 @@ class Batcher(NotPicklable):
         self._process = Owner("the batcher")
         self._requests = requests
         self._answerer = answerer
-        self._scheduler = Scheduler(answerer, rows=rows)
+        self._closing = ThreadPoolExecutor(1, thread_name_prefix="qwenvl-closing")
+        self._scheduler = Scheduler(answerer, rows=rows, closing=self._closing)
         self._changed = threading.Condition()
         self._closed = False
         keep(self)
@@ -120,6 +121,7 @@ class Batcher(NotPicklable):
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        self._closing.shutdown()
 
     def __enter__(self) -> Batcher:
         return self

@@ -129,9 +129,14 @@ class Generation:
             for logits in decoder.score():
                 self.score(logits)
 
+    @property
+    def cut(self) -> bool:
+        """True if a constraint's form may be left open."""
+        return self._matcher is not None and self.finish_reason not in ("stop", "stop_string")
+
     def close(self) -> str:
         """Write the text that completes a constraint's form after an answer that was cut; return it."""
-        if self._matcher is None or self.finish_reason in ("stop", "stop_string"):
+        if self._matcher is None or not self.cut:
             return ""
         return "".join(map(self._close, self._matcher.closing()))
 

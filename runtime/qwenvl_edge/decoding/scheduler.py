@@ -4,7 +4,8 @@
 
 Prompts are computed one after another at batch 1, what they share only once; then each step computes one token of every
 row. Every answer is the one that the engine would give alone; look-up decoding is not used. The scheduler has no
-thread: whoever has requests drives it, `answer_all` in its caller's thread, a Batcher in one of its own.
+thread: whoever has requests drives it, `answer_all` in its caller's thread, a Batcher in one of its own. A form that
+was cut may be completed in another thread: the search for its end takes longer than many tokens of other answers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray, can_grow
@@ -132,12 +133,16 @@ class Scheduler:
     Args:
         rows: the most answers at once; memory for their KV caches is reserved.
         capacity: tokens per row; None lets rows grow with the needs of the jobs.
+        closing: where forms that were cut are completed; None: in the thread that drives the scheduler.
 
     waiting: jobs whose prompt is not begun.
     """
 
-    def __init__(self, answerer: Answerer, *, rows: int, capacity: int | None = None) -> None:
+    def __init__(
+        self, answerer: Answerer, *, rows: int, capacity: int | None = None, closing: Executor | None = None
+    ) -> None:
         self.rows = rows
+        self._closing = closing
         self.waiting: deque[Job] = deque()
         self._answerer = answerer
         self._decoder = answerer.decoder
@@ -242,6 +247,14 @@ class Scheduler:
         return BatchDecoder(self._decoder, rows=self.rows, capacity=min(capacity, most))
 
     def _end(self, job: Job) -> None:
+        run = job.work.run
+        if self._closing is not None and run is not None and run.cut:
+            self._closing.submit(self._answer, job)
+        else:
+            self._answer(job)
+
+    def _answer(self, job: Job) -> None:
+        """Finish an answer whose tokens are there."""
         try:
             job.tell(job.work.finish())
             reply = self._answerer.reply(job.work)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from qwenvl_edge.engine import QwenVLEngine
 
+_SWITCH_S = (
+    1e-3  # after which a thread that computes in Python lets others in; by default 5 ms
+)
 _LATE_S = 5.0  # beyond a limit, after which a connection is closed without an answer
 _SOURCES = f"An option that is not given is taken from {PREFIX}PORT and the like, then from the file of --config."
 _LIMITS = {
@@ -148,6 +152,7 @@ def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
         raise QwenVLError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.") from None
     host, port = listening.getsockname()[:2]
     server = uvicorn.Server(uvicorn_config(engine, settings))
+    sys.setswitchinterval(_SWITCH_S)
     with _sigterm_last(server), Logging(settings.log_format):
         log("serving", model=settings.model_name, runs=engine.describe(), context=engine.max_context)
         log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}/")

@@ -9,23 +9,26 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from qwenvl_edge.machine.priority import be_nice
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_DECODERS = 2
+_LARGE_PIXELS = 4_000_000
+_POOLS = (("parse", 4, 0), ("decode", 2, 0), ("large", 2, 10), ("fetch", 16, 0))  # threads and their niceness
 
 
 class Workers:
-    """parse: requests read and handed on. decode: pictures, which take memory. fetch: pictures from other hosts."""
+    """parse: requests read and handed on. decode: pictures, which take memory. fetch: pictures from other hosts.
+
+    Large pictures have threads of their own, of a lower priority: decoding one takes as long as a hundred tokens.
+    """
 
     def __init__(self) -> None:
         self._pools = {
-            name: ThreadPoolExecutor(count, thread_name_prefix=f"qwenvl-{name}")
-            for name, count in (("parse", 4), ("decode", _DECODERS), ("fetch", 16))
+            name: ThreadPoolExecutor(count, f"qwenvl-{name}", be_nice, (niceness,)) for name, count, niceness in _POOLS
         }
-        self._decoding = 0
-        self._pictures: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._tie = itertools.count()
+        self._queues = {name: _Queue(2) for name in ("decode", "large")}
 
     async def parse(self, work: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
         """Do something with a request."""
@@ -33,28 +36,16 @@ class Workers:
 
     async def decode(self, size: int, work: Callable[[], _T]) -> _T:
         """Decode a picture of `size` pixels; small ones go before large ones that wait."""
-        if self._decoding < _DECODERS:
-            self._decoding += 1
-        else:
-            mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._pictures, (size, next(self._tie), mine))
-            await _turn(mine, self._next_picture)
+        pool = "decode" if size < _LARGE_PIXELS else "large"
+        await self._queues[pool].enter(size)
         try:
-            return await self._run("decode", work)
+            return await self._run(pool, work)
         finally:
-            self._next_picture()
+            self._queues[pool].leave()
 
     async def fetch(self, work: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
         """Fetch a picture."""
         return await self._run("fetch", lambda: work(*arguments, **options))
-
-    def _next_picture(self) -> None:
-        while self._pictures:
-            _, _, waiting = heapq.heappop(self._pictures)
-            if not waiting.done():
-                waiting.set_result(None)
-                return
-        self._decoding -= 1
 
     def close(self) -> None:
         """Take no more work; what has begun ends on its own."""
@@ -65,11 +56,33 @@ class Workers:
         return await asyncio.get_running_loop().run_in_executor(self._pools[pool], work)
 
 
-async def _turn(mine: asyncio.Future[None], pass_on: Callable[[], None]) -> None:
-    """Wait for a turn; one that comes to a task that was cancelled is passed on."""
-    try:
-        await mine
-    except asyncio.CancelledError:
-        if mine.done() and not mine.cancelled():
-            pass_on()
-        raise
+class _Queue:
+    """Lets `places` tasks in at a time, of those that wait the one of the smallest size first."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._tie = itertools.count()
+
+    async def enter(self, size: int) -> None:
+        """Wait for a place; one that comes to a task that was cancelled is passed on."""
+        if self._free:
+            self._free -= 1
+            return
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (size, next(self._tie), mine))
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Give a place back."""
+        while self._waiting:
+            _, _, waiting = heapq.heappop(self._waiting)
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+        self._free += 1
