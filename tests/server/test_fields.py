@@ -1,10 +1,12 @@
 """Every field of a request is obeyed, or refused with its place and a remedy."""
 
+import codecs
 import json
 
 import httpx
 import pytest
 
+from qwenvl_edge.server.schema import NEUTRAL
 from support.served import PICTURE, WAIT_S, ask, data_uri, post, serving
 
 HELLO = {"type": "text", "text": "hi"}
@@ -67,20 +69,33 @@ def test_errors_name_message_and_part(http, messages, where, words):
         ({"temperature": "hot"}, "temperature", "'hot'"),
         ({"top_p": 7}, "top_p", "7"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "missing"),
-        ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "'json_schema'"),
         ({"stream_options": {"usage": True}}, "stream_options.usage", "does not know"),
         ({"tools": [{"type": "function"}]}, "tools", "does not support tools"),
         ({"tool_choice": "required"}, "tool_choice", "does not support tools"),
         ({"functions": [{"name": "f"}], "function_call": {"name": "f"}}, "functions", "does not support tools"),
-        ({"grammar": "root ::= ("}, "response_format", "Expected ')'"),
-        ({"grammar": "rule ::= [a-z]"}, "response_format", "No 'root' rule"),
-        ({"guided_grammar": "root ::= " + "(" * 9000}, "response_format", "nested too deeply"),
-        ({"structured_outputs": {"grammar": " "}}, None, "root ::="),
+        ({"grammar": "root ::= ("}, "grammar", "Expected ')'"),
+        ({"grammar": "rule ::= [a-z]"}, "grammar", "No 'root' rule"),
+        ({"guided_grammar": "root ::= " + "(" * 9000}, "guided_grammar", "nested too deeply"),
+        ({"structured_outputs": {"grammar": " "}}, "structured_outputs.grammar", "root ::="),
         ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "not supported"),
         ({"guided_json": "[1]"}, "guided_json", "no JSON object"),
-        ({"guided_choice": []}, None, "choices"),
+        ({"guided_choice": []}, "guided_choice", "choices"),
+        ({"guided_regex": "(("}, "guided_regex", "unclosed group"),
+        ({"guided_json": {"$ref": "#"}}, "guided_json", "keeps to it."),
         ({"guided_regex": "a" * 70_000}, "guided_regex", "70,000"),
-        ({"best_of": 2}, "best_of", "does not know"),
+        ({"best_of": 2}, "best_of", "leave it out, or send 1."),
+        ({"echo": True}, "echo", "leave it out, or send false."),
+        ({"use_beam_search": True}, "use_beam_search", "not supported"),
+        ({"max_tokens": True}, "max_tokens", "give a whole number"),
+        ({"temperature": False}, "temperature", "give a number"),
+        ({"stop": ""}, "stop", "is empty"),
+        ({"stream": "perhaps"}, "stream", "true or false"),
+        ({"response_format": "json"}, "response_format", "give an object"),
+        ({"response_format": {}}, "response_format.type", "missing"),
+        ({"cache_salt": "x" * 2000}, "cache_salt", "2,000 characters"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages.0.content", "is empty"),
+        ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": []}]}, "messages.1", "is empty"),
     ],
 )
 def test_errors_name_the_field_and_what_it_may_be(http, change, where, words):
@@ -108,6 +123,18 @@ def test_fields_that_only_label_do_nothing(http):
     labels = {"user": "u", "metadata": {"a": "b"}, "store": True, "parallel_tool_calls": True, "tool_choice": "none"}
     offered = {"tools": [{"type": "function", "function": {"name": "f"}}]}
     assert answer(http, **labels, **offered)["message"]["content"] == answer(http)["message"]["content"]
+
+
+def test_fields_at_the_value_that_changes_nothing_are_taken(http):
+    assert answer(http, **NEUTRAL)["message"]["content"] == answer(http)["message"]["content"]
+    body = {"model": "nano", "prompt": "A red mug", "max_tokens": 4}
+    assert http.post("/v1/completions", json={**body, "echo": False, "best_of": 1}).status_code == 200
+
+
+def test_a_byte_order_mark_is_no_mistake(http):
+    body = codecs.BOM_UTF8 + json.dumps(ask(max_tokens=2)).encode()
+    headers = {"Content-Type": "application/json"}
+    assert http.post("/v1/chat/completions", content=body, headers=headers).status_code == 200
 
 
 def test_options_of_sampling_have_an_effect(http):

@@ -261,7 +261,11 @@ def test_what_cannot_be_done_is_refused(http, change):
 
 
 def test_methods_types_and_routes_that_are_not_there(http):
-    assert http.get("/v1/chat/completions").status_code == 405
+    refused = http.get("/v1/chat/completions")
+    assert refused.status_code == 405 and "does not take GET; it takes POST." in refused.json()["error"]["message"]
+    for path in ("/health", "/healthz", "/readyz"):
+        assert http.head(path).status_code == 200 and http.head(path).content == b""
+    assert http.get("/v1/models/someone/nano").json()["error"]["code"] == "model_not_found"
     assert http.post("/v1/chat/completions", content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert http.get("/static/../settings.py").status_code == 404
     assert http.get("/docs").status_code == 404

@@ -19,6 +19,7 @@ from qwenvl_edge.families.base import Family
 
 _KEPT = 8
 _MOST_LEXER_STATES = 25_000  # 1 to 2 kB each; llguidance's own limit is ten times as many
+_MISTAKES = {"NoExtensionBias": "nothing can be written that keeps to it", "NoExtension": "nothing keeps to it"}
 _NO_WHITE_SPACE = {"whitespace_flexible": False}
 
 
@@ -75,7 +76,7 @@ class Matcher:
             QwenVLError: llguidance gave up, for example because the constraint became too complex.
         """
         if not self._matcher.consume_token(token):
-            reason = _sentence(self._matcher.get_error())
+            reason = mistake(self._matcher.get_error())
             raise QwenVLError(f"the constraint could not be followed: {reason}; simplify it.")
         self._taken.append(token)
         stopped: bool = self._matcher.is_stopped()
@@ -128,9 +129,9 @@ class MatcherFactory:
                 limits = llguidance.LLParserLimits(max_lexer_states=_MOST_LEXER_STATES, verbose_errors=False)
                 matcher = llguidance.LLMatcher(self._vocabulary, self._grammar(constraint), log_level=0, limits=limits)
         except ValueError as error:
-            raise PromptError(f"the constraint is malformed: {_sentence(error)}.") from None
+            raise PromptError(f"the constraint is malformed: {mistake(error)}.") from None
         if matcher.is_error():
-            raise PromptError(f"the constraint is malformed: {_sentence(matcher.get_error())}.")
+            raise PromptError(f"the constraint is malformed: {mistake(matcher.get_error())}.")
         return Matcher(matcher, self._ids, lambda idle: self._keep(constraint, idle))
 
     def _keep(self, constraint: Constraint, matcher: Any) -> None:
@@ -222,5 +223,7 @@ def _llguidance() -> Any:
     return llguidance
 
 
-def _sentence(error: object) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")
+def mistake(error: object) -> str:
+    """Return what llguidance says of a grammar as a clause, without the state of its parser."""
+    said = " ".join(str(error).partition("<state>")[0].split())[:300].rstrip(".")
+    return _MISTAKES.get(said, said) or "its grammar is not understood"

@@ -85,12 +85,16 @@ class Server:
         log("stopped")
 
     def _add_routes(self, api: FastAPI) -> None:
-        api.get("/healthz", **openapi.HEALTH)(self._health)
-        api.get("/health", **openapi.HEALTH)(self._health)
-        api.get("/readyz", **openapi.READY)(self._ready)
+        for path, description, tell in (
+            ("/healthz", openapi.HEALTH, self._health),
+            ("/health", openapi.HEALTH, self._health),
+            ("/readyz", openapi.READY, self._ready),
+        ):
+            api.get(path, **description)(tell)
+            api.head(path, include_in_schema=False)(tell)  # as balancers ask
         api.get("/metrics", **openapi.METRICS)(self._show_metrics)
         api.get("/v1/models", **openapi.MODELS)(self._models)
-        api.get("/v1/models/{model}", **openapi.MODEL)(self._model)
+        api.get("/v1/models/{model:path}", **openapi.MODEL)(self._model)
         translator, stored = self._translator, self._stored
         for path, description, read in (
             ("/v1/chat/completions", openapi.CHAT, lambda raw, salt: ask_chat(raw, salt, translator)),
@@ -154,4 +158,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         elsewhere = request.url.path.startswith(_ELSEWHERE)
         reason = "this server speaks OpenAI's protocol only" if elsewhere else "there is no such route"
         return ApiError(404, f"{reason}; it has {known}.", code="route_not_found").response()
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        reason = f"this route does not take {request.method}; it takes {allowed}."
+        return ApiError(405, reason, headers=error.headers).response()
     return ApiError(error.status_code, f"{error.detail}.", headers=error.headers).response()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -14,7 +14,7 @@ from qwenvl_edge.server.exchange import Asked, validated
 from qwenvl_edge.server.forms import check_forms
 from qwenvl_edge.server.messages import refused
 from qwenvl_edge.server.render import DONE, Form, Renderer, event, finish_reason, usage
-from qwenvl_edge.server.schema import LABELS, Sampling
+from qwenvl_edge.server.schema import Sampling, without_labels
 from qwenvl_edge.server.translate import Translator
 
 
@@ -33,13 +33,11 @@ class CompletionRequest(Sampling):
     prompt: Annotated[str, BeforeValidator(_single)]
     images: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=64)
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_labels(cls, data: Any) -> Any:
-        return {name: each for name, each in data.items() if name not in LABELS} if isinstance(data, dict) else data
+        return without_labels(data)
 
 
 def ask_completion(raw: dict[str, Any], salt: str, translator: Translator) -> Asked:

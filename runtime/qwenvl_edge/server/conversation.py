@@ -11,6 +11,7 @@ from qwenvl_edge.families.tools import written_calls
 from qwenvl_edge.server.abilities import Abilities
 from qwenvl_edge.server.clips import ClipSource, Wanted
 from qwenvl_edge.server.errors import ApiError
+from qwenvl_edge.server.messages import refused
 from qwenvl_edge.server.places import Places
 from qwenvl_edge.server.schema import ChatRequest
 from qwenvl_edge.server.schema_messages import (
@@ -88,6 +89,9 @@ class Conversations:
             raise ApiError(
                 400, "the last message is not the user's; end with the message to be answered.", param="messages"
             )
+        if not any(item.get("text") != "" for item in turns[-1][0] or ()):
+            place = f"messages.{max(n for n, each in enumerate(request.messages) if isinstance(each, UserMessage))}"
+            raise refused(f"{place}.content", "is empty; give words, a picture or both")
         said = [_text(each.content) for each in request.messages if isinstance(each, SystemMessage)]
         return "\n".join(said) or None, turns
 

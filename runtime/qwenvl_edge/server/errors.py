@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from qwenvl_edge.errors import BackendError, ContextError, QwenVLError
+from qwenvl_edge.errors import BackendError, ContextError, ImageError, QwenVLError
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -90,6 +90,8 @@ def from_engine(error: BaseException) -> ApiError:
         return error
     if isinstance(error, ContextError):
         return _overflow(error)
+    if isinstance(error, ImageError):
+        return ApiError(400, str(error), param="messages", code="invalid_image")
     if isinstance(error, QwenVLError) and not isinstance(error, BackendError):
         return ApiError(400, str(error))
     # The words of other errors may hold paths or worse: they go to the log only.

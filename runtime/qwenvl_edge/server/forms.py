@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 from qwenvl_edge.constraints.constraint import Constraint
+from qwenvl_edge.errors import PromptError
 from qwenvl_edge.server.errors import ApiError
 from qwenvl_edge.server.messages import refused
 from qwenvl_edge.server.schema import (
@@ -16,6 +19,7 @@ from qwenvl_edge.server.schema import (
     StructuredOutputs,
 )
 
+Maker: TypeAlias = Callable[[], Constraint]
 MOST_BYTES = 64 << 10
 """The largest form that is taken."""
 _OTHERS = ("structural_tag", "guided_whitespace_pattern", "guided_decoding_backend")
@@ -34,39 +38,48 @@ def check_forms(raw: dict[str, Any]) -> None:
                 )
 
 
-def wanted_form(request: Sampling) -> Constraint | None:
-    """Return the form, or None if the answer is free.
+def wanted_form(request: Sampling) -> tuple[str, Constraint] | None:
+    """Return the form and the name of its field, or None if the answer is free.
 
     Raises:
-        ApiError: the request names several, or one is empty or too large.
-        PromptError: the form is malformed.
+        ApiError: the request names several, or one is empty, malformed or too large.
     """
-    forms: dict[str, Constraint] = {}
+    forms = _given(request)
+    if len(forms) > 1:
+        raise refused(list(forms)[1], f"asks for a form beside {next(iter(forms))}; send one of them")
+    for name, make in forms.items():
+        try:
+            form = make()
+        except PromptError as error:
+            raise ApiError(400, f"{name}: {error}", param=name) from None
+        check_size(name, form)
+        return name, form
+    return None
+
+
+def _given(request: Sampling) -> dict[str, Maker]:
+    """Return what makes the form of each field that has one."""
+    forms: dict[str, Maker] = {}
     if isinstance(request, ChatRequest):
         match request.response_format:
             case JsonObjectFormat(definition=definition):
-                forms["response_format"] = Constraint.json(definition)
+                forms["response_format"] = partial(Constraint.json, definition)
             case JsonSchemaFormat(json_schema=schema):
-                forms["response_format"] = Constraint.json(schema.definition)
+                forms["response_format"] = partial(Constraint.json, schema.definition)
     if request.json_schema is not None:
-        forms["json_schema"] = Constraint.json(request.json_schema)
+        forms["json_schema"] = partial(Constraint.json, request.json_schema)
     if request.guided_json is not None:
-        forms["guided_json"] = Constraint.json(_schema(request.guided_json, "guided_json"))
+        forms["guided_json"] = partial(_json, request.guided_json, "guided_json")
     if request.guided_regex is not None:
-        forms["guided_regex"] = Constraint.regex(request.guided_regex)
+        forms["guided_regex"] = partial(Constraint.regex, request.guided_regex)
     if request.guided_choice is not None:
-        forms["guided_choice"] = Constraint.choice(request.guided_choice)
+        forms["guided_choice"] = partial(Constraint.choice, request.guided_choice)
     for name, grammar in (("grammar", request.grammar), ("guided_grammar", request.guided_grammar)):
         if grammar:  # llama.cpp's clients send an empty one where they want none
-            forms[name] = Constraint.gbnf(grammar)
+            forms[name] = partial(Constraint.gbnf, grammar)
     if request.structured_outputs is not None:
-        forms |= _structured(request.structured_outputs)
-    if len(forms) > 1:
-        raise refused(list(forms)[1], f"asks for a form beside {next(iter(forms))}; send one of them")
-    for name, form in forms.items():
-        check_size(name, form)
-        return form
-    return None
+        forms |= {f"structured_outputs.{name}": make for name, make in _structured(request.structured_outputs).items()}
+    return forms
 
 
 def check_size(name: str, form: Constraint) -> None:
@@ -75,33 +88,32 @@ def check_size(name: str, form: Constraint) -> None:
         raise refused(name, f"is a form of {len(form.source):,} bytes, more than {MOST_BYTES:,}; make it smaller")
 
 
-def _structured(given: StructuredOutputs) -> dict[str, Constraint]:
-    forms: dict[str, Constraint] = {}
+def _structured(given: StructuredOutputs) -> dict[str, Maker]:
+    forms: dict[str, Maker] = {}
     if given.json_ is not None:
-        forms["structured_outputs.json"] = Constraint.json(_schema(given.json_, "structured_outputs.json"))
+        forms["json"] = partial(_json, given.json_, "structured_outputs.json")
     if given.regex is not None:
-        forms["structured_outputs.regex"] = Constraint.regex(given.regex)
+        forms["regex"] = partial(Constraint.regex, given.regex)
     if given.choice is not None:
-        forms["structured_outputs.choice"] = Constraint.choice(given.choice)
+        forms["choice"] = partial(Constraint.choice, given.choice)
     if given.grammar is not None:
-        forms["structured_outputs.grammar"] = Constraint.gbnf(given.grammar)
+        forms["grammar"] = partial(Constraint.gbnf, given.grammar)
     if given.json_object:
-        forms["structured_outputs.json_object"] = Constraint.json()
+        forms["json_object"] = Constraint.json
     if not forms:
         raise refused("structured_outputs", "names no form; give json, regex, choice, grammar or json_object")
     return forms
 
 
-def _schema(given: dict[str, Any] | str, where: str) -> dict[str, Any]:
-    if isinstance(given, dict):
-        return given
-    try:
-        parsed = json.loads(given)
-    except (ValueError, RecursionError):
-        raise refused(where, "is a string that is no JSON; give a JSON Schema") from None
-    if not isinstance(parsed, dict):
+def _json(given: dict[str, Any] | str, where: str) -> Constraint:
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            raise refused(where, "is a string that is no JSON; give a JSON Schema") from None
+    if not isinstance(given, dict):
         raise refused(where, "is no JSON object; give a JSON Schema")
-    return parsed
+    return Constraint.json(given)
 
 
 def too_complex(where: str) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,7 @@ def _object(body: bytes) -> dict[str, Any]:
     if values > _MOST_VALUES:
         raise ApiError(400, f"the request has about {values:,} values, more than {_MOST_VALUES:,}; send fewer.")
     try:
-        raw = from_json(body, allow_inf_nan=False)
+        raw = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, printable(f"the request is no JSON: {error}.")) from None
     if not isinstance(raw, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -132,7 +133,9 @@ def kind_of(value: Any) -> str:
 
 def shortened(value: Any) -> str:
     """Show a client's value in a message."""
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else kind_of(value)
+    if isinstance(value, (bool, type(None))):
+        return json.dumps(value)
+    text = repr(value) if isinstance(value, (str, int, float)) else kind_of(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

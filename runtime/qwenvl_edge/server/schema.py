@@ -147,6 +147,27 @@ LABELS = (
 """Fields that change no answer: they label a request, or are about things that it does not have."""
 
 
+NEUTRAL = {
+    **{"best_of": 1, "use_beam_search": False, "early_stopping": False, "length_penalty": 1, "priority": 0},
+    **{"echo": False, "detokenize": True, "spaces_between_special_tokens": True, "include_stop_str_in_output": False},
+    **{"add_generation_prompt": True, "continue_final_message": False, "add_special_tokens": False},
+    **{"stop_token_ids": [], "bad_words": [], "documents": [], "return_token_ids": False},
+}
+"""Fields of vLLM that this server does not have, with the value that means what it does anyway."""
+
+
+def without_labels(data: Any) -> Any:
+    """Return a request without the fields that change nothing."""
+    if not isinstance(data, dict):
+        return data
+    return {name: each for name, each in data.items() if name not in LABELS and not _is_neutral(name, each)}
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    neutral = NEUTRAL.get(name)
+    return neutral is not None and value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
 class ChatRequest(Sampling):
     """A conversation to be continued."""
 
@@ -178,4 +199,4 @@ class ChatRequest(Sampling):
     @model_validator(mode="before")
     @classmethod
     def _without_labels(cls, data: Any) -> Any:
-        return {name: each for name, each in data.items() if name not in LABELS} if isinstance(data, dict) else data
+        return without_labels(data)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import functools
+import json
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -10,14 +12,33 @@ _Url = Annotated[str, Field(min_length=1)]
 
 
 class Record(BaseModel):
-    """A part of a request: unknown fields are refused, null counts as absent."""
+    """A part of a request: unknown fields are refused, null counts as absent, true is no number."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, data: Any) -> Any:
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        # As a word, which no number is: pydantic takes true for 1.
+        words = {name: json.dumps(data[name]) for name in _numbers(cls) if isinstance(data.get(name), bool)}
+        return {name: value for name, value in (data | words).items() if value is not None}
+
+
+@functools.cache
+def _numbers(record: type[BaseModel]) -> frozenset[str]:
+    """Return the names of the fields that hold numbers and no truth values."""
+    kinds = {name: _kinds(field.annotation) for name, field in record.model_fields.items()}
+    return frozenset(name for name, found in kinds.items() if found & {int, float} and bool not in found)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation is made of; of a literal, those of its values."""
+    if get_origin(annotation) in (dict, list):
+        return set()
+    inner = get_args(annotation)
+    return {annotation if isinstance(annotation, type) else type(annotation)}.union(*map(_kinds, inner))
 
 
 def _place(value: Any) -> Any:

@@ -97,9 +97,10 @@ class Translator:
             options |= _logprobs(request)
         options |= _least(request, options["max_new_tokens"])
         options["cache_salt"] = f"{salt} {request.cache_salt}" if request.cache_salt else salt
-        form = await self._workers.parse(wanted_form, request)
-        if form is not None:
-            await self._trials.check(form)
+        found = await self._workers.parse(wanted_form, request)
+        if found is not None:
+            where, form = found
+            await self._trials.check(form, where)
             options["constraint"] = form
         return options
 
@@ -119,7 +120,7 @@ class Translator:
         if tools.choice != NONE:
             form = await self._workers.parse(Constraint.tool_calls, tools)
             check_size("tools", form)
-            await self._trials.check(form)
+            await self._trials.check(form, "tools")
         given = {"tools": list(tools.descriptions), "tool_choice": tools.choice}
         return {**given, "parallel_tool_calls": tools.parallel}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qwenvl_edge.constraints import trial
 from qwenvl_edge.constraints.constraint import Constraint
-from qwenvl_edge.constraints.matcher import written_grammar
+from qwenvl_edge.constraints.matcher import mistake, written_grammar
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.forms import too_complex
 
@@ -40,8 +40,8 @@ class Trials:
         self._command = [sys.executable, trial.__file__, str(megabytes), str(seconds)]
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
 
-    async def check(self, form: Constraint) -> None:
-        """Try a form.
+    async def check(self, form: Constraint, where: str) -> None:
+        """Try a form of the field `where`.
 
         Raises:
             ApiError: it is malformed, or beyond the limits, or no process can be started for it.
@@ -55,7 +55,6 @@ class Trials:
         self._verdicts.move_to_end(key)
         if (verdict := self._verdicts[key]) is None:
             return
-        where = "tools" if form.kind == "tools" else "response_format"
         if not verdict:
             raise too_complex(where)
         raise ApiError(400, f"the form of the answer is malformed: {verdict}.", param=where)
@@ -75,7 +74,7 @@ class Trials:
         try:
             grammar = await asyncio.to_thread(written_grammar, form)  # some are translated first, which takes a while
         except ValueError as error:
-            return _clause(str(error))
+            return mistake(error)
         process = self._idle.pop() if self._idle else await self._start()
         try:
             answer = await asyncio.wait_for(_ask(process, {"grammar": grammar}), _WALL_S)
@@ -89,8 +88,8 @@ class Trials:
             await _end(process, kill=False)
             return ""
         self._idle.append(process)
-        mistake = answer["error"]
-        return None if mistake is None else _clause(mistake)
+        said = answer["error"]
+        return None if said is None else mistake(said)
 
     async def _start(self) -> asyncio.subprocess.Process:
         process = None
@@ -155,7 +154,3 @@ def _not_now() -> ApiError:
         code="busy",
         headers={"Retry-After": "2"},
     )
-
-
-def _clause(error: str) -> str:
-    return " ".join(error.split())[:300].rstrip(".") or "its grammar is not understood"
