@@ -49,11 +49,25 @@ def test_keys_come_from_a_file(tmp_path):
         with pytest.raises(QwenVLError, match="empty"):
             read_api_keys(path)
     path.write_text(f"# of the robots\n{KEY}\n\n{KEY}-2\n")
+    path_bytes = tmp_path / "bytes"
+    path_bytes.write_bytes(b"\xff" * 20)
+    for bad in (path_bytes, tmp_path, tmp_path / "none"):
+        with pytest.raises(QwenVLError, match=r"cannot read the API key in .*: [A-Za-z ]+\."):
+            read_api_keys(bad)
     assert read_api_keys(path) == (KEY, f"{KEY}-2") and KEY not in repr(ServerSettings(api_keys=(KEY,)))
     with pytest.raises(QwenVLError, match="fewer than 16"):
         ServerSettings(api_keys=(KEY, "short"))
     with pytest.raises(QwenVLError, match="cannot carry"):
         ServerSettings(api_keys=("ключ" * 4,))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"port": -1}, "port"), ({"port": 70_000}, "port"), ({"url_hosts": ("https://a.example",)}, "NAME:PORT")],
+)
+def test_impossible_settings(wrong, words):
+    with pytest.raises(QwenVLError, match=words):
+        ServerSettings(**wrong)
 
 
 def test_requests_need_the_key(engine):

@@ -44,9 +44,9 @@ def shortest_end(
         matcher: is left as it is.
         order: the ids to try, the preferred first.
         longest: the most ids; paths that cannot end within them are dropped.
-        seconds: the time after which no end is looked for any more.
+        seconds: the computing time after which no end is looked for any more.
     """
-    ends = time.monotonic() + seconds
+    ends = time.thread_time() + seconds
     walk = _Walk(matcher.deep_copy())
     for skip, steps in _SEARCHES:
         if found := _search(walk, order, longest, ends, skip=skip, steps=steps):
@@ -58,7 +58,7 @@ def _search(walk: _Walk, order: Sequence[int], longest: int, ends: float, *, ski
     tie = itertools.count()
     waiting: list[tuple[int, int, list[int], int]] = [(0, next(tie), [], 0)]
     for _ in range(steps):
-        if not waiting or time.monotonic() > ends:
+        if not waiting or time.thread_time() > ends:
             break
         cost, _, path, tried = heapq.heappop(waiting)
         if not walk.go(path):

@@ -38,7 +38,8 @@ class Constraint:
         if schema is not None and not isinstance(schema, Mapping):
             raise PromptError(f"the JSON Schema is of type {type(schema).__name__}; give a dict.")
         try:
-            return cls("json", json.dumps({"type": "object"} if schema is None else closed(dict(schema))))
+            given = {"type": "object"} if schema is None else closed(dict(schema))
+            return cls("json", json.dumps(given, allow_nan=False))
         except RecursionError:
             raise PromptError("the JSON Schema is nested too deeply; make it flatter.") from None
         except (TypeError, ValueError) as error:
@@ -54,7 +55,7 @@ class Constraint:
     @classmethod
     def choice(cls, choices: Iterable[str]) -> Constraint:
         """One of some strings."""
-        listed = [] if isinstance(choices, str) else list(choices)
+        listed = list(choices) if isinstance(choices, Iterable) and not isinstance(choices, str) else []
         if not listed or not all(isinstance(choice, str) and choice for choice in listed):
             raise PromptError(f"the choices are {choices!r}; give a list of strings that are not empty.")
         return cls("choice", json.dumps(listed))

@@ -141,6 +141,8 @@ class Reply:
             places: tuple[Place, ...] = (*self.boxes, *self.quads, *self.points)
             placed = [place.image for place in places]
             image = min(placed, default=len(self.pictures) - 1)
+        if not isinstance(image, int):
+            raise ImageError(f"the picture to draw on is {image!r}; give its number, or None.")
         if not 0 <= image < len(self.pictures):
             raise ImageError(f"there is no picture {image} to draw on: the answer is about {len(self.pictures)}.")
         boxes = [box for box in self.boxes if box.image == image]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from qwenvl_edge.errors import QwenVLError
 
+_MOST_PORT = 65_535
+
 
 @dataclass(frozen=True)
 class ServerLimits:
@@ -89,6 +91,11 @@ class ServerSettings:
                 raise QwenVLError("an API key has fewer than 16 characters; make one with `openssl rand -hex 32`.")
             if not (key.isascii() and key.isprintable()):
                 raise QwenVLError("an API key holds characters that a header cannot carry; use letters and digits.")
+        if not 0 <= self.port <= _MOST_PORT:
+            raise QwenVLError(f"the port is {self.port}; give one from 1 to {_MOST_PORT}, or 0 for any that is free.")
+        for host in self.url_hosts:
+            if not re.fullmatch(r"[^\s/@?#]+", host):
+                raise QwenVLError(f"the host {host!r} is none; give NAME or NAME:PORT, such as pictures.example.")
         for origin in self.origins:
             if origin != "null" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
                 raise QwenVLError(f"the origin {origin!r} is none; give scheme and host, such as https://chat.example.")
@@ -118,8 +125,10 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QwenVLError(f"cannot read the API key in {path}: {error}.") from None
+    except OSError as error:
+        raise QwenVLError(f"cannot read the API key in {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise QwenVLError(f"cannot read the API key in {path}: it is no text.") from None
     keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not keys:
         raise QwenVLError(f"{path} is empty; write an API key into its first line.")
