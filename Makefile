@@ -197,11 +197,12 @@ nano: $(READY)
 	$(BIN)/python -m tools.nano.make $(NANO) models/nano
 
 # Pictures take 6 GB. npm (Node.js) fetches the icon sets that scenes are made of.
-## Train a small Qwen3-VL that holds a conversation in .cache/talk, hours on two cores; continues after an interruption.
+## Train a small Qwen3-VL and Qwen-VL that hold a conversation, in .cache/talk, many hours; continues when interrupted.
 talk: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[talk]'
 	$(BIN)/python -m tools.nano.talk.pictures $(TALK) --chunks 8
 	$(BIN)/python -m tools.nano.talk.train $(TALK)
+	$(BIN)/python -m tools.nano.talk.train $(TALK) --family qwen_vl --start models/nano
 
 # Not --quiet: it hides warnings from --strict. The rows under `validation` in mkdocs.yml make warnings of the rest.
 ## Build the pages of docs/ as out/docs/index.html; a warning is an error.

@@ -18,18 +18,17 @@ from tools.nano.talk.batches import collate
 from tools.nano.talk.cases import cases
 from tools.nano.talk.chatting import converse
 from tools.nano.talk.drawing import render
-from tools.nano.talk.qwen3_vl import Qwen3VL
 from tools.nano.talk.scenes import Stock, sample_scene
-from tools.nano.talk.settings import create, open_folder, write_weights
+from tools.nano.talk.settings import FAMILIES, create, new_model, open_folder, write_weights
 from tools.nano.talk.train import answer_loss, encode
 
 
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory):
+@pytest.fixture(scope="module", params=FAMILIES)
+def taught(request, tmp_path_factory):
     """Conversations about two pictures that a narrow model knows by heart, and the engine of its export."""
     folder = tmp_path_factory.mktemp("taught")
     stock = Stock(write_sprites(folder))
-    create(folder / "model", stock, scenes=60, ranks=700)
+    create(folder / "model", stock, request.param, scenes=60, ranks=700)
     _, composer = open_folder(folder / "model")
     config = narrow(json.loads((folder / "model" / "config.json").read_text()))
     (folder / "model" / "config.json").write_text(json.dumps(config))
@@ -42,7 +41,7 @@ def taught(tmp_path_factory):
     layouts = [composer.family.layout(scene.canvas) for scene in scenes]
     rows = [[composer.compose(t, [layouts[k]]) for t in each] for each, k in zip(talks, shown, strict=True)]
     batch = collate(rows, composer.end)
-    model = Qwen3VL(config)
+    model = new_model(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     arrays = [np.asarray(pictures[k]) for k in shown]
     for _ in range(400):
@@ -53,7 +52,7 @@ def taught(tmp_path_factory):
         optimizer.zero_grad()
         if loss.item() < 0.02:
             break
-    write_weights(folder / "model", model.state_dict())
+    write_weights(folder / "model", model.published())
     export(folder / "model", folder / "bundle", precision=ExportPrecision.choose("fp32"))
     asked = [(talk, pictures[k]) for each, k in zip(talks, shown, strict=True) for talk in each]
     return asked, composer, QwenVLEngine(folder / "bundle", threads=1), folder

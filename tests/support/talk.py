@@ -27,6 +27,10 @@ def write_sprites(folder: Path) -> Path:
 
 def narrow(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a model with less of everything."""
+    if config["model_type"] == "qwen":
+        visual = config["visual"] | {"width": 64, "heads": 1, "layers": 2, "output_dim": 128}
+        narrow = {"hidden_size": 128, "num_attention_heads": 4, "kv_channels": 32, "intermediate_size": 256}
+        return config | narrow | {"num_hidden_layers": 3, "visual": visual}
     text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
     vision = {"hidden_size": 64, "intermediate_size": 64, "num_heads": 1, "depth": 2, "out_hidden_size": 64}
     vision |= {"deepstack_visual_indexes": [0]}

@@ -18,8 +18,8 @@ from tools.nano.scenes import Box
 from tools.nano.talk.cases import Case
 from tools.nano.talk.composing import Composer, Encoded
 from tools.nano.talk.forms import Form, JsonForm, TagForm
-from tools.nano.talk.qwen3_vl import Qwen3VL
 from tools.nano.talk.settings import open_folder
+from tools.nano.talk.talker import Talker
 from tools.nano.talk.train import encode
 
 MAX_NEW_TOKENS = 192
@@ -72,7 +72,7 @@ def with_engine(bundle: Bundle) -> Callable[[Case], Answer]:
     return answer
 
 
-def with_torch(model: Qwen3VL, composer: Composer) -> Callable[[Case], Answer]:
+def with_torch(model: Talker, composer: Composer) -> Callable[[Case], Answer]:
     """Greedy answers of the training's network, each token over the whole sequence: no cache, so no fault of one."""
     model.eval()
 
@@ -87,7 +87,7 @@ def with_torch(model: Qwen3VL, composer: Composer) -> Callable[[Case], Answer]:
         for _ in range(MAX_NEW_TOKENS):
             mask = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).tril()
             positions = torch.from_numpy(composer.positions(len(ids), done.spans))[None]
-            states, _, _ = model.decoder(torch.tensor([ids]), positions, mask, places, features)
+            states, _, _ = model.decode(torch.tensor([ids]), positions, mask, places, features)
             token = int(model.lm_head(states[:, -1]).argmax())
             if token == composer.end:
                 break

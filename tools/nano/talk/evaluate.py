@@ -1,6 +1,6 @@
-"""Figures on scenes that were never trained on: `python -m tools.nano.talk.evaluate BUNDLE|WORK [--count N] [--small]`.
+"""Figures on scenes that were never trained on: `python -m tools.nano.talk.evaluate BUNDLE|RUN [--count N] [--small]`.
 
-A bundle is asked through the engine as a user would; of a training in WORK the weights so far are asked in PyTorch.
+A bundle is asked through the engine as a user would; of a training in RUN the weights so far are asked in PyTorch.
 Prints the table of figures with floor and goal beside them, and writes --save FILE as JSON. --small: a tenth of it.
 """
 
@@ -152,13 +152,13 @@ def main() -> None:
     """Evaluate what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a bundle, or the folder of a training")
-    parser.add_argument("--work", type=Path, help="where the sprites are, if not in SOURCE")
+    parser.add_argument("--work", type=Path, help="where the sprites are, if not beside SOURCE")
     parser.add_argument("--count", type=int, default=COUNT, help="questions of a part and language")
     parser.add_argument("--small", action="store_true", help="a tenth of the count")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     parser.add_argument("--save", type=Path, metavar="FILE")
     options = parser.parse_args()
-    sprites = prepare(options.work or options.source)
+    sprites = prepare(options.work or options.source.parent)
     count = max(1, options.count // 10) if options.small else options.count
     answer = open_answerer(options.source)
     results = evaluate(answer, lambda part, lang: list(cases(part, count, lang, sprites)), options.parts, _tell)

@@ -7,7 +7,7 @@ One picture size a call in the tower, packed conversations in the decoder. trans
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenvl_edge.families.mrope import interleaved_axes
+from tools.nano.loop import bfloat16_products
 from tools.nano.model import sincos_positions
 from tools.nano.talk.guiding import Guide, guided_loss
+from tools.nano.talk.talker import Talker
 from tools.nano.talk.tower import Tower, rotated
 from tools.nano.talk.words import SPECIAL
 
@@ -176,13 +178,16 @@ class _Inner(nn.Module):
         self.language_model = Decoder(config["text_config"])
 
 
-class Qwen3VL(nn.Module):
+class Qwen3VL(Talker):
     """The whole model; `state_dict` has the names of a published checkpoint."""
+
+    precision = bfloat16_products
 
     def __init__(self, config: dict[str, Any], seed: int = 0):
         super().__init__()
         torch.manual_seed(seed)
         self.config = config
+        self.width = config["text_config"]["hidden_size"]
         self.model = _Inner(config)
         text = config["text_config"]
         self.lm_head = nn.Linear(text["hidden_size"], text["vocab_size"], bias=False)
@@ -190,18 +195,36 @@ class Qwen3VL(nn.Module):
 
     @property
     def tower(self) -> nn.Module:
-        """The picture side."""
+        """See Talker."""
         return self.model.visual
 
     @property
-    def decoder(self) -> nn.Module:
-        """The language side without its head."""
-        return self.model.language_model
+    def speaker(self) -> nn.Module:
+        """See Talker."""
+        return nn.ModuleList([self.model.language_model, self.lm_head])
+
+    def seen(self, pictures: np.ndarray) -> Tensor:
+        """See Talker."""
+        features: Tensor = self.model.visual(pictures, deep=False)
+        return features[0]
 
     def encode(self, pictures: np.ndarray) -> Tensor:
-        """[N, H, W, 3] uint8 of one size -> features [1 + deepstack, N, tokens, H]."""
+        """See Talker; the first features and those of deepstack."""
         features: Tensor = self.model.visual(pictures)
         return features
+
+    def decode(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, features: Tensor, guides: Sequence[Guide] = ()
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """See Talker."""
+        found: tuple[Tensor, Tensor, dict[str, float]] = self.model.language_model(
+            ids, positions, mask, rows, features, guides
+        )
+        return found
+
+    def published(self) -> Mapping[str, Tensor]:
+        """See Talker."""
+        return self.state_dict()
 
     def _start(self) -> None:
         """Words as strong as picture features; outputs to the residual stream small (tower) or zero (decoder)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,12 +14,17 @@ from torch import Tensor
 
 from qwenvl_edge.inputs.tokenizer import open_tokenizer
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from tools.nano.save import GENERATION
+from tools.nano.talk import qwen_vl
 from tools.nano.talk.composing import Composer
-from tools.nano.talk.forms import JsonForm
+from tools.nano.talk.forms import JsonForm, TagForm
 from tools.nano.talk.qwen3_vl import MAX_PIXELS, MIN_PIXELS, Qwen3VL, config_dict
+from tools.nano.talk.qwen_vl import QwenVL
 from tools.nano.talk.scenes import Stock
+from tools.nano.talk.talker import Talker
 from tools.nano.talk.words import tokens, write_vocab_json
 
+FAMILIES = ("qwen3_vl", "qwen_vl")
 # Turns in the published form: the runtime and `transformers` both write them so.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -28,12 +35,50 @@ TEMPLATE = (
 )
 
 
-def create(folder: Path, stock: Stock, *, scenes: int = 2000, ranks: int = 1664) -> None:
-    """Write the checkpoint of an untrained Qwen3-VL, if `folder` is not there; scenes: those its words come from."""
+def create(
+    folder: Path,
+    stock: Stock,
+    family: str = "qwen3_vl",
+    *,
+    scenes: int = 2000,
+    ranks: int = 1664,
+    start: Path | None = None,
+) -> None:
+    """Write the checkpoint of an untrained model, if `folder` is not there.
+
+    scenes: those its words come from. start: the checkpoint whose picture side a Qwen-VL begins with.
+    """
     if (folder / "model.safetensors").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     found = tokens(stock, ranks, scenes)
+    if family == "qwen_vl":
+        _write_qwen_vl(folder, found, start)
+    else:
+        _write_qwen3_vl(folder, found)
+
+
+def _write_qwen_vl(folder: Path, found: list[bytes], start: Path | None) -> None:
+    config = qwen_vl.config_dict(len(found))
+    lines = "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(found))
+    (folder / "qwen.tiktoken").write_text(lines)
+    ends = {"eos_token_id": len(found), "pad_token_id": len(found), "max_new_tokens": 192}
+    _write(
+        folder,
+        {
+            "config.json": config,
+            "generation_config.json": GENERATION | ends,
+            "tokenizer_config.json": {"model_max_length": 8192, "tokenizer_class": "QWenTokenizer"},
+        },
+    )
+    state = dict(QwenVL(config).published())
+    if start:
+        opened = Checkpoint.open(start)
+        state |= {name: opened.tensor(name).float() for name in state if name.startswith("transformer.visual.")}
+    write_weights(folder, state)
+
+
+def _write_qwen3_vl(folder: Path, found: list[bytes]) -> None:
     special = write_vocab_json(found, folder)
     config = config_dict(len(found))
     ends = [special["<|im_end|>"], special["<|endoftext|>"]]
@@ -50,9 +95,13 @@ def create(folder: Path, stock: Stock, *, scenes: int = 2000, ranks: int = 1664)
         },
         "chat_template.json": {"chat_template": TEMPLATE},
     }
+    _write(folder, files)
+    write_weights(folder, Qwen3VL(config).published())
+
+
+def _write(folder: Path, files: Mapping[str, Any]) -> None:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    write_weights(folder, Qwen3VL(config).state_dict())
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -63,12 +112,20 @@ def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
     partial.rename(folder / "model.safetensors")
 
 
-def open_folder(folder: Path) -> tuple[Qwen3VL, Composer]:
+def new_model(config: dict[str, Any]) -> Talker:
+    """A fresh model of the family that a config.json is of."""
+    return QwenVL(config) if config["model_type"] == "qwen" else Qwen3VL(config)
+
+
+def open_folder(folder: Path) -> tuple[Talker, Composer]:
     """The model with its weights, and what writes its prompts."""
     opened = Checkpoint.open(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = Qwen3VL(config)
-    model.load_state_dict({name: opened.tensor(name).float() for name in opened.family.tensors})
+    model = new_model(config)
+    with torch.no_grad():
+        for name, tensor in model.published().items():
+            tensor.copy_(opened.tensor(name))
     family = opened.family.runtime_family()
-    tokenizer = open_tokenizer(family, folder / opened.family.tokenizer_file, config["text_config"]["vocab_size"])
-    return model, Composer(family, tokenizer, JsonForm())
+    rows = opened.family.model_info().vocab_size
+    tokenizer = open_tokenizer(family, folder / opened.family.tokenizer_file, rows)
+    return model, Composer(family, tokenizer, TagForm() if family.name == "qwen_vl" else JsonForm())

@@ -1,8 +1,8 @@
-"""Training in two stages: `python -m tools.nano.talk.train WORK [--stage vision|talk] [--threads N] [--until HH:MM]`.
+"""Training in two stages: `python -m tools.nano.talk.train WORK [--family F] [--stage S] [--until HH:MM]`.
 
 Stage one teaches the picture side what every token shows, stage two the whole model to talk. Both write
-WORK/STAGE.pt and WORK/STAGE.jsonl, go on from where they were stopped, and stop cleanly at Ctrl-C, at a termination or
-at a time of day (UTC). Stage two leaves the checkpoint WORK/model.
+RUN/STAGE.pt and RUN/STAGE.jsonl, go on from where they were stopped, and stop cleanly at Ctrl-C, at a termination or at
+a time of day (UTC). Stage two leaves the checkpoint RUN/model. RUN is the family's folder in WORK.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenvl_edge.families.pieces import PictureLayout
-from tools.nano.loop import Loop, bfloat16_products, stop_at
+from tools.nano.loop import Loop, stop_at
 from tools.nano.model import optimizers
 from tools.nano.talk.batches import Batch, collate, grid_of
 from tools.nano.talk.chatting import SINGLE, converse
@@ -27,9 +27,9 @@ from tools.nano.talk.composing import Composer, Encoded
 from tools.nano.talk.dense import DenseHeads, Targets, targets
 from tools.nano.talk.icons import prepare
 from tools.nano.talk.pictures import Pictures, Shown
-from tools.nano.talk.qwen3_vl import Qwen3VL
 from tools.nano.talk.scenes import CANVASES, Scene, Stock
-from tools.nano.talk.settings import create, open_folder, write_weights
+from tools.nano.talk.settings import FAMILIES, create, open_folder, write_weights
+from tools.nano.talk.talker import Talker
 
 STEPS = {"vision": 16_000, "talk": 16_000}
 PICTURES = 16  # of a step of stage one
@@ -89,7 +89,7 @@ class Sampler:
         return Row(list(zip(scenes, pictures, strict=True)), talks)
 
 
-def encode(model: Qwen3VL, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+def encode(model: Talker, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Features of pictures of several sizes, [1 + deepstack, n, H] in their order, and how many tokens each has."""
     found: dict[int, Tensor] = {}
     for size in {picture.shape for picture in pictures}:
@@ -100,9 +100,9 @@ def encode(model: Qwen3VL, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tens
     return torch.cat(ordered, dim=1), torch.tensor([each.shape[1] for each in ordered])
 
 
-def answer_loss(model: Qwen3VL, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+def answer_loss(model: Talker, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Loss of the answers, loss of the guides, and figures."""
-    states, guided, seen = model.decoder(batch.ids, batch.positions, batch.mask, batch.rows, features, batch.guides)
+    states, guided, seen = model.decode(batch.ids, batch.positions, batch.mask, batch.rows, features, batch.guides)
     wanted = batch.weights[:, 1:] > 0
     logits = model.lm_head(states[:, :-1][wanted]).float()
     ids, weights, classes = (t[:, 1:][wanted] for t in (batch.ids, batch.weights, batch.classes))
@@ -112,9 +112,9 @@ def answer_loss(model: Qwen3VL, batch: Batch, features: Tensor) -> tuple[Tensor,
     return loss, guided, figures | seen
 
 
-def train_vision(work: Path, model: Qwen3VL, sampler: Sampler, steps: int) -> None:
+def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int) -> None:
     """Stage one."""
-    heads = DenseHeads(model.config["text_config"]["hidden_size"])
+    heads = DenseHeads(model.width)
     module = nn.ModuleDict({"tower": model.tower, "heads": heads})
     loop = Loop("vision", work, module, optimizers([model.tower, heads], 0.0015, 0.0007), steps)
 
@@ -125,23 +125,23 @@ def train_vision(work: Path, model: Qwen3VL, sampler: Sampler, steps: int) -> No
         for sort in rng.choices(("few", "many", "pairs", "signs"), (0.2, 0.42, 0.08, 0.3), k=PICTURES):
             shown = sampler.pictures.draw(rng, sort, canvas)
             pairs.append(rng.choice(list(zip(shown.scenes, shown.pictures, strict=True))))
-        features = model.tower(np.stack([picture for _, picture in pairs]), deep=False).flatten(1, 2)
+        features = model.seen(np.stack([picture for _, picture in pairs])).flatten(0, 1)
         wanted = Targets.joined([targets(scene, sampler.grid(scene)) for scene, _ in pairs])
-        loss, figures = heads(features[0], wanted)
+        loss, figures = heads(features, wanted)
         return loss, figures
 
-    loop.run(loss_of, precision=bfloat16_products)
+    loop.run(loss_of, precision=model.precision)
 
 
-def train_talk(work: Path, model: Qwen3VL, sampler: Sampler, steps: int) -> None:
+def train_talk(work: Path, model: Talker, sampler: Sampler, steps: int) -> None:
     """Stage two; the per-token targets go on beside the answers, so that the picture side keeps what it knows."""
-    heads = DenseHeads(model.config["text_config"]["hidden_size"])
+    heads = DenseHeads(model.width)
     if (work / "vision.pt").exists() and not (work / "talk.pt").exists():
         saved = torch.load(work / "vision.pt", weights_only=True)["module"]
         nn.ModuleDict({"tower": model.tower, "heads": heads}).load_state_dict(saved)
     module = nn.ModuleDict({"model": model, "heads": heads})
-    opts = optimizers([nn.ModuleList([model.decoder, model.lm_head])], 0.001, 0.0007)
-    seeing = [p for m in (model.tower, heads) for p in m.parameters()]
+    opts = optimizers([model.speaker], 0.001, 0.0007)
+    seeing = [p for m in (model.tower, heads) for p in m.parameters() if p.requires_grad]
     opts.append(torch.optim.AdamW(seeing, lr=VISUAL_RATE, betas=(0.9, 0.97), weight_decay=0.0, fused=True))
     loop = Loop("talk", work, module, opts, steps, decay=0.6)
 
@@ -161,13 +161,15 @@ def train_talk(work: Path, model: Qwen3VL, sampler: Sampler, steps: int) -> None
         loss = answers + GUIDE_WEIGHT * guided + DENSE_WEIGHT * dense
         return loss, {"answers": float(answers.detach()), "tokens": float(batch.ids.numel()), **figures}
 
-    loop.run(loss_of, precision=bfloat16_products)
+    loop.run(loss_of, precision=model.precision)
 
 
 def main() -> None:
     """Train what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0])
+    parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="whose picture side a new qwen_vl begins with")
     parser.add_argument("--stage", choices=("vision", "talk", "both"), default="both")
     parser.add_argument("--steps", type=int, help="of each stage; the learning rate falls to zero at their end")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
@@ -175,19 +177,19 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    work: Path = options.work
+    run: Path = options.work / options.family
     stop_at(options.until)
-    stock = Stock(prepare(work))
-    create(work / "model", stock)
-    model, composer = open_folder(work / "model")
-    pictures = Pictures(work, stock)
+    stock = Stock(prepare(options.work))
+    create(run / "model", stock, options.family, start=options.start)
+    model, composer = open_folder(run / "model")
+    pictures = Pictures(options.work, stock)
     pictures.refresh()
     sampler = Sampler(pictures, composer)
     if options.stage in ("vision", "both"):
-        train_vision(work, model, sampler, options.steps or STEPS["vision"])
+        train_vision(run, model, sampler, options.steps or STEPS["vision"])
     if options.stage in ("talk", "both"):
-        train_talk(work, model, sampler, options.steps or STEPS["talk"])
-        write_weights(work / "model", model.state_dict())
+        train_talk(run, model, sampler, options.steps or STEPS["talk"])
+        write_weights(run / "model", model.published())
 
 
 if __name__ == "__main__":

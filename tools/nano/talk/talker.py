@@ -1,0 +1,53 @@
+"""The seam between training and a family's network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from tools.nano.talk.guiding import Guide
+
+
+class Talker(nn.Module, ABC):
+    """A model that is trained. width: of its states and features. precision: what products are computed in."""
+
+    width: int
+    lm_head: nn.Module
+    precision: ClassVar[Callable[[], AbstractContextManager[None]]]
+
+    @property
+    @abstractmethod
+    def tower(self) -> nn.Module:
+        """The picture side."""
+
+    @property
+    @abstractmethod
+    def speaker(self) -> nn.Module:
+        """All the rest."""
+
+    @abstractmethod
+    def seen(self, pictures: np.ndarray) -> Tensor:
+        """[N, H, W, 3] uint8 of one size -> the features that the decoder reads first [N, tokens, width]."""
+
+    @abstractmethod
+    def encode(self, pictures: np.ndarray) -> Tensor:
+        """[N, H, W, 3] uint8 of one size -> all features [1 or more, N, tokens, width]."""
+
+    @abstractmethod
+    def decode(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, features: Tensor, guides: Sequence[Guide] = ()
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """States [B, T, width], the guides' loss and figures.
+
+        positions: [B, 1 or 3, T]. mask: bool [B, 1, T, T]. rows: places of the pictures' tokens in the flattened ids
+        [n]. features: [1 or more, n, width].
+        """
+
+    @abstractmethod
+    def published(self) -> Mapping[str, Tensor]:
+        """The weights by the names of a published checkpoint."""
