@@ -25,6 +25,7 @@ from qwenvl_edge.cli.commands.info import add_info
 from qwenvl_edge.cli.commands.plan import add_plan
 from qwenvl_edge.cli.commands.replay import add_replay
 from qwenvl_edge.cli.commands.verify import add_verify
+from qwenvl_edge.cli.commands.watch import add_watch
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.signals import Terminated
 from qwenvl_edge.machine.terminal import OutputError, give_up_output, hold_standard_streams, say
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_serve(commands)
     add_replay(commands)
+    add_watch(commands)
     add_info(commands)
     add_bench(commands)
     add_doctor(commands)

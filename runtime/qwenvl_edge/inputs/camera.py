@@ -88,7 +88,14 @@ class FrameSource(NotPicklable):
         """True once `close` was called: no more frames come."""
         return self._closed
 
-    def put(self, pixels: Any, *, captured: float | None = None, header: Any = None) -> None:
+    def put(
+        self,
+        pixels: Any,
+        *,
+        captured: float | None = None,
+        header: Any = None,
+        channel_order: ChannelOrder | None = None,
+    ) -> None:
         """Put a frame into the slot, in place of one that is still there.
 
         Args:
@@ -96,6 +103,7 @@ class FrameSource(NotPicklable):
                 in CUDA's memory (`__cuda_array_interface__` or DLPack); it is copied.
             captured: when it was captured, in seconds of time.monotonic; None means now.
             header: anything that is to come back with the frame, such as the camera's message header.
+            channel_order: that of this frame; None takes the source's.
 
         Raises:
             ImageError: the array has another shape or dtype.
@@ -105,7 +113,9 @@ class FrameSource(NotPicklable):
         captured = now if captured is None else check("captured", captured, number("a number of seconds"), FrameError)
         if captured > now:
             raise FrameError(f"the frame was captured {captured - now:,.3f} s from now; give time.monotonic().")
-        picture = self._load(pixels, channel_order=self._channel_order, name=f"frame {self._count}")
+        order = self._channel_order if channel_order is None else channel_order
+        check_channel_order(order)
+        picture = self._load(pixels, channel_order=order, name=f"frame {self._count}")
         with self._changed:
             if self._closed:
                 raise FrameError("the frame source is closed; make a new one.")

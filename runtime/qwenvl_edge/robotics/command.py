@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
@@ -39,7 +40,8 @@ def open_engine(arguments: argparse.Namespace) -> QwenVLEngine:
 def read_settings(arguments: argparse.Namespace) -> NodeSettings:
     """Return the node's settings; raises QwenVLError where one is out of range."""
     names = ("prompt", "max_rate_hz", "max_age_ms", "max_new_tokens", "deadline_ms")
-    return NodeSettings(**{name: getattr(arguments, name, None) for name in names})
+    given: dict[str, Any] = {name: getattr(arguments, name, None) for name in names}
+    return NodeSettings(**given)
 
 
 def run_command(program: str, command: Callable[[], None]) -> int:

@@ -6,16 +6,16 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
 from qwenvl_edge.inputs.camera import Frame, FrameSource
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.inputs.options import check_fields, number, optional, text, whole
-from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.inputs.prompt import check_text
 from qwenvl_edge.replies.reply import Reply
 
@@ -37,6 +37,7 @@ class NodeSettings:
         max_age_ms: frames captured longer ago are not answered about; None takes any.
         max_new_tokens: the longest answer; None takes the bundle's own limit.
         deadline_ms: ends an answer with what was said by then; None waits for its end.
+        options: further options of the engine's calls, such as a constraint.
 
     Raises:
         QwenVLError: a value is out of its range.
@@ -47,6 +48,7 @@ class NodeSettings:
     max_age_ms: Annotated[float | None, _POSITIVE] = None
     max_new_tokens: Annotated[int | None, optional(whole("a whole number of at least 1", least=1))] = None
     deadline_ms: Annotated[float | None, _POSITIVE] = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, QwenVLError)
@@ -56,7 +58,7 @@ class NodeSettings:
     @property
     def overrides(self) -> Overrides:
         """Overrides for the engine's calls."""
-        given: Overrides = {}
+        given = cast("Overrides", dict(self.options))
         if self.max_new_tokens is not None:
             given["max_new_tokens"] = self.max_new_tokens
         if self.deadline_ms is not None:
@@ -131,19 +133,23 @@ class VlmNode:
             self._error,
         )
 
-    def put_frame(self, pixels: Any, *, age_s: float = 0.0, header: Any = None) -> None:
+    def put_frame(
+        self, pixels: Any, *, age_s: float = 0.0, header: Any = None, channel_order: ChannelOrder = "rgb"
+    ) -> None:
         """Give the node a newer frame.
 
         Args:
-            pixels: uint8 array as FrameSource.put takes it, in RGB.
+            pixels: uint8 array as FrameSource.put takes it.
             age_s: seconds since its capture; what a skewed clock makes negative counts as 0.
             header: comes back with the answer.
+            channel_order: "rgb", "bgr", or "nv12" for an array [3H/2, W].
 
         Raises:
             ImageError: the array has another shape or dtype.
             FrameError: the node is closed.
         """
-        self._frames.put(pixels, captured=time.monotonic() - max(age_s, 0.0), header=header)
+        captured = time.monotonic() - max(age_s, 0.0)
+        self._frames.put(pixels, captured=captured, header=header, channel_order=channel_order)
         self._wake.set()
 
     def put_question(self, text: str, *, header: Any = None) -> None:
