@@ -46,6 +46,7 @@ _EXTRAS = {
     **{"export": "export, verify", "hub": "export org/name", "tensorrt": "build", "server": "serve"},
     **{"video": "chat --video", "completion": "completion", "dora": "dora node", "zenoh": "Zenoh node"},
     **{"replay": "replay", "rerun": "replay --rerun", "camera": "watch", "mqtt": "watch --mqtt"},
+    **{"dds": "DDS node"},
 }
 
 

@@ -1,1 +1,1 @@
-"""The engine as a node of a robot. `node` knows no transport; `dora`, `zenoh` and `ros2` connect it to one each."""
+"""The engine as a node of a robot. `node` knows no transport; `dora`, `zenoh`, `ros2` and `dds` connect it to one."""

@@ -278,7 +278,7 @@ class VlmNode:
         limit = self._settings.max_age_ms
         if frame is None:
             raise FrameError("no frame has come yet; look after the camera.")
-        if limit is not None and frame.age_ms > limit:
+        if limit is not None and frame.number != _NO_CAMERA and frame.age_ms > limit:
             raise FrameError(
                 f"the newest frame is {frame.age_ms:,.0f} ms old, older than the limit of {limit:g} ms; look after the "
                 "camera, or allow more."
