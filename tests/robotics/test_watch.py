@@ -338,7 +338,7 @@ def test_a_full_disk_costs_lines_only(tmp_path):
         LineFile("/dev/full").send("x")
 
 
-def test_an_hour_leaves_no_trace(tmp_path):
+def test_a_thousand_frames_leave_no_trace(tmp_path):
     """A thousand frames and a hundred answers over lost and found cameras: memory and threads stay level."""
     script = []
     for round_ in range(10):
