@@ -14,7 +14,7 @@ from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
 from qwenvl_edge.inputs.camera import Frame, FrameSource
 from qwenvl_edge.inputs.cancel import CancelToken
-from qwenvl_edge.inputs.options import check_fields, number, optional, text, whole
+from qwenvl_edge.inputs.options import anything, check_fields, dict_of, number, optional, text, whole
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture
 from qwenvl_edge.inputs.prompt import check_text
 from qwenvl_edge.replies.reply import Reply
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _NO_CAMERA = -1  # the frame number of a picture that came with its question
 _POSITIVE = optional(number("a number greater than 0", above=0))
+_OPTIONS = dict_of("a name in options", text(), "an entry of options", anything())  # the engine checks them
 _WAITING = 8  # questions; as with frames, what a robot asked long ago is not worth an answer
 
 
@@ -48,7 +49,7 @@ class NodeSettings:
     max_age_ms: Annotated[float | None, _POSITIVE] = None
     max_new_tokens: Annotated[int | None, optional(whole("a whole number of at least 1", least=1))] = None
     deadline_ms: Annotated[float | None, _POSITIVE] = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Annotated[Mapping[str, Any], _OPTIONS] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, QwenVLError)
