@@ -266,6 +266,24 @@ def test_a_damaged_rosbag_is_one_sentence(tmp_path):
         replay(tmp_path, tmp_path / "bag")
 
 
+@pytest.mark.parametrize("storage", ["SQLITE3", "MCAP"])
+def test_a_folder_whose_metadata_tells_another_qos(tmp_path, storage):
+    """As rosbag2's own test recordings are: the file has no profile of QoS, metadata.yaml has one."""
+    bag = write_rosbag(tmp_path / "bag", storage=storage)
+    metadata = bag / "metadata.yaml"
+    profile = "[{history: 1, depth: 10, reliability: 1, durability: 2, deadline: {sec: 1, nsec: 0}, "
+    profile += "lifespan: {sec: 1, nsec: 0}, liveliness: 1, liveliness_lease_duration: {sec: 1, nsec: 0}, "
+    profile += "avoid_ros_namespace_conventions: false}]"
+    text = metadata.read_text()
+    changed = re.sub(r"offered_qos_profiles:.*", f"offered_qos_profiles: '{profile}'", text)
+    changed = re.sub(r"^(\s*version:) 9$", r"\1 5", changed, flags=re.MULTILINE)
+    assert changed != text
+    metadata.write_text(changed)
+    recording = open_recording(bag)
+    assert len(list(recording.messages(TOPIC))) == recording.topics[TOPIC].count == 6
+    recording.close()
+
+
 def test_a_topic_without_pictures(tmp_path):
     write_rosbag(tmp_path / "bag")
     with pytest.raises(QwenVLError, match="the topic '/chatter' has std_msgs/msg/String, no pictures"):

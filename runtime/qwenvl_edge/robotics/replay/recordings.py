@@ -6,7 +6,7 @@ A recording gives the messages of a topic as bytes, each with the form that says
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -233,10 +233,23 @@ class RosbagRecording:
     def messages(self, topic: str) -> Iterator[Message]:
         """See Recording."""
         with _reading(self.path):
-            connections = [each for each in self._reader.connections if each.topic == topic]
-            forms = {each.id: self._form(each) for each in connections}
-            for connection, log_ns, data in self._reader.messages(connections=connections):
-                yield Message(forms[connection.id], log_ns, log_ns, bytes(data))
+            for read, connections in self._parts():
+                chosen = [each for each in connections if each.topic == topic]
+                forms = {each.id: self._form(each) for each in chosen}
+                for connection, log_ns, data in read(chosen) if chosen else ():
+                    yield Message(forms[connection.id], log_ns, log_ns, bytes(data))
+
+    def _parts(self) -> list[tuple[Callable[[Any], Any], Any]]:
+        """Return what reads each file of the recording, with the file's connections.
+
+        rosbags' reader of folders passes over a topic whose QoS stands differently in metadata.yaml and in the file, as
+        rosbag2 itself wrote them for years; so the files are read one by one, but for messages that it decompresses.
+        """
+        inner = getattr(self._reader, "storage", None)
+        storages = getattr(inner, "storages", None)
+        if not storages or self._reader.compression_mode == "message":
+            return [(lambda chosen: self._reader.messages(connections=chosen), self._reader.connections)]
+        return [(storage.messages, storage.connections) for storage in storages]
 
     def _form(self, connection: Any) -> Form:
         language = connection.msgdef.format.name  # NONE, MSG or IDL
