@@ -9,7 +9,7 @@ BUNDLE := out/nano
 PICTURES := models/nano
 NANO := .cache/nano
 TALK := .cache/talk
-CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul simd python,cpp_ext/$(folder)/*))
+CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul attention simd python,cpp_ext/$(folder)/*))
 
 .PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench peers soak server-soak hostile clients clients-test nano talk ray-test \
     triton-test docs wheel \

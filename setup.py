@@ -14,7 +14,7 @@ from setuptools import setup
 FLAGS = ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
 STRICT = ["-Werror"] if os.environ.get("QWENVL_STRICT_BUILD") == "1" else []
 
-FOLDERS = [Path("cpp_ext", name) for name in ("tokenizer", "sampler", "image", "matmul", "simd", "python")]
+FOLDERS = [Path("cpp_ext", name) for name in ("tokenizer", "sampler", "image", "matmul", "attention", "simd", "python")]
 
 
 def files(*patterns: str) -> list[str]:

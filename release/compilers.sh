@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 build=build/compilers
-core="cpp_ext/tokenizer cpp_ext/sampler cpp_ext/image cpp_ext/matmul cpp_ext/simd cpp_ext/python"
+core="cpp_ext/tokenizer cpp_ext/sampler cpp_ext/image cpp_ext/matmul cpp_ext/attention cpp_ext/simd cpp_ext/python"
 flags="-std=c++17 -O3 -Wall -Wextra -Werror -fvisibility=hidden -ffp-contract=off -fPIC -Icpp_ext"
 includes=$("$python" -c 'import pybind11, sysconfig; print("-I" + sysconfig.get_path("include"), "-I" + pybind11.get_include())')
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')

@@ -6,7 +6,7 @@ seconds=${1:-20}
 build=${2:-build/fuzz}
 cd "$(dirname "$0")/../.."
 mkdir -p "$build"
-core="cpp_ext/tokenizer cpp_ext/sampler cpp_ext/image cpp_ext/matmul cpp_ext/simd"
+core="cpp_ext/tokenizer cpp_ext/sampler cpp_ext/image cpp_ext/matmul cpp_ext/attention cpp_ext/simd"
 flags="-std=c++17 -g -O1 -fno-omit-frame-pointer -ffp-contract=off -Wall -Wextra -Werror -Icpp_ext -Icpp_ext/fuzz"
 
 echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' >"$build/probe.cpp"

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <string>
 
+#include "attention/attention_op.hpp"
 #include "matmul/block_matmul.hpp"
 #include "matmul/layer_rows.hpp"
 #include "matmul/ort_call.hpp"
@@ -178,7 +179,7 @@ ort::CustomOpDomain* make_domain(const Api* api) {
     check(ort::CreateCustomOpDomain::call(api, "qwenvl_edge", &domain));
     static const ort::CustomOp mat_mul_n_bits = make_op<kNorm>([](const ort::CustomOp*) { return "MatMulNBits"; });
     static const ort::CustomOp linear = make_op<kInputs>([](const ort::CustomOp*) { return "Linear"; });
-    for (const ort::CustomOp* op : {&mat_mul_n_bits, &linear}) check(ort::CustomOpDomainAdd::call(api, domain, op));
+    for (const ort::CustomOp* op : {&mat_mul_n_bits, &linear, attention_op()}) check(ort::CustomOpDomainAdd::call(api, domain, op));
     return domain;
 }
 

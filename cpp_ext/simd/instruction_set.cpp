@@ -18,7 +18,8 @@ const Variant kVariants[] = {
     {"avx512", InstructionSet::kAvx512,
      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw")},
-    {"avx2", InstructionSet::kAvx2, static_cast<bool>(__builtin_cpu_supports("avx2"))},
+    {"avx2", InstructionSet::kAvx2,
+     __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif
     {"portable", InstructionSet::kPortable, true},
 };

@@ -30,7 +30,7 @@ Kernel choose_kernel(Kernel avx512, Kernel avx2, Kernel portable) {
 }  // namespace qwenvl
 
 // Attributes of the functions of a variant. GCC uses 512-bit vectors only on request; Clang rejects the request.
-#define QWENVL_AVX2 __attribute__((target("avx2")))
+#define QWENVL_AVX2 __attribute__((target("avx2,fma,f16c")))
 #if defined(__clang__)
 #define QWENVL_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw")))
 #else

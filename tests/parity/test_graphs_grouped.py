@@ -25,7 +25,7 @@ from qwenvl_edge_export.quantization.activations import Spool
 from qwenvl_edge_export.quantization.layer_calibration import LayerCalibration
 from qwenvl_edge_export.tensorrt.plugin_lowering import PluginLowering
 from qwenvl_edge_export.weight_formats import Blocks
-from support.dialects import DIALECTS, OF_BLOCKS
+from support.dialects import DIALECTS, OF_BLOCKS, cache_dtype
 from support.grouped_decoder import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, Grouped, query_scale, rope_tables
 
 CAPACITY = 24
@@ -54,7 +54,7 @@ class Run:
         self._past = {}
         for value in self.session.get_inputs():
             if value.name.startswith("past"):
-                dtype = np.int8 if "int8" in value.type else np.float32
+                dtype = cache_dtype(value)
                 assert value.shape[1] == KV_HEADS
                 self._past[value.name] = np.zeros([1, KV_HEADS, CAPACITY, *value.shape[3:]], dtype)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 
 from qwenvl_edge.backends.onnxruntime.session import can_run
@@ -15,6 +17,11 @@ _NO_KERNELS = pytest.mark.skipif(not can_run(NATIVE), reason="the native decoder
 DIALECTS = [pytest.param(STANDARD, marks=_TOO_OLD), ONNXRUNTIME]
 OF_BLOCKS = [*DIALECTS, pytest.param(NATIVE, marks=_NO_KERNELS)]
 """Those of a bundle with int4 or int8 weights in blocks."""
+
+
+def cache_dtype(value: ort.NodeArg) -> type[np.generic]:
+    """NumPy's type of a cache input."""
+    return {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}[value.type]
 
 
 def run_by_default(decoders: Iterable[str]) -> set[str]:

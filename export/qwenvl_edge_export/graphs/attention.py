@@ -10,18 +10,26 @@ import onnx_ir as ir
 from qwenvl_edge.bundle.contract import (
     LAST_INDICES,
     NATIVE,
+    NATIVE_ATTENTION,
     ONNXRUNTIME,
     QUERY_SCALE,
     STANDARD,
     TOTAL_LENGTH,
     WRITE_INDICES,
 )
-from qwenvl_edge_export.graphs.builder import FLOAT, INT64, MICROSOFT, GraphBuilder
+from qwenvl_edge_export.graphs.builder import FLOAT, INT64, MICROSOFT, OWN, GraphBuilder
 from qwenvl_edge_export.graphs.roles import Decoder, DecoderLayer, Weight
 
 OPSETS = {STANDARD: 24, ONNXRUNTIME: 23, NATIVE: 23}
 LEVELS = 127.0
 """An int8 cache holds -127 .. 127, as the plugin's does (docs/plugin.md)."""
+_LANES = 16
+"""The native core's attention takes heads of a multiple of this."""
+
+
+def has_narrow_cache(decoder: Decoder, dialect: str) -> bool:
+    """True if a dialect has the native core's attention, whose cache is float16 beside a float32 decoder."""
+    return dialect == NATIVE and decoder.head_dim % _LANES == 0
 
 
 def cache_tensors(
@@ -44,7 +52,7 @@ class StepInputs:
 
 
 class CachedAttention:
-    """Rotary embedding (in float32), cache update and causal attention, in one of two forms.
+    """Rotary embedding (in float32), cache update and causal attention, in one of three forms.
 
         q [B,T,heads*D] --norm--rotary-- x scale -.
         k [B,T,kv*D] ----norm--rotary--> write --+--> attention [B,T,heads*D]
@@ -57,9 +65,10 @@ class CachedAttention:
     "standard": RotaryEmbedding, TensorScatter and Attention of opset 24. The causal rule is an explicit mask, key row c
     is seen by token t if c <= write_index + t: what is_causal means beside a static cache changed between versions.
     With an int8 cache, new keys and values are quantized and written, and the whole cache is widened to attend to it.
-    "onnxruntime", "native": com.microsoft.GroupQueryAttention, whose cost follows the tokens in use instead of the
-    capacity. Its quantized cache has one scale per tensor or channel, fixed before the first token, so here the cache
-    is float.
+    "onnxruntime": com.microsoft.GroupQueryAttention, whose cost follows the tokens in use instead of the capacity. Its
+    quantized cache has one scale per tensor or channel, fixed before the first token, so here the cache is float.
+    "native": the native core's operator for all of it, norms included, over a float16 cache; where heads are of another
+    size than it takes, as "onnxruntime".
     """
 
     def __init__(self, g: GraphBuilder, decoder: Decoder, dialect: str, step: StepInputs, *, int8_cache: bool = False):
@@ -68,8 +77,10 @@ class CachedAttention:
         self.dialect = dialect
         self.step = step
         self.int8_cache = int8_cache
+        self.is_native = has_narrow_cache(decoder, dialect)
         scale = g.input(QUERY_SCALE, FLOAT, ["B", "T"]) if decoder.scales_queries else None
-        self._q_scale = None if scale is None else self._unsqueeze(scale, 2)
+        self._scale = scale
+        self._q_scale = None if scale is None or self.is_native else self._unsqueeze(scale, 2)
         if dialect == STANDARD:
             self._first = g.input(WRITE_INDICES, INT64, ["B"])
             self._valid = g.op("Add", self._first, step.tokens)
@@ -99,6 +110,24 @@ class CachedAttention:
             k = g.cast(k, FLOAT, g.dtype)
         attend = self._standard if self.dialect == STANDARD else self._onnxruntime
         return attend(q, k, v, past)
+
+    def of_rows(
+        self, qkv: ir.Value, past: Sequence[ir.Value], layer: DecoderLayer
+    ) -> tuple[ir.Value, Sequence[ir.Value]]:
+        """Attend in `layer` natively: rows [B * T, (heads + 2 kv_heads) * D] -> [B * T, heads * D], and present."""
+        g, decoder, step = self.g, self.decoder, self.step
+        norms = (None if weight is None else g.weight(weight) for weight in (layer.q_norm, layer.k_norm))
+        inputs = (qkv, step.rope_cos, step.rope_sin, self._last, *past, self._scale, *norms)
+        out, *present = g.ops(
+            NATIVE_ATTENTION,
+            3,
+            *inputs,
+            domain=OWN,
+            num_heads=decoder.heads,
+            kv_num_heads=decoder.kv_heads,
+            epsilon=float(decoder.norm_eps),
+        )
+        return out, present
 
     def _standard(
         self, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value]

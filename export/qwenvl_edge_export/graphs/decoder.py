@@ -6,7 +6,8 @@
 In models with deepstack layers each of the first ones is followed by x += deepstack[layer], the host's rows.
 
 Everything but attention works on rows [M, H], so that a linear layer is one Gemm over the weight as it is stored.
-Inside, values have the precision's float type, as a float cache has; embeddings, rotary rows and logits are float32.
+Inside, values have the precision's float type, as a float cache has (in the native dialect that is float16); embeddings,
+rotary rows and logits are float32.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from qwenvl_edge.bundle.contract import (
     past_name,
     present_of,
 )
-from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors
+from qwenvl_edge_export.graphs.attention import OPSETS, CachedAttention, StepInputs, cache_tensors, has_narrow_cache
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear, Norm
 from qwenvl_edge_export.graphs.roles import Decoder, DecoderLayer, Weight
@@ -47,7 +48,8 @@ class _DecoderGraph:
         rope_cos, rope_sin = (g.input(name, FLOAT, ["B", "T", decoder.head_dim // 2]) for name in (ROPE_COS, ROPE_SIN))
         self.deepstack = self._deepstack_rows()
         self.wanted = g.input(LOGITS_INDICES, INT64, ["B", "K"])
-        self.cache = cache_tensors(decoder, g.dtype, int8=int8_cache)
+        stored = ir.DataType.FLOAT16 if has_narrow_cache(decoder, dialect) else g.dtype
+        self.cache = cache_tensors(decoder, stored, int8=int8_cache)
         self.past = [
             [g.input(past_name(i, part), *described) for part, described in self.cache.items()]
             for i in range(len(decoder.layers))
@@ -81,13 +83,22 @@ class _DecoderGraph:
 
     def _layer(self, x: ir.Value, layer: DecoderLayer, past: Sequence[ir.Value]) -> tuple[ir.Value, Sequence[ir.Value]]:
         """Rows [M, H] and the layer's cache -> rows [M, H], the cache with this call's tokens."""
-        g, linear, decoder = self.g, self.linear, self.decoder
+        linear = self.linear
         qkv = linear(x, layer.qkv, norm=self._norm(layer.attention_norm))
-        q, k, v = self._split(self._batched(qkv, layer.qkv.outputs))
-        out, present = self.attention(q, k, v, past, layer)
-        x = linear(g.reshape(out, -1, decoder.q_width), layer.out, residual=x)
+        out, present = self._attend(qkv, past, layer)
+        x = linear(out, layer.out, residual=x)
         y = linear(x, layer.up, norm=self._norm(layer.mlp_norm), gate=layer.gate)
         return linear(y, layer.down, residual=x), present
+
+    def _attend(
+        self, qkv: ir.Value, past: Sequence[ir.Value], layer: DecoderLayer
+    ) -> tuple[ir.Value, Sequence[ir.Value]]:
+        """Rows [M, q_width + 2 * kv_width] and the layer's cache -> rows [M, q_width], the cache."""
+        if self.attention.is_native:
+            return self.attention.of_rows(qkv, past, layer)
+        q, k, v = self._split(self._batched(qkv, layer.qkv.outputs))
+        out, present = self.attention(q, k, v, past, layer)
+        return self.g.reshape(out, -1, self.decoder.q_width), present
 
     def _deepstack_rows(self) -> list[ir.Value]:
         """For each deepstack layer [1, B, T, H], or [1, 1, 1, H]; their dimensions have names of their own."""

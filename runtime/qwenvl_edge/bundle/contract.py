@@ -11,6 +11,9 @@ from __future__ import annotations
 STANDARD, ONNXRUNTIME, NATIVE = "standard", "onnxruntime", "native"
 """Dialects of the decoder: standard operators; ONNX Runtime's; those with the native core's matrix products."""
 
+NATIVE_ATTENTION = "CachedAttention"
+"""The native core's operator for a layer's attention, whose cache is float16."""
+
 VISION_GRAPH, VISION_ORT_GRAPH = "vision.onnx", "vision.ort.onnx"
 """The picture side in standard operators, and with ONNX Runtime's own attention."""
 DECODER_GRAPHS = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx", NATIVE: "decoder.native.onnx"}

@@ -4,7 +4,7 @@ Each buffer of keys or values is bound both as past and as present, so the graph
 
 Limit: GroupQueryAttention on CPU takes several tokens after a non-empty cache at batch 1 only. Batched prefill into
 an empty cache and batched decode of one token work. The "standard" dialect has no such limit, but its cost grows with
-the cache's capacity instead of the tokens in use.
+the cache's capacity instead of the tokens in use. The native core's attention has neither.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from qwenvl_edge.backends.onnxruntime.session import (
     compared_products,
     failed,
     fastest_dialect,
+    has_native_attention,
     missing,
     open_session,
     vision_graph,
@@ -124,6 +125,8 @@ class OnnxRuntimeBackend(Backend):
         self._decoder = open_session(bundle, graphs.decoder[dialect], threads, "decoder")
         check_vision(self._vision, bundle.file(vision_graph(bundle, dialect)), self.model, self.family)
         check_decoder(self._decoder, bundle.file(graphs.decoder[dialect]), dialect, self.model)
+        native = dialect == NATIVE and has_native_attention(bundle)
+        self._takes_one_row = dialect != STANDARD and not native
         self.features_type: type[Features] = DeepFeatures if self.model.deepstack_layers else np.ndarray
         # By name: dtype, heads, and the shape after the capacity: [D], or [] of a scale.
         self._cache = {
@@ -229,7 +232,7 @@ class OnnxRuntimeBackend(Backend):
         if pictures:
             splice(given, pictures)
         tokens = inputs[INPUTS_EMBEDS].shape[1]
-        if self.dialect != STANDARD and cache.batch > 1 and tokens > 1 and inputs[WRITE_INDICES].any():
+        if self._takes_one_row and cache.batch > 1 and tokens > 1 and inputs[WRITE_INDICES].any():
             raise BackendError(
                 f"ONNX Runtime's CPU attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
                 f"{cache.batch}; prefill the whole batch at once, or one row at a time."

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from qwenvl_edge import _core
 from qwenvl_edge.backends.onnxruntime.products import Comparison, compare_products
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.bundle.contract import NATIVE, ONNXRUNTIME, STANDARD
+from qwenvl_edge.bundle.contract import NATIVE, NATIVE_ATTENTION, ONNXRUNTIME, STANDARD
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cpu import signed_products_saturate
@@ -103,8 +103,15 @@ def cache_note(bundle: Bundle) -> str:
 
 
 def cache_item_bytes(bundle: Bundle) -> int:
-    """Bytes of one number in the KV cache of the "onnxruntime" dialect."""
+    """Bytes of one number in the KV cache of the fastest dialect."""
+    if fastest_dialect(bundle) == NATIVE and has_native_attention(bundle):
+        return np.dtype(np.float16).itemsize
     return np.dtype(_CACHE_DTYPES.get(bundle.manifest.precision.compute["decoder"], "float16")).itemsize
+
+
+def has_native_attention(bundle: Bundle) -> bool:
+    """True if a bundle's native decoder has the native core's attention, over a float16 cache; older ones have not."""
+    return NATIVE_ATTENTION.encode() in bundle.file(bundle.manifest.graphs.decoder[NATIVE]).read_bytes()
 
 
 def _prepacks(bundle: Bundle, graph: str) -> bool:
