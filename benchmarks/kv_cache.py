@@ -1,10 +1,11 @@
-"""ONNX Runtime's CPU attention over a float32 and over an int8 KV cache, as GroupQueryAttention offers it.
+"""ONNX Runtime's CPU attention over a float32 and an int8 KV cache, and the native core's over a float16 cache.
 
     python benchmarks/kv_cache.py [--threads 1] [--repeats 15] [--json FILE]
 
-One layer of the published model (32 heads of 128, room for 2,048 tokens). The operator's int8 cache has one scale a
-channel, fixed before the first token, so the comparison is of speed alone; it says whether the "onnxruntime" dialect
-could have such a cache without losing any. Ratios are float32's time over int8's, above 1 where int8 is faster.
+One layer of the published model (32 heads of 128, room for 2,048 tokens). GroupQueryAttention's int8 cache has one
+scale a channel, fixed before the first token, so the comparison is of speed alone; it says whether the "onnxruntime"
+dialect could have such a cache without losing any. The native operator also turns queries and keys. Ratios are
+float32's time over the other's, above 1 where the other is faster.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from common import arguments, conditions, finish, ratio, spread
+
+from qwenvl_edge import _core
 
 HEADS, DIM, CAPACITY = 32, 128, 2048
 CALLS = {
@@ -46,26 +49,53 @@ INT8 = {
 FLOAT = {"cache": "float", "scales": "", "options": "", "inputs": ""}
 
 
-def attention(threads: int, *, int8: bool) -> Callable[[int, int], float]:
+NATIVE = """
+<ir_version: 10, opset_import: ["": 20, "qwenvl_edge": 1]>
+attention (float[T,W3] qkv, float[1,T,H] cos, float[1,T,H] sin, int32[1] last, float16[1,N,C,D] past_k,
+           float16[1,N,C,D] past_v)
+    => (float[T,W] out, float16[1,N,C,D] present_k, float16[1,N,C,D] present_v)
+{{
+    out, present_k, present_v = qwenvl_edge.CachedAttention <num_heads = {heads}, kv_num_heads = {heads}, epsilon = 0.0>
+        (qkv, cos, sin, last, past_k, past_v)
+}}
+"""
+FORMS = {"float32": GRAPH.format(heads=HEADS, **FLOAT), "int8": GRAPH.format(heads=HEADS, **INT8)}
+FORMS["native"] = NATIVE.format(heads=HEADS)
+
+
+def new_tokens(form: str, tokens: int, used: int, random: np.random.Generator) -> dict[str, Any]:
+    """A call's inputs beside the cache."""
+    if form == "native":
+        turned = {name: random.standard_normal((1, tokens, DIM // 2), np.float32) for name in ("cos", "sin")}
+        new = turned | {"qkv": random.standard_normal((tokens, 3 * HEADS * DIM), np.float32)}
+    else:
+        new = {name: random.standard_normal((1, tokens, HEADS * DIM), np.float32) for name in "qkv"}
+        new["total"] = np.array(used + tokens, np.int32)
+    return new | {"last": np.array([used + tokens - 1], np.int32)}
+
+
+def attention(threads: int, form: str) -> Callable[[int, int], float]:
     """A function that attends `tokens` after `used` ones, the cache bound in place; it returns its seconds."""
-    model = onnx.parser.parse_model(GRAPH.format(heads=HEADS, **(INT8 if int8 else FLOAT)))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    if form == "native":
+        options.register_custom_ops_library(_core.__file__)
+    model = onnx.parser.parse_model(FORMS[form])
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding, random = session.io_binding(), np.random.default_rng(0)
     for side in "kv":
         cache = random.standard_normal((1, HEADS, CAPACITY, DIM), np.float32)
-        if int8:
+        if form == "int8":
             cache = np.rint(cache / SCALE).clip(-127, 127).astype(np.int8)
             binding.bind_cpu_input(f"{side}_scale", SCALE)
+        elif form == "native":
+            cache = cache.astype(np.float16)
         value = ort.OrtValue.ortvalue_from_numpy(cache)
         binding.bind_ortvalue_input(f"past_{side}", value)
         binding.bind_ortvalue_output(f"present_{side}", value)
 
     def call(tokens: int, used: int) -> float:
-        new = {name: random.standard_normal((1, tokens, HEADS * DIM), np.float32) for name in "qkv"}
-        new |= {"last": np.array([used + tokens - 1], np.int32), "total": np.array(used + tokens, np.int32)}
-        for name, array in new.items():
+        for name, array in new_tokens(form, tokens, used, random).items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("out")
         start = time.perf_counter()
@@ -82,7 +112,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     before = conditions()
-    sides = {name: attention(options.threads, int8=name == "int8") for name in ("float32", "int8")}
+    sides = {name: attention(options.threads, name) for name in FORMS}
     details: dict[str, Any] = {}
     figures: dict[str, float] = {}
     for name, shape in CALLS.items():
@@ -92,13 +122,13 @@ def main() -> None:
                 took = call(*shape)
                 if i >= 2:
                     seconds[side].append(took)
-        found = ratio(seconds["int8"], seconds["float32"])
-        figures[name] = found["median"]
+        found = {side: ratio(seconds[side], seconds["float32"]) for side in ("int8", "native")}
+        figures |= {name: found["int8"]["median"], f"native_{name}": found["native"]["median"]}
         milliseconds = {side: spread([1e3 * s for s in took]) for side, took in seconds.items()}
-        details[name] = {"tokens": shape[0], "behind": shape[1], "ms": milliseconds, "float32_vs_int8": found}
-        print(
-            f"{name:<20} float32 {milliseconds['float32']['median']:8.3f} ms, int8 {found['median']:.2f} times as fast"
-        )
+        details[name] = {"tokens": shape[0], "behind": shape[1], "ms": milliseconds}
+        details[name] |= {f"float32_vs_{side}": each for side, each in found.items()}
+        faster = ", ".join(f"{side} {each['median']:.2f} times as fast" for side, each in found.items())
+        print(f"{name:<20} float32 {milliseconds['float32']['median']:8.3f} ms, {faster}")
     finish(options, before, figures, {"threads": options.threads, "calls": details})
 
 

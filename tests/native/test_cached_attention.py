@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shutil
 import subprocess
@@ -135,7 +136,7 @@ def test_the_same_bits_however_a_prompt_is_divided(heads, kv_heads):
     whole = session(heads, kv_heads, NAMES[:6], 2).run(None, given)
     run = session(heads, kv_heads, NAMES[:6], 1).run
     cache, outs, bounds = [given["past_key"], given["past_value"]], [], [0, 1, 3, 40, 41, 170, 299, 300]
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in itertools.pairwise(bounds):
         part = {"qkv": given["qkv"][first:last], "last": np.array([last - 1], np.int32)}
         part |= {name: given[name][:, first:last] for name in ("cos", "sin")}
         out, *cache = run(None, part | dict(zip(NAMES[4:6], cache, strict=True)))

@@ -6,8 +6,8 @@
 In models with deepstack layers each of the first ones is followed by x += deepstack[layer], the host's rows.
 
 Everything but attention works on rows [M, H], so that a linear layer is one Gemm over the weight as it is stored.
-Inside, values have the precision's float type, as a float cache has (in the native dialect that is float16); embeddings,
-rotary rows and logits are float32.
+Inside, values have the precision's float type, as a float cache has (float16 in the native dialect); embeddings, rotary
+rows and logits are float32.
 """
 
 from __future__ import annotations

@@ -13,7 +13,12 @@ from qwenvl_edge.backends.kept import (
     feature_row_bytes,
     picture_bytes,
 )
-from qwenvl_edge.backends.onnxruntime.session import cache_item_bytes, fastest_dialect, weight_bytes
+from qwenvl_edge.backends.onnxruntime.session import (
+    cache_item_bytes,
+    fastest_dialect,
+    runs_native_attention,
+    weight_bytes,
+)
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
 from qwenvl_edge.bundle.manifest import FLOAT_CACHE, INT8_CACHE
@@ -92,7 +97,7 @@ def estimate_memory(
     if max_batch < 1 or chunk < 1:
         raise BackendError(f"max-batch is {max_batch} and the chunk {chunk}; both must be at least 1.")
     tokens = max_batch * min(chunk, max_context)
-    scores = 4 * model.num_heads * tokens * max_context
+    scores = 0 if runs_native_attention(bundle) else 4 * model.num_heads * tokens * max_context
     logits = _LOGITS_ITEM * max_batch * model.vocab_size
     item = {"item_bytes": 1, "scale_bytes": 4} if kv_cache == INT8_CACHE else {"item_bytes": cache_item_bytes(bundle)}
     cache = cache_bytes(model, max_context, **item)

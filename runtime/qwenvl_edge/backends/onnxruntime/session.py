@@ -104,7 +104,7 @@ def cache_note(bundle: Bundle) -> str:
 
 def cache_item_bytes(bundle: Bundle) -> int:
     """Bytes of one number in the KV cache of the fastest dialect."""
-    if fastest_dialect(bundle) == NATIVE and has_native_attention(bundle):
+    if runs_native_attention(bundle):
         return np.dtype(np.float16).itemsize
     return np.dtype(_CACHE_DTYPES.get(bundle.manifest.precision.compute["decoder"], "float16")).itemsize
 
@@ -112,6 +112,11 @@ def cache_item_bytes(bundle: Bundle) -> int:
 def has_native_attention(bundle: Bundle) -> bool:
     """True if a bundle's native decoder has the native core's attention, over a float16 cache; older ones have not."""
     return NATIVE_ATTENTION.encode() in bundle.file(bundle.manifest.graphs.decoder[NATIVE]).read_bytes()
+
+
+def runs_native_attention(bundle: Bundle) -> bool:
+    """True if a bundle runs with the native core's attention here; it keeps no scores."""
+    return fastest_dialect(bundle) == NATIVE and has_native_attention(bundle)
 
 
 def _prepacks(bundle: Bundle, graph: str) -> bool:
