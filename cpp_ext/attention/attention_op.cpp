@@ -5,13 +5,12 @@
 
 #include "attention/cached_attention.hpp"
 #include "matmul/ort_call.hpp"
+#include "simd/aligned.hpp"
 
 namespace qwenvl {
 namespace {
 
-enum Input : std::size_t {
-    kQkv, kCos, kSin, kLast, kPastKey, kPastValue, kQueryScale, kQNorm, kKNorm, kInputs
-};
+enum Input : std::size_t { kQkv, kCos, kSin, kLast, kPastKey, kPastValue, kQueryScale, kQNorm, kKNorm, kInputs };
 enum Output : std::size_t { kOut, kPresentKey, kPresentValue, kOutputs };
 
 using Shape = std::vector<std::int64_t>;
@@ -89,7 +88,7 @@ private:
     }
 
     void run(const ort::KernelContext* context, const AttentionCall& call) const {
-        thread_local std::vector<float> rotated;
+        thread_local AlignedVector<float> rotated;
         const AttentionShape& shape = call.shape;
         const std::size_t count = shape.batch * shape.tokens, width = shape.heads * shape.dim;
         rotated.resize(count * width);
@@ -117,7 +116,7 @@ private:
     void divided(const ort::KernelContext* context, const AttentionCall& call, const float* queries,
                  const QueryBlock& block) const {
         thread_local std::vector<SpanResult> results;
-        thread_local std::vector<float> kept;
+        thread_local AlignedVector<float> kept;
         const std::size_t spans = spans_of(call, block), each = (block.last - block.first) * call.shape.dim;
         results.resize(spans);
         kept.resize(spans * each);

@@ -45,9 +45,9 @@ void score_keys(const float* query, const Half* keys, std::size_t count, std::si
     QWENVL_CHOOSE(score_narrow)({query}, keys, count, dim, {out});
 }
 
-void score_keys(const float* const (&queries)[2], const float* keys, std::size_t count, std::size_t dim,
-                float* const (&out)[2]) {
-    QWENVL_CHOOSE(score_wide_pair)(queries, keys, count, dim, out);
+void score_keys(const float* const (&queries)[4], const float* keys, std::size_t count, std::size_t dim,
+                float* const (&out)[4]) {
+    QWENVL_CHOOSE(score_wide_four)(queries, keys, count, dim, out);
 }
 
 Exponentials take_exponentials(float* scores, std::size_t count) {
@@ -62,9 +62,9 @@ void add_values(const float* weights, const Half* values, std::size_t count, std
     QWENVL_CHOOSE(add_narrow)({weights}, values, count, dim, {out});
 }
 
-void add_values(const float* const (&weights)[2], const float* values, std::size_t count, std::size_t dim,
-                float* const (&out)[2]) {
-    QWENVL_CHOOSE(add_wide_pair)(weights, values, count, dim, out);
+void add_values(const float* const (&weights)[4], const float* values, std::size_t count, std::size_t dim,
+                float* const (&out)[4]) {
+    QWENVL_CHOOSE(add_wide_four)(weights, values, count, dim, out);
 }
 
 float exponential(float x) { return QWENVL_CHOOSE(exponential)(x); }

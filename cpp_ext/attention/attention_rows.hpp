@@ -21,9 +21,9 @@ void widen_row(const Half* x, std::size_t size, float* out);
 void score_keys(const float* query, const float* keys, std::size_t count, std::size_t dim, float* out);
 void score_keys(const float* query, const Half* keys, std::size_t count, std::size_t dim, float* out);
 
-// The same of two queries, each with `count` keys.
-void score_keys(const float* const (&queries)[2], const float* keys, std::size_t count, std::size_t dim,
-                float* const (&out)[2]);
+// The same of four queries, each with `count` keys.
+void score_keys(const float* const (&queries)[4], const float* keys, std::size_t count, std::size_t dim,
+                float* const (&out)[4]);
 
 struct Exponentials {
     float most, sum;
@@ -35,8 +35,8 @@ Exponentials take_exponentials(float* scores, std::size_t count);
 // out += sum of weights[i] * values[i]
 void add_values(const float* weights, const float* values, std::size_t count, std::size_t dim, float* out);
 void add_values(const float* weights, const Half* values, std::size_t count, std::size_t dim, float* out);
-void add_values(const float* const (&weights)[2], const float* values, std::size_t count, std::size_t dim,
-                float* const (&out)[2]);
+void add_values(const float* const (&weights)[4], const float* values, std::size_t count, std::size_t dim,
+                float* const (&out)[4]);
 
 // exp(x) of a number that is not above zero.
 float exponential(float x);

@@ -7,11 +7,13 @@
 
 #include "attention/attention_rows.hpp"
 #include "matmul/layer_rows.hpp"
+#include "simd/aligned.hpp"
 
 namespace qwenvl {
 namespace {
 
 constexpr std::size_t kKeysTogether = 32;  // their numbers in float32 stay in the first cache while queries pass
+constexpr std::size_t kRowsTogether = 4;   // queries that share a load of keys or values
 constexpr std::size_t kFew = 2;            // so many queries widen keys and values as they read them
 
 // The queries of a block that see keys of a span: where they are, how many keys each sees.
@@ -42,7 +44,7 @@ SpanQueries queries_of(const AttentionCall& call, const float* queries, const Qu
 }
 
 struct Workspace {
-    std::vector<float> tile, scores, values, totals;
+    AlignedVector<float> tile, scores, values, totals;
 
     void reserve(std::size_t dim) {
         tile.resize(kSpan * dim);
@@ -57,20 +59,22 @@ Workspace& workspace() {
     return made;
 }
 
-// Calls one(query, from, count) and two(queries, from, count) so that each query meets each key that it sees, some keys
-// at a time, two queries together where both see the keys.
-template <typename One, typename Two>
-void for_keys(const SpanQueries& queries, One one, Two two) {
+// Calls one(query, from, count) and four(queries, from, count) so that each query meets each key that it sees, some
+// keys at a time, four queries together where all of them see the keys.
+template <typename One, typename Four>
+void for_keys(const SpanQueries& queries, One one, Four four) {
     for (std::size_t from = 0; from < queries.most_seen; from += kKeysTogether) {
         const auto here = [&](std::size_t r) {
             return std::min(queries.seen[r] > from ? queries.seen[r] - from : 0, kKeysTogether);
         };
-        for (std::size_t r = 0; r < queries.count; r += 2) {
-            const std::size_t left = here(r), right = r + 1 < queries.count ? here(r + 1) : 0;
-            const std::size_t both = std::min(left, right) / 4 * 4;
-            if (both > 0) two(r, from, both);
-            if (left > both) one(r, from + both, left - both);
-            if (right > both) one(r + 1, from + both, right - both);
+        for (std::size_t r = 0; r < queries.count; r += kRowsTogether) {
+            const std::size_t last = std::min(r + kRowsTogether, queries.count);
+            std::size_t all = last - r == kRowsTogether ? kKeysTogether : 0;
+            for (std::size_t i = r; i < last; ++i) all = std::min(all, here(i) / 4 * 4);
+            if (all > 0) four(r, from, all);
+            for (std::size_t i = r; i < last; ++i) {
+                if (here(i) > all) one(i, from + all, here(i) - all);
+            }
         }
     }
 }
@@ -105,7 +109,9 @@ void span_of(const AttentionCall& call, const SpanQueries& queries, const QueryB
         },
         [&](std::size_t r, std::size_t from, std::size_t count) {
             float* const to = scores + r * kSpan + from;
-            score_keys({queries.query[r], queries.query[r + 1]}, tile + from * dim, count, dim, {to, to + kSpan});
+            const float* const* const q = queries.query + r;
+            score_keys({q[0], q[1], q[2], q[3]}, tile + from * dim, count, dim,
+                       {to, to + kSpan, to + 2 * kSpan, to + 3 * kSpan});
         });
     for (std::size_t r = 0; r < queries.count; ++r) {
         if (queries.seen[r] > 0) normalise(r);
@@ -119,7 +125,8 @@ void span_of(const AttentionCall& call, const SpanQueries& queries, const QueryB
         [&](std::size_t r, std::size_t from, std::size_t count) {
             const float* const weights = scores + r * kSpan + from;
             float* const to = out + r * dim;
-            add_values({weights, weights + kSpan}, tile + from * dim, count, dim, {to, to + dim});
+            add_values({weights, weights + kSpan, weights + 2 * kSpan, weights + 3 * kSpan}, tile + from * dim, count,
+                       dim, {to, to + dim, to + 2 * dim, to + 3 * dim});
         });
 }
 
@@ -158,8 +165,8 @@ void prepare_token(const AttentionCall& call, std::size_t token, float* queries)
         if (norm != nullptr) rms_norm(x, norm, dim, call.epsilon, head.data());
         rotate_head(norm == nullptr ? x : head.data(), cos, sin, dim / 2, scale, out);
     };
-    const float scale = (call.query_scale == nullptr ? 1.0f : call.query_scale[token]) /
-                        std::sqrt(static_cast<float>(dim));
+    const float scale =
+        (call.query_scale == nullptr ? 1.0f : call.query_scale[token]) / std::sqrt(static_cast<float>(dim));
     for (std::size_t i = 0; i < shape.heads; ++i) {
         const std::size_t to = (row * shape.heads + i) * shape.tokens + token % shape.tokens;
         rotated(from + i * dim, call.q_norm, scale, queries + to * dim);

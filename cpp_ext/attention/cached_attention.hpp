@@ -25,10 +25,10 @@ struct AttentionShape {
 
 struct AttentionCall {
     AttentionShape shape;
-    const float* qkv;          // [batch, tokens, width()]: queries, keys, values
-    const float *cos, *sin;    // [batch, tokens, dim / 2]
-    const std::int32_t* last;  // [batch], the cache row of each row's last token
-    const float* query_scale;  // [batch, tokens], or nullptr
+    const float* qkv;              // [batch, tokens, width()]: queries, keys, values
+    const float *cos, *sin;        // [batch, tokens, dim / 2]
+    const std::int32_t* last;      // [batch], the cache row of each row's last token
+    const float* query_scale;      // [batch, tokens], or nullptr
     const float *q_norm, *k_norm;  // weights of RMS norms of each head [dim], or nullptr
     float epsilon;
     Half *keys, *values;  // the cache [batch, kv_heads, capacity, dim]
@@ -50,7 +50,7 @@ struct QueryBlock {
     std::size_t batch_row, kv_head, first, last;
 };
 
-constexpr std::size_t kMostQueries = 64;  // of a block
+constexpr std::size_t kMostQueries = 128;  // of a block
 
 // Attends with the queries of a block, after every token of the call was prepared.
 void attend(const AttentionCall& call, const float* queries, const QueryBlock& block);

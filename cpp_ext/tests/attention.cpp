@@ -46,7 +46,7 @@ int main() {
     }
     int cases = 0;
     for (std::size_t dim : {16, 80, 128}) {
-        for (std::size_t tokens : {1, 3, 20}) {
+        for (std::size_t tokens : {1, 3, 6, 50}) {
             for (std::size_t before : {0, 5, 120, 260}) {
                 for (std::size_t group : {1, 3}) {
                     const std::uint64_t seed = static_cast<std::uint64_t>(++cases);
