@@ -3,8 +3,6 @@
 
 #if defined(__x86_64__)
 
-#include <limits>
-
 #include "matmul/block_vnni.hpp"
 
 namespace qwenvl::vnni {
@@ -118,39 +116,12 @@ QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, const f
     }
 }
 
-// 16 values, rounded to the nearest integer, halves to even.
-QWENVL_VNNI inline __m128i rounded(const float* values, __m512 inverse) {
-    return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values), inverse)));
-}
-
 // The low or the high bytes of all 16-bit lanes of two vectors, first those of `first`.
 QWENVL_VNNI inline __m512i low_bytes(__m512i first, __m512i second) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(first)), _mm512_cvtepi16_epi8(second), 1);
 }
 QWENVL_VNNI inline __m512i high_bytes(__m512i first, __m512i second) {
     return low_bytes(_mm512_srli_epi16(first, 8), _mm512_srli_epi16(second, 8));
-}
-
-// Rounds the blocks of a row to integers in their order, with a scale per block.
-QWENVL_VNNI inline void round_blocks(const BlockMatrix& matrix, const float* values, const RoundedRow& out) {
-    const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
-    for (std::size_t b = 0; b < matrix.blocks(); ++b) {
-        const std::size_t first = b * matrix.block, last = first + matrix.block;
-        __m512 most_of = _mm512_setzero_ps();
-        __mmask16 is_finite = 0xFFFF;
-        for (std::size_t i = first; i < last; i += 16) {
-            const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(values + i));
-            most_of = _mm512_max_ps(most_of, size);
-            is_finite &= _mm512_cmp_ps_mask(size, infinity, _CMP_LT_OQ);
-        }
-        const float most = _mm512_reduce_max_ps(most_of), inverse = inverse_of(most);
-        const bool is_number = is_finite == 0xFFFF;
-        out.scales[b] = is_number ? most / kMost : std::numeric_limits<float>::quiet_NaN();
-        for (std::size_t i = first; i < last; i += 16) {
-            const __m128i found = is_number ? rounded(values + i, _mm512_set1_ps(inverse)) : _mm_setzero_si128();
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.values + i), found);
-        }
-    }
 }
 
 // Arranges rounded integers by the groups of the weights, and computes what each group starts from.
@@ -179,7 +150,8 @@ QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const
     const std::size_t planes = matrix.planes(), chunks = matrix.chunks();
     _mm512_storeu_si512(out.values + (chunks * planes - 1) * kChunkBytes, _mm512_setzero_si512());
     _mm512_storeu_si512(out.values + (chunks - 1) * planes * kChunkBytes, _mm512_setzero_si512());
-    round_blocks(matrix, values, out);
+    round_blocks(
+        matrix, values, [&](std::size_t i) { return out.values + i; }, out.scales, 1);
     arrange(matrix, out);
     spread_blocks(matrix, out);
 }
@@ -195,20 +167,17 @@ void multiply_few(const BlockMatrix& matrix, const RoundedRows& rows, const floa
     (matrix.bits == 8 ? kFew8 : kFew4)[form][rows.count() - 1](matrix, rows, bias, first, last, y);
 }
 
-}  // namespace qwenvl::vnni
-
-namespace qwenvl {
-namespace {
-
 bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vnni");
 }
 
-}  // namespace
+}  // namespace qwenvl::vnni
 
-const MultiplyKernels kAvx512VnniKernels{"avx512-vnni", supported, vnni::round_row, vnni::multiply_few,
+namespace qwenvl {
+
+const MultiplyKernels kAvx512VnniKernels{"avx512-vnni", vnni::supported, vnni::round_row, vnni::multiply_few,
                                          vnni::multiply_panel};
 
 }  // namespace qwenvl

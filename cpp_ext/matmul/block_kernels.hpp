@@ -6,10 +6,15 @@
 
 #include "matmul/block_matmul.hpp"
 
+#if defined(__x86_64__) && defined(__linux__)
+#define QWENVL_HAS_AMX
+#endif
+
 namespace qwenvl {
 
-constexpr std::size_t kFewRows = 4;     // up to so many rows weights are unpacked in registers, above it into a panel
-constexpr std::size_t kPanelRows = 32;  // outputs of a panel
+constexpr std::size_t kFewRows = 4;       // up to so many rows weights are unpacked in registers, above it into a panel
+constexpr std::size_t kPanelRows = 32;    // outputs of a panel
+constexpr std::size_t kTileOutputs = 64;  // outputs of a task in tiles
 constexpr std::size_t kWordBytes = kPanelRows * kGroupBytes;  // of a panel: one group of all its outputs
 constexpr std::size_t kAhead = 16384;  // weights by which fetching from memory is ahead of their use
 constexpr float kMost = 127;           // largest rounded activation
@@ -24,6 +29,17 @@ using RoundRow = void(const BlockMatrix& matrix, const float* values, const Roun
 using Multiply = void(const BlockMatrix&, const RoundedRows&, const float* bias, std::size_t first, std::size_t last,
                       float* y);
 
+// Products of many rows in tiles of kTileRows rows. Rows that were rounded for them lie in another order: by tile, 64
+// inputs, four inputs and row; their scales by tile, block and row (RoundedRows::values and scales of a tile's first
+// row). What is missing of the last tile is zero.
+struct TileKernels {
+    std::size_t fewest;  // rows; from so many on they are faster than a panel
+    // Rounds a row to its place in a tile, whose rows are not yet transposed; `lane` is its number there.
+    void (*round_row)(const BlockMatrix&, const float* values, std::size_t lane, std::int8_t* tile, float* scales);
+    void (*transpose_tile)(const BlockMatrix&, std::int8_t* tile);
+    Multiply* multiply;
+};
+
 // The kernels of one instruction set.
 struct MultiplyKernels {
     const char* name;
@@ -31,11 +47,15 @@ struct MultiplyKernels {
     RoundRow* round_row;
     Multiply* few;    // of up to kFewRows rows
     Multiply* panel;  // of up to kPanelRows outputs
+    const TileKernels* tiles = nullptr;
 };
 
 extern const MultiplyKernels kPortableKernels;
 #if defined(__x86_64__)
 extern const MultiplyKernels kAvx512VnniKernels, kAvxVnniKernels, kAvx2Kernels;
+#if defined(QWENVL_HAS_AMX)
+extern const MultiplyKernels kAmxKernels;
+#endif
 #elif defined(__aarch64__)
 extern const MultiplyKernels kNeonI8mmKernels, kNeonDotKernels;
 #endif

@@ -13,6 +13,9 @@ namespace {
 // Best first.
 const MultiplyKernels* const kAll[] = {
 #if defined(__x86_64__)
+#if defined(QWENVL_HAS_AMX)
+    &kAmxKernels,
+#endif
     &kAvx512VnniKernels,
     &kAvxVnniKernels,
     &kAvx2Kernels,
@@ -50,6 +53,15 @@ void RoundedRows::reset(const BlockMatrix& matrix, std::size_t count) {
     count_ = count;
     blocks_ = matrix.blocks();
     chunks_ = matrix.chunks();
+    const TileKernels* const tiles = kernels().tiles;
+    tiles_ = tiles != nullptr && count >= tiles->fewest ? tiles : nullptr;
+    if (in_tiles()) {
+        const std::size_t rows = (count + kTileRows - 1) / kTileRows * kTileRows;
+        padded_ = (matrix.inputs + kTileInputs - 1) / kTileInputs * kTileInputs;
+        values_.resize(rows * padded_);
+        scales_.resize(rows * blocks_);
+        return;
+    }
     padded_ = chunks_ * matrix.planes() * kChunkBytes;
     values_.resize(count * padded_);
     starts_.resize(count * chunks_ * kGroups);
@@ -59,16 +71,30 @@ void RoundedRows::reset(const BlockMatrix& matrix, std::size_t count) {
 }
 
 void RoundedRows::round(std::size_t row, const float* values) {
+    if (in_tiles()) return round_in_tile(row, values);
     kernels().round_row(form_, values,
                         {values_.data() + row * padded_, starts_.data() + row * chunks_ * kGroups,
                          group_scales_.data() + row * chunks_ * kGroups, block_starts_.data() + row * blocks_,
                          scales_.data() + row * blocks_});
 }
 
-// For few rows a long stretch of weights, read in order, but an eighth of a small matrix, so that all threads have some;
-// for many rows one panel.
-std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows) {
-    if (rows > kFewRows) return kPanelRows;
+void RoundedRows::round_in_tile(std::size_t row, const float* values) {
+    const std::size_t lane = row % kTileRows, first = row - lane;
+    std::int8_t* const tile = values_.data() + first * padded_;
+    float* const scales = scales_.data() + first * blocks_;
+    if (lane == 0 && first + kTileRows > count_) {
+        std::fill_n(tile, kTileRows * padded_, std::int8_t{0});
+        std::fill_n(scales, kTileRows * blocks_, 0.0f);
+    }
+    tiles_->round_row(form_, values, lane, tile, scales);
+    if (lane + 1 == kTileRows || row + 1 == count_) tiles_->transpose_tile(form_, tile);
+}
+
+// For few rows a long stretch of weights, read in order, but an eighth of a small matrix, so that all threads have
+// some; for many rows one panel, or some tiles.
+std::size_t outputs_per_task(const BlockMatrix& matrix, const RoundedRows& rows) {
+    if (rows.in_tiles()) return kTileOutputs;
+    if (rows.count() > kFewRows) return kPanelRows;
     constexpr std::size_t kLongest = std::size_t{1} << 18, kShortest = std::size_t{1} << 15;
     const std::size_t stretch = std::clamp(matrix.outputs * matrix.row_bytes() / 8, kShortest, kLongest);
     return (stretch / matrix.row_bytes() / kPanelRows + 1) * kPanelRows;
@@ -76,6 +102,7 @@ std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows) {
 
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
               std::size_t last, float* y) {
+    if (rows.in_tiles()) return kernels().tiles->multiply(matrix, rows, bias, first, last, y);
     if (rows.count() <= kFewRows) return kernels().few(matrix, rows, bias, first, last, y);
     for (std::size_t at = first; at < last; at += kPanelRows) {
         kernels().panel(matrix, rows, bias, at, std::min(at + kPanelRows, last), y);

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "simd/aligned.hpp"
+
 namespace qwenvl {
 
 // A row of weights is read in chunks of 64 bytes; a chunk is 16 groups of 4 bytes.
@@ -45,14 +47,20 @@ struct RoundedRow {
     float* scales;               // by block
 };
 
+constexpr std::size_t kTileRows = 16, kTileInputs = 64;
+
+struct TileKernels;
+
 // Rows of activations for matrices of one shape and precision.
 class RoundedRows {
 public:
-    // Makes room for `count` rows. Then `round` makes each row; several threads may call it for different rows.
+    // Makes room for `count` rows. Then `round` makes each row; several threads may call it for different rows, but the
+    // kTileRows rows from a multiple of it on belong to one thread, in order.
     void reset(const BlockMatrix& matrix, std::size_t count);
     void round(std::size_t row, const float* values);
 
     std::size_t count() const { return count_; }
+    bool in_tiles() const { return tiles_ != nullptr; }  // arranged for products in tiles (block_kernels.hpp)
 
     const std::int8_t* values(std::size_t row) const { return values_.data() + row * padded_; }
     const std::int32_t* starts(std::size_t row) const { return starts_.data() + row * chunks_ * kGroups; }
@@ -61,15 +69,18 @@ public:
     const float* scales(std::size_t row) const { return scales_.data() + row * blocks_; }
 
 private:
+    void round_in_tile(std::size_t row, const float* values);
+
     BlockMatrix form_{};
+    const TileKernels* tiles_ = nullptr;
     std::size_t count_ = 0, blocks_ = 0, chunks_ = 0, padded_ = 0;
-    std::vector<std::int8_t> values_;
-    std::vector<std::int32_t> starts_, block_starts_;
-    std::vector<float> scales_, group_scales_;
+    AlignedVector<std::int8_t> values_;
+    AlignedVector<std::int32_t> starts_, block_starts_;
+    AlignedVector<float> scales_, group_scales_;
 };
 
-// The number of outputs that one call of `multiply` should compute for this many rows.
-std::size_t outputs_per_task(const BlockMatrix& matrix, std::size_t rows);
+// The number of outputs that one call of `multiply` should compute for these rows.
+std::size_t outputs_per_task(const BlockMatrix& matrix, const RoundedRows& rows);
 
 // Writes y[row * matrix.outputs + i] for outputs i from `first` to before `last`; adds `bias` unless it is null.
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,

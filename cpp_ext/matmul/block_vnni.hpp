@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "matmul/block_kernels.hpp"
 
@@ -18,6 +19,7 @@
 
 namespace qwenvl::vnni {
 
+bool supported();
 RoundRow round_row;
 Multiply multiply_few, multiply_panel;
 
@@ -38,6 +40,62 @@ QWENVL_VNNI inline __m512 lane_scales(const float* scales) {
     }
     const __m512i lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(scales)), lanes);
+}
+
+// 16 values, rounded to the nearest integer, halves to even.
+QWENVL_VNNI inline __m128i rounded(const float* values, __m512 inverse) {
+    return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values), inverse)));
+}
+
+// Rounds the blocks of a row to integers: 16 of them from number i on go to place(i). Scales lie `stride` apart.
+template <typename Place>
+QWENVL_VNNI inline void round_blocks(const BlockMatrix& matrix, const float* values, Place place, float* scales,
+                                     std::size_t stride) {
+    const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+    for (std::size_t b = 0; b < matrix.blocks(); ++b) {
+        const std::size_t first = b * matrix.block, last = first + matrix.block;
+        __m512 most_of = _mm512_setzero_ps();
+        __mmask16 is_finite = 0xFFFF;
+        for (std::size_t i = first; i < last; i += 16) {
+            const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(values + i));
+            most_of = _mm512_max_ps(most_of, size);
+            is_finite &= _mm512_cmp_ps_mask(size, infinity, _CMP_LT_OQ);
+        }
+        const float most = _mm512_reduce_max_ps(most_of), inverse = inverse_of(most);
+        const bool is_number = is_finite == 0xFFFF;
+        scales[b * stride] = is_number ? most / kMost : std::numeric_limits<float>::quiet_NaN();
+        for (std::size_t i = first; i < last; i += 16) {
+            const __m128i found = is_number ? rounded(values + i, _mm512_set1_ps(inverse)) : _mm_setzero_si128();
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(place(i)), found);
+        }
+    }
+}
+
+// Transposes 16 rows of 16 groups of four bytes, so that a vector holds one group of every row.
+QWENVL_VNNI inline void transpose(__m512i (&v)[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xDD);
+        t[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xDD);
+    }
+    for (int i = 0; i < 4; ++i) {
+        v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xDD);
+        v[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        v[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xDD);
+    }
 }
 
 }  // namespace qwenvl::vnni

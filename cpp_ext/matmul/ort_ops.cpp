@@ -96,7 +96,7 @@ private:
     }
 
     void round_all(const ort::KernelContext* context, const float* x, const float* norm, RoundedRows& rounded) const {
-        constexpr std::size_t kTogether = 8;
+        constexpr std::size_t kTogether = kTileRows;
         const auto width = static_cast<std::size_t>(inputs_);
         const std::size_t count = rounded.count();
         share(api_, context, (count + kTogether - 1) / kTogether, [&](std::size_t task) {
@@ -122,7 +122,7 @@ private:
         float* const gate_values = gated.data();
         rounded.reset(weights, count);
         round_all(context, x, around.norm, rounded);
-        const std::size_t each = outputs_per_task(weights, count), width = weights.outputs;
+        const std::size_t each = outputs_per_task(weights, rounded), width = weights.outputs;
         share(api_, context, (width + each - 1) / each, [&](std::size_t task) {
             const std::size_t first = task * each, last = std::min(first + each, width);
             multiply(weights, rounded, around.bias, first, last, y);

@@ -47,7 +47,7 @@ inline std::unique_ptr<float[]> product(const BlockCase& given, const BlockMatri
     rows.reset(matrix, given.rows);
     for (std::size_t i = 0; i < given.rows; ++i) rows.round(i, x + i * given.inputs);
     std::unique_ptr<float[]> y(new float[given.rows * given.outputs]);
-    const std::size_t each = outputs_per_task(matrix, given.rows);
+    const std::size_t each = outputs_per_task(matrix, rows);
     for (std::size_t at = 0; at < given.outputs; at += each) {
         multiply(matrix, rows, bias, at, std::min(at + each, given.outputs), y.get());
     }

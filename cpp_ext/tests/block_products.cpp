@@ -10,7 +10,7 @@ int main() {
         for (std::size_t block : {32, 64, 128, 256}) {
             for (std::size_t blocks : {1, 2, 3, 5, 13}) {
                 for (std::size_t outputs : {1, 33, 77}) {
-                    for (std::size_t rows : {1, 2, 3, 4, 5, 7, 13}) {
+                    for (std::size_t rows : {1, 2, 3, 4, 5, 7, 13, 35}) {
                         const std::uint64_t seed = static_cast<std::uint64_t>(++cases);
                         const qwenvl::BlockCase given{bits, block, blocks * block, outputs, rows, cases % 2 == 0, seed};
                         const std::string other = qwenvl::other_kernels(given);
