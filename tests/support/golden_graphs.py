@@ -28,6 +28,7 @@ from qwenvl_edge_export.graphs.data_file import DataFile
 from qwenvl_edge_export.graphs.decoder import build_decoder
 from qwenvl_edge_export.graphs.weight_layout import decoder_layout, vision_layout
 from qwenvl_edge_export.options import ExportPrecision
+from support.dialects import cache_dtype
 from support.paths import DATA
 from tools.synthetic_checkpoint import random_tensor
 from tools.synthetic_families import published
@@ -189,11 +190,8 @@ class GoldenDecoder:
         self._names = [node.name for node in session.get_outputs()]
         text = graphs.config.text
         shape = (batch, text.num_kv_heads, CAPACITY, text.head_dim)
-        self._cache = {
-            contract.past_name(i, part): np.zeros(shape, np.float32)
-            for i in range(text.num_layers)
-            for part in ("key", "value")
-        }
+        past = [value for value in session.get_inputs() if value.name.startswith(contract.PAST)]
+        self._cache = {value.name: np.zeros(shape, cache_dtype(value)) for value in past}
 
     def __call__(
         self, embeds: np.ndarray, rope: tuple[np.ndarray, np.ndarray], start: Any, deepstack: np.ndarray | None = None
