@@ -29,7 +29,7 @@ VISION_PRECISIONS = (*FLOATS, "int8", STATIC)
 TARGETS = ("cpu", "gpu")
 _DEFAULTS = {"cpu": "int8", "gpu": "fp16"}
 """What runs at each target on an ordinary machine without being asked for."""
-_VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int8": "fp16", "int4": "fp16"}}
+_VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int4": "fp16"}}
 _BITS = {"int8": 8, "int4": 4}
 # On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token (docs/decisions/block-size.md).
 _BLOCKS = {"cpu": 128, "gpu": 128}
@@ -120,7 +120,8 @@ class ExportPrecision:
     ) -> ExportPrecision:
         """The precision that the options ask for; None takes the target's default.
 
-        Blocks are 128 by default, or smaller where `fitted` finds that these suit better.
+        8 bits for a GPU are W8A8, whose scales calibration finds. Blocks are 128 by default, or smaller where `fitted`
+        finds that these suit better.
 
         Raises:
             QwenVLError: an option has no such value, or the target cannot compute it.
@@ -129,6 +130,8 @@ class ExportPrecision:
         is_default = precision is None and target == "cpu" and not (vision or block or head or keep)
         precision = _DEFAULTS[target] if precision is None else precision
         _check("precision", precision, PRECISIONS)
+        if target == "gpu":  # TensorRT multiplies 8-bit weights by 8-bit activations, and by nothing else
+            precision, vision = (STATIC if each == "int8" else each for each in (precision, vision))
         fixed = block is not None
         block = _BLOCKS[target] if block is None else block
         _check("block size", block, BLOCK_SIZES)

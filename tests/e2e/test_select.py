@@ -48,7 +48,7 @@ def test_a_bundle_without_plans_runs_on_the_cpu_and_says_why(bundle, monkeypatch
     assert engine.describe() == (
         f"ONNX Runtime {onnxruntime.__version__} on the CPU (because the bundle has no TensorRT plan (`qwenvl build "
         f"{bundle.path}` makes one); ONNX Runtime {onnxruntime.__version__} is installed without CUDA; for a GPU run: "
-        "pip uninstall -y onnxruntime && pip install onnxruntime-gpu)"
+        "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]')"
     )
 
 

@@ -39,11 +39,10 @@ BUILDS = {
     "bf16": ("sm_80", "bf16", "gpu"),
     "int4": ("sm_120", "int4", "gpu"),
     "w8a8": ("sm_86", "w8a8", "gpu"),
-    "fp16 with pictures of a CPU": ("sm_121", "fp16", "gpu"),  # they quantize activations at run time
+    "fp32 with pictures of a CPU": ("sm_121", "fp32", "cpu"),  # they quantize activations at run time
 }
 # Bundles that are lowered but not built.
 REFUSED = {
-    "int8": ("sm_89", "int8", "gpu"),
     "int8 of a CPU": ("sm_89", "int8", "cpu"),
     "int4 in blocks of 32": ("sm_89", "int4", "cpu"),
     "int4 with a head of 8 bits": ("sm_89", "int4", "gpu"),
@@ -51,7 +50,7 @@ REFUSED = {
 OPTIONS = {
     "int4 in blocks of 32": {"block": 32, "head": "int4"},
     "int4 with a head of 8 bits": {"head": "int8"},
-    "fp16 with pictures of a CPU": {"vision": "int8"},
+    "fp32 with pictures of a CPU": {"vision": "int8"},
 }
 
 
@@ -100,8 +99,7 @@ def test_engines_are_built(bundles, capsys, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("int8", r"in blocks of 8-bit integers, which TensorRT does not multiply; export with --target gpu and --prec"),
-        ("int8 of a CPU", r"in blocks of 8-bit integers"),
+        ("int8 of a CPU", r"in blocks of 8-bit integers, which TensorRT does not multiply; export with --target gpu"),
         ("int4 in blocks of 32", r"4-bit weights in blocks of 32; TensorRT takes 64 and 128: export with --block-size"),
         ("int4 with a head of 8 bits", r"lm_head.weight.*in blocks of 8-bit integers"),
     ],

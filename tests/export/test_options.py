@@ -20,7 +20,7 @@ PICTURE = "transformer.visual.transformer.resblocks.0.mlp.c_fc.weight"
         ("fp16", "gpu", ("fp16", "fp16"), ("fp16", "fp16"), "float16"),
         ("bf16", "gpu", ("bf16", "bf16"), ("bf16", "bf16"), "bfloat16"),
         ("int8", "cpu", ("fp32", "int8"), ("fp32", "int8"), "float16"),
-        ("int8", "gpu", ("fp16", "fp16"), ("fp16", "int8"), "float16"),
+        ("int8", "gpu", ("fp16", "w8a8"), ("fp16", "w8a8"), "float16"),
         ("int4", "cpu", ("fp32", "int8"), ("fp32", "int4"), "float16"),
         ("int4", "gpu", ("fp16", "fp16"), ("fp16", "int4"), "float16"),
         ("w8a8", "cpu", ("fp32", "w8a8"), ("fp32", "w8a8"), "float16"),

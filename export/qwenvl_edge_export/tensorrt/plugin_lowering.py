@@ -28,7 +28,7 @@ OP_VERSION = "2"
 NATIVE_SINCE = (10, 15)  # TensorRT's KVCacheUpdate and RotaryEmbedding layers
 _OPSET = 20
 _OPSET_OF_BLOCKS = 21  # DequantizeLinear by blocks
-_HEAD_DIMS = (64, 80, 96, 104, 128)
+_HEAD_DIMS = (64, 72, 80, 96, 104, 128)
 _FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 

@@ -48,7 +48,7 @@ def choose_limits(
 
 
 def decoder_profiles(limits: PlanLimits) -> dict[str, Profile]:
-    """The decoder's profiles by use; "decode" takes one token per row (docs/decisions/decode-profile.md)."""
+    """The decoder's profiles by use; "decode" takes one token per row (docs/decisions/tensorrt-graphs.md)."""
     rows = min(MAX_ROWS, limits.chunk)
     middle = -(-rows // 2)
     return {

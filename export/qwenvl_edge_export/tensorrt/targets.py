@@ -90,7 +90,7 @@ def check_precision(target: Target, precisions: Sequence[str]) -> None:
         if target.capability < _FIRST_WITH.get(precision, 0):
             raise BackendError(
                 f"sm_{target.capability} has no {precision}, which this bundle uses; "
-                "export it with --target gpu in int8 or fp16."
+                "export it with --target gpu --precision fp16."
             )
 
 

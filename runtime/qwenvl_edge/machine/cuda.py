@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -205,25 +206,43 @@ class Stream:
         """Queue filling memory of the GPU with zeros."""
         self._cuda.call("clear memory", self._api.cudaMemsetAsync, address, 0, nbytes, self._stream)
 
-    def capture(self, work: Callable[[], None]) -> Graph | None:
-        """Record what `work` queues on this stream, without running it; None if part of it cannot be captured."""
-        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._cuda.call("begin a capture", self._api.cudaStreamBeginCapture, self._stream, mode)
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record what `work` queues on this stream, without running it.
+
+        Raises:
+            BackendError: part of it cannot be captured, or CUDA makes no graph of it. The stream is as good as before.
+        """
+        api, call = self._api, self._cuda.call
+        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call("begin a capture", api.cudaStreamBeginCapture, self._stream, mode)
         try:
-            work()
+            with _no_collection():
+                try:
+                    work()
+                except BackendError:
+                    api.cudaStreamEndCapture(self._stream)
+                    raise
+                graph = call("end a capture", api.cudaStreamEndCapture, self._stream)
+            return Graph(self._cuda, self._stream, graph)
         except BackendError:
-            self._api.cudaStreamEndCapture(self._stream)
-            self._api.cudaGetLastError()  # a failed capture leaves the stream usable; forget its error
-            return None
-        error, graph = self._api.cudaStreamEndCapture(self._stream)
-        if error != self._api.cudaError_t.cudaSuccess:
-            self._api.cudaGetLastError()
-            return None
-        return Graph(self._cuda, self._stream, graph)
+            api.cudaGetLastError()  # else a later call would report it
+            raise
 
     def _copy(self, target: int, source: int, nbytes: int, kind: Any) -> None:
         if nbytes:
             self._cuda.call("copy", self._api.cudaMemcpyAsync, target, source, nbytes, kind, self._stream)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect no garbage meanwhile: freeing memory of the GPU would end a capture of the same thread."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Graph:
@@ -232,8 +251,10 @@ class Graph:
     def __init__(self, cuda: Cuda, stream: Any, graph: Any):
         self._cuda = cuda
         self._stream = stream
-        self._executable = cuda.call("instantiate a graph", cuda.api.cudaGraphInstantiate, graph, 0)
-        cuda.api.cudaGraphDestroy(graph)
+        try:
+            self._executable = cuda.call("instantiate a graph", cuda.api.cudaGraphInstantiate, graph, 0)
+        finally:
+            cuda.api.cudaGraphDestroy(graph)
         weakref.finalize(self, cuda.api.cudaGraphExecDestroy, self._executable)
 
     def launch(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -144,5 +146,29 @@ def test_the_engine_takes_it_before_the_cpu(open_backend, bundle):
 def test_a_provider_that_does_not_start(open_backend, bundle, monkeypatch):
     open_backend()
     monkeypatch.setattr(onnxruntime_cuda.InferenceSession, "get_providers", lambda _: ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match="could not start on the GPU; check that the CUDA and cuDNN"):
+    with pytest.raises(
+        BackendError, match=r"could not start on the GPU; install the CUDA .*onnxruntime-gpu\[cuda,cudnn"
+    ):
         OnnxRuntimeCudaBackend(bundle)
+
+
+def test_the_libraries_that_pip_installed_are_loaded_first(open_backend, monkeypatch, capsys):
+    """What ONNX Runtime prints then is no output of ours; it is in the error if the GPU cannot be used."""
+    order = []
+
+    def preload():
+        order.append("preloaded")
+        sys.stdout.write("Failed to load libcudnn.so.9: not found\nPlease follow https://...\n")
+
+    def providers(_):
+        order.append("opened")
+        return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    monkeypatch.setattr(onnxruntime_cuda.InferenceSession, "get_providers", providers)
+    with pytest.raises(
+        BackendError, match=r"not start on the GPU \(Failed to load libcudnn.so.9: not found\); install"
+    ):
+        open_backend()
+    assert order[:2] == ["preloaded", "opened"]
+    assert capsys.readouterr().out == ""

@@ -61,7 +61,9 @@ def test_every_tensorrt_name_is_a_real_one():
     """TensorRT-RTX, which installs without a GPU, has TensorRT's API."""
     real = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
     refit = (tensorrt_api.Refitter, tensorrt_api.OnnxParserRefitter)
-    for cls in (tensorrt_api.Runtime, tensorrt_api.ICudaEngine, tensorrt_api.IExecutionContext, *refit):
+    cached = (tensorrt_api.IRuntimeConfig, tensorrt_api.IRuntimeCache)
+    engine = (tensorrt_api.Runtime, tensorrt_api.ICudaEngine, tensorrt_api.IExecutionContext)
+    for cls in (*engine, *refit, *cached):
         for name, member in inspect.getmembers(cls, inspect.isfunction):
             if name.startswith("_"):
                 continue
@@ -169,7 +171,8 @@ def test_memory_is_garbage_at_first(cuda, stream):
 @pytest.mark.parametrize("forbidden", ["cudaMalloc", "cudaStreamSynchronize"])
 def test_calls_that_end_a_capture(cuda, stream, forbidden):
     calls = {"cudaMalloc": lambda: DeviceMemory(cuda, 16), "cudaStreamSynchronize": stream.synchronize}
-    assert stream.capture(calls[forbidden]) is None
+    with pytest.raises(BackendError, match="CUDA could not"):
+        stream.capture(calls[forbidden])
     stream.synchronize()  # and the stream is as good as before
 
 
@@ -222,7 +225,8 @@ def test_a_context_is_set_up_step_by_step(context, cuda, stream):
         return not context.execute_async_v3(stream.handle) and why in context.log.lines[-1]
 
     assert refused("a profile is set")
-    assert not context.set_optimization_profile_async(1, stream.handle)
+    with pytest.raises(RuntimeError):
+        context.set_optimization_profile_async(1, stream.handle)
     assert context.set_optimization_profile_async(0, stream.handle)
     context.set_device_memory(scratch.address, 100)
     assert refused("device memory is set")
@@ -292,7 +296,8 @@ def test_a_graph_belongs_to_the_context_as_it_was(context, cuda, stream):
         if not context.execute_async_v3(stream.handle):
             raise BackendError("refused")
 
-    assert stream.capture(enqueue) is None  # it has not settled on its shapes
+    with pytest.raises(BackendError, match="refused"):
+        stream.capture(enqueue)  # it has not settled on its shapes
     enqueue()
     graph = stream.capture(enqueue)
     graph.launch()

@@ -44,7 +44,9 @@ def build(request: pytest.FixtureRequest, gpu: None) -> Path:
     for tool in ("nvcc", "cmake"):
         if not shutil.which(tool):
             pytest.skip(f"there is no {tool} to build the plugin with")
-    options = ["-DQWENVL_PLUGIN_TESTS=ON", "-DCMAKE_CUDA_ARCHITECTURES=native"]
+    # Not "native", which CMake knows from 3.24 on: JetPack 6 has 3.22.
+    capability = "{}{}".format(*pytest.importorskip("torch").cuda.get_device_capability())
+    options = ["-DQWENVL_PLUGIN_TESTS=ON", f"-DCMAKE_CUDA_ARCHITECTURES={capability}-real"]
     if (HEADERS / "NvInfer.h").exists():
         options.append(f"-DTENSORRT_INCLUDE_DIR={HEADERS}")
     source = ROOT / "cpp_ext" / "tensorrt_plugin"

@@ -197,6 +197,8 @@ class Runtime:
         return _OK, operations
 
     def cudaGraphInstantiate(self, graph, flags):
+        if not self._machine.instantiable:
+            return cudaError_t.cudaErrorInvalidValue, None
         return _OK, list(graph)
 
     def cudaGraphLaunch(self, graphExec, stream):

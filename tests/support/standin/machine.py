@@ -94,6 +94,7 @@ class Machine:
         self.streams: dict[int, Stream] = {LEGACY_STREAM: Stream()}
         self.blocks: list[Block] = []
         self.capturable = True
+        self.instantiable = True  # captured work becomes a graph that can be launched
         self.downloads: list[Range] = []
         self.architectures: list[int] | None = [75, 80, 86, 87, 89, 90]
         self.descending = False

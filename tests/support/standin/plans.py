@@ -99,19 +99,22 @@ def edit_engine(bundle: Bundle, name: str, **changes) -> None:
     rewrite(bundle, name, head + b"\n" + json.dumps(json.loads(plan) | changes).encode())
 
 
-def install(monkeypatch, machine: Machine, *, version: str = VERSION) -> ModuleType:
-    """Let `import tensorrt` and `from cuda.bindings import ...` find the stand-in; return the former."""
+def install(monkeypatch, machine: Machine, *, version: str = VERSION, api: str = "tensorrt") -> ModuleType:
+    """Let `import tensorrt` and `from cuda.bindings import ...` find the stand-in; return the former.
+
+    api: "tensorrt", or "tensorrt_rtx", which is TensorRT for RTX.
+    """
     packages = [ModuleType("cuda"), ModuleType("cuda.bindings"), cuda_runtime.make_module(machine)]
     packages += [nvrtc.make_module(machine), cuda_driver.make_module(machine)]
     packages[0].bindings = packages[1]
     packages[1].runtime, packages[1].nvrtc, packages[1].driver = packages[2:]
-    tensorrt = tensorrt_api.make_module(machine, version=version)
-    tensorrt.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks for it
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    tensorrt = tensorrt_api.make_module(machine, name=api, version=version)
+    tensorrt.__spec__ = ModuleSpec(api, None)  # PyTorch looks for it
     monkeypatch.setattr("qwenvl_edge.backends.select.driver_absent", lambda: not machine.driver)
     for module in (*packages, tensorrt):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
-        monkeypatch.setitem(sys.modules, name, None)
     return tensorrt
 
 

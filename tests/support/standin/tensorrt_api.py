@@ -128,13 +128,59 @@ class ICudaEngine:
     def get_aliased_input_tensor(self, name):
         return self.aliases.get(name)
 
+    def create_runtime_config(self):
+        return IRuntimeConfig(self)
+
     def create_execution_context(self, strategy):
+        """strategy: an allocation strategy or, with TensorRT-RTX, a runtime config that has one."""
         if self.lacks_weights:
             self.logger.log(Severity.ERROR, "Error Code 4: Internal Error (stripped, and not refitted)")
             return None
-        if strategy != ExecutionContextAllocationStrategy.USER_MANAGED:
+        config = strategy if isinstance(strategy, IRuntimeConfig) else None
+        if (config.strategy if config else strategy) != ExecutionContextAllocationStrategy.USER_MANAGED:
             self.machine.counts["allocations"] += 1  # the context reserves memory of its own
-        return IExecutionContext(self)
+        self.machine.counts["contexts"] += 1
+        return IExecutionContext(self, config.cache if config else None)
+
+
+class IRuntimeConfig:
+    """TensorRT-RTX's alone, like the cache."""
+
+    def __init__(self, engine: ICudaEngine):
+        self.engine = engine
+        self.strategy = ExecutionContextAllocationStrategy.STATIC
+        self.cache: IRuntimeCache | None = None
+
+    def create_runtime_cache(self):
+        return IRuntimeCache(self.engine.machine)
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+
+class IRuntimeCache:
+    """Names of the kernels that were compiled."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        self.kernels: set[str] = set()
+
+    def serialize(self):
+        return json.dumps({"gpu": self.machine.name, "kernels": sorted(self.kernels)}).encode()
+
+    def deserialize(self, blob):
+        try:
+            stored = json.loads(blob)
+        except ValueError:
+            return False
+        if stored["gpu"] != self.machine.name:
+            return False
+        self.kernels = set(stored["kernels"])
+        return True
 
 
 class Refitter:
@@ -177,8 +223,9 @@ def stored_weights(model: onnx.ModelProto) -> dict[str, bytes]:
 
 
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine):
+    def __init__(self, engine: ICudaEngine, kernels: IRuntimeCache | None = None):
         self.engine = engine
+        self._kernels = kernels
         self._profile: int | None = None
         self._scratch: Range | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -195,7 +242,8 @@ class IExecutionContext:
 
     def set_optimization_profile_async(self, profile_index, stream_handle):
         if not 0 <= profile_index < len(self.engine.profiles):
-            return self._error(f"Parameter check failed, condition: profileIndex < {len(self.engine.profiles)}")
+            self._error(f"Parameter check failed, condition: profileIndex < {len(self.engine.profiles)}")
+            raise RuntimeError("Failed to set the optimization profile")  # as TensorRT's Python package does
         self._profile = profile_index
         self._shapes.clear()
         self._changes += 1
@@ -234,6 +282,9 @@ class IExecutionContext:
             return self._error("Error Code 1: Cuda Runtime (operation not permitted when stream is capturing)")
         self._settled = change = self._changes
         machine.counts["enqueues"] += 1
+        if self._kernels is not None and (name := f"kernels of profile {self._profile}") not in self._kernels.kernels:
+            machine.counts["compilations"] += 1
+            self._kernels.kernels.add(name)
         places = self._places()
         self._check_aliases(places)
 
@@ -294,6 +345,9 @@ def make_module(machine: Machine, *, name: str = "tensorrt", version: str = "10.
     module.get_plugin_registry = lambda: registry
     module.Runtime = type("Runtime", (Runtime,), {"machine": machine})
     enums = (DataType, TensorIOMode, ExecutionContextAllocationStrategy)
-    for thing in (*enums, ILogger, ICudaEngine, IExecutionContext, Refitter, OnnxParserRefitter):
+    classes = (ILogger, ICudaEngine, IExecutionContext, Refitter, OnnxParserRefitter)
+    if name != "tensorrt":
+        classes += (IRuntimeConfig, IRuntimeCache)
+    for thing in (*enums, *classes):
         setattr(module, thing.__name__, thing)
     return module

@@ -5,6 +5,8 @@ GroupQueryAttention computes in fp16 or bf16 on GPUs, so the bundle must have be
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 
 import onnxruntime as ort
@@ -41,6 +43,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
 
     def __init__(self, bundle: Bundle):
         self.cuda = check_cuda(bundle)
+        self._preloaded = _preload()
         self.stream = Stream(self.cuda)
         self.family = open_family(bundle.manifest)
         manifest = bundle.manifest
@@ -106,10 +109,24 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
             raise failed(f'load "{path}" on the GPU', error) from None
         if _PROVIDER not in session.get_providers():  # it falls back to the CPU without an error
             raise BackendError(
-                f"ONNX Runtime {ort.__version__} could not start on the GPU; check that the CUDA and cuDNN that it "
-                "was built for are installed."
+                f"ONNX Runtime {ort.__version__} could not start on the GPU{_reason(self._preloaded)}; install the "
+                "CUDA and cuDNN that it was built for: pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         return session
+
+
+def _preload() -> str:
+    """Load the CUDA and cuDNN that pip installed, which the system's search does not find; return what was printed."""
+    said = io.StringIO()
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(said), contextlib.suppress(RuntimeError):
+            ort.preload_dlls()
+    return said.getvalue()
+
+
+def _reason(printed: str) -> str:
+    lines = [line for line in printed.splitlines() if line.startswith("Failed to load")]
+    return f" ({lines[0]})" if lines else ""
 
 
 def check_cuda(bundle: Bundle) -> Cuda:
@@ -121,7 +138,7 @@ def check_cuda(bundle: Bundle) -> Cuda:
     if _PROVIDER not in ort.get_available_providers():
         raise BackendError(
             f"ONNX Runtime {ort.__version__} is installed without CUDA; for a GPU run: "
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+            "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     compute = bundle.manifest.precision.compute["decoder"]
     if compute not in _FLOATS:

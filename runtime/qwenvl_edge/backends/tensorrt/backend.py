@@ -67,6 +67,10 @@ class TensorRTBackend(DeviceBackend):
         self._decoder = PlanDecoder(decoder, plan, self.model, cuda, self.stream, scratch)
         self._caches = DeviceCaches(self.model, self.stream, self._decoder.new_memory, CacheBuffers)
 
+    def describe(self) -> str:
+        """See Backend.describe; also says so if tokens cannot be replayed as CUDA graphs."""
+        return super().describe() + self._decoder.note()
+
     def hold(self, rows: FloatArray, deepstack: FloatArray | None) -> DeviceFeatures:
         """Upload features that were computed elsewhere, [Q, H] and [L, Q, H] of models with deepstack layers."""
         features = DeviceFeatures(self.cuda, len(rows), self.model)

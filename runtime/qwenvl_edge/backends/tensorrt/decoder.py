@@ -4,13 +4,15 @@
     inputs_embeds, ... --1 copy--> inputs, cache (past = present), tables -> engine -> logits --1 copy--> host; 1 wait
 
 A captured graph holds addresses and is valid only while its execution context does not change. So every cache has its
-own context for decoding one token per row. Prefill and verification have one context each, which is bound again when
-the cache or the number of tokens changes. All contexts work in the same scratch memory.
+own context for decoding one token per row, taken from those of caches that are gone: making one takes tens of
+milliseconds. Prefill and verification have one context each, which is bound again when the cache or the number of
+tokens changes. All contexts work in the same scratch memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,22 +71,35 @@ class Call:
 
 
 class Step:
-    """A call that repeats: enqueued once, which lets TensorRT settle on its buffers, then captured and replayed."""
+    """A call that repeats: enqueued once, which lets TensorRT settle on its buffers, then captured and replayed.
 
-    def __init__(self, call: Call):
+    refused: called with the reason if it cannot be captured; it is then enqueued every time.
+    """
+
+    def __init__(self, call: Call, refused: Callable[[str], None]):
         self._call = call
+        self._refused = refused
         self._runs = 0
         self._graph: Graph | None = None
 
     def run(self) -> None:
         """Queue the call on the stream."""
         self._runs += 1
-        if self._runs == 2 and self._call.context.capturable:
-            self._graph = self._call.stream.capture(self._call.enqueue)  # None: enqueued every time
+        if self._runs == 2:
+            self._capture()
         if self._graph is not None:
             self._graph.launch()
         else:
             self._call.enqueue()
+
+    def _capture(self) -> None:
+        if not self._call.context.capturable:
+            self._refused("TensorRT says that it cannot be captured")
+            return
+        try:
+            self._graph = self._call.stream.capture(self._call.enqueue)
+        except BackendError as error:
+            self._refused(str(error).rstrip("."))
 
 
 @dataclass
@@ -131,6 +146,12 @@ class PlanDecoder:
         self._deepstack = DeviceMemory(cuda, limits.max_batch * most_tokens * deepstack) if deepstack else None
         self._logits = Staging(cuda, 4 * limits.max_batch * most_rows * model.vocab_size)
         self._shared: dict[str, Context] = {}
+        self._free: dict[str, list[Context]] = {}  # of caches that are gone, by profile
+        self._uncaptured = ""
+
+    def note(self) -> str:
+        """What describe() adds if tokens are not replayed as CUDA graphs."""
+        return f"; tokens run without CUDA graphs ({self._uncaptured})" if self._uncaptured else ""
 
     @property
     def cache_bytes(self) -> int:
@@ -205,12 +226,29 @@ class PlanDecoder:
             run = replace(self._call(self._shared[profile], buffers.memory, *given), splice=splice).enqueue
         else:
             if buffers.step is None:
-                buffers.step = Step(self._call(self._context(profile), buffers.memory, *given))
+                buffers.step = self._step(profile, buffers.memory, given)
             run = buffers.step.run
         with self._stream.waited_for():
             run()
+        self._engine.keep_kernels()
         logits: FloatArray = self._logits.view((batch, max(rows, 1), self._model.vocab_size))[:, :rows].copy()
         return logits
+
+    def _step(
+        self,
+        profile: str,
+        memory: CacheMemory,
+        given: tuple[Inputs, Mapping[str, DeviceArray], Mapping[str, int], int],
+    ) -> Step:
+        """A cache's step on a context that nobody uses; the context is free again when the cache is gone."""
+        free = self._free.setdefault(profile, [])
+        context = free.pop() if free else self._context(profile)
+        step = Step(self._call(context, memory, *given), self._not_captured)
+        weakref.finalize(step, free.append, context).atexit = False
+        return step
+
+    def _not_captured(self, reason: str) -> None:
+        self._uncaptured = reason
 
     def _splice(self, inputs: Inputs, pictures: Sequence[Placed]) -> Splice:
         if self._deepstack is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwenvl_edge.backends.tensorrt.kernel_cache import KernelCache
 from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cuda import DeviceMemory, Stream
@@ -64,6 +65,7 @@ class TensorRTEngine:
             self._refit(refit)
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self.tensors = {name: self._describe(name) for name in names}
+        self._kernels = KernelCache.open(self._engine, library, path)
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
 
     def context(self, profile: int, stream: Stream, scratch: DeviceMemory) -> Context:
@@ -75,14 +77,24 @@ class TensorRTEngine:
             BackendError: TensorRT cannot make it.
         """
         managed = self.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(managed)
+        given = managed if self._kernels is None else self._kernels.config(managed)
+        context = self._engine.create_execution_context(given)
         if context is None:
             raise self.library.failed(f'prepare "{self.path.name}"')
         context.set_device_memory(scratch.address, scratch.nbytes)
-        if not context.set_optimization_profile_async(profile, stream.handle):
+        try:
+            chosen = context.set_optimization_profile_async(profile, stream.handle)
+        except RuntimeError:  # TensorRT's Python package raises instead of returning False
+            chosen = False
+        if not chosen:
             raise self.library.failed(f'choose profile {profile} of "{self.path.name}"')
         stream.synchronize()
         return Context(self, context, stream)
+
+    def keep_kernels(self) -> None:
+        """After a run: keep what TensorRT-RTX compiled for this GPU, so that the next process need not."""
+        if self._kernels is not None:
+            self._kernels.keep()
 
     def largest(self, name: str, profile: int = 0) -> tuple[int, ...]:
         """The largest shape of an input in an optimisation profile."""

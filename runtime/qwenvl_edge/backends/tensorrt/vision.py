@@ -28,6 +28,7 @@ class PlanVision:
     ):
         deepstack = [DEEPSTACK_FEATURES] if model.deepstack_layers else []
         engine.check_tensors(dict.fromkeys([PIXEL_VALUES, IMAGE_FEATURES, *deepstack], "FLOAT"))
+        self._engine = engine
         self._stream = stream
         self._rebuild = plan.rebuild
         self.most = plan.manifest.limits.max_images
@@ -62,6 +63,7 @@ class PlanVision:
             self._inputs.upload(self._stream, used)
             self._context.enqueue()
             self._outputs.download(self._stream, shapes)
+        self._engine.keep_kernels()
         return outputs
 
     def _check(self, given: Shapes) -> None:

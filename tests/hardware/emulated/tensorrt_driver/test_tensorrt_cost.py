@@ -55,6 +55,24 @@ def test_memory_goes_back_with_its_cache(bundle, open_backend):
     assert machine.used_bytes == used
 
 
+def test_conversations_share_contexts(bundle, open_backend, reference):
+    """A context of a cache that is gone serves the next one, whose memory lies elsewhere."""
+    backend, machine = open_backend(bundle)
+    caches = [backend.new_cache(1, 64) for _ in range(2)]
+    for cache in caches:
+        decode(backend, cache, 1)
+    made = machine.counts["contexts"]
+    for seed in range(4):
+        del cache
+        caches.pop()
+        caches.append(backend.new_cache(1, 64))
+        cache, (_, other) = caches[-1], (reference, reference.new_cache(1, 64))
+        for step in range(3):
+            assert_same(decode(backend, cache, 1, seed=seed + step), decode(reference, other, 1, seed=seed + step))
+    assert machine.counts["contexts"] == made
+    assert machine.counts["launches"] == 8  # the last two tokens of each conversation
+
+
 def test_the_memory_of_a_cache_is_the_plans_whole_context(bundle, open_backend):
     backend, machine = open_backend(bundle)
     used = machine.used_bytes

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from qwenvl_edge.backends.tensorrt.backend import TensorRTBackend
 from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
-from qwenvl_edge.bundle.engines import Plan
+from qwenvl_edge.bundle.engines import Builder, Plan, plan_targets, platform_name
 from qwenvl_edge.errors import BackendError, BundleError
 from qwenvl_edge.machine.cuda import Cuda
 from support.decoding import assert_same, both, decode
 from support.dialects import RUNNABLE
 from support.standin import plans
+from support.standin.machine import Machine
 
 pytestmark = pytest.mark.skipif(STANDARD not in RUNNABLE, reason="the stand-in runs the standard decoder")
 
@@ -61,6 +63,42 @@ def test_an_engine_that_copies_the_cache(own_bundle, open_backend):
     plans.edit_engine(own_bundle, "decoder.plan", aliases={})
     with pytest.raises(BackendError, match=r"copies the KV cache instead of writing present.0.key in place"):
         open_backend(own_bundle)
+
+
+def test_a_profile_that_the_engine_lacks(own_bundle, open_backend):
+    plans.edit_engine(own_bundle, "decoder.plan", profiles=[])
+    backend, _ = open_backend(own_bundle)
+    with pytest.raises(BackendError, match=r'could not choose profile 0 of "decoder.plan": .*profileIndex < 0'):
+        decode(backend, backend.new_cache(1, 64), 1)
+
+
+def test_kernels_of_tensorrt_rtx_are_compiled_once(own_bundle, monkeypatch):
+    """In a file beside the plan; one of another GPU, or damaged, is replaced; one that cannot be written is none."""
+    folder = own_bundle.path / "plans" / "local"
+    plans.change_manifest(folder, builder=Builder("tensorrt_rtx", "1.7.1", platform_name()))
+
+    def compiled(**options):
+        machine = Machine(**options)
+        plans.install(monkeypatch, machine, version="1.7.1", api="tensorrt_rtx")
+        backend = TensorRTBackend(own_bundle, Plan.open(own_bundle, "local"), installed_libraries()[0], Cuda.open())
+        backend.encode_pixels(np.zeros((1, 3, 56, 56), np.float32))
+        cache = backend.new_cache(1, 64)
+        for tokens in (5, 1, 1, 1):
+            decode(backend, cache, tokens)
+        return machine.counts["compilations"]
+
+    assert compiled() == 3  # pictures, prompts, tokens
+    kept = [own_bundle.path / "plans" / f"local.{name}.kernels" for name in ("decoder", "vision")]
+    assert sorted(path for path in folder.parent.iterdir() if path != folder) == kept
+    assert compiled() == 0
+    assert compiled(name="Another") == 3
+    kept[0].write_bytes(b"damaged")
+    assert compiled(name="Another") == 2
+    for path in kept:
+        path.unlink()
+        path.mkdir()
+    assert compiled() == 3
+    assert plan_targets(own_bundle.path) == ["local"]
 
 
 def test_the_engine_of_something_else(own_bundle, open_backend):

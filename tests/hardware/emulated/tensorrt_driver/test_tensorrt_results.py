@@ -126,13 +126,16 @@ def test_results_are_not_overwritten_by_the_next_call(backend):
     np.testing.assert_array_equal(first, kept)
 
 
-def test_what_cannot_be_captured_is_enqueued(bundle, open_backend, reference):
+@pytest.mark.parametrize(("attribute", "reason"), [("capturable", "end a capture"), ("instantiable", "instantiate a")])
+def test_what_cannot_be_captured_is_enqueued(bundle, open_backend, reference, attribute, reason):
     backend, machine = open_backend(bundle)
-    machine.capturable = False
+    assert "CUDA graphs" not in backend.describe()
+    setattr(machine, attribute, False)
     (_, cache), other = both(backend, reference)
     for _ in range(4):
         assert_same(decode(backend, cache, 1), decode(*other, 1))
     assert machine.counts["launches"] == 0
+    assert f"; tokens run without CUDA graphs (CUDA could not {reason}" in backend.describe()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
