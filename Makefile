@@ -11,7 +11,8 @@ NANO := .cache/nano
 TALK := .cache/talk
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul attention simd python,cpp_ext/$(folder)/*))
 
-.PHONY: help setup demo check test flaky plugin gpu-test fuzz lint format bench peers soak server-soak hostile clients clients-test nano talk ray-test \
+.PHONY: help setup demo check test flaky plugin gpu-test gpu-kit fuzz lint format bench peers soak server-soak hostile clients \
+    clients-test nano talk ray-test \
     triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
@@ -81,6 +82,17 @@ plugin: $(TENSORRT_HEADERS)/NvInfer.h
 ## Run the tests that need a GPU; without one each is skipped and says why.
 gpu-test: $(READY) $(TENSORRT_HEADERS)/NvInfer.h
 	$(BIN)/python -m pytest tests/hardware/gpu -rs
+
+GPU_ARCHITECTURE ?= 90
+GPU_PYTHON ?= $(PYTHON)
+KIT := build/gpu-kit
+
+## Build build/gpu-kit for GPU_ARCHITECTURE (90) and GPU_PYTHON: what benchmarks/gpu_session.sh needs on a GPU's machine.
+gpu-kit: $(TENSORRT_HEADERS)/NvInfer.h
+	cmake -S cpp_ext/tensorrt_plugin -B $(KIT)/plugin -DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_HEADERS)) \
+	    -DQWENVL_PLUGIN_TESTS=ON -DCMAKE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURE)-real
+	cmake --build $(KIT)/plugin --parallel 2 --target qwenvl_tensorrt_plugin gpu_test
+	$(GPU_PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(KIT) .
 
 FUZZ_SECONDS ?= 20
 

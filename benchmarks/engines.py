@@ -1,11 +1,13 @@
 """TensorRT-RTX engines, layer by layer: what is copied, widened and left unfused at each token.
 
-    python benchmarks/engines.py [--checkpoint models/nano] [--preset qwen3-vl-2b ...] [--target sm_86] [--json FILE]
+    python benchmarks/engines.py [--checkpoint models/nano] [--family qwen3_vl ...] [--preset qwen3-vl-2b ...]
+        [--target sm_86] [--json FILE]
 
 No GPU is needed: the figures are read off the builder's list of layers after fusion, not off a clock. The decoder's
 decode profile counts, and the picture side. standalone_dequantize are layers that only widen a weight.
-A preset is a checkpoint of random weights in the published widths with four decoder layers, which takes 3 GB of disk;
-it is not calibrated, so it has no w8a8 engine.
+A family is a checkpoint of random weights in its published layout, narrow enough to take half a minute per engine. A
+preset is one in the published widths with four decoder layers, which takes 3 GB of disk; it is not calibrated, so it
+has no w8a8 engine. Samples for w8a8 are two drawn pictures.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # support
 
 from common import arguments, conditions, finish
 
@@ -32,7 +35,9 @@ from qwenvl_edge_export.tensorrt.engine_layers import Layer, read_layers, share
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import Network
 from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_shapes, vision_shapes
+from support.golden_graphs import FAMILIES, wide_checkpoint
 from tools import synthetic_checkpoint, synthetic_families
+from tools.nano.calibration import write as write_samples
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
@@ -103,20 +108,24 @@ def measure(bundle: Bundle, target: str) -> dict[str, Any]:
         for folder in folders.values():
             folder.mkdir()
         built = {name: layers_of(bundle, name, target, folder) for name, folder in folders.items()}
-    decode = [layer for layer in built["decoder"][0] if layer.profile == 0]
-    layers = decode + built["vision"][0]
-    if not decode or not built["vision"][0]:
+    if not all(layers for layers, _ in built.values()):
         sys.exit("TensorRT-RTX listed no layers; this version prints them otherwise than 1.7.1.")
+    found = figures([layer for layers, _ in built.values() for layer in layers])
+    return {"target": target} | found | {"plan_bytes": {name: size for name, (_, size) in built.items()}}
+
+
+def figures(layers: Iterable[Layer]) -> dict[str, Any]:
+    """Figures of the layers of a decoder and a picture side; of each the first profile counts, the decoder's decode."""
+    layers = [layer for layer in layers if layer.profile == 0]
     products = [layer for layer in layers if layer.is_product]
     int4 = [layer for layer in layers if any(tensor.dtype == "Int4" for tensor in layer.constants)]
     return {
         "layers": len(layers),
         "products": len(products),
-        "whole_cache_copies": sum(layer.copies_cache for layer in decode),
+        "whole_cache_copies": sum(layer.copies_cache for layer in layers),
         "standalone_dequantize": sum(layer.widens_weight for layer in layers),
         "int4_fused_share": share(int4, [layer for layer in int4 if layer.is_product]),
         "int8_share": share(products, [layer for layer in products if layer.multiplies_integers]),
-        "plan_bytes": {name: size for name, (_, size) in built.items()},
         "widened": [layer.name for layer in layers if layer.widens_weight],
     }
 
@@ -127,7 +136,9 @@ def engines_of(checkpoint: Path, names: Iterable[str], target: str) -> dict[str,
     for name in names:
         precision = ExportPrecision.choose(**{**PRECISIONS[name], "target": "gpu"})
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measure(export(checkpoint, Path(folder) / name, precision=precision, check=False), target)
+            samples = write_samples(Path(folder) / "samples", 2) if name == "w8a8" else False
+            bundle = export(checkpoint, Path(folder) / name, precision=precision, calibration=samples, check=False)
+            found[name] = measure(bundle, target)
         print(f"{checkpoint.name:16}{name:6}", found[name])
     return found
 
@@ -136,11 +147,16 @@ def main() -> None:
     """Export, build and read every precision of every checkpoint."""
     parser = arguments(__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path("models/nano"))
+    parser.add_argument("--family", action="append", default=[], choices=FAMILIES)
     parser.add_argument("--preset", action="append", default=[], choices=list(synthetic_families.PRESETS))
     parser.add_argument("--target", default="sm_86")
     options = parser.parse_args()
     before = conditions()
     found = {options.checkpoint.name: engines_of(options.checkpoint, PRECISIONS, options.target)}
+    for family in options.family:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = wide_checkpoint(Path(folder) / family, family)
+            found[family] = engines_of(checkpoint, PRECISIONS, options.target)
     for preset in options.preset:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / preset

@@ -2,6 +2,7 @@
 
 device   bandwidth of a copy, peak of matrix products in fp16
 kernels  the TensorRT plugin's, beside that bandwidth and beside PyTorch's flash attention (`make plugin` first)
+token    a token of the full-size decoder without TensorRT: the plugin's attention and cuBLAS in one CUDA graph
 torch    PyTorch on the full-size model (9.66 B random weights): eager, and torch.compile with CUDA graphs
 fp16     the same weights as a bundle in ONNX Runtime's CUDA provider: picture, prompt, tokens; and how far its features
          and logits are from those of PyTorch
@@ -33,9 +34,10 @@ from gpu_report import draw, headline
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for tools
 LIBRARY = ROOT / "build" / "plugin" / "libqwenvl_tensorrt_plugin.so"
-LIMITS_S = {"device": 60, "kernels": 90, "torch": 200, "fp16": 150, "int4": 150}
+LIMITS_S = {"device": 60, "kernels": 90, "token": 60, "torch": 200, "fp16": 150, "int4": 150}
 TOTAL_S = 480
-NEEDED_BYTES = {"full": 24_000_000_000}
+NEEDED_BYTES = {"full": 24_000_000_000}  # of disk or memory for a bundle
+GPU_BYTES = {"full": {"token": 18e9, "torch": 60e9, "fp16": 26e9, "int4": 26e9}}
 SIZES = {"full": (512, 64, 7), "tiny": (12, 3, 1)}  # tokens of the prompt, tokens decoded a turn, turns
 
 
@@ -60,8 +62,35 @@ def measure_kernels(options: argparse.Namespace) -> dict[str, Any]:
     return dict(gpu_kernels.Kernels(gpu_kernels.Library(options.library), options.device, sizes).measure())
 
 
+def measure_token(options: argparse.Namespace) -> dict[str, Any]:
+    """The part "token"."""
+    if not options.library.exists():
+        raise SkippedError(f"there is no {options.library}; run: make plugin")
+    check_gpu_memory(options, "token")
+    import gpu_token
+    from gpu_kernels import Library
+
+    sizes = gpu_token.TINY if options.preset == "tiny" else gpu_token.Decoder()
+    found = gpu_token.measure_token(Library(options.library), options.device, sizes)
+    print(f"token     {found['ms']['median']:9.2f} ms, {found['share_of_copy']['median']:.2f} of a copy's bandwidth")
+    return found
+
+
+def check_gpu_memory(options: argparse.Namespace, part: str) -> None:
+    """Skip a part before anything is made for it, if the GPU has too little free memory."""
+    needed = GPU_BYTES.get(options.preset, {}).get(part, 0.0)
+    if options.device != "cuda" or not needed:
+        return
+    import torch
+
+    free = torch.cuda.mem_get_info()[0]
+    if free < needed:
+        raise SkippedError(f"it takes {needed / 1e9:.0f} GB of GPU memory, and {free / 1e9:.0f} GB are free")
+
+
 def measure_torch(options: argparse.Namespace) -> dict[str, Any]:
     """The part "torch"."""
+    check_gpu_memory(options, "torch")
     import torch
     from gpu_model import Compiled, random_checkpoint, vision_flops
     from scaled import Eager
@@ -88,6 +117,7 @@ def measure_bundle(precision: str) -> Callable[[argparse.Namespace], dict[str, A
     """The parts "fp16" and "int4"."""
 
     def measure(options: argparse.Namespace) -> dict[str, Any]:
+        import onnxruntime
         import torch
         from gpu_model import make_bundle, random_checkpoint
         from scaled import Runtime
@@ -95,6 +125,9 @@ def measure_bundle(precision: str) -> Callable[[argparse.Namespace], dict[str, A
         from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
         from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 
+        if options.device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise SkippedError("ONNX Runtime is installed without CUDA; pip install 'onnxruntime-gpu[cuda,cudnn]'")
+        check_gpu_memory(options, precision)
         prompt, steps, _ = SIZES[options.preset]
         with work_folder(options) as folder:
             began = time.perf_counter()
@@ -161,6 +194,7 @@ def cosine(a: Any, b: Any) -> float:
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "device": measure_device,
     "kernels": measure_kernels,
+    "token": measure_token,
     "torch": measure_torch,
     "fp16": measure_bundle("fp16"),
     "int4": measure_bundle("int4"),

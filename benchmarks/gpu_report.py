@@ -43,6 +43,8 @@ FIGURES: dict[str, Callable[[Details], Any]] = {
     "kernel_decode_share": lambda d: _kernels(d, "decode", "share_of_copy", "fp16"),
     "kernel_prefill_vs_sdpa": lambda d: _kernels(d, "prefill", "vs_flash"),
     "kernel_int8_vs_fp16": lambda d: _kernels(d, "decode", "int8_vs_fp16"),
+    "token_ms": lambda d: _median(d["token"], "ms"),
+    "token_share": lambda d: _median(d["token"], "share_of_copy"),
     "decode_fp16_share": _fp16_share,
     "decode_int4_vs_fp16": lambda d: _decode_ms(d, "fp16") / _decode_ms(d, "int4"),
     "vision_share": _vision_share,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -14,7 +16,8 @@ from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.families.dynamic_vl.picture_ranges import vision_ranges
 from qwenvl_edge_export.options import ExportPrecision
-from qwenvl_edge_export.tensorrt.build import build
+from qwenvl_edge_export.tensorrt import build as build_module
+from qwenvl_edge_export.tensorrt.engine_layers import read_layers
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, Network
 from qwenvl_edge_export.tensorrt.plugin_lowering import DOMAIN, PluginLowering
@@ -30,9 +33,11 @@ from support.golden_graphs import (
     deepstack_rows,
     encode,
     golden,
-    resized_checkpoint,
     rope_rows,
+    wide_checkpoint,
 )
+from support.paths import ROOT
+from tools.nano.calibration import write as write_samples
 
 # Operators beside those of Qwen-VL's lowered graphs, all in TensorRT 10.1's table of supported ones.
 OPERATORS = set(
@@ -136,21 +141,37 @@ def test_networks_are_native_and_rows_of_the_tower_float32(bundles, rtx, family,
             assert profile["deepstack"][0][1:3] == (1, 1)
 
 
-# Widths that blocks of 128 divide, as those of the published decoders; the golden ones are narrower.
-WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 16, "num_key_value_heads": 8}
+# Each family in each precision, on every processor that TensorRT-RTX builds tensor-core kernels of these types for.
+GPUS = itertools.cycle(("sm_80", "sm_86", "sm_89", "sm_120", "sm_121"))
+BUILDS = [
+    (family, precision, gpu)
+    for (precision, family), gpu in zip(itertools.product(("fp16", "int4", "w8a8"), FAMILIES), GPUS, strict=False)
+]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int4"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_plans_are_built(rtx, family, precision, tmp_path):
-    """Both engines, with profiles over patches, windows and deepstack rows; weights are in them once."""
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4} if family == "qwen3_vl" else {}
-    checkpoint = resized_checkpoint(tmp_path / "checkpoint", family, WIDE | heads)
-    chosen = ExportPrecision.choose(precision, target="gpu")
-    bundle = export(checkpoint, tmp_path / "bundle", precision=chosen, check=False)
+@pytest.mark.parametrize(("family", "precision", "gpu"), BUILDS)
+def test_plans_are_built_and_move_nothing_twice(rtx, family, precision, gpu, tmp_path, monkeypatch):
+    """Both engines, with profiles over patches, windows and deepstack rows; weights are in them once.
+
+    The builder's list says that decoding copies no cache, that no layer only widens a weight, and that integers are
+    multiplied as integers.
+    """
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import engines
+
+    library = engines.verbose_library()
+    monkeypatch.setattr(build_module, "installed_libraries", lambda: [library])
+    chosen = ExportPrecision.choose("int8" if precision == "w8a8" else precision, target="gpu")
+    samples = write_samples(tmp_path / "samples", 2) if precision == "w8a8" else False
+    checkpoint = wide_checkpoint(tmp_path / "checkpoint", family)
+    bundle = export(checkpoint, tmp_path / "bundle", precision=chosen, calibration=samples, check=False)
     limits = choose_limits(bundle, max_context=256, max_batch=2, max_images=2, chunk=64)
-    plan = build(bundle, "sm_86", limits)
+    plan = build_module.build(bundle, gpu, limits)
     plan.check_files()
     assert plan.manifest.precision["decoder"] == precision
     weights = bundle.manifest.files["decoder.data"].size
     assert weights * 0.8 < plan.manifest.files["decoder.plan"].size < weights + 20e6
+    found = engines.figures(read_layers(library.log.everything))
+    assert (found["whole_cache_copies"], found["widened"], found["int4_fused_share"]) == (0, [], 1.0)
+    assert found["products"] > 20
+    assert precision != "w8a8" or found["int8_share"] > 0.85

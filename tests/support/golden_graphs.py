@@ -65,6 +65,16 @@ def resized_checkpoint(folder: Path, family: str, text: Mapping[str, Any], visio
     return folder
 
 
+# Widths that blocks of 128 divide, as those of the published decoders; the golden ones are narrower.
+_WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 16, "num_key_value_heads": 8}
+
+
+def wide_checkpoint(folder: Path, family: str) -> Path:
+    """Write a checkpoint of a family that int4 for a GPU takes."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4} if family == "qwen3_vl" else {}
+    return resized_checkpoint(folder, family, _WIDE | heads)
+
+
 class GoldenGraphs:
     """Graphs of a golden checkpoint at one precision, written into `folder`."""
 

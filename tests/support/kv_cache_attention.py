@@ -150,7 +150,7 @@ class Arguments(ctypes.Structure):
         ("int8_cache", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("qkv", "rope_cos", "rope_sin", "write_indices")),
         *((name, ctypes.c_void_p) for name in ("query_scale", "key", "value", "key_scale", "value_scale")),
-        *((name, ctypes.c_void_p) for name in ("out", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("out", "workspace", "counters")),
     ]
 
 
@@ -163,6 +163,7 @@ class Library:
         self.attend.argtypes = [ctypes.POINTER(Arguments), ctypes.c_void_p]
         self.workspace = self.library.qwenvl_kv_cache_attention_workspace
         self.workspace.restype = ctypes.c_size_t
+        self.counters = self.library.qwenvl_kv_cache_attention_counters()
         size = self.library.qwenvl_kv_cache_attention_arguments_size
         size.restype = ctypes.c_size_t
         assert size() == ctypes.sizeof(Arguments)
@@ -177,14 +178,16 @@ class Library:
         assert not status, f"error {status}"
         if call.qkv.is_cuda:
             torch.cuda.synchronize()
+        assert not kept[2].any(), "the kernels left their counters at other values than zero"
         return kept[0], caches
 
     def arguments(self, call: Call, caches: dict[str, torch.Tensor]) -> tuple[Arguments, list[torch.Tensor]]:
-        """The filled struct, and [out, workspace], which must be kept alive."""
+        """The filled struct, and [out, workspace, counters], which must be kept alive."""
         case, device = call.case, call.qkv.device
         batch = len(case.lengths)
         out = torch.full((batch, case.tokens, case.heads * case.head_dim), torch.nan, dtype=case.dtype, device=device)
         workspace = torch.full((self.workspace(case.head_dim) // 4,), torch.nan, device=device)
+        counters = torch.zeros(self.counters, dtype=torch.int32, device=device)
         inputs = ("qkv", "rope_cos", "rope_sin", "write_indices", "query_scale")
         pointers = {name: getattr(call, name).data_ptr() for name in inputs}
         pointers |= {name: value.data_ptr() for name, value in caches.items()}
@@ -199,9 +202,10 @@ class Library:
             int(case.int8),
             out=out.data_ptr(),
             workspace=workspace.data_ptr(),
+            counters=counters.data_ptr(),
             **pointers,
         )
-        return arguments, [out, workspace]
+        return arguments, [out, workspace, counters]
 
 
 def check(call: Call, out: torch.Tensor, caches: dict[str, torch.Tensor]) -> None:

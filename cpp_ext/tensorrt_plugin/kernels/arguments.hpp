@@ -34,6 +34,8 @@ struct Arguments {
     float* value_scale;                 // likewise
     void* out;                          // [B, T, NH D] float
     void* workspace;                    // workspace_bytes(head_dim) bytes, 16-byte aligned
+    std::uint32_t* counters;            // kCounters zeros, which every call leaves as zeros, or null: then a decoded
+                                        // token takes a second kernel. Calls that run at once must not share them.
 };
 
 }  // namespace qwenvl

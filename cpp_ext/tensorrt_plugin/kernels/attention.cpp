@@ -9,6 +9,8 @@ cudaError_t attend(const Arguments& args, const AttentionPlan& plan, cudaStream_
     switch (args.sizes.head_dim) {
         case 64:
             return attend_with_head_dim<64>(args, plan, stream);
+        case 72:
+            return attend_with_head_dim<72>(args, plan, stream);
         case 80:
             return attend_with_head_dim<80>(args, plan, stream);
         case 96:

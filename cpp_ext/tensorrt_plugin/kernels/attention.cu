@@ -12,16 +12,18 @@ namespace {
 template <typename Float, typename Cache, int D, int Rows>
 cudaError_t launch_decode(const Arguments& args, const AttentionPlan& plan, cudaStream_t stream) {
     const dim3 grid(plan.splits, args.sizes.kv_heads, args.sizes.batch);
-    return launch_after(decode_attention<Float, Cache, D, Rows>, grid, kDecodeThreads, sizeof(DecodeShared<D, Rows>),
-                        stream, args, plan.splits);
+    return launch(decode_attention<Float, Cache, D, Rows>, grid, kDecodeThreads, sizeof(DecodeShared<D, Rows>), stream,
+                  args, plan.splits);
 }
 
 template <typename Float, typename Cache, int D, int RowTiles>
 cudaError_t launch_prefill(const Arguments& args, const AttentionPlan& plan, cudaStream_t stream) {
+    using Shared = PrefillShared<Float, D, RowTiles>;
+    static_assert(sizeof(Shared) <= (RowTiles == 1 ? 48 : 96) * 1024, "two blocks, or one, on a processor with 100 KB");
     const int row_blocks = divide_up(query_rows(args.sizes), plan.block_rows);
     const dim3 grid(plan.splits * args.sizes.kv_heads, row_blocks, args.sizes.batch);
-    return launch_after(prefill_attention<Float, Cache, D, RowTiles>, grid, kPrefillThreads,
-                        sizeof(PrefillShared<Float, D, RowTiles>), stream, args, plan.splits);
+    return launch_after(prefill_attention<Float, Cache, D, RowTiles>, grid, kPrefillThreads, sizeof(Shared), stream,
+                        args, plan.splits);
 }
 
 template <typename Float, typename Cache, int D>
@@ -29,6 +31,8 @@ cudaError_t launch_attention(const Arguments& args, const AttentionPlan& plan, c
     switch (plan.block_rows) {
         case 1:
             return launch_decode<Float, Cache, D, 1>(args, plan, stream);
+        case 2:
+            return launch_decode<Float, Cache, D, 2>(args, plan, stream);
         case kDecodeRows:
             return launch_decode<Float, Cache, D, kDecodeRows>(args, plan, stream);
         case kPrefillRows:
@@ -42,16 +46,24 @@ cudaError_t launch_attention(const Arguments& args, const AttentionPlan& plan, c
 }
 
 template <typename Float, typename Cache, int D>
-cudaError_t attend_as(const Arguments& args, const AttentionPlan& plan, cudaStream_t stream) {
+cudaError_t launch_write(const Arguments& args, cudaStream_t stream) {
     const Sizes& sizes = args.sizes;
     const int pairs = sizes.batch * sizes.tokens * sizes.kv_heads;
     const dim3 write_grid(divide_up(pairs, kWriteThreads / kWarp));
-    cudaError_t status = launch(write_cache<Float, Cache, D>, write_grid, kWriteThreads, 0, stream, args);
+    return launch(write_cache<Float, Cache, D>, write_grid, kWriteThreads, 0, stream, args);
+}
+
+// One kernel for a few query rows: it writes the cache itself, and its last block combines, where it can count blocks.
+template <typename Float, typename Cache, int D>
+cudaError_t attend_as(const Arguments& args, const AttentionPlan& plan, cudaStream_t stream) {
+    const bool decodes = plan.block_rows <= kDecodeRows;
+    cudaError_t status = decodes ? cudaSuccess : launch_write<Float, Cache, D>(args, stream);
     if (status != cudaSuccess) return status;
     status = launch_attention<Float, Cache, D>(args, plan, stream);
-    if (status != cudaSuccess || plan.splits == 1) return status;
-    const dim3 combine_grid(query_rows(sizes), sizes.kv_heads, sizes.batch);
-    return launch_after(combine_partials<Float, D>, combine_grid, D, 0, stream, args, plan.splits);
+    if (status != cudaSuccess || plan.splits == 1 || (decodes && args.counters != nullptr)) return status;
+    const dim3 grid(query_rows(args.sizes), args.sizes.kv_heads, args.sizes.batch);
+    return launch_after(combine_partials<Float, D>, grid, D, 0, stream, args, plan.splits,
+                        decodes ? kDecodeKeys : kKeyTile);
 }
 
 template <typename Float, int D>

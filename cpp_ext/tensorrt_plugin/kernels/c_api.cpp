@@ -17,4 +17,6 @@ std::size_t qwenvl_kv_cache_attention_workspace(int head_dim) {
     return qwenvl::is_head_dim(head_dim) ? qwenvl::workspace_bytes(head_dim) : 0;
 }
 
+int qwenvl_kv_cache_attention_counters() { return qwenvl::kCounters; }
+
 std::size_t qwenvl_kv_cache_attention_arguments_size() { return sizeof(qwenvl::Arguments); }

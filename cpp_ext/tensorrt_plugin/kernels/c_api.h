@@ -19,6 +19,9 @@ QWENVL_EXPORT int qwenvl_kv_cache_attention_planned(const qwenvl::Arguments* arg
 /* Bytes of workspace that any call with this head size needs; 0 for a head size that it does not know. */
 QWENVL_EXPORT std::size_t qwenvl_kv_cache_attention_workspace(int head_dim);
 
+/* Number of Arguments::counters. */
+QWENVL_EXPORT int qwenvl_kv_cache_attention_counters();
+
 /* sizeof(Arguments), for callers that fill the struct by hand. */
 QWENVL_EXPORT std::size_t qwenvl_kv_cache_attention_arguments_size();
 }

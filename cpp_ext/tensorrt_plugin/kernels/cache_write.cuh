@@ -27,19 +27,12 @@ __device__ __forceinline__ void store_int8(std::int8_t* vector, float* scale, in
     if (d == 0) *scale = s;
 }
 
-// Half a warp a vector: lanes 0-15 take the key, lanes 16-31 the value of the same token and head.
-// Grid: ceil(B T KVH / (kWriteThreads / 32)) blocks.
+// The key and value of one token and head, by a whole warp: lanes 0-15 take the key, lanes 16-31 the value.
+// token: index in [B, T]. position: in the cache.
 template <typename Float, typename Cache, int D>
-__global__ void __launch_bounds__(kWriteThreads) write_cache(const Arguments args) {
+__device__ __forceinline__ void write_token(const Arguments& args, std::int64_t token, int batch, int head,
+                                            int position) {
     const Sizes& sizes = args.sizes;
-    const std::int64_t pair = blockIdx.x * std::int64_t{kWriteThreads / kWarp} + threadIdx.x / kWarp;
-    const int head = static_cast<int>(pair % sizes.kv_heads);
-    const std::int64_t token = pair / sizes.kv_heads;  // index in [B, T]
-    if (token >= std::int64_t{sizes.batch} * sizes.tokens) return;
-    const int batch = static_cast<int>(token / sizes.tokens), t = static_cast<int>(token % sizes.tokens);
-    const int position = first_position(sizes, args.write_indices[batch]) + t;
-    if (position < 0 || position >= sizes.capacity) return;
-
     const bool is_value = threadIdx.x % kWarp >= kWriteLanes;
     const int d = static_cast<int>(threadIdx.x % kWriteLanes) * 4;
     const bool active = d < D / 2;
@@ -57,6 +50,20 @@ __global__ void __launch_bounds__(kWriteThreads) write_cache(const Arguments arg
     } else if (active) {
         store_halves<D>(vector, d, x);
     }
+}
+
+// Grid: ceil(B T KVH / (kWriteThreads / 32)) blocks.
+template <typename Float, typename Cache, int D>
+__global__ void __launch_bounds__(kWriteThreads) write_cache(const Arguments args) {
+    let_next_kernel_start();
+    const Sizes& sizes = args.sizes;
+    const std::int64_t pair = blockIdx.x * std::int64_t{kWriteThreads / kWarp} + threadIdx.x / kWarp;
+    const int head = static_cast<int>(pair % sizes.kv_heads);
+    const std::int64_t token = pair / sizes.kv_heads;
+    if (token >= std::int64_t{sizes.batch} * sizes.tokens) return;
+    const int batch = static_cast<int>(token / sizes.tokens), t = static_cast<int>(token % sizes.tokens);
+    const int position = first_position(sizes, args.write_indices[batch]) + t;
+    if (position >= 0 && position < sizes.capacity) write_token<Float, Cache, D>(args, token, batch, head, position);
 }
 
 }  // namespace qwenvl

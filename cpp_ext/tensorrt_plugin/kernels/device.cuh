@@ -16,12 +16,13 @@ namespace qwenvl {
 
 constexpr int kWarp = 32;
 constexpr float kInfinity = __builtin_huge_valf();
+constexpr int kSharedAlignment = 256;  // bytes, of dynamic shared memory
 constexpr float kLog2E = 1.4426950408889634f;
 
 #ifdef __CUDACC__
 
 __device__ __forceinline__ unsigned char* dynamic_shared() {
-    extern __shared__ __align__(16) unsigned char memory[];
+    extern __shared__ __align__(kSharedAlignment) unsigned char memory[];
     return memory;
 }
 
@@ -33,6 +34,31 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
     cudaGridDependencySynchronize();
 #endif
 }
+
+// A kernel that launch_after() launches next may take up room as soon as there is some; it still waits for results.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+// 2^x in one instruction; results below 2^-126 are zero, which no weight of a softmax is missed at.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// What other processors wrote, past this one's cache.
+__device__ __forceinline__ float load_shared_result(const float* x) { return __ldcg(x); }
+__device__ __forceinline__ float2 load_shared_result(const float2* x) { return __ldcg(x); }
+
+// One more of `count` blocks is done; true for the last of them, which leaves the counter at zero.
+__device__ __forceinline__ bool is_last_of(std::uint32_t* counter, std::uint32_t count) {
+    return atomicInc(counter, count - 1) == count - 1;
+}
+
+__device__ __forceinline__ void publish_results() { __threadfence(); }
 
 #endif
 

@@ -9,11 +9,35 @@ namespace qwenvl {
 
 constexpr int kPrefillThreads = 128;
 
-// Rows of 16-bit floats in shared memory. Their width is a multiple of an mma's 16, and the distance between them an
-// odd number of 16-byte units, so that ldmatrix reads eight rows without a bank conflict.
+// Rows of 16-bit floats in shared memory. Their width is a multiple of an mma's 16. So that ldmatrix reads eight rows
+// without a bank conflict, either a row's 16-byte units change places by its number, which takes no room, or, where the
+// width does not allow that, rows are an odd number of units apart.
 template <int D>
-struct TileRow {
-    static constexpr int kWidth = divide_up(D, 16) * 16, kStride = kWidth + 8;
+constexpr int kTileWidth = divide_up(D, 16) * 16;
+
+template <typename Float, int D, int Rows, bool Swizzled>
+struct Tile {
+    static constexpr int kStride = Swizzled ? kTileWidth<D> : kTileWidth<D> + 8;
+    static_assert(!Swizzled || kStride * sizeof(Float) == kSharedAlignment, "a row's places differ in their low bits");
+    alignas(kSharedAlignment) Float elements[Rows * kStride];
+
+    // Where element d of a row is; elements d .. d | 7 follow each other.
+    __device__ __forceinline__ Float* at(int row, int d) { return elements + offset(row, d); }
+    __device__ __forceinline__ const Float* at(int row, int d) const { return elements + offset(row, d); }
+    // From the place of one element to that `d` elements on in its row, a multiple of 16, if it is among the first 16.
+    __device__ __forceinline__ static SharedPlace moved(SharedPlace place, int d) {
+        constexpr int kBytes = sizeof(Float);
+        return Swizzled ? flipped(place, d * kBytes) : place + d * kBytes;
+    }
+    // `rows` rows down, a multiple of 8.
+    __device__ __forceinline__ static SharedPlace below(SharedPlace place, int rows) {
+        return place + rows * kStride * int{sizeof(Float)};
+    }
+
+private:
+    __device__ __forceinline__ static int offset(int row, int d) {
+        return row * kStride + (Swizzled ? d ^ row % 8 * 8 : d);
+    }
 };
 
 // How a tile's vectors are given out: Vector::kLanes threads a row, those beyond D without work, and further rows at a
@@ -22,20 +46,21 @@ template <typename Cache, int D>
 struct TileShare {
     using Vector = CacheVector<Cache, D>;
     static constexpr int kRowsAtOnce = kPrefillThreads / Vector::kLanes, kSteps = kKeyTile / kRowsAtOnce;
+    static_assert(kRowsAtOnce % 8 == 0, "a thread's rows have the same places");
     int row = static_cast<int>(threadIdx.x) / Vector::kLanes;
     int d = static_cast<int>(threadIdx.x) % Vector::kLanes * Vector::kSize;
 };
 
 // start(): positions first .. first + kKeyTile - 1 set out, zeros from `end` on. finish(): this thread's part is there.
-template <typename Float, typename Cache, int D>
+template <typename Tile, typename Float, typename Cache, int D>
 class TileLoader;
 
 // Floats are copied by hardware while the block computes.
-template <typename Float, int D>
-class TileLoader<Float, Float, D> {
+template <typename Tile, typename Float, int D>
+class TileLoader<Tile, Float, Float, D> {
 public:
-    __device__ __forceinline__ TileLoader(Float* tile, const void* cache, const float*, std::int64_t head)
-        : tile_(tile + share_.row * TileRow<D>::kStride + share_.d),
+    __device__ __forceinline__ TileLoader(Tile& tile, const void* cache, const float*, std::int64_t head)
+        : tile_(tile.at(share_.row, share_.d)),
           cache_(static_cast<const Float*>(cache) + (head + share_.row) * D + share_.d) {}
 
     __device__ __forceinline__ void start(int first, int end) {
@@ -45,7 +70,7 @@ public:
         for (int n = 0; n < Share::kSteps; ++n) {
             const int row = n * Share::kRowsAtOnce;
             const bool valid = first + share_.row + row < end;
-            copy_async(tile_ + row * TileRow<D>::kStride, valid ? source + row * D : cache_, valid);
+            copy_async(tile_ + row * Tile::kStride, valid ? source + row * D : cache_, valid);
         }
     }
     __device__ __forceinline__ void finish() { wait_for_copies(); }
@@ -58,11 +83,11 @@ private:
 };
 
 // Integers wait in registers, and are multiplied by their scales on the way into shared memory.
-template <typename Float, int D>
-class TileLoader<Float, std::int8_t, D> {
+template <typename Tile, typename Float, int D>
+class TileLoader<Tile, Float, std::int8_t, D> {
 public:
-    __device__ __forceinline__ TileLoader(Float* tile, const void* cache, const float* scale, std::int64_t head)
-        : tile_(tile + share_.row * TileRow<D>::kStride + share_.d),
+    __device__ __forceinline__ TileLoader(Tile& tile, const void* cache, const float* scale, std::int64_t head)
+        : tile_(tile),
           cache_(static_cast<const std::int8_t*>(cache) + (head + share_.row) * D + share_.d),
           scale_(scale + head + share_.row) {}
 
@@ -82,7 +107,6 @@ public:
             if (share_.d >= D) return;
             float x[Vector::kSize];
             loaded_[n].widen(x);
-            Float* target = tile_ + n * Share::kRowsAtOnce * TileRow<D>::kStride;
 #pragma unroll
             for (int j = 0; j < Vector::kSize; j += 8) {
                 uint4 words;
@@ -90,7 +114,7 @@ public:
                 words.y = pack<Float>(x[j + 2] * scales_[n], x[j + 3] * scales_[n]);
                 words.z = pack<Float>(x[j + 4] * scales_[n], x[j + 5] * scales_[n]);
                 words.w = pack<Float>(x[j + 6] * scales_[n], x[j + 7] * scales_[n]);
-                *reinterpret_cast<uint4*>(target + j) = words;
+                *reinterpret_cast<uint4*>(tile_.at(share_.row + n * Share::kRowsAtOnce, share_.d + j)) = words;
             }
         }
     }
@@ -99,7 +123,7 @@ private:
     using Share = TileShare<std::int8_t, D>;
     using Vector = typename Share::Vector;
     Share share_;
-    Float* tile_;
+    Tile& tile_;
     const std::int8_t* cache_;
     const float* scale_;
     Vector loaded_[Share::kSteps];

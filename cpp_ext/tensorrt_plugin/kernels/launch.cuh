@@ -9,11 +9,13 @@ namespace qwenvl {
 
 constexpr std::size_t kPlainShared = 48 * 1024;  // bytes of dynamic shared memory that need no permission
 
-// The device's compute capability (its major part), asked for at each launch: a process may use several devices.
-inline cudaError_t compute_capability(int& major) {
-    int device;
-    const cudaError_t status = cudaGetDevice(&device);
-    return status != cudaSuccess ? status : cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+// Tells if a kernel's code for this device waits in wait_for_previous_kernel(). Code that was compiled for an older
+// virtual architecture does not, though a newer device may run it: it would read what is not written yet.
+inline cudaError_t waits_for_previous(const void* kernel, bool& waits) {
+    cudaFuncAttributes attributes;
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+    waits = status == cudaSuccess && attributes.ptxVersion >= 90 && attributes.binaryVersion >= 90;
+    return status;
 }
 
 template <typename... Parameters, typename... Values>
@@ -43,15 +45,15 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::s
     return launch_with(false, kernel, grid, threads, shared, stream, values...);
 }
 
-// For a kernel that calls wait_for_previous_kernel(): from sm_90 on its blocks may start before the kernel in front of
-// it has ended (programmatic dependent launch), which hides most of the launch.
+// For a kernel that calls wait_for_previous_kernel(): where it was compiled for sm_90 or later, its blocks may start
+// before the kernel in front of it has ended (programmatic dependent launch), which hides most of the launch.
 template <typename... Parameters, typename... Values>
 cudaError_t launch_after(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared, cudaStream_t stream,
                          Values... values) {
-    int major;
-    const cudaError_t status = compute_capability(major);
+    bool waits;
+    const cudaError_t status = waits_for_previous(reinterpret_cast<const void*>(kernel), waits);
     if (status != cudaSuccess) return status;
-    return launch_with(major >= 9, kernel, grid, threads, shared, stream, values...);
+    return launch_with(waits, kernel, grid, threads, shared, stream, values...);
 }
 
 #endif

@@ -63,14 +63,15 @@ QWENVL_HOST_DEVICE inline int used_keys(const Sizes& sizes, int first_position) 
     return smaller(first_position + sizes.tokens, sizes.capacity);
 }
 
-constexpr int kKeyTile = 64;  // keys are given out in multiples of this
+constexpr int kKeyTile = 64;     // prefill takes keys in tiles of this many,
+constexpr int kDecodeKeys = 32;  // decoding in multiples of this many, which are one turn of a block's loop at most
 
-// The keys in use, cut into at most `splits` equal pieces of whole tiles; pieces behind the last key are empty.
+// The keys in use, cut into at most `splits` equal pieces of a multiple of `unit`; pieces after the last key are empty.
 struct KeySplit {
     int used, piece;
 
-    QWENVL_HOST_DEVICE KeySplit(int used_keys, int splits)
-        : used(used_keys), piece(divide_up(divide_up(used_keys, splits), kKeyTile) * kKeyTile) {}
+    QWENVL_HOST_DEVICE KeySplit(int used_keys, int splits, int unit)
+        : used(used_keys), piece(divide_up(divide_up(used_keys, splits), unit) * unit) {}
     QWENVL_HOST_DEVICE int begin(int split) const { return split * piece; }
     QWENVL_HOST_DEVICE int end(int split) const { return smaller(used, (split + 1) * piece); }
     QWENVL_HOST_DEVICE int filled() const { return used > 0 ? divide_up(used, piece) : 0; }

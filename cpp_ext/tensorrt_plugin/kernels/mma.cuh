@@ -12,24 +12,33 @@ namespace qwenvl {
 
 #ifdef __CUDACC__
 
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-    return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+using SharedPlace = std::uint32_t;
+
+__device__ __forceinline__ SharedPlace shared_place(const void* pointer) {
+    return static_cast<SharedPlace>(__cvta_generic_to_shared(pointer));
 }
 
-// Four 8 x 8 matrices of 16-bit elements. Lane 8 i + j passes the address of row j of matrix i, and receives in
+// place ^ bits, computed where it stands: the compiler would keep one for every step of a loop in a register.
+__device__ __forceinline__ SharedPlace flipped(SharedPlace place, int bits) {
+    SharedPlace result;
+    asm volatile("xor.b32 %0, %1, %2;" : "=r"(result) : "r"(place), "r"(bits));
+    return result;
+}
+
+// Four 8 x 8 matrices of 16-bit elements. Lane 8 i + j passes the place of row j of matrix i, and receives in
 // matrix[i] the elements (lane / 4, 2 (lane % 4)) and the one behind it.
-__device__ __forceinline__ void load_matrices(std::uint32_t (&matrix)[4], const void* row) {
+__device__ __forceinline__ void load_matrices(std::uint32_t (&matrix)[4], SharedPlace row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 
 // The same, each matrix transposed.
-__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&matrix)[4], const void* row) {
+__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&matrix)[4], SharedPlace row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 
@@ -52,7 +61,7 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const std::uint32_
 
 // 16 bytes from global to shared memory, beside the computation; zeros instead where not `valid`.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_place(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
                  : "memory");
 }

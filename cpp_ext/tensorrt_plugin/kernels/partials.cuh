@@ -27,29 +27,33 @@ struct Partials {
     }
 };
 
-// Grid: [rows, KVH, B] blocks of D threads, an element each.
-template <typename Float, int D>
-__global__ void __launch_bounds__(D) combine_partials(const Arguments args, const int splits) {
-    const QueryRows rows{args.sizes, static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y)};
-    const int row = static_cast<int>(blockIdx.x), d = static_cast<int>(threadIdx.x);
-    const int first = first_position(args.sizes, args.write_indices[rows.batch]);
-    const int filled = KeySplit(used_keys(args.sizes, first), splits).filled();
-    const Partials<D> partials(args, splits);
-    const std::int64_t index = rows.index(row);
-    wait_for_previous_kernel();
-
+// Element d of the result of row `index`, of its first `filled` pieces.
+template <int D>
+__device__ __forceinline__ float combined(const Partials<D>& partials, std::int64_t index, int filled, int d) {
     float maximum = -kInfinity;
-    for (int s = 0; s < filled; ++s) maximum = fmaxf(maximum, partials.max_sum_of(index, s).x);
+    for (int s = 0; s < filled; ++s) maximum = fmaxf(maximum, load_shared_result(&partials.max_sum_of(index, s)).x);
     maximum = finite_max(maximum);
     float sum = 0.0f, out = 0.0f;
 #pragma unroll 4
     for (int s = 0; s < filled; ++s) {
-        const float2 max_sum = partials.max_sum_of(index, s);
-        const float weight = exp2f(max_sum.x - maximum);
+        const float2 max_sum = load_shared_result(&partials.max_sum_of(index, s));
+        const float weight = power_of_two(max_sum.x - maximum);
         sum += weight * max_sum.y;
-        out += weight * partials.out_of(index, s)[d];
+        out += weight * load_shared_result(partials.out_of(index, s) + d);
     }
-    static_cast<Float*>(args.out)[rows.out_offset(row) + d] = from_float<Float>(sum > 0.0f ? out / sum : 0.0f);
+    return sum > 0.0f ? out / sum : 0.0f;
+}
+
+// Grid: [rows, KVH, B] blocks of D threads, an element each. unit: of the pieces.
+template <typename Float, int D>
+__global__ void __launch_bounds__(D) combine_partials(const Arguments args, const int splits, const int unit) {
+    const QueryRows rows{args.sizes, static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y)};
+    const int row = static_cast<int>(blockIdx.x), d = static_cast<int>(threadIdx.x);
+    const int first = first_position(args.sizes, args.write_indices[rows.batch]);
+    const int filled = KeySplit(used_keys(args.sizes, first), splits, unit).filled();
+    wait_for_previous_kernel();
+    const float result = combined(Partials<D>(args, splits), rows.index(row), filled, d);
+    static_cast<Float*>(args.out)[rows.out_offset(row) + d] = from_float<Float>(result);
 }
 
 }  // namespace qwenvl

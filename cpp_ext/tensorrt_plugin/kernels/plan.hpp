@@ -6,30 +6,32 @@
 
 namespace qwenvl {
 
-constexpr int kDecodeRows = 4;         // query rows a key/value head up to which reading the cache is what takes time
-constexpr int kDecodeBlocks = 512;     // blocks to aim at: four for each processor of an H100
-constexpr int kPrefillRows = 64;       // query rows of a block
-constexpr int kWidePrefillRows = 128;  // fewer reads of keys and values, where that still leaves
-constexpr int kWideBlocks = 256;       // so many blocks
+constexpr int kDecodeRows = 4;      // query rows a key/value head up to which reading the cache is what takes time
+constexpr int kDecodeBlocks = 512;  // blocks to aim at: four for each processor of an H100
+constexpr int kCounters = kDecodeBlocks / 2;  // heads of a call whose keys are cut into pieces
+constexpr int kPrefillRows = 64;              // query rows of a block
+constexpr int kWidePrefillRows = 128;         // fewer reads of keys and values, where that still leaves
+constexpr int kWideBlocks = 256;              // so many blocks
 constexpr int kSplitPrefillBlocks = 256;
 
 struct AttentionPlan {
-    int block_rows;  // query rows that a block takes: 1 or 4 by the decode kernel, 64 or 128 by the prefill kernel
+    int block_rows;  // query rows that a block takes: 1, 2 or 4 by the decode kernel, 64 or 128 by the prefill kernel
     int splits;      // pieces of the keys; partial results are combined when there are several
 };
 
 inline int query_rows(const Sizes& sizes) { return sizes.tokens * (sizes.heads / sizes.kv_heads); }
 
-// Pieces that make about `blocks` blocks of `heads`, none shorter than a tile.
-inline int key_splits(int blocks, int heads, int capacity) {
-    return larger(1, smaller(blocks / heads, divide_up(capacity, kKeyTile)));
+// Pieces that make about `blocks` blocks of `heads`, none shorter than `unit` keys.
+inline int key_splits(int blocks, int heads, int capacity, int unit) {
+    return larger(1, smaller(blocks / heads, divide_up(capacity, unit)));
 }
 
 inline AttentionPlan plan_attention(const Arguments& args) {
     const int heads = args.sizes.batch * args.sizes.kv_heads, rows = query_rows(args.sizes);
     if (rows <= kDecodeRows)
-        return {rows == 1 ? 1 : kDecodeRows, key_splits(kDecodeBlocks, heads, args.sizes.capacity)};
-    if (rows <= kPrefillRows) return {kPrefillRows, key_splits(kSplitPrefillBlocks, heads, args.sizes.capacity)};
+        return {rows <= 2 ? rows : kDecodeRows, key_splits(kDecodeBlocks, heads, args.sizes.capacity, kDecodeKeys)};
+    if (rows <= kPrefillRows)
+        return {kPrefillRows, key_splits(kSplitPrefillBlocks, heads, args.sizes.capacity, kKeyTile)};
     // Integers on their way into a tile take the registers that a wide block would need.
     const bool wide = !args.int8_cache && std::int64_t{heads} * divide_up(rows, kWidePrefillRows) >= kWideBlocks;
     return {wide ? kWidePrefillRows : kPrefillRows, 1};
@@ -46,12 +48,14 @@ inline bool is_possible(const AttentionPlan& plan, const Arguments& args) {
     const int rows = query_rows(args.sizes);
     const bool fits =
         plan.block_rows <= kDecodeRows ? rows <= plan.block_rows : plan.splits == 1 || rows <= kPrefillRows;
-    const bool known = plan.block_rows == 1 || plan.block_rows == kDecodeRows || plan.block_rows == kPrefillRows ||
-                       (plan.block_rows == kWidePrefillRows && !args.int8_cache);
+    const bool decodes = plan.block_rows == 1 || plan.block_rows == 2 || plan.block_rows == kDecodeRows;
+    const bool known =
+        decodes || plan.block_rows == kPrefillRows || (plan.block_rows == kWidePrefillRows && !args.int8_cache);
     const std::size_t partials = static_cast<std::size_t>(args.sizes.batch) * args.sizes.kv_heads * rows * plan.splits;
     const int head_dim = args.sizes.head_dim;
-    return fits && known && plan.splits >= 1 &&
-           (plan.splits == 1 || partials * (head_dim + 2) * sizeof(float) <= workspace_bytes(head_dim));
+    const bool combinable = args.sizes.batch * std::int64_t{args.sizes.kv_heads} <= kCounters &&
+                            partials * (head_dim + 2) * sizeof(float) <= workspace_bytes(head_dim);
+    return fits && known && plan.splits >= 1 && (plan.splits == 1 || combinable);
 }
 
 }  // namespace qwenvl

@@ -11,6 +11,10 @@
 
 namespace qwenvl {
 
+// Blocks on a processor to be compiled for: with more registers the compiler would keep addresses in them.
+template <typename Cache, int RowTiles>
+constexpr int kPrefillBlocksAtOnce = sizeof(Cache) == 1 || RowTiles > 1 ? 2 : 3;
+
 // Rotated queries, and zeros in rows and columns that are there for the tile's sake only.
 template <typename Float, int D, int RowTiles>
 __device__ __forceinline__ void load_query_tile(const Arguments& args, const QueryRows& rows, int first_row,
@@ -19,16 +23,17 @@ __device__ __forceinline__ void load_query_tile(const Arguments& args, const Que
     for (int i = static_cast<int>(threadIdx.x); i < shared.kRows * kQuads; i += kPrefillThreads) {
         const int r = i / kQuads, d = i % kQuads * 4;
         const bool exists = first_row + r < rows.count();
-        store_halves<D>(shared.query[r], d,
-                        exists ? rotated_query<D, Float>(args, rows, first_row + r, d) : HalfQuads{});
+        const HalfQuads x = exists ? rotated_query<D, Float>(args, rows, first_row + r, d) : HalfQuads{};
+        store_quad(shared.query.at(r, d), x.low);
+        store_quad(shared.query.at(r, d + D / 2), x.high);
     }
-    if constexpr (TileRow<D>::kWidth > D) {
+    if constexpr (kTileWidth < D >> D) {
         const uint4 zeros = make_uint4(0, 0, 0, 0);
         for (int r = static_cast<int>(threadIdx.x); r < shared.kRows; r += kPrefillThreads)
-            *reinterpret_cast<uint4*>(&shared.query[r][D]) = zeros;
+            *reinterpret_cast<uint4*>(shared.query.at(r, D)) = zeros;
         for (int r = static_cast<int>(threadIdx.x); r < kKeyTile; r += kPrefillThreads) {
-            *reinterpret_cast<uint4*>(&shared.key[r][D]) = zeros;
-            *reinterpret_cast<uint4*>(&shared.value[r][D]) = zeros;
+            *reinterpret_cast<uint4*>(shared.key.at(r, D)) = zeros;
+            *reinterpret_cast<uint4*>(shared.value.at(r, D)) = zeros;
         }
     }
 }
@@ -43,10 +48,10 @@ __device__ __forceinline__ void store_result(const Arguments& args, const WarpRo
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const float factor = state.sum[m][h] > 0.0f ? 1.0f / state.sum[m][h] : 0.0f;
-            Float* target = shared.query[warp.tile_row + 16 * m + 8 * h + warp.lane / 4] + warp.lane % 4 * 2;
+            const int row = warp.tile_row + 16 * m + 8 * h + warp.lane / 4;
 #pragma unroll
             for (int n = 0; n < state.kColumnTiles; ++n)
-                *reinterpret_cast<std::uint32_t*>(target + n * 8) =
+                *reinterpret_cast<std::uint32_t*>(shared.query.at(row, n * 8 + warp.lane % 4 * 2)) =
                     pack<Float>(state.out[m][n][2 * h] * factor, state.out[m][n][2 * h + 1] * factor);
         }
     __syncwarp();
@@ -56,7 +61,7 @@ __device__ __forceinline__ void store_result(const Arguments& args, const WarpRo
         const int row = warp.first_row + warp.tile_row + r;
         if (row >= warp.rows.count()) break;
         *reinterpret_cast<uint4*>(static_cast<Float*>(args.out) + warp.rows.out_offset(row) + d) =
-            *reinterpret_cast<const uint4*>(&shared.query[warp.tile_row + r][d]);
+            *reinterpret_cast<const uint4*>(shared.query.at(warp.tile_row + r, d));
     }
 }
 
@@ -87,8 +92,9 @@ __device__ __forceinline__ void attend_tiles(const Arguments& args, const WarpRo
                                              WarpState<D, RowTiles>& state) {
     const std::int64_t head = cache_index(args.sizes, warp.rows.batch, warp.rows.kv_head);
     const int end = warp.end;
-    TileLoader<Float, Cache, D> keys(shared.key[0], args.key, args.key_scale, head);
-    TileLoader<Float, Cache, D> values(shared.value[0], args.value, args.value_scale, head);
+    using Loader = TileLoader<typename PrefillShared<Float, D, RowTiles>::KeyTile, Float, Cache, D>;
+    Loader keys(shared.key, args.key, args.key_scale, head);
+    Loader values(shared.value, args.value, args.value_scale, head);
     if (begin < end) keys.start(begin, end);
     for (int first = begin; first < end; first += kKeyTile) {
         keys.finish();
@@ -107,14 +113,15 @@ __device__ __forceinline__ void attend_tiles(const Arguments& args, const WarpRo
 
 // Grid: [KVH * splits, ceil(rows / (64 RowTiles)), B] blocks; the last rows, which see most, start first.
 template <typename Float, typename Cache, int D, int RowTiles>
-__global__ void __launch_bounds__(kPrefillThreads) prefill_attention(const Arguments args, const int splits) {
+__global__ void __launch_bounds__(kPrefillThreads, kPrefillBlocksAtOnce<Cache, RowTiles>)
+    prefill_attention(const Arguments args, const int splits) {
     auto& shared = *reinterpret_cast<PrefillShared<Float, D, RowTiles>*>(dynamic_shared());
     const int split = static_cast<int>(blockIdx.x) % splits;
     const QueryRows rows{args.sizes, static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.x) / splits};
     const int first_row = static_cast<int>(gridDim.y - 1 - blockIdx.y) * shared.kRows;
     const int last_row = smaller(first_row + shared.kRows, rows.count()) - 1;
     const int first = first_position(args.sizes, args.write_indices[rows.batch]);
-    const KeySplit pieces(used_keys(args.sizes, first), splits);
+    const KeySplit pieces(used_keys(args.sizes, first), splits, kKeyTile);
     const int end = smaller(pieces.end(split), first + rows.token(last_row) + 1);
     load_query_tile<Float, D, RowTiles>(args, rows, first_row, shared);
     __syncthreads();

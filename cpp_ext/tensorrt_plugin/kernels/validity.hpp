@@ -7,7 +7,7 @@
 
 namespace qwenvl {
 
-constexpr int kHeadDims[] = {64, 80, 96, 104, 128};
+constexpr int kHeadDims[] = {64, 72, 80, 96, 104, 128};
 
 inline bool is_head_dim(int head_dim) {
     for (const int known : kHeadDims)

@@ -10,9 +10,11 @@ constexpr int kPrefillWarps = kPrefillThreads / kWarp;
 template <typename Float, int D, int RowTiles>
 struct PrefillShared {
     static constexpr int kRows = kPrefillWarps * RowTiles * 16;
-    alignas(16) Float query[kRows][TileRow<D>::kStride];
-    alignas(16) Float key[kKeyTile][TileRow<D>::kStride];
-    alignas(16) Float value[kKeyTile][TileRow<D>::kStride];
+    // 48 KB instead of 51: two blocks on a processor with 100 KB. Elsewhere no block more would fit.
+    static constexpr bool kSwizzled = D == 128 && RowTiles == 1;
+    using KeyTile = Tile<Float, D, kKeyTile, kSwizzled>;
+    Tile<Float, D, kRows, kSwizzled> query;
+    KeyTile key, value;
 };
 
 // Which rows a warp has, and what they see.
@@ -33,7 +35,7 @@ struct WarpRows {
 // row tile m, and of every eight columns 2c and 2c + 1, as elements 2 h and 2 h + 1.
 template <int D, int RowTiles>
 struct WarpState {
-    static constexpr int kColumnTiles = TileRow<D>::kWidth / 8;
+    static constexpr int kColumnTiles = kTileWidth<D> / 8;
     float out[RowTiles][kColumnTiles][4] = {};
     float maximum[RowTiles][2], sum[RowTiles][2] = {};
 
@@ -52,20 +54,24 @@ template <typename Float, int D, int RowTiles>
 __device__ __forceinline__ void tile_scores(const PrefillShared<Float, D, RowTiles>& shared, const WarpRows& warp,
                                             Scores<RowTiles>& scores) {
     const int lane = warp.lane;
+    using Queries = decltype(shared.query);
+    using Keys = decltype(shared.key);
+    const SharedPlace query = shared_place(shared.query.at(warp.tile_row + lane % 16, lane / 16 * 8));
+    const SharedPlace key = shared_place(shared.key.at(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
 #pragma unroll
     for (int m = 0; m < RowTiles; ++m)
 #pragma unroll
         for (int n = 0; n < kScoreTiles; ++n) scores[m][n][0] = scores[m][n][1] = scores[m][n][2] = scores[m][n][3] = 0;
 #pragma unroll
-    for (int k = 0; k < TileRow<D>::kWidth; k += 16) {
+    for (int k = 0; k < kTileWidth<D>; k += 16) {
         std::uint32_t a[RowTiles][4];
+        const SharedPlace query_k = Queries::moved(query, k), key_k = Keys::moved(key, k);
 #pragma unroll
-        for (int m = 0; m < RowTiles; ++m)
-            load_matrices(a[m], &shared.query[warp.tile_row + 16 * m + lane % 16][k + lane / 16 * 8]);
+        for (int m = 0; m < RowTiles; ++m) load_matrices(a[m], Queries::below(query_k, 16 * m));
 #pragma unroll
         for (int n = 0; n < kScoreTiles; n += 2) {
             std::uint32_t b[4];
-            load_matrices(b, &shared.key[n * 8 + lane / 16 * 8 + lane % 8][k + lane / 8 % 2 * 8]);
+            load_matrices(b, Keys::below(key_k, n * 8));
 #pragma unroll
             for (int m = 0; m < RowTiles; ++m) {
                 multiply_add<Float>(scores[m][n], a[m], b[0], b[1]);
@@ -103,7 +109,7 @@ __device__ __forceinline__ void update_softmax(float scale, Scores<RowTiles>& sc
                 maximum = fmaxf(maximum, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
             maximum = lanes_max<4>(maximum);
             const float subtracted = finite_max(maximum) * scale;
-            const float factor = exp2f(state.maximum[m][h] * scale - subtracted);
+            const float factor = power_of_two(state.maximum[m][h] * scale - subtracted);
             state.maximum[m][h] = maximum;
             state.sum[m][h] *= factor;
 #pragma unroll
@@ -113,7 +119,7 @@ __device__ __forceinline__ void update_softmax(float scale, Scores<RowTiles>& sc
             for (int n = 0; n < kScoreTiles; ++n)
 #pragma unroll
                 for (int i = 2 * h; i < 2 * h + 2; ++i) {
-                    scores[m][n][i] = exp2f(scores[m][n][i] * scale - subtracted);
+                    scores[m][n][i] = power_of_two(scores[m][n][i] * scale - subtracted);
                     state.sum[m][h] += scores[m][n][i];
                 }
         }
@@ -123,6 +129,8 @@ __device__ __forceinline__ void update_softmax(float scale, Scores<RowTiles>& sc
 template <typename Float, int D, int RowTiles>
 __device__ __forceinline__ void add_values(const PrefillShared<Float, D, RowTiles>& shared, int lane,
                                            const Scores<RowTiles>& weights, WarpState<D, RowTiles>& state) {
+    using Values = decltype(shared.value);
+    const SharedPlace value = shared_place(shared.value.at(lane % 16, lane / 16 * 8));
 #pragma unroll
     for (int k = 0; k < kKeyTile; k += 16) {
         std::uint32_t a[RowTiles][4];
@@ -136,7 +144,7 @@ __device__ __forceinline__ void add_values(const PrefillShared<Float, D, RowTile
 #pragma unroll
         for (int n = 0; n < state.kColumnTiles; n += 2) {
             std::uint32_t b[4];
-            load_matrices_transposed(b, &shared.value[k + lane % 16][n * 8 + lane / 16 * 8]);
+            load_matrices_transposed(b, Values::below(Values::moved(value, n * 8), k));
 #pragma unroll
             for (int m = 0; m < RowTiles; ++m) {
                 multiply_add<Float>(state.out[m][n], a[m], b[0], b[1]);

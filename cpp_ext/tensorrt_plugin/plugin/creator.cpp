@@ -15,7 +15,7 @@ using nvinfer1::PluginFieldType;
 
 struct Attribute {
     const char* name;
-    std::int32_t Attributes::* member;
+    std::int32_t Attributes::*member;
 };
 constexpr Attribute kAttributes[] = {{"num_heads", &Attributes::num_heads},
                                      {"num_kv_heads", &Attributes::num_kv_heads},
@@ -38,7 +38,7 @@ const PluginField* find(nvinfer1::PluginFieldCollection const* fields, const cha
 // What is wrong with the attributes' values, or nothing.
 std::string objection(const Attributes& a) {
     if (!is_head_dim(a.head_dim))
-        return "head_dim is " + std::to_string(a.head_dim) + "; it must be 64, 80, 96, 104 or 128";
+        return "head_dim is " + std::to_string(a.head_dim) + "; it must be 64, 72, 80, 96, 104 or 128";
     if (a.num_heads <= 0 || a.num_kv_heads <= 0 || a.num_heads % a.num_kv_heads != 0)
         return "num_heads is " + std::to_string(a.num_heads) + ", which is no multiple of num_kv_heads, " +
                std::to_string(a.num_kv_heads);

@@ -16,6 +16,22 @@ using nvinfer1::DataType;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 
+Counters::~Counters() {
+    if (memory_ != nullptr) cudaFree(memory_);
+}
+
+void Counters::reserve() noexcept {
+    void* memory = nullptr;
+    const std::size_t bytes = qwenvl_kv_cache_attention_counters() * sizeof *memory_;
+    if (cudaMalloc(&memory, bytes) == cudaSuccess) {
+        if (cudaMemset(memory, 0, bytes) == cudaSuccess && cudaStreamSynchronize(nullptr) == cudaSuccess)
+            memory_ = static_cast<std::uint32_t*>(memory);
+        else
+            cudaFree(memory);
+    }
+    if (memory_ == nullptr) cudaGetLastError();  // the next launch must not report it
+}
+
 KVCacheAttention::KVCacheAttention(const Attributes& attributes, nvinfer1::TensorRTPhase phase)
     : attributes_(attributes),
       phase_(phase),
@@ -37,7 +53,9 @@ nvinfer1::IPluginCapability* KVCacheAttention::getCapabilityInterface(nvinfer1::
     return nullptr;
 }
 
-nvinfer1::IPluginV3* KVCacheAttention::clone() noexcept { return new (std::nothrow) KVCacheAttention(attributes_, phase_); }
+nvinfer1::IPluginV3* KVCacheAttention::clone() noexcept {
+    return new (std::nothrow) KVCacheAttention(attributes_, phase_);
+}
 
 std::int32_t KVCacheAttention::getNbOutputs() const noexcept { return output_count(attributes_.int8_cache); }
 
@@ -120,6 +138,7 @@ std::int32_t KVCacheAttention::enqueue(nvinfer1::PluginTensorDesc const* inputDe
     args.value_scale = int8 ? static_cast<float*>(outputs[kPresentValueScale]) : nullptr;
     args.out = outputs[kOut];
     args.workspace = workspace;
+    args.counters = counters_.get();
     const int status = qwenvl_kv_cache_attention(&args, stream);
     if (status != cudaSuccess)
         log_error(std::string("KVCacheAttention could not be launched: ") +
@@ -127,7 +146,11 @@ std::int32_t KVCacheAttention::enqueue(nvinfer1::PluginTensorDesc const* inputDe
     return status;
 }
 
-nvinfer1::IPluginV3* KVCacheAttention::attachToContext(nvinfer1::IPluginResourceContext*) noexcept { return clone(); }
+nvinfer1::IPluginV3* KVCacheAttention::attachToContext(nvinfer1::IPluginResourceContext*) noexcept {
+    auto* attached = new (std::nothrow) KVCacheAttention(attributes_, phase_);
+    if (attached != nullptr) attached->counters_.reserve();
+    return attached;
+}
 
 nvinfer1::PluginFieldCollection const* KVCacheAttention::getFieldsToSerialize() noexcept { return &collection_; }
 

@@ -17,6 +17,21 @@ struct Attributes {
     std::int32_t num_heads, num_kv_heads, head_dim, int8_cache;
 };
 
+// Counters of the kernels (Arguments::counters) in the GPU's memory, freed with this object.
+class Counters {
+public:
+    Counters() = default;
+    Counters(const Counters&) = delete;
+    ~Counters();
+
+    // Reserves them; without memory, or without a GPU, there are none, and decoding takes one kernel more.
+    void reserve() noexcept;
+    std::uint32_t* get() const { return memory_; }
+
+private:
+    std::uint32_t* memory_ = nullptr;
+};
+
 class KVCacheAttention final : public nvinfer1::IPluginV3,
                                public nvinfer1::IPluginV3OneCore,
                                public nvinfer1::IPluginV3OneBuildV2,
@@ -68,6 +83,7 @@ private:
     nvinfer1::TensorRTPhase phase_;
     std::array<nvinfer1::PluginField, 4> fields_;
     nvinfer1::PluginFieldCollection collection_;
+    Counters counters_;  // of an execution context's plugin alone: its calls never run at once
 };
 
 }  // namespace qwenvl

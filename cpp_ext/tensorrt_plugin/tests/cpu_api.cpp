@@ -7,6 +7,20 @@ extern "C" {
 
 QWENVL_EXPORT void qwenvl_reference_attention(const qwenvl::Arguments* args) { qwenvl::reference_attention(*args); }
 
+// Kernels launched since the last call.
+QWENVL_EXPORT int qwenvl_emulated_launches() {
+    const int found = qwenvl::simt::launches;
+    qwenvl::simt::launches = 0;
+    return found;
+}
+
+// Bank conflicts of ldmatrix since the last call.
+QWENVL_EXPORT long qwenvl_emulated_conflicts() {
+    const long found = qwenvl::simt::conflicts;
+    qwenvl::simt::conflicts = 0;
+    return found;
+}
+
 // Whether the threads of a block start in descending order.
 QWENVL_EXPORT void qwenvl_emulate_descending(int descending) { qwenvl::simt::descending = descending != 0; }
 }

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "../kernels/c_api.h"
+#include "../kernels/plan.hpp"
 #include "host_call.hpp"
 
 namespace qwenvl::tests {
@@ -35,6 +36,8 @@ public:
         outputs.push_back(allocate(out_bytes()));
         for (int i = kPresentKey; i < output_count(host.int8); ++i) outputs.push_back(inputs[past_of(i)]);
         workspace = allocate(workspace_bytes);
+        counters = allocate(kCounters * sizeof(std::uint32_t));
+        cuda(cudaMemset(counters, 0, kCounters * sizeof(std::uint32_t)));
     }
     DeviceCall(const DeviceCall&) = delete;
     ~DeviceCall() {
@@ -58,11 +61,13 @@ public:
         if (host_.int8) args.key_scale = static_cast<float*>(inputs[kKeyScale]);
         if (host_.int8) args.value_scale = static_cast<float*>(inputs[kValueScale]);
         args.out = outputs[kOut], args.workspace = workspace;
+        args.counters = static_cast<std::uint32_t*>(counters);
         return args;
     }
 
     std::vector<void*> inputs, outputs;
     void* workspace;
+    void* counters;
 
 private:
     std::size_t out_bytes() const { return host_.out.size() * sizeof(host_.out[0]); }
@@ -113,12 +118,18 @@ std::unique_ptr<nvinfer1::IPluginV3> create(const Library& library, const Sizes&
         library.creator->createPlugin("attention", &collection, nvinfer1::TensorRTPhase::kRUNTIME));
 }
 
+nvinfer1::IPluginV3OneRuntime& runtime_of(nvinfer1::IPluginV3& plugin) {
+    return *static_cast<nvinfer1::IPluginV3OneRuntime*>(
+        plugin.getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
+}
+
 // enqueue, then the same captured into a graph, as an engine is, and launched.
 void enqueue_in_a_graph(const Library& library, const Sizes& sizes, DataType type, bool int8) {
     const auto plugin = create(library, sizes, int8);
     require(plugin != nullptr, "no plugin was made");
-    auto& runtime = *static_cast<nvinfer1::IPluginV3OneRuntime*>(
-        plugin->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
+    const std::unique_ptr<nvinfer1::IPluginV3> attached(runtime_of(*plugin).attachToContext(nullptr));
+    require(attached != nullptr, "no plugin was attached");
+    auto& runtime = runtime_of(*attached);
     HostCall call(sizes, type, int8), expected(sizes, type, int8);
     DeviceCall device(call, library.workspace(sizes.head_dim));
     const auto enqueue = [&](cudaStream_t stream) {
@@ -145,13 +156,17 @@ void enqueue_in_a_graph(const Library& library, const Sizes& sizes, DataType typ
     cuda(cudaStreamDestroy(stream));
 }
 
-void run_plan(const Library& library, const Sizes& sizes, DataType type, bool int8, int block_rows, int splits) {
+// Twice: the last block combines, and a kernel of its own does.
+void run_plan(const Library& library, const Sizes& sizes, DataType type, bool int8, int block_rows, int splits,
+              bool count = true) {
     HostCall call(sizes, type, int8), expected(sizes, type, int8);
     DeviceCall device(call, library.workspace(sizes.head_dim));
-    const Arguments args = device.arguments();
+    Arguments args = device.arguments();
+    if (!count) args.counters = nullptr;
     require(library.planned(&args, block_rows, splits, nullptr) == cudaSuccess, "a plan was refused");
     device.copy_back();
     require(agrees_with_reference(call, expected), "a kernel does not compute what the reference does");
+    if (count) run_plan(library, sizes, type, int8, block_rows, splits, false);
 }
 
 void run_all(const Library& library, int head_dim, DataType type, bool int8) {
@@ -159,6 +174,7 @@ void run_all(const Library& library, int head_dim, DataType type, bool int8) {
     for (const int tokens : {1, 2, 20, 70}) enqueue_in_a_graph(library, sizes(tokens), type, int8);
     for (const int splits : {1, 3}) {
         run_plan(library, {2, 1, 2, 2, head_dim, 256}, type, int8, 1, splits);
+        run_plan(library, {2, 1, 4, 2, head_dim, 256}, type, int8, 2, splits);
         run_plan(library, sizes(2), type, int8, 4, splits);
         run_plan(library, sizes(20), type, int8, 64, splits);
     }
@@ -172,7 +188,7 @@ int main(int argc, char** argv) {
     using namespace qwenvl::tests;
     require(argc == 2, "name the plugin library");
     const Library library(argv[1]);
-    for (const int head_dim : {64, 80, 96, 104, 128})
+    for (const int head_dim : {64, 72, 80, 96, 104, 128})
         for (const DataType type : {DataType::kHALF, DataType::kBF16})
             for (const bool int8 : {false, true}) run_all(library, head_dim, type, int8);
     std::puts("every kernel computes what the reference does");

@@ -36,7 +36,8 @@ inline std::vector<nvinfer1::PluginTensorDesc> input_descriptions(const Sizes& s
     const auto desc = [](nvinfer1::Dims dims, DataType of) {
         return nvinfer1::PluginTensorDesc{dims, of, nvinfer1::TensorFormat::kLINEAR, 1.0f};
     };
-    const nvinfer1::Dims past{4, {s.batch, s.kv_heads, s.capacity, s.head_dim}}, rope{3, {s.batch, s.tokens, s.head_dim / 2}};
+    const nvinfer1::Dims past{4, {s.batch, s.kv_heads, s.capacity, s.head_dim}},
+        rope{3, {s.batch, s.tokens, s.head_dim / 2}};
     const nvinfer1::Dims tokens{2, {s.batch, s.tokens}}, scale{3, {s.batch, s.kv_heads, s.capacity}};
     std::vector<nvinfer1::PluginTensorDesc> all{
         desc({3, {s.batch, s.tokens, (s.heads + 2 * s.kv_heads) * s.head_dim}}, type),
@@ -94,6 +95,7 @@ public:
                 int8 ? static_cast<float*>(pointer(kKeyScale)) : nullptr,
                 int8 ? static_cast<float*>(pointer(kValueScale)) : nullptr,
                 out.data(),
+                nullptr,
                 nullptr};
     }
 

@@ -91,7 +91,7 @@ void creator_names_the_plugin() {
 }
 
 void creator_refuses_wrong_attributes() {
-    CHECK(!create(4, 2, 72, 0) && logged("head_dim is 72; it must be 64, 80, 96, 104 or 128"));
+    CHECK(!create(4, 2, 88, 0) && logged("head_dim is 88; it must be 64, 72, 80, 96, 104 or 128"));
     CHECK(!create(4, 3, 64, 0) && logged("num_heads is 4, which is no multiple of num_kv_heads, 3"));
     CHECK(!create(0, 0, 64, 0) && logged("num_heads is 0"));
     CHECK(!create(4, 4, 64, 2) && logged("int8_cache is 2"));

@@ -11,6 +11,8 @@ namespace qwenvl::simt {
 
 Index thread_index, block_index, grid_size;
 bool descending = false;
+long conflicts = 0;
+int launches = 0;
 
 namespace {
 
@@ -91,7 +93,7 @@ void prepare(int threads, std::size_t shared_bytes) {
     for (std::size_t w = 0; w < warps.size(); ++w)
         warps[w].barrier.size = std::min(32, threads - static_cast<int>(w) * 32);
     block = {threads, 0, 0};
-    shared.assign(shared_bytes + 64, 0xFF);
+    shared.assign(shared_bytes + kSharedAlignment, 0xFF);
 }
 
 // Resumes every thread of a warp, again and again, until all wait for other warps or have ended. Returns how many
@@ -129,11 +131,12 @@ void run_block(int threads) {
 
 unsigned char* shared_memory() {
     const auto address = reinterpret_cast<std::uintptr_t>(shared.data());
-    return shared.data() + (64 - address % 64) % 64;
+    return shared.data() + (kSharedAlignment - address % kSharedAlignment) % kSharedAlignment;
 }
 
 void run(dim3 grid, int threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
     body = &kernel;
+    ++launches;
     grid_size = {grid.x, grid.y, grid.z};
     for (block_index.z = 0; block_index.z < grid.z; ++block_index.z)
         for (block_index.y = 0; block_index.y < grid.y; ++block_index.y)
@@ -155,6 +158,18 @@ const Exchange& exchange(const void* value, std::size_t size) {
 
 void check_aligned(const void* pointer, std::size_t alignment, const char* what) {
     if (reinterpret_cast<std::uintptr_t>(pointer) % alignment != 0) fail(what);
+}
+
+void count_conflicts(const Exchange& rows) {
+    if (lane() != 0) return;
+    for (int matrix = 0; matrix < 4; ++matrix) {
+        unsigned units = 0;
+        for (int j = 0; j < 8; ++j) {
+            const auto address = reinterpret_cast<std::uintptr_t>(from_lane<const void*>(rows, 8 * matrix + j));
+            units |= 1u << address / 16 % 8;
+        }
+        conflicts += units != 0xFF;
+    }
 }
 
 void copy_later(void* target, const void* global, bool valid) {

@@ -33,6 +33,8 @@ unsigned char* shared_memory();
 void run(dim3 grid, int threads, std::size_t shared_bytes, const std::function<void()>& kernel);
 extern bool descending;
 
+constexpr std::size_t kSharedAlignment = 256;  // as kernels/device.cuh has it
+
 void block_barrier();
 
 // One value of up to 64 bytes from every lane of the warp, all lanes there: valid until the lane's next exchange.
@@ -53,6 +55,12 @@ inline int lane() { return static_cast<int>(thread_index.x % 32); }
 void copy_later(void* shared, const void* global, bool valid);
 void finish_copies();
 void check_aligned(const void* pointer, std::size_t alignment, const char* what);
+
+// Counts matrices of an ldmatrix of which two rows are in the same 16 of shared memory's 128 bytes that are read at
+// once.
+void count_conflicts(const Exchange& rows);
+extern long conflicts;
+extern int launches;
 
 }  // namespace qwenvl::simt
 
@@ -93,15 +101,32 @@ namespace qwenvl {
 
 inline unsigned char* dynamic_shared() { return simt::shared_memory(); }
 inline void wait_for_previous_kernel() {}
+inline void let_next_kernel_start() {}
+inline void publish_results() {}
+inline float load_shared_result(const float* x) { return *x; }
+inline float2 load_shared_result(const float2* x) { return *x; }
+inline bool is_last_of(std::uint32_t* counter, std::uint32_t count) {
+    const bool last = *counter == count - 1;
+    *counter = last ? 0 : *counter + 1;
+    return last;
+}
+// ex2.approx.ftz: results below the smallest normal number are zero.
+inline float power_of_two(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
 
 inline float shuffle_xor(float x, int mask) {
     return simt::from_lane<float>(simt::exchange(&x, sizeof x), simt::lane() ^ mask);
 }
 
 // The instructions of kernels/mma.cuh, by their definition in the PTX ISA.
-inline void load_matrix_rows(std::uint32_t (&matrix)[4], const void* row, bool transposed) {
+using SharedPlace = std::uintptr_t;
+inline SharedPlace shared_place(const void* pointer) { return reinterpret_cast<SharedPlace>(pointer); }
+inline SharedPlace flipped(SharedPlace place, int bits) { return place ^ static_cast<SharedPlace>(bits); }
+
+inline void load_matrix_rows(std::uint32_t (&matrix)[4], SharedPlace place, bool transposed) {
+    const void* row = reinterpret_cast<const void*>(place);
     simt::check_aligned(row, 16, "ldmatrix");
     const simt::Exchange& rows = simt::exchange(&row, sizeof row);
+    simt::count_conflicts(rows);
     const int g = simt::lane() / 4, c = simt::lane() % 4 * 2;
     for (int i = 0; i < 4; ++i) {
         std::uint16_t pair[2];
@@ -112,8 +137,8 @@ inline void load_matrix_rows(std::uint32_t (&matrix)[4], const void* row, bool t
         std::memcpy(&matrix[i], pair, sizeof pair);
     }
 }
-inline void load_matrices(std::uint32_t (&matrix)[4], const void* row) { load_matrix_rows(matrix, row, false); }
-inline void load_matrices_transposed(std::uint32_t (&matrix)[4], const void* row) {
+inline void load_matrices(std::uint32_t (&matrix)[4], SharedPlace row) { load_matrix_rows(matrix, row, false); }
+inline void load_matrices_transposed(std::uint32_t (&matrix)[4], SharedPlace row) {
     load_matrix_rows(matrix, row, true);
 }
 

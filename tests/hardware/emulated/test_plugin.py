@@ -17,6 +17,7 @@ import torch
 from support import kv_cache_attention_onnx
 from support.kv_cache_attention import Arguments, Case, Library, check, random_call
 from support.paths import ROOT
+from tools import plugin_code
 
 SOURCE = ROOT / "cpp_ext" / "tensorrt_plugin"
 HEADERS = ROOT / ".cache" / "tensorrt"
@@ -73,7 +74,7 @@ def test_every_architecture_is_compiled_with_warnings_as_errors(plugin):
     known = [a for a in ARCHITECTURES if f"sm_{a}\n" in run("nvcc", "--list-gpu-code")]
     commands = json.loads((plugin.parent / "compile_commands.json").read_text())
     kernels = [each["command"] for each in commands if each["file"].endswith("attention.cu")]
-    assert len(kernels) == 5
+    assert len(kernels) == 6
     for command in kernels:
         made = re.findall(r"(?:sm|compute)_\d+(?=[\],])", "".join(re.findall(r"code=\[.*?\]", command)))
         assert set(made) == {*(f"sm_{a}" for a in known), f"compute_{known[-1]}"}
@@ -92,6 +93,20 @@ def test_the_library_stands_alone(plugin):
     exported = set(re.findall(r"GLOBAL DEFAULT +\d+ (\w+)$", run("readelf", "--dyn-syms", "--wide", plugin), re.M))
     assert {"getCreators", "setLoggerFinder", "qwenvl_kv_cache_attention"} <= exported
     assert not [name for name in exported if not name.startswith(("qwenvl_", "getCreators", "setLoggerFinder"))]
+
+
+def test_machine_code_is_within_its_limits(plugin):
+    """Registers and spills; and that a decode kernel has all its loads on their way before it waits for the first."""
+    for name in ("cuobjdump", "nvdisasm"):
+        need(plugin_code.tool(name), f"there is no {name}; pip install nvidia-cuda-{name}")
+    known = [f"sm_{a}" for a in ARCHITECTURES if f"sm_{a}\n" in run("nvcc", "--list-gpu-code")]
+    # PTX of the newest alone: a GPU that needs older PTX would run code that does not wait for the kernel before.
+    assert plugin_code.architectures(plugin) == (known, known[-1:])
+    found = plugin_code.kernels(plugin, disassembled=("sm_87", "sm_90"))
+    assert {kernel.kind for kernel in found} == set(plugin_code.LIMITS)
+    assert not [(kernel, why) for kernel in found if (why := plugin_code.excess(kernel))]
+    decoding = [kernel for kernel in found if kernel.loads]
+    assert len(decoding) == 2 * 6 * 2 * 2 * 3  # architectures, head sizes, floats, caches, rows
 
 
 LOAD = """
@@ -170,19 +185,28 @@ def test_the_standard_decoder_attends_like_the_reference(reference, case):
 EMULATED = [
     *(
         Case(1, (0, 130), head_dim=dim, dtype=BOTH[i % 2], int8=i % 2 == 1)
-        for i, dim in enumerate((64, 80, 96, 104, 128))
+        for i, dim in enumerate((64, 72, 80, 96, 104, 128))
     ),
     *(
         Case(3, (100,), head_dim=dim, dtype=BOTH[i % 2], int8=i % 2 == 0)
-        for i, dim in enumerate((64, 80, 96, 104, 128))
+        for i, dim in enumerate((64, 72, 80, 96, 104, 128))
     ),
     *(
         Case(17, (0, 60), head_dim=dim, dtype=BOTH[i % 2], int8=i % 2 == 1)
-        for i, dim in enumerate((64, 80, 96, 104, 128))
+        for i, dim in enumerate((64, 72, 80, 96, 104, 128))
     ),
     Case(2, (7, 250), heads=4, kv_heads=2),
     Case(2, (70,), heads=8, kv_heads=1, dtype=torch.bfloat16),
     Case(1, (0, 65), heads=8, kv_heads=2, head_dim=96, int8=True),
+    # As Qwen3-VL-2B, Qwen2.5-VL-7B and Qwen2.5-VL-3B group their heads.
+    *(
+        Case(1, (5, 190), heads=2 * group, kv_heads=2, head_dim=128, dtype=BOTH[i % 2], int8=int8)
+        for i, group in enumerate((2, 7, 8))
+        for int8 in (False, True)
+    ),
+    Case(
+        3, (90,), heads=2, kv_heads=2, head_dim=128, capacity=250, int8=True
+    ),  # scales that cannot be read four at once
     Case(6, (33, 2), heads=8, kv_heads=2, head_dim=128, dtype=torch.bfloat16, int8=True),
     Case(70, (20,), heads=1, kv_heads=1, head_dim=104, int8=True),
     Case(70, (0, 31), heads=1, kv_heads=1, head_dim=80),
@@ -197,7 +221,9 @@ def test_kernels_compute_the_definition(emulated, case):
 
 # Query rows of a block, pieces of the keys: every kernel, in one piece and in more than there are tiles.
 PLANS = [
-    (Case(1, (150,), int8=True), 1, (1, 2, 5)),
+    (Case(1, (150,), int8=True), 1, (1, 2, 5, 8)),
+    (Case(1, (33, 150), heads=4, kv_heads=2, head_dim=128), 2, (1, 3, 6)),
+    (Case(2, (150,), head_dim=72, int8=True), 2, (1, 6)),
     (Case(4, (0, 150)), 4, (1, 3)),
     (Case(4, (0, 150), dtype=torch.bfloat16), 64, (1, 3)),
     (Case(9, (90,), head_dim=104, int8=True), 64, (1, 2)),
@@ -206,18 +232,53 @@ PLANS = [
 ]
 
 
+def planned(emulated, rows, splits, *, count=True):
+    """Runs a plan of the caller's; without counters the pieces are combined by a kernel of its own."""
+    function = emulated.library.qwenvl_kv_cache_attention_planned
+    function.argtypes = [ctypes.POINTER(Arguments), ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+
+    def run(arguments, stream):
+        if not count:
+            arguments._obj.counters = None
+        return function(arguments, rows, splits, stream)
+
+    return run
+
+
 @pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
 @pytest.mark.parametrize(("case", "rows", "splits"), PLANS, ids=str)
 def test_every_plan_computes_the_same(emulated, case, rows, splits, descending):
     call = random_call(case, seed=1)
-    planned = emulated.library.qwenvl_kv_cache_attention_planned
-    planned.argtypes = [ctypes.POINTER(Arguments), ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     emulated.library.qwenvl_emulate_descending(descending)
     try:
         for split in splits:
-            check(call, *emulated(call, lambda arguments, stream, n=split: planned(arguments, rows, n, stream)))
+            out, caches = emulated(call, planned(emulated, rows, split))
+            check(call, out, caches)
+            again, _ = emulated(call, planned(emulated, rows, split, count=False))
+            torch.testing.assert_close(again, out, rtol=0, atol=0)
     finally:
         emulated.library.qwenvl_emulate_descending(False)
+
+
+def test_a_decoded_token_is_one_kernel(emulated):
+    """Writing the cache, attention and the combination of pieces; a prompt takes a kernel more."""
+    launches = emulated.library.qwenvl_emulated_launches
+    for case, expected in ((Case(1, (200,)), 1), (Case(4, (200,), int8=True), 1), (Case(300, (0,), capacity=512), 2)):
+        launches()
+        emulated(random_call(case))
+        assert launches() == expected
+
+
+def test_tiles_in_shared_memory_are_read_without_bank_conflicts(emulated):
+    conflicts = emulated.library.qwenvl_emulated_conflicts
+    conflicts.restype = ctypes.c_long
+    conflicts()
+    for dim in (64, 72, 80, 96, 104, 128):
+        for tokens, plan in ((20, (64, 1)), (70, (128, 1))):
+            call = random_call(Case(tokens, (30,), heads=1, kv_heads=1, head_dim=dim))
+            emulated(call, planned(emulated, *plan))
+        emulated(random_call(Case(20, (30,), heads=1, kv_heads=1, head_dim=dim, int8=True)))
+        assert conflicts() == 0, dim
 
 
 def test_padding_and_full_caches(emulated):
@@ -239,7 +300,7 @@ def test_indices_outside_the_cache_touch_nothing_else(emulated, write):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("head_dim", 72), ("kv_heads", 3), ("tokens", 0), ("batch", 2**30), ("capacity", 2**31 - 1)]
+    ("name", "value"), [("head_dim", 88), ("kv_heads", 3), ("tokens", 0), ("batch", 2**30), ("capacity", 2**31 - 1)]
 )
 def test_sizes_that_no_kernel_knows_are_refused(emulated, name, value):
     call = random_call(Case(1, (0,)))
@@ -249,8 +310,7 @@ def test_sizes_that_no_kernel_knows_are_refused(emulated, name, value):
 
 
 def test_impossible_plans_are_refused(emulated):
-    planned = emulated.library.qwenvl_kv_cache_attention_planned
     call = random_call(Case(5, (0,), int8=True))
     arguments, _kept = emulated.arguments(call, call.past)
     for rows, splits in ((4, 1), (3, 1), (128, 1), (64, 0), (64, 10**6)):
-        assert planned(ctypes.byref(arguments), rows, splits, None) != 0
+        assert planned(emulated, rows, splits)(ctypes.byref(arguments), None) != 0

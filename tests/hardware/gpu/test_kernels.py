@@ -15,13 +15,13 @@ DECODE = [
     (tokens, lengths, heads)
     for tokens in (1, 2, 4)
     for lengths in ((0, 1, 63, 64, 65), (4000, 17, 2048))
-    for heads in ((4, 4), (8, 2))
+    for heads in ((4, 4), (4, 2), (8, 2), (7, 1), (16, 2))
 ]
 PREFILL = [
     (tokens, lengths, heads)
     for tokens in (5, 16, 63, 64, 65, 130)
     for lengths in ((0,), (1, 100, 2000))
-    for heads in ((4, 4), (8, 2))
+    for heads in ((4, 4), (8, 2), (16, 2))
 ]
 WIDE = [(600, (0, 300), (64, 64))]
 
@@ -32,7 +32,7 @@ def kernels(plugin) -> Library:
 
 
 @pytest.mark.parametrize("calls", [DECODE, PREFILL, WIDE], ids=["decode", "prefill", "wide"])
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 104, 128])
+@pytest.mark.parametrize("head_dim", [64, 72, 80, 96, 104, 128])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
 def test_kernels_compute_the_definition(kernels, calls, head_dim, dtype, int8):
