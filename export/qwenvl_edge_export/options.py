@@ -131,7 +131,8 @@ class ExportPrecision:
         precision = _DEFAULTS[target] if precision is None else precision
         _check("precision", precision, PRECISIONS)
         if target == "gpu":  # TensorRT multiplies 8-bit weights by 8-bit activations, and by nothing else
-            precision, vision = (STATIC if each == "int8" else each for each in (precision, vision))
+            precision = STATIC if precision == "int8" else precision
+            vision = STATIC if vision == "int8" else vision
         fixed = block is not None
         block = _BLOCKS[target] if block is None else block
         _check("block size", block, BLOCK_SIZES)
