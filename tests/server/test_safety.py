@@ -384,7 +384,13 @@ def test_a_taken_port_is_one_sentence(bundle, capsys):
         taken.listen()
         port = str(taken.getsockname()[1])
         assert main(["serve", str(bundle.path), "--port", port, "--threads", "1"]) == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}: another program listens there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_is_none_is_one_sentence(tmp_path, capsys, port):
+    assert main(["serve", str(tmp_path), f"--port={port}"]) == 2
+    assert capsys.readouterr().err.startswith(f"qwenvl: the port is {port}; it must be ")
 
 
 def test_without_its_packages_the_command_says_what_to_install(tmp_path, capsys, monkeypatch):

@@ -47,7 +47,10 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(f'"{folder}" is a link to a folder that is not there.')
     if present:
         raise CheckpointError(f'"{folder}" is a file; give the checkpoint\'s folder.')
-    raise CheckpointError(f'there is no checkpoint folder at "{folder}".')
+    raise CheckpointError(
+        f'there is no checkpoint folder at "{folder}"; give the folder of one, or org/name to fetch it from the '
+        "Hugging Face Hub (docs/checkpoints.md says where they are)."
+    )
 
 
 def read_head(path: Path) -> bytes:

@@ -69,8 +69,9 @@ def choose(name: str, libraries: Sequence[Library], gpu: int | None) -> Target:
                 raise BackendError(f"{library.name} is too old; 10.3 (JetPack 6.1) or newer is needed.")
             return Target(name.lower(), capability, library)
     able = "; ".join(f"{each.name} builds for {_list(_can_build(each, gpu))}" for each in libraries)
+    known = "" if name.lower() == f"sm_{capability}" else f" (sm_{capability})"
     raise BackendError(
-        f'nothing here builds plans for "{name}" (sm_{capability}): {able}; '
+        f'nothing here builds plans for "{name}"{known}: {able}; '
         f"run `qwenvl build BUNDLE --target local` on the machine that has that GPU, with tensorrt installed there."
     )
 

@@ -185,7 +185,8 @@ def save_drawing(reply: Reply, path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a suffix that Pillow does not know
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f'cannot write "{path}": {reason}.') from error
-    note(f"{path} is written")
+    places = reply.boxes or reply.quads or reply.points
+    note(f"{path} is written" + ("" if places else ", without boxes: the answer names no place"))
 
 
 def _places(reply: Reply) -> Iterator[str]:

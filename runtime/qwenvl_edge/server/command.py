@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import signal
 import socket
@@ -147,7 +148,9 @@ def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
     try:
         listening = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        raise QwenVLError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}.") from None
+        taken = error.errno == errno.EADDRINUSE
+        reason = "another program listens there; give another --port" if taken else error.strerror or str(error)
+        raise QwenVLError(f"cannot listen on {settings.host}:{settings.port}: {reason}.") from None
     host, port = listening.getsockname()[:2]
     server = uvicorn.Server(uvicorn_config(engine, settings))
     sys.setswitchinterval(_SWITCH_S)

@@ -82,6 +82,8 @@ class ServerSettings:
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise QwenVLError(f"the port is {self.port}; it must be a number from 0 (a free one) to 65535.")
         if not self.api_keys and not self.is_loopback:
             raise QwenVLError(
                 f"{self.host} can be reached by others: give --api-key-file, or bind to 127.0.0.1, the default."

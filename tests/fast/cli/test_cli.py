@@ -196,6 +196,8 @@ def test_drawing_without_a_picture_is_an_error(scripted, capsys, tmp_path):
     scripted("hi<|im_end|>")
     assert cli.main(["chat", "bundle", "hi", "--save", str(tmp_path / "x.png")]) == 2
     assert capsys.readouterr().err == "qwenvl: --save needs a picture to draw on; give one with --image.\n"
+    assert cli.main(["chat", "bundle", "hi", "--image", str(PICTURE), "--save", "x.xyz"]) == 2
+    assert 'x.xyz" has the suffix of no picture' in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
 
 

@@ -43,7 +43,7 @@ def add_bench(commands: Any) -> None:
     """Add the command to the program's parser."""
 
     parser = commands.add_parser("bench", help="measure prompt, answer and first token on this machine")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument("--prompt", type=int, default=512, metavar="N", help="tokens of the prompt (default 512)")
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens of the answer (default 128)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="after one that does not count (default 5)")

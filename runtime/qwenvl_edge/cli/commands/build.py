@@ -15,7 +15,7 @@ from qwenvl_edge.machine.terminal import ProgressBar, note
 def add_build(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("build", help="make TensorRT plans of a bundle for a GPU")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument("--target", default="local", metavar="T", help="local (default), sm_75 .. sm_121, orin, h100")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation in tokens (default 2048)")
     parser.add_argument("--max-batch", type=int, default=1, metavar="N", help="conversations at once (default 1)")

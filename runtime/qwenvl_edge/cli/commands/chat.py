@@ -21,7 +21,7 @@ NO_CHAT = (
 def add_chat(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("chat", help="answer a question about pictures, or converse")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="answer this and end; without it, converse")
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a picture; repeatable; - reads standard input"
@@ -99,6 +99,15 @@ def _check_together(arguments: argparse.Namespace) -> None:
         raise QwenVLError("the standard input holds one picture; give --image - once.")
     if arguments.save is not None and not (arguments.image or arguments.video):
         raise QwenVLError("--save needs a picture to draw on; give one with --image.")
+    if arguments.save is not None and not _is_writable(arguments.save):
+        raise QwenVLError(f'--save "{arguments.save}" has the suffix of no picture; give one such as .png or .jpg.')
+
+
+def _is_writable(path: Path) -> bool:
+    """Say if pictures are written in the format of a path's suffix."""
+    from PIL import Image
+
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE
 
 
 def _standard_input() -> bytes:

@@ -21,7 +21,7 @@ _COLUMNS = ("path", "family", "decoder", "vision", "size_gb", "max_context")
 def add_info(commands: Any) -> None:
     """Add both commands to the program's parser."""
     parser = commands.add_parser("info", help="say what a bundle holds")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(run=_info)
     parser = commands.add_parser("list", help="list the bundles in a folder")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def add_plan(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("plan", help="say how much memory a bundle takes, by part")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation (default: the model's)")
     parser.add_argument("--max-batch", type=int, default=1, metavar="B", help="conversations at once (default 1)")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="the most pixels of a picture; else the bundle's")

@@ -15,7 +15,7 @@ from qwenvl_edge.machine.terminal import ProgressBar, say
 def add_verify(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("verify", help="compare a bundle with its checkpoint (needs PyTorch)")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
     against = parser.add_mutually_exclusive_group(required=True)
     against.add_argument(
         "--checkpoint",
