@@ -85,6 +85,8 @@ def test_others_are_answered_while_the_end_of_a_form_is_sought(http, address, mo
 
 def test_a_form_that_compiles_for_ever_is_refused_and_remembered(http):
     first = post(http, form(crossed(24)), timeout=WAIT_S)
+    while first.status_code == 503:  # the machine has other work, so there was no verdict
+        first = post(http, form(crossed(24)), timeout=WAIT_S)
     assert first.status_code == 400 and first.json()["error"]["code"] == "constraint_too_complex"
     started = time.monotonic()
     assert post(http, form(crossed(24)), timeout=WAIT_S).status_code == 400
