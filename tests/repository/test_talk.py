@@ -20,11 +20,11 @@ from tools.nano.talk.drawing import render
 from tools.nano.talk.forms import TagForm
 from tools.nano.talk.icons import KEPT_OUT, SETS
 from tools.nano.talk.kinds import COLOURS, KINDS, NAMES
-from tools.nano.talk.pictures import SORTS, Pictures
+from tools.nano.talk.pictures import SORTS, Pictures, render_chunks
 from tools.nano.talk.questions import Asker, wordings
 from tools.nano.talk.scenes import TRAINED_STYLES, Stock, change_scene, sample_scene, sample_signs
 from tools.nano.talk.settings import FAMILIES, create, new_model, open_folder
-from tools.nano.talk.train import Sampler, answer_loss, encode
+from tools.nano.talk.train import Sampler, answer_loss, encode, train_talk, train_vision
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -307,6 +307,22 @@ def test_a_few_conversations_are_learnt_by_heart(work, stock, opened):
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.3 and figures["words"] > 0.9
+
+
+def test_both_stages_train_and_go_on(work, opened, sprites, monkeypatch, tmp_path):
+    _, composer = opened
+    monkeypatch.setattr("tools.nano.talk.pictures.SORTS", dict.fromkeys(SORTS, 2))
+    (tmp_path / "sprites.npz").symlink_to(sprites)
+    render_chunks(tmp_path, 1)
+    pictures = Pictures(tmp_path, Stock(sprites))
+    pictures.refresh()
+    config = narrow(json.loads((work / "model" / "config.json").read_text()))
+    for stage in (train_vision, train_talk):
+        for steps in (1, 2):
+            stage(tmp_path, new_model(config), Sampler(pictures, composer), steps)
+        name = stage.__name__.removeprefix("train_")
+        lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2] and all(line["loss"] > 0 for line in lines)
 
 
 def test_a_missing_chunk_is_named(tmp_path, stock):

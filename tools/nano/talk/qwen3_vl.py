@@ -181,7 +181,7 @@ class _Inner(nn.Module):
 class Qwen3VL(Talker):
     """The whole model; `state_dict` has the names of a published checkpoint."""
 
-    precision = bfloat16_products
+    precision = staticmethod(bfloat16_products)
 
     def __init__(self, config: dict[str, Any], seed: int = 0):
         super().__init__()

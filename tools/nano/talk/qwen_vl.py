@@ -30,7 +30,7 @@ def config_dict(ranks: int) -> dict[str, Any]:
 class QwenVL(Talker):
     """See Talker."""
 
-    precision = mixed_precision
+    precision = staticmethod(mixed_precision)
 
     def __init__(self, config: dict[str, Any], seed: int = 0):
         super().__init__()
