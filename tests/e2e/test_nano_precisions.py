@@ -12,6 +12,7 @@ from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.quantization.samples import read_samples
 from qwenvl_edge_export.verification.calls import PROMPT_ROWS
 from qwenvl_edge_export.verification.cases import case_builder
+from qwenvl_edge_export.verification.float_range import STAGE as FLOAT_RANGE
 from qwenvl_edge_export.verification.graph_runner import PIECE_BYTES
 from qwenvl_edge_export.verification.limits import divergence as kl_divergence
 from qwenvl_edge_export.verification.sides import GraphSide
@@ -68,7 +69,9 @@ def test_losses_are_within_the_limits(bundle, name):
 @pytest.mark.parametrize("name", [*EXPORTS, "rounded"])
 def test_verification_compares_everything(bundle, name):
     manifest = bundle(name).manifest
-    rows = manifest.parity["stages"]
+    stages = manifest.parity["stages"]
+    rows = [row for row in stages if row["stage"] != FLOAT_RANGE]
+    assert len(stages) - len(rows) == (name == "fp16")  # what the picture side may overflow in
     graphs = run_by_default(manifest.graphs.decoder)
     compared = [(row["stage"], row["graph"], row["case"]) for row in rows]
     expected = {("logits", graph, case) for graph in graphs for case in ("text", *PICTURED)}

@@ -61,7 +61,7 @@ class RangeProbe:
         self.sizes: list[str] = []
         self._heads = vision.attention_heads
         spared = HEADROOM if vision.wide_products else 1.0
-        # Products of blocks and rows at run time have float32 results, whatever the graph's type is.
+        # A product of integers leaves as float16, undivided; every other form computes in a wider type.
         self._limit = {"fp16": MOST * spared, "w8a8": MOST}.get(precision.vision, math.inf)
         self._hooks = [
             module.register_forward_hook(self._watch(name), prepend=True)  # before the weights go
@@ -107,7 +107,7 @@ class RangeProbe:
         if found.share > 1:
             broken = (
                 f"{found.place} reaches {found.value:.3g} for a picture of {found.size}, beyond the {limit:.3g} that "
-                "float16 holds there; export the picture side with --vision-precision int8 or bf16"
+                "float16 holds there; export the picture side with --vision-precision bf16"
             )
         return Row(STAGE, "vision", where, found.value, limit, None, not broken, broken)
 

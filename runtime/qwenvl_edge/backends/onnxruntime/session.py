@@ -110,8 +110,12 @@ def cache_item_bytes(bundle: Bundle) -> int:
 
 
 def has_native_attention(bundle: Bundle) -> bool:
-    """True if a bundle's native decoder has the native core's attention, over a float16 cache; older ones have not."""
-    return NATIVE_ATTENTION.encode() in bundle.file(bundle.manifest.graphs.decoder[NATIVE]).read_bytes()
+    """True if a bundle's native decoder has the native core's attention, over a float16 cache; older ones have not.
+
+    A bundle that is only planned, without the graph's file, has what is exported today.
+    """
+    graph = bundle.manifest.graphs.decoder[NATIVE]
+    return graph not in bundle.manifest.files or NATIVE_ATTENTION.encode() in bundle.file(graph).read_bytes()
 
 
 def runs_native_attention(bundle: Bundle) -> bool:
