@@ -110,18 +110,23 @@ def peers() -> str:
     result = load("peers")
     details, found = result["details"], result["headline"]
     cases = (
-        ("a token, SmolLM2-135M", "135m", "int4", "decode"),
-        ("prompt, SmolLM2-135M", "135m", "int4", "prefill"),
-        ("a token, 1.1 billion, blocks of 32", "1b", "int4, 32", "decode"),
-        ("a token, 1.1 billion, blocks of 128", "1b", "int4, 128", "decode"),
-        ("prompt, 1.1 billion, blocks of 32", "1b", "int4, 32", "prefill"),
-        ("prompt, 1.1 billion, blocks of 128", "1b", "int4, 128", "prefill"),
+        ("a token, SmolLM2-135M", "135m", "int4", "decode", "decode_135m"),
+        ("prompt, SmolLM2-135M", "135m", "int4", "prefill", "prefill_135m"),
+        ("a token, 1.1 billion, blocks of 32", "1b", "int4, 32", "decode", "decode_1b_b32"),
+        ("a token, 1.1 billion, blocks of 128", "1b", "int4, 128", "decode", "decode_1b_b128"),
+        ("prompt, 1.1 billion, blocks of 32", "1b", "int4, 32", "prefill", "prefill_1b"),
+        ("prompt, 1.1 billion, blocks of 128", "1b", "int4, 128", "prefill", ""),
     )
+    runs = details["runs"]
+
+    def every(figure: str) -> str:
+        return ", ".join(f"{run[f'{figure}_vs_llamacpp']:.2f}" for run in runs) if figure else ""
+
     rows = []
-    for title, model, ours, stage in cases:
+    for title, model, ours, stage, figure in cases:
         here, there = details[model][ours], details[model]["llama.cpp"]
         ratio = here[f"{stage}_vs_llamacpp"]
-        rows.append([title, _milliseconds(here[stage]), _milliseconds(there[stage]), _spread(ratio)])
+        rows.append([title, _milliseconds(here[stage]), _milliseconds(there[stage]), _spread(ratio), every(figure)])
     seen, faster = details["vision"], details["vision"]["faster"]
     rows.append(
         [
@@ -129,15 +134,17 @@ def peers() -> str:
             _milliseconds(seen["ours, int8"]["vision"]),
             _milliseconds(seen[faster]["vision"]),
             _spread(seen["ratio"]),
+            every("vision"),
         ]
     )
     peer = result["conditions"]["peer"]["llama-cpp-python"]
     said = prose(
-        f"Two threads each, in turns; q25 to q75 in brackets. A token of the 1.1 billion (blocks of 128) takes "
+        f"Two threads each, in turns; times of the last of {len(runs)} runs, q25 to q75 in brackets. A token of the "
+        "1.1 billion (blocks of 128) takes "
         f"{number(found['decode_1b_bandwidth_share'])} of the read bandwidth. `make peers` builds llama.cpp "
         f"(llama-cpp-python {peer}) and repeats this, results/peers.json. ({conditions('peers')}.)"
     )
-    return f"{table(['', 'here, ms', 'llama.cpp, ms', 'times as fast'], rows)}\n{said}"
+    return f"{table(['', 'here, ms', 'llama.cpp, ms', 'times as fast', 'in each of the runs'], rows)}\n{said}"
 
 
 def _milliseconds(times: dict[str, float]) -> str:
