@@ -171,7 +171,9 @@ CLIENTS := tests/server/test_clients.py -rs
 .cache/clients-node/.ready: tests/server/clients-node.json
 	mkdir -p $(@D)
 	cp $< $(@D)/package.json
-	if command -v node && command -v npm; then npm install --prefix $(@D) --silent --no-fund --no-audit; fi
+	if command -v node && command -v npm; then \
+	    npm install --prefix $(@D) --silent --no-fund --no-audit || echo "npm could not fetch the AI SDK; its tests are left out"; \
+	fi
 	touch $@
 
 ## Run the client libraries that install in half a minute against the server; the AI SDK where node and npm are.
