@@ -1,6 +1,5 @@
-"""`qwenvl watch`: real streams, an MQTT broker of others, and what a day does to a camera, shortened."""
+"""`qwenvl watch`: real streams, and what a day does to a camera, shortened."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -24,9 +23,10 @@ from qwenvl_edge.inputs.camera import FrameSource
 from qwenvl_edge.machine import systemd
 from qwenvl_edge.robotics.messages import Messages
 from qwenvl_edge.robotics.watch import capture as capturing
-from qwenvl_edge.robotics.watch.cameras import Camera, CameraFrame
-from qwenvl_edge.robotics.watch.sinks import LineFile, Mqtt
+from qwenvl_edge.robotics.watch.cameras import Camera
+from qwenvl_edge.robotics.watch.sinks import LineFile
 from qwenvl_edge.robotics.watch.watching import ChangeFilter, Watch, WatchSettings
+from support.moments import free_port, moments
 from support.patience import PATIENCE_S, until
 from support.scripted import engine
 
@@ -52,34 +52,6 @@ class Lines:
 
     def events(self):
         return [line["event"] for line in self.lines if "event" in line]
-
-
-class Moments(Camera):
-    """A camera that does what each entry of `script` says: frames of a shade, or an exception."""
-
-    script = ()
-    pause_s = 0.0
-
-    @property
-    def kind(self):
-        return "stream"
-
-    def frames(self):
-        while self.script:
-            each = self.script.pop(0)
-            if isinstance(each, Exception):
-                raise each
-            time.sleep(self.pause_s)
-            yield CameraFrame(np.full((4, 6, 3), each, np.uint8), "rgb")
-        time.sleep(0.01)
-        raise FrameError("the camera is empty.")
-
-
-def moments(*script, pause_s=0.0):
-    camera = Moments("moments")
-    object.__setattr__(camera, "script", list(script))
-    object.__setattr__(camera, "pause_s", pause_s)
-    return camera
 
 
 @pytest.fixture(autouse=True)
@@ -109,12 +81,6 @@ def write_video(path, frames, *, codec="libx264", rate=10, pixel_format="yuv420p
 
 def shade(value, size=(48, 64)):
     return np.full((*size, 3), value, np.uint8)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_frames_of_a_filter_come_at_their_pace():
@@ -364,90 +330,6 @@ def test_systemd_hears_that_the_service_lives(tmp_path, monkeypatch):
     assert heard[0] == "READY=1" and heard[-1] in ("STOPPING=1", "WATCHDOG=1") and "WATCHDOG=1" in heard
     monkeypatch.delenv("NOTIFY_SOCKET")
     assert not systemd.notify("READY=1")
-
-
-@pytest.fixture
-def broker():
-    """An MQTT broker of others in a thread; its port."""
-    amqtt = pytest.importorskip("amqtt.broker", reason="amqtt is not installed")
-    pytest.importorskip("paho.mqtt.client", reason="the extra mqtt is not installed")
-    port, loop, started = free_port(), asyncio.new_event_loop(), threading.Event()
-    config = {
-        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
-        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-    }
-    stop = asyncio.Event()
-
-    async def serve():
-        server = amqtt.Broker(config, loop=loop)
-        await server.start()
-        started.set()
-        await stop.wait()
-        await server.shutdown()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert started.wait(PATIENCE_S)
-    yield port
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(PATIENCE_S)
-
-
-def subscribe(port, topic):
-    """A client of its own: what it got, as (topic, text, retained)."""
-    from paho.mqtt.client import Client
-    from paho.mqtt.enums import CallbackAPIVersion
-
-    got, ready = [], threading.Event()
-    client = Client(CallbackAPIVersion.VERSION2)
-    client.on_message = lambda c, data, message: got.append((message.topic, message.payload.decode(), message.retain))
-    client.on_subscribe = lambda *_: ready.set()
-    client.connect("127.0.0.1", port)
-    client.loop_start()
-    client.subscribe(topic, qos=1)
-    assert ready.wait(PATIENCE_S)
-    return client, got
-
-
-def test_mqtt(broker, tmp_path):
-    """Lines arrive at a subscriber, the newest also at a later one, and the status says that the watch has ended."""
-    client, got = subscribe(broker, "robot/#")
-    sink = Mqtt(f"mqtt://127.0.0.1:{broker}/robot/aisle", pytest.fail)
-    qwen, _ = engine(tmp_path, "no<|im_end|>", "yes<|im_end|>")
-    settings = WatchSettings("What?", every_s=0.0, count=2)
-    Watch(qwen, moments(*range(100), pause_s=0.02), settings, [sink], Messages(print)).run()
-    until(lambda: len([1 for topic, _, _ in got if topic == "robot/aisle"]) == 2)
-    sink.close()
-    until(lambda: ("robot/aisle/status", "offline", False) in got)
-    texts = [json.loads(text)["text"] for topic, text, _ in got if topic == "robot/aisle"]
-    assert texts == ["no", "yes"] and ("robot/aisle/status", "online", False) in got
-    later, late = subscribe(broker, "robot/aisle")
-    # The broker of this test also sends what is retained below the topic.
-    until(lambda: [1 for topic, _, _ in late if topic == "robot/aisle"])
-    kept = {(json.loads(text)["text"], retained) for topic, text, retained in late if topic == "robot/aisle"}
-    assert kept == {("yes", True)}  # the broker may send it more than once
-    for each in (client, later):
-        each.disconnect()
-        each.loop_stop()
-
-
-@pytest.mark.parametrize("url", ["mqtt://host", "http://host/topic", "mqtt:///topic", "mqtt://host/a/#"])
-def test_a_bad_broker_address_is_one_sentence(url):
-    with pytest.raises(QwenVLError, match="give mqtt://HOST"):
-        Mqtt(url, print)
-
-
-def test_a_broker_that_is_away_does_not_stop_the_watch(tmp_path):
-    pytest.importorskip("paho.mqtt.client", reason="the extra mqtt is not installed")
-    told = []
-    sink = Mqtt(f"mqtt://127.0.0.1:{free_port()}/robot/aisle", told.append)
-    until(lambda: told)
-    for number in range(100):
-        sink.send(str(number))
-    with pytest.raises(QwenVLError, match="100 lines wait already"):
-        sink.send("one too many")
-    sink.close()
-    assert "does not answer" in told[0]
 
 
 def test_the_program(nano, tmp_path, capsys):
