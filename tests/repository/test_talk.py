@@ -20,6 +20,7 @@ from tools.nano.talk.drawing import render
 from tools.nano.talk.forms import TagForm
 from tools.nano.talk.icons import KEPT_OUT, SETS
 from tools.nano.talk.kinds import COLOURS, KINDS, NAMES
+from tools.nano.talk.packing import Packed
 from tools.nano.talk.pictures import SORTS, Pictures, render_chunks
 from tools.nano.talk.questions import Asker, wordings
 from tools.nano.talk.scenes import TRAINED_STYLES, Stock, change_scene, sample_scene, sample_signs
@@ -240,8 +241,7 @@ def test_the_network_computes_what_transformers_does(opened):
         tokens = torch.tensor([ids])
         positions = torch.from_numpy(composer.positions(len(ids), _spans(composer, ids, layout)))[None]
         rows = torch.nonzero(tokens[0] == special["<|image_pad|>"])[:, 0]
-        mask = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).tril()
-        states, _, _ = model.decode(tokens, positions, mask, rows, features)
+        states, _, _ = model.decode(tokens, positions, Packed.single(len(ids)), rows, features)
         ours = model.lm_head(states)
         theirs = published(
             input_ids=tokens,

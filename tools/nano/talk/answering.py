@@ -18,6 +18,7 @@ from tools.nano.scenes import Box
 from tools.nano.talk.cases import Case
 from tools.nano.talk.composing import Composer, Encoded
 from tools.nano.talk.forms import Form, JsonForm, TagForm
+from tools.nano.talk.packing import Packed
 from tools.nano.talk.settings import open_folder
 from tools.nano.talk.talker import Talker
 from tools.nano.talk.train import encode
@@ -85,9 +86,8 @@ def with_torch(model: Talker, composer: Composer) -> Callable[[Case], Answer]:
         ids = done.ids[:begin]
         places = torch.tensor([t for s in done.spans for t in range(s.start, s.start + s.length)])
         for _ in range(MAX_NEW_TOKENS):
-            mask = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).tril()
             positions = torch.from_numpy(composer.positions(len(ids), done.spans))[None]
-            states, _, _ = model.decode(torch.tensor([ids]), positions, mask, places, features)
+            states, _, _ = model.decode(torch.tensor([ids]), positions, Packed.single(len(ids)), places, features)
             token = int(model.lm_head(states[:, -1]).argmax())
             if token == composer.end:
                 break

@@ -17,6 +17,7 @@ from qwenvl_edge.families.pieces import PictureLayout
 from tools.nano.talk.composing import Encoded
 from tools.nano.talk.dense import covered
 from tools.nano.talk.guiding import Guide
+from tools.nano.talk.packing import Packed
 
 UNIT = 32  # rows are padded to a multiple of it
 Entry = tuple[int, int, np.ndarray, np.ndarray]
@@ -45,11 +46,9 @@ class Batch:
     guides: list[Guide]
 
     @property
-    def mask(self) -> Tensor:
-        """[B, 1, T, T], true where a token may look: back, at the prefix or its own segment."""
-        mine, other = self.segments[:, :, None], self.segments[:, None, :]
-        seen = ((other == 0) | (other == mine)).tril()
-        return (seen | torch.eye(self.ids.shape[1], dtype=torch.bool))[:, None]
+    def packed(self) -> Packed:
+        """Who sees whom."""
+        return Packed(self.segments)
 
 
 @dataclass

@@ -44,9 +44,12 @@ class Guide:
 
 
 def guided_loss(q: Tensor, k: Tensor, guide: Guide) -> Tensor:
-    """-log of the attention that wanted tokens get among those that count; q, k [B, heads, T, D]."""
-    first = SEATS[guide.name][1]
-    q, k = q[:, first : first + HEADS], k[:, first : first + HEADS]
+    """-log of the attention that wanted tokens get among those that count.
+
+    q: [B, heads, T, D]. k: the same, of as many heads or fewer.
+    """
+    heads = torch.arange(HEADS) + SEATS[guide.name][1]
+    q, k = q[:, heads], k[:, heads * k.shape[1] // q.shape[1]]
     asking = q.transpose(1, 2)[guide.rows, guide.tokens].split(guide.rows.bincount(minlength=len(k)).tolist())
     scores = torch.cat([torch.einsum("nhd,htd->nht", a, b) for a, b in zip(asking, k, strict=True)])
     scores = scores.float() / q.shape[-1] ** 0.5

@@ -19,6 +19,7 @@ from qwenvl_edge.families.mrope import interleaved_axes
 from tools.nano.loop import bfloat16_products
 from tools.nano.model import sincos_positions
 from tools.nano.talk.guiding import Guide, guided_loss
+from tools.nano.talk.packing import Packed
 from tools.nano.talk.talker import Talker
 from tools.nano.talk.tower import Tower, rotated
 from tools.nano.talk.words import SPECIAL
@@ -94,15 +95,14 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.dim, hidden, bias=False)
         self.q_norm, self.k_norm = _Norm(self.dim), _Norm(self.dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
         """Mixed values [B, T, H], and the queries and keys [B, heads, T, D]."""
         shape = (*x.shape[:2], -1, self.dim)
         q = rotated(self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2), *rope)
         k = rotated(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2), *rope)
         v = self.v_proj(x).view(shape).transpose(1, 2)
-        k, v = (each.repeat_interleave(self.heads // self.groups, dim=1) for each in (k, v))
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2)), q, k
+        mixed = packed.attend(q.to(v.dtype), k.to(v.dtype), v)
+        return self.o_proj(mixed), q, k
 
 
 class _GatedMlp(nn.Module):
@@ -145,11 +145,17 @@ class Decoder(nn.Module):
         return angles.cos()[:, None], angles.sin()[:, None]
 
     def forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, features: Tensor, guides: Sequence[Guide] = ()
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        packed: Packed,
+        rows: Tensor,
+        features: Tensor,
+        guides: Sequence[Guide] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """States [B, T, H], the guides' loss and figures.
 
-        mask: bool [B, 1, T, T]. rows: places of the pictures' tokens in the flattened ids [n].
+        packed: who sees whom. rows: places of the pictures' tokens in the flattened ids [n].
         features: [1 + deepstack, n, H].
         """
         hidden = self.embed_tokens(ids)
@@ -158,7 +164,7 @@ class Decoder(nn.Module):
         rope = self.rope(positions)
         guided, seen = hidden.new_zeros(()), {}
         for number, layer in enumerate(self.layers):
-            mixed, q, k = layer.self_attn(layer.input_layernorm(hidden), rope, mask)
+            mixed, q, k = layer.self_attn(layer.input_layernorm(hidden), rope, packed)
             for guide in guides:
                 if guide.layer == number:
                     part = guided_loss(q, k, guide)
@@ -214,11 +220,17 @@ class Qwen3VL(Talker):
         return features
 
     def decode(
-        self, ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, features: Tensor, guides: Sequence[Guide] = ()
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        packed: Packed,
+        rows: Tensor,
+        features: Tensor,
+        guides: Sequence[Guide] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """See Talker."""
         found: tuple[Tensor, Tensor, dict[str, float]] = self.model.language_model(
-            ids, positions, mask, rows, features, guides
+            ids, positions, packed, rows, features, guides
         )
         return found
 

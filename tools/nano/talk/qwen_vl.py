@@ -17,6 +17,7 @@ from tools.nano.model import config_dict as nano_config
 from tools.nano.model import init_weights
 from tools.nano.pools import pixels
 from tools.nano.talk.guiding import Guide, guided_loss
+from tools.nano.talk.packing import Packed
 from tools.nano.talk.talker import Talker
 
 LAYERS = 6  # of the decoder: more kinds and longer talks than models/nano has four for
@@ -65,21 +66,28 @@ class QwenVL(Talker):
         return self.seen(pictures)[None]
 
     def decode(
-        self, ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, features: Tensor, guides: Sequence[Guide] = ()
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        packed: Packed,
+        rows: Tensor,
+        features: Tensor,
+        guides: Sequence[Guide] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """See Talker."""
         transformer = self.network.transformer
         hidden = transformer.wte(ids)
         hidden = hidden.flatten(0, 1).index_copy(0, rows, features[0]).view(hidden.shape)
         cos, sin = rotary_tables(positions[:, 0], self.network.config, alpha=1.0)
-        rope, scale = (cos[:, None], sin[:, None]), torch.ones(1)
+        rope = cos[:, None], sin[:, None]
         guided, figures = hidden.new_zeros(()), {}
         for number, block in enumerate(transformer.h):
-            before = hidden
-            hidden, (keys, _) = block(before, rope, scale, mask, None)
+            q, k, v = _heads(block, hidden, rope)
+            hidden = hidden + block.attn.c_proj(packed.attend(q, k, v))
+            hidden = hidden + block.mlp(block.ln_2(hidden))
             for guide in guides:
                 if guide.layer == number:
-                    part = guided_loss(_queries(block, before, rope), keys, guide)
+                    part = guided_loss(q, k, guide)
                     figures[guide.name] = float((-part.detach()).exp())
                     guided = guided + part
         return transformer.ln_f(hidden), guided, figures
@@ -89,9 +97,8 @@ class QwenVL(Talker):
         return self.network.state_dict()
 
 
-def _queries(block: Block, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """The queries of a layer [B, heads, T, D]."""
-    attention = block.attn
-    width = hidden.shape[-1]
-    q = nn.functional.linear(block.ln_1(hidden), attention.c_attn.weight[:width], attention.c_attn.bias[:width])
-    return rotate(q.unflatten(-1, (attention.heads, -1)).transpose(1, 2), *rope)
+def _heads(block: Block, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a layer [B, heads, T, D]."""
+    mixed = block.attn.c_attn(block.ln_1(hidden)).chunk(3, dim=-1)
+    q, k, v = (each.unflatten(-1, (block.attn.heads, -1)).transpose(1, 2) for each in mixed)
+    return rotate(q, *rope), rotate(k, *rope), v

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from tools.nano.talk.guiding import Guide
+from tools.nano.talk.packing import Packed
 
 
 class Talker(nn.Module, ABC):
@@ -40,11 +41,17 @@ class Talker(nn.Module, ABC):
 
     @abstractmethod
     def decode(
-        self, ids: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, features: Tensor, guides: Sequence[Guide] = ()
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        packed: Packed,
+        rows: Tensor,
+        features: Tensor,
+        guides: Sequence[Guide] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """States [B, T, width], the guides' loss and figures.
 
-        positions: [B, 1 or 3, T]. mask: bool [B, 1, T, T]. rows: places of the pictures' tokens in the flattened ids
+        positions: [B, 1 or 3, T]. packed: who sees whom. rows: places of the pictures' tokens in the flattened ids
         [n]. features: [1 or more, n, width].
         """
 

@@ -102,7 +102,7 @@ def encode(model: Talker, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tenso
 
 def answer_loss(model: Talker, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Loss of the answers, loss of the guides, and figures."""
-    states, guided, seen = model.decode(batch.ids, batch.positions, batch.mask, batch.rows, features, batch.guides)
+    states, guided, seen = model.decode(batch.ids, batch.positions, batch.packed, batch.rows, features, batch.guides)
     wanted = batch.weights[:, 1:] > 0
     logits = model.lm_head(states[:, :-1][wanted]).float()
     ids, weights, classes = (t[:, 1:][wanted] for t in (batch.ids, batch.weights, batch.classes))
