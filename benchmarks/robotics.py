@@ -4,9 +4,10 @@
 
 frame_to_answer_ms and p99_ms: `qwenvl watch` on FFmpeg's test picture at ten frames a second, from the frame's arrival
 to the end of its answer, of which dropped frames came in between and stale ones were too old. dds_round_trip_ms and
-zenoh_round_trip_ms: a raw picture to another process and a short text back, with encoding and decoding, median.
+zenoh_round_trip_ms: a raw picture to another process and a short text back, with encoding and decoding, median, on the
+wires of ROS 2's nodes (rmw_cyclonedds, rmw_zenoh).
 replay_times_realtime: seconds of a recording of compressed pictures, one question a second, per second of computing.
-Needs the extras camera, dds, zenoh and replay.
+Needs the extras camera, dds, rmw-zenoh and replay.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from common import arguments, conditions, finish, needed_bundle, percentiles
 from mcap.writer import Writer
 
 from qwenvl_edge import QwenVLEngine
-from qwenvl_edge.robotics.dds import Participant
-from qwenvl_edge.robotics.dds_types import reliable_qos, sensor_qos
 from qwenvl_edge.robotics.messages import Messages
 from qwenvl_edge.robotics.replay.recordings import open_recording
 from qwenvl_edge.robotics.replay.replaying import Replay, ReplaySettings
@@ -36,6 +35,9 @@ from qwenvl_edge.robotics.ros_messages import image_to_rgb
 from qwenvl_edge.robotics.ros_types import deserialize, message_kinds, serialize, typestore
 from qwenvl_edge.robotics.watch.cameras import Camera
 from qwenvl_edge.robotics.watch.watching import Watch, WatchSettings
+from qwenvl_edge.robotics.wires.dds_participant import Participant
+from qwenvl_edge.robotics.wires.wire import RELIABLE, SENSOR, Wire
+from qwenvl_edge.robotics.wires.zenoh_session import ZenohWire
 
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
 QUESTION = "Where is the red mug?"
@@ -45,10 +47,11 @@ DOMAIN = 77
 LOOPBACK = (
     "<CycloneDDS><Domain><General><Interfaces><NetworkInterface name='lo' multicast='false'/></Interfaces>"
     "<AllowMulticast>false</AllowMulticast></General><Discovery><ParticipantIndex>auto</ParticipantIndex>"
-    "<Peers><Peer address='127.0.0.1'/></Peers></Discovery></Domain></CycloneDDS>"
+    "<Peers><Peer address='127.0.0.1'/></Peers></Discovery>"
+    "<Internal><SocketReceiveBufferSize max='10MB'/></Internal></Domain></CycloneDDS>"
 )
-KEY, PORT = "benchmark/picture", 17447
-PATIENCE_S = 5.0
+PORT = 17447
+TRIES = 10  # while the two sides find each other
 
 
 class Lines:
@@ -93,70 +96,50 @@ def seen(data: bytes) -> Any:
     return text
 
 
-def answer_dds() -> None:
-    """Answer pictures on DDS until the process is ended."""
-    os.environ["CYCLONEDDS_URI"] = LOOPBACK
-    participant = Participant(DOMAIN)
-    pictures = participant.reader("/picture", IMAGE, sensor_qos())
-    replies = participant.writer("/reply", STRING, reliable_qos())
+def answer(open_wire: Callable[[str], Wire]) -> None:
+    """Answer pictures on a wire until the process is ended."""
+    wire = open_wire("listen")
+    pictures = wire.reader("/picture", IMAGE, SENSOR)
+    replies = wire.writer("/reply", STRING, RELIABLE)
     while True:
-        participant.wait(1.0)
-        for data in participant.take(pictures):
-            participant.write(replies, seen(data))
+        wire.wait(1.0)
+        for data in wire.take(pictures):
+            wire.write(replies, seen(data))
 
 
-def dds_round_trips(image: Any, count: int) -> list[float]:
-    """Milliseconds of each round trip on DDS; a picture that best effort lost is sent again."""
+def wire_round_trips(open_wire: Callable[[str], Wire], image: Any, count: int) -> list[float]:
+    """Milliseconds of each round trip on a wire; a picture that best effort lost is sent again."""
+    peer = multiprocessing.get_context("spawn").Process(target=answer, args=[open_wire], daemon=True)
+    peer.start()
+    try:
+        with contextlib.closing(open_wire("connect")) as wire:
+            replies = wire.reader("/reply", STRING, RELIABLE)
+            writer = wire.writer("/picture", IMAGE, SENSOR)
+
+            def take() -> list[str]:
+                wire.wait(0.01)
+                return [deserialize(data, STRING).data for data in wire.take(replies)]
+
+            return round_trips(image, count, lambda: wire.write(writer, image), take)
+    finally:
+        peer.kill()
+        peer.join()
+
+
+def open_dds(role: str) -> Wire:
+    """A participant on this machine only."""
     os.environ["CYCLONEDDS_URI"] = LOOPBACK
-    participant = Participant(DOMAIN)
-    replies = participant.reader("/reply", STRING, reliable_qos())
-    writer = participant.writer("/picture", IMAGE, sensor_qos())
-
-    def send() -> None:
-        participant.write(writer, image)
-
-    def take() -> list[str]:
-        participant.wait(0.01)
-        return [deserialize(data, STRING).data for data in participant.take(replies)]
-
-    return round_trips(image, count, send, take)
+    return Participant(DOMAIN, f"/benchmark_{role}")
 
 
-def zenoh_session(role: str) -> Any:
-    """A session on this machine only."""
-    import zenoh
-
-    config = zenoh.Config()
-    config.insert_json5("mode", json.dumps("peer"))
-    config.insert_json5("scouting/multicast/enabled", "false")
-    config.insert_json5(f"{role}/endpoints", json.dumps([f"tcp/127.0.0.1:{PORT}"]))
-    return zenoh.open(config)
-
-
-def answer_zenoh() -> None:
-    """Answer pictures on Zenoh until the process is ended."""
-    with zenoh_session("listen") as session:
-        session.declare_queryable(KEY, lambda query: query.reply(KEY, serialize(seen(query.payload.to_bytes()))))
-        while True:
-            time.sleep(1.0)
-
-
-def zenoh_round_trips(image: Any, count: int) -> list[float]:
-    """Milliseconds of each round trip on Zenoh, as a query and its reply."""
-    with zenoh_session("connect") as session:
-        replies: list[str] = []
-
-        def send() -> None:
-            for reply in session.get(KEY, payload=serialize(image), timeout=PATIENCE_S):
-                if reply.ok is not None:
-                    replies.append(deserialize(reply.ok.payload.to_bytes(), STRING).data)
-
-        def take() -> list[str]:
-            taken = list(replies)
-            replies.clear()
-            return taken
-
-        return round_trips(image, count, send, take)
+def open_zenoh(role: str) -> Wire:
+    """A session on this machine only, without a router."""
+    ends = {"listen": {"endpoints": []}, "connect": {"endpoints": []}, role: {"endpoints": [f"tcp/127.0.0.1:{PORT}"]}}
+    quiet = {"scouting": {"multicast": {"enabled": False}}, "timestamping": {"enabled": {"peer": True}}}
+    with tempfile.NamedTemporaryFile("w", suffix=".json5") as file:
+        json.dump({"mode": "peer", **ends, **quiet}, file)
+        file.flush()
+        return ZenohWire(DOMAIN, f"/benchmark_{role}", file.name)
 
 
 def round_trips(image: Any, count: int, send: Callable[[], None], take: Callable[[], list[str]]) -> list[float]:
@@ -165,6 +148,8 @@ def round_trips(image: Any, count: int, send: Callable[[], None], take: Callable
     number = 0
     while len(found) < count + count // 10:
         number += 1
+        if number > 3 * count + TRIES:
+            raise SystemExit(f"of {number - 1} pictures {len(found)} were answered; see net.core.rmem_max.")
         image.header.stamp.sec = number
         begun = time.perf_counter()
         send()
@@ -173,17 +158,6 @@ def round_trips(image: Any, count: int, send: Callable[[], None], take: Callable
                 found.append((time.perf_counter() - begun) * 1e3)
                 break
     return found[count // 10 :]
-
-
-def against(answer: Callable[[], None], ask: Callable[[], list[float]]) -> list[float]:
-    """Ask a process that answers."""
-    peer = multiprocessing.get_context("spawn").Process(target=answer, daemon=True)
-    peer.start()
-    try:
-        return ask()
-    finally:
-        peer.kill()
-        peer.join()
 
 
 def record(path: Path, seconds: int) -> None:
@@ -218,8 +192,8 @@ def main(options: argparse.Namespace) -> None:
     before = conditions()
     needed_bundle(options.bundle)
     image = raw_image(options.size)
-    dds = against(answer_dds, lambda: dds_round_trips(image, options.frames))
-    zenoh = against(answer_zenoh, lambda: zenoh_round_trips(image, options.frames))
+    dds = wire_round_trips(open_dds, image, options.frames)
+    zenoh = wire_round_trips(open_zenoh, image, options.frames)
     engine = QwenVLEngine(options.bundle, threads=options.threads)
     latencies, counts = watch(engine, options.frames, options.size)
     headline = {

@@ -11,6 +11,10 @@ import pytest
 
 from qwenvl_edge.robotics import dds as adapter
 from qwenvl_edge.robotics.node import NodeSettings, VlmNode
+from qwenvl_edge.robotics.ros_messages import image_to_rgb
+from qwenvl_edge.robotics.ros_types import deserialize
+from qwenvl_edge.robotics.wires.wire import SENSOR
+from qwenvl_edge.robotics.wires.wire_node import WireNode
 from support.paths import ROOT
 from support.patience import PATIENCE_S
 from support.scripted import engine
@@ -24,7 +28,8 @@ HERE = (
     "<CycloneDDS><Domain><General><Interfaces><NetworkInterface name='lo' multicast='false'/></Interfaces>"
     "<AllowMulticast>false</AllowMulticast></General><Discovery><ParticipantIndex>auto</ParticipantIndex>"
     "<MaxAutoParticipantIndex>60</MaxAutoParticipantIndex>"
-    "<Peers><Peer address='127.0.0.1'/></Peers></Discovery></Domain></CycloneDDS>"
+    "<Peers><Peer address='127.0.0.1'/></Peers></Discovery>"
+    "<Internal><SocketReceiveBufferSize max='10MB'/></Internal></Domain></CycloneDDS>"
 )
 
 
@@ -62,7 +67,7 @@ def serve(domain, tmp_path):
             folder = tmp_path / str(number)
             folder.mkdir()
             nodes[topic] = VlmNode(engine(folder, *answers)[0], NodeSettings(**settings))
-        node = adapter.DdsNode(adapter.Participant(domain), nodes)
+        node = WireNode(adapter.Participant(domain), nodes)
         thread = threading.Thread(target=node.run)
         thread.start()
         running.append((node, thread))
@@ -122,14 +127,36 @@ def test_cameras_side_by_side(robot, serve):
 def test_a_large_picture_comes_whole(robot, domain):
     """230 kB in fragments of DDS, by best effort."""
     participant = adapter.Participant(domain)
-    reader = participant.reader("/big", "sensor_msgs/msg/Image", adapter.sensor_qos())
+    reader = participant.reader("/big", "sensor_msgs/msg/Image", SENSOR)
     robot("camera", "big", 320, 240, 9)
     while not (came := participant.take(reader)):
         participant.wait(1.0)
-    image = adapter.deserialize(came[-1], "sensor_msgs/msg/Image")
-    pixels = adapter.image_to_rgb(image)
+    image = deserialize(came[-1], "sensor_msgs/msg/Image")
+    pixels = image_to_rgb(image)
     assert pixels.shape == (240, 320, 3)
     np.testing.assert_array_equal(np.unique(pixels.reshape(-1, 3), axis=0), [[0, 0, 9]])
+
+
+def test_a_parameter_changes_while_it_runs(robot, serve):
+    """By the services as rmw_cyclonedds's clients call them; a value out of its range changes nothing."""
+    nodes = serve({"/front": ["red<|im_end|>"] * 400}, prompt="What?", max_rate_hz=10.0)
+    told = json.loads(robot("set", "qwenvl", "prompt", '"Where is the mug?"').stdout.readline())
+    assert told["results_"] == [{"successful_": True, "reason_": ""}] and told["number_"] == 7
+    assert nodes["/front"].settings == NodeSettings(prompt="Where is the mug?", max_rate_hz=10.0)
+    (refused,) = json.loads(robot("set", "qwenvl", "max_rate_hz", "-1.0").stdout.readline())["results_"]
+    assert not refused["successful_"] and "greater than 0" in refused["reason_"]
+    assert nodes["/front"].settings.max_rate_hz == 10.0
+    (value,) = json.loads(robot("get", "qwenvl", "prompt").stdout.readline())["values_"]
+    assert (value["type_"], value["string_value_"]) == (4, "Where is the mug?")
+
+
+def test_the_node_is_in_the_graph(robot, serve):
+    """As `ros2 node info` finds it: the node names its readers and writers, and DDS has found each of them."""
+    serve({"/front": []})
+    told = json.loads(robot("graph", "/qwenvl", 18).stdout.readline())
+    assert told["enclave"] == "enclave=/;"
+    assert {"rt/front", "rt/qwenvl/prompt", "rq/qwenvl/set_parametersRequest"} < set(told["readers"])
+    assert {"rt/qwenvl/detections", "rt/diagnostics", "rt/parameter_events"} < set(told["writers"])
 
 
 def test_without_cyclonedds(monkeypatch, capsys):

@@ -134,6 +134,16 @@ class VlmNode:
             self._error,
         )
 
+    @property
+    def settings(self) -> NodeSettings:
+        """The settings of the next answer."""
+        return self._settings
+
+    def change(self, settings: NodeSettings) -> None:
+        """Take other settings from the next answer on; from any thread."""
+        self._settings = settings
+        self._wake.set()
+
     def put_frame(
         self, pixels: Any, *, age_s: float = 0.0, header: Any = None, channel_order: ChannelOrder = "rgb"
     ) -> None:
@@ -181,10 +191,11 @@ class VlmNode:
         with self._state:
             question = self._questions.popleft() if self._questions else None
         if question is None:
-            if self._settings.prompt is None or frame.number == self._prompted or self._pause_s() > 0:
+            prompt = self._settings.prompt
+            if prompt is None or frame.number == self._prompted or self._pause_s() > 0:
                 return None
             self._prompted, self._asked = frame.number, time.monotonic()
-            question = Question(self._settings.prompt)
+            question = Question(prompt)
         return self._answer(question, frame, on_piece, cancel)
 
     def answer(
@@ -236,7 +247,8 @@ class VlmNode:
 
     def wait_s(self) -> float | None:
         """Seconds after which `step` may have work without a new frame or question; None if never."""
-        if self._settings.prompt is None or self._settings.max_rate_hz is None:
+        settings = self._settings
+        if settings.prompt is None or settings.max_rate_hz is None:
             return None
         return self._pause_s() or None
 
@@ -303,6 +315,5 @@ class VlmNode:
 
     def _pause_s(self) -> float:
         """Seconds until the standing prompt may be asked again."""
-        if self._settings.max_rate_hz is None:
-            return 0.0
-        return max(0.0, self._asked + 1 / self._settings.max_rate_hz - time.monotonic())
+        rate = self._settings.max_rate_hz
+        return 0.0 if rate is None else max(0.0, self._asked + 1 / rate - time.monotonic())

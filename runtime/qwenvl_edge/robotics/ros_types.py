@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.robotics import ros_services
 
 VISION = {
     "Point2D": "float64 x\nfloat64 y",
@@ -49,12 +50,13 @@ _NODE_BASE, _NODE_NAME, _NODE_ARRAY = 1, 2, 3
 
 @functools.cache
 def typestore() -> Any:
-    """Return a rosbags typestore of ROS 2's common messages, vision_msgs and Foxglove's.
+    """Return a rosbags typestore of ROS 2's common messages, vision_msgs, Foxglove's and the services of parameters.
 
     Raises:
         QwenVLError: rosbags is not installed.
     """
     try:
+        from rosbags.interfaces import Nodetype
         from rosbags.typesys import Stores, get_types_from_msg, get_typestore
     except ImportError:
         raise QwenVLError(
@@ -65,6 +67,7 @@ def typestore() -> Any:
     for package, definitions in (("vision_msgs", VISION), ("foxglove_msgs", FOXGLOVE)):
         for name, text in definitions.items():
             kinds.update(get_types_from_msg(text, f"{package}/msg/{name}"))
+    kinds.update(ros_services.definitions(get_types_from_msg, Nodetype))
     store.register(kinds)
     return store
 

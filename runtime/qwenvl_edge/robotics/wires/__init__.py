@@ -1,0 +1,1 @@
+"""ROS 2's wires without ROS: DDS and Zenoh."""
