@@ -4,8 +4,9 @@ import pytest
 
 from qwenvl_edge import QwenVLError
 from qwenvl_edge.robotics.node import NodeSettings
+from qwenvl_edge.robotics.parameters import changed
 from qwenvl_edge.robotics.ros_services import PARAMETER_SERVICES, request
-from qwenvl_edge.robotics.wires import parameters as module
+from qwenvl_edge.robotics.wires.parameters import Parameters
 
 pytest.importorskip("rosbags", reason="the extra replay is not installed")
 
@@ -35,7 +36,7 @@ def asked():
 
     ask.settings, ask.events = [], []
     begun = NodeSettings(prompt="What?", max_rate_hz=2.0)
-    ask.parameters = module.Parameters("/qwenvl", begun, ask.settings.append, ask.events.append)
+    ask.parameters = Parameters("/qwenvl", begun, ask.settings.append, ask.events.append)
     return ask
 
 
@@ -94,4 +95,4 @@ def test_all_or_none(asked):
 )
 def test_bad_values_are_one_sentence(name, value, match):
     with pytest.raises(QwenVLError, match=match):
-        module.changed(NodeSettings(), {name: value})
+        changed(NodeSettings(), {name: value})

@@ -39,6 +39,7 @@ Detection2DArray = message("Detection2DArray", header=Header, detections=list)
 KeyValue = message("KeyValue", key="", value="")
 DiagnosticArray = message("DiagnosticArray", header=Header, status=list)
 DiagnosticStatus = message("DiagnosticStatus", level=b"\0", name="", message="", hardware_id="", values=list)
+SetParametersResult = message("SetParametersResult", successful=False, reason="")
 STATUS_LEVELS = types.SimpleNamespace(OK=b"\0", WARN=b"\1")
 
 
@@ -70,21 +71,69 @@ class Node:
 
     def __init__(self, **parameters):
         self.parameters, self.published, self.subscribed, self.timers, self.warnings = parameters, {}, {}, [], []
-        self.destroyed = False
+        self.destroyed, self.state, self.managed, self.errors = False, "unconfigured", None, []
 
     def create_publisher(self, kind, topic, qos):
         return self.published.setdefault(topic, Publisher(kind))
 
     def create_subscription(self, kind, topic, callback, qos):
         self.subscribed[topic] = kind, callback, qos
+        return topic
 
     def create_timer(self, period_s, callback):
         self.timers.append(callback)
+        return callback
+
+    def destroy_publisher(self, publisher):
+        self.published = {topic: each for topic, each in self.published.items() if each is not publisher}
+
+    def destroy_subscription(self, topic):
+        del self.subscribed[topic]
+
+    def destroy_timer(self, callback):
+        self.timers.remove(callback)
 
     def declare_parameter(self, name, default):
-        value = self.parameters.get(name, default)
+        value = self.parameters.setdefault(name, default)
         assert type(value) is type(default)
-        return types.SimpleNamespace(value=value)
+
+    def get_parameter(self, name):
+        return types.SimpleNamespace(value=self.parameters[name])
+
+    def add_on_set_parameters_callback(self, callback):
+        self.on_set = callback
+
+    def set_parameters(self, **values):
+        """As `ros2 param set`: all together; returns the result."""
+        result = self.on_set([types.SimpleNamespace(name=name, value=value) for name, value in values.items()])
+        assert isinstance(result, SetParametersResult)
+        if result.successful:
+            self.parameters.update(values)
+        return result
+
+    def add_managed_entity(self, entity):
+        assert isinstance(entity, ManagedEntity)
+        self.managed = entity
+
+    def trigger_configure(self):
+        return self._go("unconfigured", "on_configure", "inactive")
+
+    def trigger_activate(self):
+        return self._go("inactive", "on_activate", "active")
+
+    def trigger_deactivate(self):
+        return self._go("active", "on_deactivate", "inactive")
+
+    def trigger_cleanup(self):
+        return self._go("inactive", "on_cleanup", "unconfigured")
+
+    def _go(self, before, callback, after):
+        """A transition: one that fails stays in the state before."""
+        assert self.state == before
+        result = getattr(self.managed, callback)(types.SimpleNamespace(label=before))
+        assert result in (SUCCESS, FAILURE)
+        self.state = after if result == SUCCESS else before
+        return result
 
     def get_clock(self):
         seconds, rest = divmod(self.now_ns, 10**9)
@@ -92,7 +141,7 @@ class Node:
         return types.SimpleNamespace(now=lambda: now)
 
     def get_logger(self):
-        return types.SimpleNamespace(warning=self.warnings.append)
+        return types.SimpleNamespace(warning=self.warnings.append, error=self.errors.append)
 
     def get_name(self):
         return "qwenvl"
@@ -136,15 +185,25 @@ class ActionServer:
     def __init__(self, node, kind, name, *, execute_callback, cancel_callback, callback_group):
         assert kind is Ask
         node.action, node.cancel_callback = execute_callback, cancel_callback
+        self._node = node
+
+    def destroy(self):
+        self._node.action = None
+
+
+SUCCESS, FAILURE = "success", "failure"
+
+
+class ManagedEntity:
+    """What a managed node hands its transitions to."""
 
 
 def modules(node, spin):
-    """The modules to put into sys.modules; `rclpy.create_node` returns `node`, `rclpy.spin` calls `spin`."""
+    """The modules to put into sys.modules; rclpy.lifecycle.LifecycleNode returns `node`, rclpy.spin calls `spin`."""
     status = type("DiagnosticStatus", (DiagnosticStatus,), {"__slots__": (), **vars(STATUS_LEVELS)})
     contents = {
         "rclpy": {
             "init": lambda args=None: None,
-            "create_node": lambda name: node,
             "spin": lambda node, executor: spin(),
             "try_shutdown": lambda: None,
         },
@@ -154,12 +213,18 @@ def modules(node, spin):
             "MultiThreadedExecutor": object,
             "ExternalShutdownException": type("ExternalShutdownException", (Exception,), {}),
         },
+        "rclpy.lifecycle": {
+            "LifecycleNode": lambda name: node,
+            "ManagedEntity": ManagedEntity,
+            "TransitionCallbackReturn": types.SimpleNamespace(SUCCESS=SUCCESS, FAILURE=FAILURE),
+        },
         "rclpy.qos": {
             "QoSProfile": types.SimpleNamespace,
             "ReliabilityPolicy": types.SimpleNamespace(BEST_EFFORT="best effort"),
         },
         "sensor_msgs.msg": {"Image": Image, "CompressedImage": CompressedImage},
         "std_msgs.msg": {"String": String},
+        "rcl_interfaces.msg": {"SetParametersResult": SetParametersResult},
         "diagnostic_msgs.msg": {
             "DiagnosticArray": DiagnosticArray,
             "DiagnosticStatus": status,

@@ -3,25 +3,23 @@
 Subscribes `image` (sensor_msgs/Image, or CompressedImage with the parameter `compressed`), of which it keeps the
 newest, and `prompt` (std_msgs/String). Publishes for every answer `response` (std_msgs/String) and `detections`
 (vision_msgs/Detection2DArray, stamp and frame of the image that it is about), and `/diagnostics` once a second. The
-action `ask` (qwenvl_edge_interfaces/Ask) answers one question with its text as it comes, and can be cancelled.
+action `ask` (qwenvl_edge_interfaces/Ask) answers one question with its text as it comes, and can be cancelled. Its
+states are those of a managed node (`ros2_lifecycle.py`), and its parameters change while it runs.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.command import run_command
 from qwenvl_edge.robotics.messages import Messages
-from qwenvl_edge.robotics.node import NodeAnswer, NodeSettings, Question, VlmNode
+from qwenvl_edge.robotics.node import NodeAnswer, Question, VlmNode
 from qwenvl_edge.robotics.ros_messages import detection_array, diagnostic_array, image_to_rgb
 
 _NAME = "qwenvl"
@@ -29,20 +27,16 @@ _DIAGNOSTICS_S = 1.0
 _ROS = {
     "diagnostic_msgs.msg": ("DiagnosticArray", "DiagnosticStatus", "KeyValue"),
     "qwenvl_edge_interfaces.action": ("Ask",),
+    "rcl_interfaces.msg": ("SetParametersResult",),
     "rclpy.action": ("ActionServer", "CancelResponse"),
     "rclpy.callback_groups": ("ReentrantCallbackGroup",),
     "rclpy.executors": ("ExternalShutdownException", "MultiThreadedExecutor"),
+    "rclpy.lifecycle": ("LifecycleNode", "ManagedEntity", "TransitionCallbackReturn"),
     "rclpy.qos": ("QoSProfile", "ReliabilityPolicy"),
     "sensor_msgs.msg": ("CompressedImage", "Image"),
     "std_msgs.msg": ("String",),
     "vision_msgs.msg": ("Detection2D", "Detection2DArray", "ObjectHypothesisWithPose"),
 }
-# A ROS parameter has a type and always a value: "" and 0 leave the choice to the node.
-_PARAMETERS = {
-    **{"bundle": "", "compressed": False, "threads": 0, "max_context": 0},
-    **{"prompt": "", "max_rate_hz": 0.0, "max_age_ms": 0.0, "max_new_tokens": 0, "deadline_ms": 0.0},
-}
-_SETTINGS = ("prompt", "max_rate_hz", "max_age_ms", "max_new_tokens", "deadline_ms")
 
 
 class RosNode:
@@ -65,9 +59,9 @@ class RosNode:
         self._diagnostics = node.create_publisher(ros.DiagnosticArray, "/diagnostics", 10)
         kind = ros.CompressedImage if compressed else ros.Image
         newest = ros.QoSProfile(depth=1, reliability=ros.ReliabilityPolicy.BEST_EFFORT)
-        node.create_subscription(kind, "image", self._take_image, newest)
-        node.create_subscription(ros.String, "prompt", self._take_prompt, 10)
-        node.create_timer(_DIAGNOSTICS_S, self._diagnose)
+        self._images = node.create_subscription(kind, "image", self._take_image, newest)
+        self._prompts = node.create_subscription(ros.String, "prompt", self._take_prompt, 10)
+        self._timer = node.create_timer(_DIAGNOSTICS_S, self._diagnose)
         self._action = ros.ActionServer(
             node,
             ros.Ask,
@@ -80,6 +74,15 @@ class RosNode:
     def run(self) -> None:
         """Answer what the topics ask, in this thread, until the VlmNode is closed."""
         self._vlm.run(self._publish, lambda error: self._messages.log(str(error)))
+
+    def destroy(self) -> None:
+        """End the topics and the action."""
+        self._action.destroy()
+        self._node.destroy_timer(self._timer)
+        for subscription in (self._images, self._prompts):
+            self._node.destroy_subscription(subscription)
+        for publisher in (self._response, self._detections, self._diagnostics):
+            self._node.destroy_publisher(publisher)
 
     def _take_image(self, image: Any) -> None:
         with self._messages.passing_over("image"):
@@ -149,37 +152,26 @@ def import_ros() -> SimpleNamespace:
     return SimpleNamespace(rclpy=rclpy, **names)
 
 
-def read_parameters(node: Any) -> dict[str, Any]:
-    """Declare the node's parameters and return those that were given a value."""
-    given = {name: node.declare_parameter(name, default).value for name, default in _PARAMETERS.items()}
-    return {name: value for name, value in given.items() if value}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until ROS shuts down; return the exit code."""
     return run_command("qwenvl_edge.robotics.ros2", lambda: _run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> None:
+    from qwenvl_edge.robotics.ros2_lifecycle import manage
+
     ros = import_ros()
     ros.rclpy.init(args=argv)
-    node = ros.rclpy.create_node(_NAME)
+    node = ros.LifecycleNode(_NAME)
     try:
-        given = read_parameters(node)
-        if "bundle" not in given:
-            raise QwenVLError("the parameter `bundle` is missing; add: --ros-args -p bundle:=/path/to/bundle")
-        engine = QwenVLEngine(Path(given["bundle"]), threads=given.get("threads"), max_context=given.get("max_context"))
-        vlm = VlmNode(engine, NodeSettings(**{name: given[name] for name in _SETTINGS if name in given}))
-        connected = RosNode(node, ros, vlm, compressed=given.get("compressed", False))
-        worker = threading.Thread(target=connected.run)
-        worker.start()
+        managed = manage(node, ros)
         try:
+            managed.autostart()
             ros.rclpy.spin(node, executor=ros.MultiThreadedExecutor())
         except ros.ExternalShutdownException:
             pass  # Ctrl+C, or a launch file that ends
         finally:
-            vlm.close()
-            worker.join()
+            managed.end()
     finally:
         node.destroy_node()
         ros.rclpy.try_shutdown()

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from qwenvl_edge.robotics import ros2 as adapter
+from qwenvl_edge.robotics import ros2_lifecycle as lifecycle
 from qwenvl_edge.robotics.node import NodeSettings, VlmNode
-from qwenvl_edge.robotics.ros2 import RosNode, import_ros, read_parameters
+from qwenvl_edge.robotics.parameters import DEFAULTS
+from qwenvl_edge.robotics.ros2 import RosNode, import_ros
 from support import ros_stand_in as ros
 from support.paths import ROOT
 from support.patience import PATIENCE_S, until
@@ -21,19 +23,6 @@ from support.scripted import engine
 
 PACKAGES = ROOT / "examples" / "ros2"
 BOXED = "<ref>dots</ref><box>(0,0),(500,500)</box> are here<|im_end|>"
-
-
-@pytest.fixture
-def install(monkeypatch):
-    """Puts the stand-in into sys.modules; returns the node that rclpy makes."""
-
-    def install(spin=lambda: None, **parameters):
-        node = ros.Node(**parameters)
-        for name, module in ros.modules(node, spin).items():
-            monkeypatch.setitem(sys.modules, name, module)
-        return node
-
-    return install
 
 
 @pytest.fixture
@@ -160,36 +149,6 @@ def test_diagnostics(start):
     assert (figures["answered"], figures["failed"], array.header.stamp.sec) == ("1", "1", 100)
 
 
-def test_the_program(install, monkeypatch, tmp_path):
-    """From parameters to a response, and down again."""
-
-    def spin():
-        node.send("image", image())
-        assert node.published["response"].wait().data == "dots are here"
-
-    node = install(spin, bundle="bundle", prompt="Where?", max_new_tokens=60)
-    opened = {}
-
-    def open_engine(bundle, **options):
-        opened.update(options, bundle=str(bundle))
-        return engine(tmp_path, BOXED)[0]
-
-    monkeypatch.setattr(adapter, "QwenVLEngine", open_engine)
-    assert adapter.main([]) == 0
-    assert opened == {"bundle": "bundle", "threads": None, "max_context": None} and node.destroyed
-
-
-def test_parameters_that_were_not_given(install):
-    node = install(bundle="b", max_age_ms=5.0)
-    assert read_parameters(node) == {"bundle": "b", "max_age_ms": 5.0}
-
-
-def test_a_missing_bundle(install, capsys):
-    node = install()
-    assert adapter.main([]) == 2
-    assert "the parameter `bundle` is missing" in capsys.readouterr().err and node.destroyed
-
-
 def test_without_ros(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rclpy", None)
     assert adapter.main([]) == 2
@@ -201,7 +160,7 @@ def test_the_packages_name_what_the_node_uses():
     manifest = ET.parse(PACKAGES / "qwenvl_edge_ros" / "package.xml").getroot()
     depends = {element.text for element in manifest.iter("exec_depend")}
     used = {module.partition(".")[0] for module in adapter._ROS}
-    assert len(used) == 6 and used <= depends
+    assert len(used) == 7 and used <= depends
 
 
 def test_the_launch_file_sets_known_parameters():
@@ -211,5 +170,6 @@ def test_the_launch_file_sets_known_parameters():
         for node in ast.parse(source).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "ARGUMENTS"
     )
+    known = {**lifecycle._READ_ONCE, **DEFAULTS, "autostart": True}
     for name, entry in zip(arguments.keys, arguments.values, strict=True):
-        assert type(adapter._PARAMETERS[name.value]).__name__ == entry.elts[1].id
+        assert type(known[name.value]).__name__ == entry.elts[1].id

@@ -12,6 +12,7 @@ ARGUMENTS = {
     "max_rate_hz": ("1.0", float, "the most times per second that the prompt is asked; 0 is no limit"),
     "max_age_ms": ("500.0", float, "no answers about images older than this; 0 accepts any age"),
     "max_new_tokens": ("64", int, "longest answer"),
+    "autostart": ("true", bool, "whether the node configures and activates itself"),
     "compressed": ("false", bool, "whether `image` is a CompressedImage"),
 }
 
