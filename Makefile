@@ -12,7 +12,7 @@ TALK := .cache/talk
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul attention simd python,cpp_ext/$(folder)/*))
 
 .PHONY: help setup demo check test flaky plugin gpu-test gpu-kit fuzz lint format bench peers soak server-soak hostile clients \
-    clients-test nano talk ray-test \
+    clients-test optimum-test nano talk ray-test \
     triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
 
@@ -156,14 +156,28 @@ server-soak: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE) --precision fp32
 	$(BIN)/python benchmarks/server.py $(BUNDLE) --repeats 0 --json benchmarks/results/server-soak.json
 
-# An environment above .venv per file of requirements, whose versions must not change what the project is tested with.
+# An environment above .venv, for packages whose versions must not change what the project is tested with.
+define ABOVE
+$(BIN)/python -m venv $(@D)
+for site in $(@D)/lib/python*/site-packages; do \
+    printf '%s\n' $(CURDIR)/runtime $(CURDIR)/export $(abspath $(VENV))/lib/python*/site-packages > $$site/above.pth; \
+done
+endef
+
 .cache/clients-%/.ready: tests/server/clients-%.txt | $(READY)
-	$(BIN)/python -m venv $(@D)
-	for site in $(@D)/lib/python*/site-packages; do \
-	    printf '%s\n' $(CURDIR)/runtime $(CURDIR)/export $(abspath $(VENV))/lib/python*/site-packages > $$site/above.pth; \
-	done
+	$(ABOVE)
 	$(@D)/bin/python -m pip install --quiet --requirement $<
 	touch $@
+
+# Where it cannot be fetched its tests are skipped.
+.cache/optimum/.ready: pyproject.toml | $(READY)
+	$(ABOVE)
+	$(@D)/bin/python -m pip install --quiet 'optimum>=2.0,<3' || echo "optimum cannot be fetched; its tests are left out"
+	touch $@
+
+## Export through optimum-cli, which gets an environment of its own.
+optimum-test: .cache/optimum/.ready
+	$(<D)/bin/python -m pytest tests/export/test_optimum.py -rs
 
 CLIENTS := tests/server/test_clients.py -rs
 

@@ -28,6 +28,7 @@ from qwenvl_edge.bundle.manifest import (
     Provenance,
 )
 from qwenvl_edge.errors import BundleError
+from qwenvl_edge.machine.sizes import in_words
 from qwenvl_edge_export.checkpoint.importing import plan_import
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.examples import copy_examples, read_examples
@@ -170,8 +171,8 @@ class _Writer:
     def _check_space(self, needed: int) -> None:
         if (free := shutil.disk_usage(self.folder).free) < needed:
             raise BundleError(
-                f'the bundle takes {needed / 1e9:,.1f} GB, but the disk of "{self.folder.parent}" has '
-                f"{free / 1e9:,.1f} GB free; make room or write it elsewhere."
+                f'the bundle takes {in_words(needed)}, but the disk of "{self.folder.parent}" has {in_words(free)} '
+                "free; make room or write it elsewhere."
             )
 
     def _save(self, model: ir.Model, name: str) -> None:

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwenvl_edge.bundle.bundle import Bundle
-from qwenvl_edge.bundle.manifest import (
-    MANIFEST_NAME,
-)
+from qwenvl_edge.bundle.place import check_place
 from qwenvl_edge.errors import BundleError, QwenVLError
 from qwenvl_edge_export.bundle_writer import Progress, write_bundle
 from qwenvl_edge_export.checkpoint.importing import plan_import
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.families.base import ExportFamily
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
+from qwenvl_edge_export.files.kept_plans import keep_plans
 from qwenvl_edge_export.files.path_lock import sole_writer
 from qwenvl_edge_export.options import FLOATS, STATIC, ExportPrecision
 from qwenvl_edge_export.quantization.calibration import Calibration
@@ -30,6 +29,11 @@ _SMALL_BYTES = 1 << 30
 _FLOATS_INSTEAD = (
     "8-bit weights change this small model's answers beyond their limits, so its bundle has float32; "
     "--precision int8 --allow-loss would keep 8 bits."
+)
+
+_PLANS_GONE = (
+    "the TensorRT plans of the old bundle ({targets}) do not fit the new one and went with it; `qwenvl build {bundle}` "
+    "makes new ones."
 )
 
 
@@ -59,7 +63,8 @@ def export(
         bundle_path: the folder to write; it appears when it is whole.
         precision: of the weights; None takes 8-bit blocks, which run on an ordinary CPU. A model of at most 1 GiB as
             float32 whose answers 8 bits change beyond their limits takes float32 then.
-        force: replace the bundle at `bundle_path`; the old one goes when the new one is whole.
+        force: replace the bundle at `bundle_path`; the old one goes when the new one is whole. TensorRT plans stay if
+            the new bundle has the same files.
         allow_loss: keep a bundle that differs from its checkpoint by more than its precision allows.
         check: compare the bundle with PyTorch when it is written.
         calibration: quantize the decoder on samples of its use: True for built-in ones, or a folder of pictures, or a
@@ -87,7 +92,7 @@ def export(
             within their precision's limits.
     """
     target = Path(bundle_path).absolute()
-    _check_target(target, force)
+    check_place(target, force=force)
     checkpoint = Checkpoint.open(checkpoint_path, revision=revision, chat_format=chat_format)
     if min_pixels is not None or max_pixels is not None:
         checkpoint = dataclasses.replace(checkpoint, family=checkpoint.family.limited(min_pixels, max_pixels))
@@ -99,10 +104,13 @@ def export(
             write_bundle(checkpoint, folder, precision, calibrated, progress)
             if check:
                 _record_parity(folder, checkpoint, allow_loss, calibrated is not None, progress)
+            gone = keep_plans(target, folder)
+        if gone:
+            note(_PLANS_GONE.format(targets=", ".join(gone), bundle=bundle_path))
 
     with sole_writer(target, "an export", wait=wait, progress=progress):
         clean_up(target)
-        _check_target(target, force)
+        check_place(target, force=force)
         calibrated = _calibrate(checkpoint, precision, calibration, target, progress, restart_calibration)
         try:
             write(precision, calibrated)
@@ -139,15 +147,6 @@ def _plan(
 def _float_bytes(family: ExportFamily) -> int:
     """Bytes of all weights as float32."""
     return 4 * sum(math.prod(shape) for shape in family.tensors.values())
-
-
-def _check_target(target: Path, force: bool) -> None:
-    if not (target.exists() or target.is_symlink()):
-        return
-    if not force:
-        raise BundleError(f'"{target}" exists already; choose another name, or replace it with --force.')
-    if not (target / MANIFEST_NAME).is_file():
-        raise BundleError(f'"{target}" is not a bundle, so it is not replaced; choose another name or remove it.')
 
 
 def _calibrate(

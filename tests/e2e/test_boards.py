@@ -4,8 +4,9 @@ import pytest
 
 from qwenvl_edge import cli
 from qwenvl_edge.backends.memory_estimate import estimate_memory
+from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.files import FileInfo
-from qwenvl_edge.cli.boards import BOARDS, find_board, plan_for
+from qwenvl_edge.cli.boards import BOARDS, find_board, gpu_of, kind_of, plan_for
 from qwenvl_edge.errors import QwenVLError
 
 
@@ -46,14 +47,15 @@ def test_the_system_shares_unified_memory():
 
 
 def test_an_unknown_board():
-    with pytest.raises(QwenVLError, match=r"'toaster' is unknown; there are raspberry-pi-5-8gb, .*h200"):
+    with pytest.raises(QwenVLError, match=r'"toaster" is unknown; there are raspberry-pi-5-8gb, .*h200'):
         find_board("toaster")
 
 
 def test_the_program_plans_for_a_board(tiny_bundle, capsys):
     assert cli.main(["plan", str(tiny_bundle.path), "--max-context", "512", "--target", "orin-nano-8gb"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("weights") and lines[-3].startswith("Jetson Orin Nano 8GB: 8 GB, 102 GB/s")
+    assert lines[0].startswith("weights") and "not added: they take turns" in "".join(lines[3:5])
+    assert lines[-3].startswith("Jetson Orin Nano 8GB: 8 GB, 102 GB/s")
 
 
 def test_the_program_lists_all_boards(tiny_bundle, capsys):
@@ -67,3 +69,27 @@ def test_what_does_not_fit_is_an_exit_code(tiny_bundle, monkeypatch, capsys):
     monkeypatch.setitem(BOARDS, "orin-nano-4gb", small)
     assert cli.main(["plan", str(tiny_bundle.path), "--target", "orin-nano-4gb"]) == 1
     assert "it does not fit" in capsys.readouterr().out
+
+
+def test_every_command_takes_the_same_names_of_machines():
+    pytest.importorskip("qwenvl_edge_export.tensorrt.targets", reason="the exporter is not installed")
+    assert [kind_of(name) for name in ("cpu", "gpu", "raspberry-pi-5-8gb", "orin-nano-8gb", "SM_86", "orin")] == [
+        *("cpu", "gpu", "cpu", "gpu", "gpu", "gpu"),
+    ]
+    assert [gpu_of(name) for name in ("local", "sm_86", "orin", "h200", "orin-nano-8gb", "agx-orin-64gb")] == [
+        *("local", "sm_86", "orin", "h200", "sm_87", "sm_87"),
+    ]
+    for board in BOARDS.values():
+        assert kind_of(board.name) == ("cpu" if board.compute_capability is None else "gpu")
+    with pytest.raises(QwenVLError, match="raspberry-pi-5-8gb has no GPU that TensorRT builds for"):
+        gpu_of("raspberry-pi-5-8gb")
+    with pytest.raises(QwenVLError, match='"toaster" is unknown; say cpu or gpu, name a machine'):
+        kind_of("toaster")
+
+
+def test_an_export_and_a_build_for_a_board(tiny_checkpoint, tmp_path, capsys):
+    assert cli.main(["export", str(tiny_checkpoint), str(tmp_path / "b"), "--target", "l4", "--skip-verify"]) == 0
+    capsys.readouterr()
+    assert cli.main(["build", str(tmp_path / "b"), "--target", "raspberry-pi-5-8gb"]) == 2
+    assert "raspberry-pi-5-8gb has no GPU" in capsys.readouterr().err
+    assert Bundle.open(tmp_path / "b").manifest.precision.decoder == "fp16"

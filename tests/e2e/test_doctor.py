@@ -123,6 +123,7 @@ def test_what_each_command_lacks(machine, monkeypatch):
         "qwenvl-edge[constrained]; extra == 'server'",
         "nor_this.one[x]<2; python_version >= '3.11' and extra == \"constrained\"",
         "uvicorn; extra == 'server'",
+        "of-another-python; python_version < '3.5' and extra == 'server'",
     ]
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: requirements)
     found = machine({})
@@ -140,11 +141,15 @@ def test_which_backend_runs_a_bundle(tiny_bundle, tmp_path, monkeypatch):
         return lambda: None
 
     monkeypatch.setattr(selection, "_CANDIDATES", {("a", "cuda"): refuse, ("b", "cuda"): take, ("c", "cpu"): take})
+    monkeypatch.setattr(selection, "driver_absent", lambda: False)
     found = {finding.subject: finding for finding in examine(tmp_path, bundle=tiny_bundle)}
     assert [found[name].found for name in ("a, cuda", "b, cuda", "c, cpu")] == [
         *("cannot run it", "runs it", "could run it too"),
     ]
     assert found["a, cuda"].fix == "there is no GPU; buy one."
+    monkeypatch.setattr(selection, "driver_absent", lambda: True)
+    found = {finding.subject: finding for finding in examine(tmp_path, bundle=tiny_bundle)}
+    assert (found["a, cuda"].found, found["a, cuda"].fix) == ("cannot run it: there is no NVIDIA driver", "")
 
 
 def test_nothing_runs_a_bundle(tiny_bundle, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,18 @@ from types import SimpleNamespace
 import pytest
 
 from qwenvl_edge.bundle.bundle import Bundle
+from qwenvl_edge.bundle.engines import (
+    DECODER_PLAN,
+    PROFILES,
+    VISION_PLAN,
+    Builder,
+    Plan,
+    PlanLimits,
+    PlanManifest,
+    Profile,
+    bundle_digest,
+)
+from qwenvl_edge.bundle.files import FileInfo
 from qwenvl_edge.errors import BundleError, CheckpointError
 from qwenvl_edge_export import bundle_writer
 from qwenvl_edge_export.export import export
@@ -120,7 +133,7 @@ def test_interruption_in_the_swap_brings_the_old_bundle_back(small_checkpoint, t
 
 def test_too_little_disk_space_is_said_before_writing(small_checkpoint, target, monkeypatch):
     monkeypatch.setattr(bundle_writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(BundleError, match=r"takes .* GB, but the disk of .* has 0.0 GB free"):
+    with pytest.raises(BundleError, match=r"takes 0\.\d+ MB, but the disk of .* has 0\.001 MB free"):
         export(small_checkpoint(), target)
     assert listing(target.parent) == []
 
@@ -182,3 +195,64 @@ def test_a_place_that_cannot_be_written(small_checkpoint, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(BundleError, match=r"cannot write .*; nothing was left behind"):
         export(small_checkpoint(), tmp_path / "file" / "bundle")
+
+
+def with_plan(bundle: Path, target: str, digest: str) -> Path:
+    """A plan as far as an export looks at it: its manifest and files, which no TensorRT made."""
+    folder = bundle / "plans" / target
+    folder.mkdir(parents=True)
+    files = {name: FileInfo(3, hashlib.sha256(b"abc").hexdigest()) for name in (VISION_PLAN, DECODER_PLAN)}
+    for name in files:
+        (folder / name).write_text("abc")
+    shape = Profile(0, (1, 1, 1), (1, 1, 1))
+    PlanManifest(
+        format=1,
+        target=target,
+        builder=Builder("tensorrt", "10.13.0", "linux-x86_64"),
+        compute_capabilities=(86,),
+        dialect="standard",
+        plugin="",
+        precision={"vision": "fp32", "decoder": "fp32", "kv_cache": "float"},
+        limits=PlanLimits(64, 1, 1, 16),
+        profiles=dict.fromkeys(PROFILES, shape),
+        bundle_digest=digest,
+        files=files,
+    ).write(folder)
+    return folder
+
+
+def test_plans_that_fit_the_new_bundle_stay(small_checkpoint, target):
+    source = small_checkpoint("a")
+    before = export(source, target, check=False)
+    fitting = with_plan(target, "sm_86", bundle_digest(before.manifest))
+    with_plan(target, "orin", "0" * 64)
+    (with_plan(target, "thor", bundle_digest(before.manifest)) / "plan.json").write_text("no plan")
+    notes: list[str] = []
+    export(source, target, force=True, check=False, note=notes.append)
+    assert listing(target / "plans") == ["sm_86"]
+    assert listing(fitting) == ["decoder.plan", "plan.json", "vision.plan"]
+    assert (fitting / "decoder.plan").read_text() == "abc" and Plan.open(Bundle.open(target), "sm_86").path == fitting
+    (note,) = notes
+    assert "plans of the old bundle (orin, thor) do not fit the new one" in note and f"`qwenvl build {target}`" in note
+    notes.clear()
+    export(small_checkpoint("b", seed=1), target, force=True, check=False, note=notes.append)
+    assert "plans" not in listing(target) and "(sm_86)" in notes[0]
+
+
+def test_plans_are_copied_where_there_are_no_links(small_checkpoint, target, monkeypatch):
+    source = small_checkpoint("a")
+    before = export(source, target, check=False)
+    plan = with_plan(target, "sm_86", bundle_digest(before.manifest))
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    export(source, target, force=True, check=False)
+    assert listing(plan) == ["decoder.plan", "plan.json", "vision.plan"]
+
+
+def test_plans_stay_where_an_export_fails(small_checkpoint, target, monkeypatch):
+    source = small_checkpoint("a")
+    before = export(source, target, check=False)
+    plan = with_plan(target, "sm_86", bundle_digest(before.manifest))
+    monkeypatch.setattr(staging, "_swap", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "it is full")))
+    with pytest.raises(BundleError, match="it is full; nothing was left behind"):
+        export(source, target, force=True, check=False)
+    assert listing(plan) == ["decoder.plan", "plan.json", "vision.plan"]

@@ -77,7 +77,7 @@ def test_the_disk_need_not_hold_twice_what_is_kept(checkpoint, calibrated, tmp_p
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b"}))
     options = {"precision": INT4, "calibration": tmp_path / "own.jsonl", "check": False}
     monkeypatch.setattr(bundle_writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
-    with pytest.raises(BundleError, match=r"the bundle takes .* GB, but the disk of"):
+    with pytest.raises(BundleError, match=r"the bundle takes .* MB, but the disk of"):
         export(checkpoint, tmp_path / "bundle", **options)
     monkeypatch.setattr(bundle_writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     export(checkpoint, tmp_path / "bundle", **options)
@@ -86,7 +86,7 @@ def test_the_disk_need_not_hold_twice_what_is_kept(checkpoint, calibrated, tmp_p
 def test_too_little_disk_space_is_said_before_calibrating(checkpoint, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(
-        BundleError, match=r"calibration takes .* GB beside the bundle, but the disk of .* 0\.00 GB free"
+        BundleError, match=r"calibration takes [\d.]+ MB beside the bundle, but the disk of .* [\d.]+ MB free"
     ):
         export(checkpoint, tmp_path / "bundle", precision=INT4, calibration=samples)
     assert list(tmp_path.iterdir()) == []

@@ -64,10 +64,12 @@ def test_the_report_is_json_and_a_table(exported):
     report = verify(bundle, source)
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     lines = report.table().splitlines()
-    assert len(lines) == len(report.rows) + 2
+    rows, legend = lines[1 : len(report.rows) + 1], lines[len(report.rows) + 1 : -1]
+    titles = [line.strip().split("  ")[0] for line in legend if line]
+    assert titles == ["max |diff|", "cosine", "KL", "top-1", "greedy"]
     assert lines[0].split()[:8] == ["stage", "graph", "prompt", "max", "|diff|", "limit", "cosine", "KL"]
     assert lines[0].split()[8:] == ["top-1", "greedy", "box", "IoU"]
-    assert all(line.endswith("ok") for line in lines[1:-1])
+    assert all(line.endswith("ok") for line in rows)
     assert lines[-1] == report.status == "passed"
 
 
@@ -86,7 +88,7 @@ def test_one_wrong_value_of_a_checkpoint_is_found(exported, tmp_path, name, inde
     assert not report.passed
     assert {row.graph for row in report.rows if not row.passed} == graphs
     assert "differ by" in report.failures
-    assert "FAILED" in report.table()
+    assert "FAILED" in report.table() and report.failures.split("; ")[0] in report.table().splitlines()
 
 
 def test_top1_counts_flipped_tokens(exported, tmp_path):

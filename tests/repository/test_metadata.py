@@ -28,6 +28,17 @@ def test_classifiers_name_the_pythons_that_wheels_are_built_for():
     assert tuple(map(int, pythons[0].split("."))) == set_up.OLDEST
 
 
+def test_the_command_for_optimum_is_in_the_wheel():
+    """optimum reads every file of optimum/commands/register, a namespace: an __init__.py would hide other packages'."""
+    setuptools = pytest.importorskip("setuptools")
+    tool = PROJECT["tool"]["setuptools"]
+    assert "export" in tool["packages"]["find"]["where"] and tool["packages"]["find"].get("namespaces", True)
+    found = setuptools.find_namespace_packages(str(ROOT / "export"), include=["optimum*"])
+    assert set(found) == {"optimum", "optimum.commands", "optimum.commands.register"}
+    assert tool["package-dir"]["optimum"] == "export/optimum"
+    assert [path.name for path in (ROOT / "export" / "optimum").rglob("*.py")] == ["qwenvl.py"]
+
+
 def test_what_a_machine_lacks_is_one_sentence(tmp_path):
     able = {"version": (3, 12), "find": lambda name: name, "which": lambda name: name, "include": tmp_path}
     (tmp_path / "Python.h").touch()

@@ -112,7 +112,7 @@ def _discard(path: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         _flush_one(path)
     _flush_one(folder)
 

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from qwenvl_edge.errors import BundleError
+from qwenvl_edge.machine.sizes import in_words
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from qwenvl_edge_export.files.path_lock import sole_writer
 from qwenvl_edge_export.graphs.roles import Decoder
@@ -201,8 +202,8 @@ class Calibration:
         )
         if (free := shutil.disk_usage(self.folder).free) < needed:
             raise BundleError(
-                f"calibration takes {needed / 1e9:,.2f} GB beside the bundle, but the disk of "
-                f'"{self.folder.parent}" has {free / 1e9:,.2f} GB free; make room, or give fewer samples.'
+                f"calibration takes {in_words(needed)} beside the bundle, but the disk of "
+                f'"{self.folder.parent}" has {in_words(free)} free; make room, or give fewer samples.'
             )
 
     @property

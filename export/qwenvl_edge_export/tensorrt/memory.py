@@ -12,6 +12,7 @@ from qwenvl_edge.bundle.contract import DECODER_DATA, VISION_DATA
 from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.memory import available_bytes, swap_bytes
+from qwenvl_edge.machine.sizes import in_words
 from qwenvl_edge_export.tensorrt.targets import Target, release
 
 _PROCESS_BYTES = 300 << 20  # Python, onnx and TensorRT's own libraries and kernels
@@ -55,7 +56,7 @@ def check_resources(bundle: Bundle, target: Target, folder: Path) -> None:
     needed, free = sum(stored) + max(stored), shutil.disk_usage(folder).free
     if needed > free:
         raise BackendError(
-            f'building takes about {needed / 1e9:.2f} GB of disk, but "{folder}" has {free / 1e9:.2f} GB free; '
+            f'building takes about {in_words(needed)} of disk, but "{folder}" has {in_words(free)} free; '
             "make room there."
         )
 

@@ -43,6 +43,20 @@ LIMITS = {
 INT8_CACHE_LIMITS = Limits(max_relative=5e-2, tie=1e-2, min_cosine=0.998, max_kl=5e-3, min_top1=0.95)
 
 
+_COLUMNS = {
+    "max_abs": ("max |diff|", "largest difference from the reference, which may be as large as the limit"),
+    "cosine": ("cosine", "of the position where both differ most; 1: equal"),
+    "kl": ("KL", "how far the probabilities of the tokens differ, in nats, mean over the positions; 0: equal"),
+    "top1": ("top-1", "positions at which both find the same token likeliest"),
+    "agreed": (
+        "greedy",
+        "tokens of the answer up to the first that differs; no limit: rounding decides between equals",
+    ),
+    "iou": ("box IoU", "overlap of the boxes in both answers; no limit, for the same reason"),
+}
+"""Heading and meaning of a row's figures, by its field."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One comparison.
@@ -95,7 +109,7 @@ class Report:
         return "; ".join(f"{row.stage} ({row.graph}, {row.case}): {row.broken}" for row in self.rows if not row.passed)
 
     def table(self) -> str:
-        """The report as a table for a terminal."""
+        """The report for a terminal: a row per comparison, the meaning of the columns, what failed, the status last."""
         lines = [("stage", "graph", "prompt", "max |diff|", "limit", "cosine", "KL", "top-1", "greedy", "box IoU", "")]
         for row in self.rows:
             kl = "" if row.kl is None else f"{row.kl:.2e}"
@@ -108,7 +122,15 @@ class Report:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
         notes = [f"not compared: {what}" for what in self.skipped]
-        return "\n".join(["  ".join(line).rstrip() for line in padded] + [*notes, self.status])
+        failed = [f"{row.stage} ({row.graph}, {row.case}): {row.broken}" for row in self.rows if not row.passed]
+        rows = ["  ".join(line).rstrip() for line in padded] if self.rows else []
+        return "\n".join([*rows, *self._legend(), *notes, *failed, self.status])
+
+    def _legend(self) -> list[str]:
+        """The meanings of the columns that have figures."""
+        has = {name for name in _COLUMNS if any(getattr(row, name) is not None for row in self.rows)}
+        lines = [f"  {title:<12}{meaning}" for name, (title, meaning) in _COLUMNS.items() if name in has]
+        return ["", *lines, ""] if lines else []
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, for the manifest."""

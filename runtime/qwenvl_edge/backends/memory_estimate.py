@@ -53,16 +53,18 @@ class MemoryEstimate:
 
     def table(self) -> str:
         """The parts as a table for a terminal, in MB."""
+        turns = "not added: they take turns"
         parts = {
-            "weights": self.weights,
-            "KV cache": self.cache,
-            "earlier conversations": self.kept,
-            "workspace of a prefill": self.workspace,
-            "or of a picture": self.picture,
-            "process": self.process,
-            "total": self.total,
+            "weights": (self.weights, ""),
+            "KV cache": (self.cache, "of the conversations under way, when they are full"),
+            "earlier conversations": (self.kept, "their KV caches and pictures, so that they go on at once"),
+            "computing a prompt": (self.workspace, turns if self.workspace < self.picture else ""),
+            "computing a picture": (self.picture, "" if self.workspace < self.picture else turns),
+            "program": (self.process, "Python and the libraries"),
+            "total": (self.total, ""),
         }
-        return "\n".join(f"{name:<24}{size / 1e6:>12,.0f} MB" for name, size in parts.items())
+        rows = (f"{name:<24}{size / 1e6:>9,.0f} MB   {words}".rstrip() for name, (size, words) in parts.items())
+        return "\n".join(rows)
 
 
 def estimate_memory(

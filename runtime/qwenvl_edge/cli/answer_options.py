@@ -14,7 +14,7 @@ _NUMBERS = {
     "top_p": (float, "P", "keep the likeliest tokens up to this probability"),
     "top_k": (int, "K", "keep the K likeliest tokens; 0 keeps all"),
     "min_p": (float, "P", "keep tokens at least this probable relative to the likeliest"),
-    "repetition_penalty": (float, "X", "above 1: make tokens unlikelier that came before"),
+    "repetition_penalty": (float, "X", "above 1: make tokens less likely that came before; 1 leaves them"),
     "seed": (int, "N", "make sampling repeatable (default: another one each time)"),
     "max_new_tokens": (int, "N", "longest answer in tokens"),
     "deadline_ms": (float, "MS", "end the answer after so many milliseconds (default: none)"),
@@ -23,11 +23,19 @@ _NUMBERS = {
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to the command's parser."""
-    group = parser.add_argument_group("the answer", "without a default here: the bundle's (`qwenvl info`)")
+    group = parser.add_argument_group(
+        "the answer", "Where no default is given, the bundle's holds; `qwenvl info` prints those."
+    )
     for name, (kind, metavar, words) in _NUMBERS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=words)
     group.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end the answer here; repeatable")
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the answer before this text; repeatable (default: none)",
+    )
     forms = group.add_mutually_exclusive_group()
     forms.add_argument("--json-schema", metavar="S", help="keep to this JSON Schema: a file, or the schema itself")
     forms.add_argument("--regex", metavar="R", help="keep to this regular expression")

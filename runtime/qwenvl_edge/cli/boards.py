@@ -1,4 +1,4 @@
-"""Machines that bundles run on, and the check whether a bundle fits one that is not at hand.
+"""Machines that bundles run on by name, and the check whether a bundle fits one that is not at hand.
 
 Memory and bandwidth are the makers' figures: NVIDIA's data sheets of modules (Jetson Orin Nano in the "Super" mode of
 JetPack 6.2 and newer) and of GPUs, Raspberry Pi's product brief. Compute capabilities are those of NVIDIA's list of
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qwenvl_edge.bundle.contract import DECODER_DATA
+from qwenvl_edge.cli.export_package import import_export
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
+from qwenvl_edge.machine.urls import shown
 
 if TYPE_CHECKING:
     from qwenvl_edge.backends.memory_estimate import MemoryEstimate
@@ -32,7 +34,7 @@ class Board:
     """A machine by its published figures.
 
     Attributes:
-        name: what `qwenvl plan --target` calls it.
+        name: what `--target` calls it.
         product: what its maker calls it.
         memory_gib: memory that the model has to fit into.
         bandwidth_gb_s: of that memory.
@@ -128,8 +130,45 @@ def find_board(name: str) -> Board:
         QwenVLError: it is unknown; lists those that are known.
     """
     if name not in BOARDS:
-        raise QwenVLError(f"the target {name!r} is unknown; there are {', '.join(BOARDS)}.")
+        raise QwenVLError(f'the target "{shown(name)}" is unknown; there are {", ".join(BOARDS)}.')
     return BOARDS[name]
+
+
+def kind_of(target: str) -> str:
+    """Return "cpu" or "gpu", which an export is for, of a machine or of a GPU as `qwenvl build` names it.
+
+    Raises:
+        QwenVLError: it is neither.
+    """
+    if target in ("cpu", "gpu"):
+        return target
+    if target in BOARDS:
+        return "cpu" if BOARDS[target].compute_capability is None else "gpu"
+    if _is_gpu(target):
+        return "gpu"
+    raise QwenVLError(
+        f'the target "{shown(target)}" is unknown; say cpu or gpu, name a machine ({", ".join(BOARDS)}), or a GPU such '
+        "as sm_86 or orin."
+    )
+
+
+def gpu_of(target: str) -> str:
+    """Return the GPU that plans for a machine are built for; other words as they are.
+
+    Raises:
+        QwenVLError: the machine has none.
+    """
+    if target not in BOARDS or _is_gpu(target):
+        return target
+    board = BOARDS[target]
+    if board.compute_capability is None:
+        raise QwenVLError(f"{target} has no GPU that TensorRT builds for; its CPU runs the bundle without a plan.")
+    return f"sm_{board.compute_capability}"
+
+
+def _is_gpu(target: str) -> bool:
+    targets = import_export("tensorrt.targets", extra="tensorrt")
+    return target.lower() in {*targets.NAMES, *(f"sm_{number}" for number in targets.CAPABILITIES)}
 
 
 def plan_for(

@@ -14,13 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from qwenvl_edge.bundle.examples import FOLDER, Examples, examples_of
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import ImageError, QwenVLError
 from qwenvl_edge.inputs.clips import Video
 from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.inputs.prompt import Turn
 from qwenvl_edge.inputs.video_files import open_video
-from qwenvl_edge.machine.terminal import ProgressBar, harmless, note, say
+from qwenvl_edge.machine.terminal import ProgressBar, harmless, say
 from qwenvl_edge.replies.reply import Reply, Stats
 from qwenvl_edge.replies.stream import Stream
 
@@ -35,6 +36,9 @@ _HELP = """\
 
 class Console:
     """Holds what a conversation needs: pictures waiting for the next message, history, the last reply.
+
+    Answers go to stdout. Prompts and remarks go there too on a terminal, else to stderr or nowhere: whoever reads a
+    pipe wants answers only.
 
     form: "text", as it comes, or "json", whole. with_times: after each answer, a line on stderr says how long it took.
     """
@@ -57,21 +61,36 @@ class Console:
         self._videos: list[Video] = []
         self._history: tuple[Turn, ...] = ()
         self._reply: Reply | None = None
+        self._examples = Examples()
+        self._answered = False
+        self._asked = False  # about the pictures at hand
+        self._typed = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
     def add_picture(self, source: str | bytes) -> None:
         """Read a picture, a file or its bytes, now, for the next message. Raises ImageError."""
-        self._pictures.append(load_picture(source))
+        picture = load_picture(source)
+        self._begin_anew()
+        self._pictures.append(picture)
 
     def add_video(self, path: str) -> None:
         """Decode a video file now, for the next message. Raises ImageError, and QwenVLError without PyAV."""
         bar = ProgressBar(sys.stderr)
-        self._videos.append(open_video(path, progress=lambda part: bar(round(100 * part), 100, "decoding the video")))
+        video = open_video(path, progress=lambda part: bar(round(100 * part), 100, "decoding the video"))
+        self._begin_anew()
+        self._videos.append(video)
+
+    def _begin_anew(self) -> None:
+        if self._asked:
+            self._pictures, self._videos, self._asked = [], [], False
 
     def ask(self, message: str) -> Reply:
         """Answer one message (a base model continues it), then list the boxes."""
         self._reply = reply = self._answer(message) if self._engine.can_chat else self._completion(message)
-        self._history = reply.history
-        self._pictures, self._videos = [], []
+        if self._examples.asks_afresh:
+            self._asked = True
+        else:
+            self._history = reply.history
+            self._pictures, self._videos = [], []
         if self._form == "json":
             say(json.dumps(reply.to_dict(), ensure_ascii=False))
         else:
@@ -106,58 +125,84 @@ class Console:
         return reply
 
     def converse(self) -> None:
-        """Read messages and commands until /quit or the end of the input."""
+        """Read messages and commands until /quit or the end of the input.
+
+        Where the bundle's examples say that questions are best asked afresh, each is, about the pictures named last.
+        """
+        self._examples = examples_of(self._engine.bundle)
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # line editing and history for input()
-        say("Ask about your pictures; /help lists the commands.")
+        if self._typed:
+            self._remark("Ask about your pictures; /help lists the commands.")
+            if self._examples.asks_afresh:
+                self._remark("This model gets each question afresh, with the same pictures until /image names others.")
         while True:
             try:
-                line = _read_line()
+                line = _read_line("> " if self._typed else "")
             except EOFError:
-                say("")
+                if self._typed:
+                    say("")
                 return
             except KeyboardInterrupt:
-                say("\n/quit leaves")
+                self._remark("\n/quit leaves")
                 continue
             if line == "/quit":
                 return
             try:
                 self._handle(line)
             except QwenVLError as error:
-                say(str(error))
+                self._remark(str(error))
+
+    def _remark(self, text: str) -> None:
+        to = sys.stdout if self._typed else sys.stderr
+        say(harmless(text, to), to=to)
 
     def _handle(self, line: str) -> None:
         command, _, argument = line.partition(" ")
         if not line.startswith("/"):
             if line:
+                if self._answered and not self._typed:
+                    say("")  # between two answers, which may have several lines
                 self.ask(line)
+                self._answered = True
         elif command == "/image":
             self.add_picture(_file(command, argument))
-            say(f"{len(self._pictures)} picture(s) wait for your next message")
+            self._remark(f"{_counted(len(self._pictures), 'picture')} for your next message")
         elif command == "/video":
             self.add_video(_file(command, argument))
-            say(f"{len(self._videos)} video(s) wait for your next message")
+            self._remark(f"{_counted(len(self._videos), 'video')} for your next message")
         elif command == "/save":
             if self._reply is None:
                 raise QwenVLError("there is no answer yet; ask something first.")
-            save_drawing(self._reply, Path(_file(command, argument)))
+            self._remark(save_drawing(self._reply, Path(_file(command, argument))))
         elif command == "/reset":
             self._history, self._pictures, self._videos, self._reply = (), [], [], None
-            say("forgotten")
+            self._asked = False
+            self._remark("the conversation is forgotten")
         elif command == "/help":
-            say(_HELP)
+            self._remark("\n".join((_HELP, *_tries(self._examples, self._engine.bundle.path / FOLDER))))
         else:
             raise QwenVLError(f"there is no command {command}; /help lists them.")
 
 
-def _read_line() -> str:
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _tries(examples: Examples, folder: Path) -> Iterator[str]:
+    """The lines that a model can be tried with, as they are typed, and what to know before."""
+    for example in examples.examples:
+        yield "\nto try it, type:"
+        yield from (f"  /image {shlex.quote(str(folder / name))}" for name in example.pictures)
+        yield from (f"  {question}" for question in example.questions)
+    if examples.note:
+        yield f"\n{examples.note}"
+
+
+def _read_line(prompt: str) -> str:
     """Return the next line of the input. Raises EOFError at its end, QwenVLError where there is none."""
     if sys.stdin is None:
         raise QwenVLError("there is no input; give a PROMPT, or type in a terminal.")
-    prompt = "> "
-    if not sys.stdin.isatty():
-        say(prompt, end="")  # its failure is one of the output's
-        prompt = ""
     try:
         return input(prompt).strip()
     except (OSError, ValueError) as error:  # ValueError: it is not text
@@ -177,8 +222,8 @@ def _file(command: str, argument: str) -> str:
     return os.path.expanduser(name)  # noqa: PTH111 - Path's fails for an unknown user and changes URLs
 
 
-def save_drawing(reply: Reply, path: Path) -> None:
-    """Write the reply's picture with its boxes to `path`, in the format of its suffix. Raises ImageError."""
+def save_drawing(reply: Reply, path: Path) -> str:
+    """Write the reply's picture with its boxes to `path`, in the format of its suffix; say so. Raises ImageError."""
     picture = reply.draw()
     try:
         picture.save(path)
@@ -186,7 +231,7 @@ def save_drawing(reply: Reply, path: Path) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f'cannot write "{path}": {reason}.') from error
     places = reply.boxes or reply.quads or reply.points
-    note(f"{path} is written" + ("" if places else ", without boxes: the answer names no place"))
+    return f"{path} is written" + ("" if places else ", without boxes: the answer names no place")
 
 
 def _places(reply: Reply) -> Iterator[str]:

@@ -130,7 +130,7 @@ def _needed(extra: str, requirements: Sequence[str]) -> list[str]:
     """Names of the packages of an extra, those of the extras that it includes among them."""
     names: list[str] = []
     for requirement in requirements:
-        if not re.search(rf"""extra == ['"]{extra}['"]""", requirement):
+        if not re.search(rf"""extra == ['"]{extra}['"]""", requirement) or not _applies(requirement, extra):
             continue
         included = re.match(r"qwenvl[-_]edge\[([\w,-]+)\]", requirement)
         if included is None:
@@ -139,6 +139,16 @@ def _needed(extra: str, requirements: Sequence[str]) -> list[str]:
         for each in included[1].split(","):
             names += _needed(each, requirements)
     return names
+
+
+def _applies(requirement: str, extra: str) -> bool:
+    """True if a requirement is meant for this Python and system."""
+    try:
+        from packaging.requirements import Requirement  # ONNX Runtime brings it
+    except ModuleNotFoundError:
+        return True
+    marker = Requirement(requirement).marker
+    return marker is None or marker.evaluate({"extra": extra})
 
 
 def _installed(package: str) -> bool:
@@ -264,13 +274,15 @@ def _clock(subject: str, low: Path, high: Path, per_mhz: float) -> Finding:
 
 def _backends(bundle: Bundle) -> Iterator[Finding]:
     """Find the backends that would run the bundle, in the order of preference, and why the rest would not."""
-    from qwenvl_edge.backends.select import BackendOptions, survey
+    from qwenvl_edge.backends.select import BackendOptions, driver_absent, survey
 
     context = bundle.manifest.model.max_position_embeddings
     chosen = False
     for name, reason in survey(BackendOptions(bundle, threads=None, max_context=context, chunk=_CHUNK)):
         obstacle = _cpu_obstacle(bundle) if reason is None and name.endswith("cpu") else reason
-        if obstacle is not None:
+        if obstacle is not None and name.endswith("cuda") and driver_absent():
+            yield Finding(name, "cannot run it: there is no NVIDIA driver", "note")  # what else it lacks is no use
+        elif obstacle is not None:
             yield Finding(name, "cannot run it", "note", obstacle)
         else:
             yield Finding(name, "could run it too" if chosen else "runs it")

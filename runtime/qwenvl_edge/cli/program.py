@@ -1,16 +1,9 @@
-"""The program `qwenvl`: its parser, and the exit codes of its commands.
-
-Exit codes: 0 success, 1 a bundle that fails verification or does not fit a board, 2 an error (one line on stderr) or a
-bundle that differs from recorded tensors, 130 interrupted (128 + its number by another signal), 141 the reader of the
-output has gone, as SIGPIPE would give it.
-"""
+"""The program `qwenvl`: its parser. exit_codes.py says what its exit codes mean."""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,48 +14,20 @@ from qwenvl_edge.cli.commands.chat import add_chat
 from qwenvl_edge.cli.commands.completion import add_completion
 from qwenvl_edge.cli.commands.doctor import add_doctor
 from qwenvl_edge.cli.commands.export import add_export
+from qwenvl_edge.cli.commands.help import add_help
 from qwenvl_edge.cli.commands.info import add_info
 from qwenvl_edge.cli.commands.plan import add_plan
 from qwenvl_edge.cli.commands.replay import add_replay
 from qwenvl_edge.cli.commands.verify import add_verify
 from qwenvl_edge.cli.commands.watch import add_watch
-from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge.machine.signals import Terminated
-from qwenvl_edge.machine.terminal import OutputError, give_up_output, hold_standard_streams, say
+from qwenvl_edge.cli.exit_codes import exit_code
+from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.server.command import add_serve
-
-_ERROR, _INTERRUPTED, _READER_GONE = 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with `argv` (default: the command line); return its exit code."""
-    hold_standard_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 must not end an answer
-    code: int = _ERROR
-    try:
-        code = _run(argv)
-        if sys.stdout is not None:
-            say("", end="")  # a failure to write what is buffered still counts
-    except QwenVLError as error:
-        _complain(str(error))
-    except OutputError as error:
-        code = _ERROR if error.reason else _READER_GONE
-        if error.reason:
-            _complain(f"cannot write the output: {error.reason}.")
-        give_up_output()
-    except OSError as error:
-        where = f' "{error.filename}"' if error.filename else ""
-        _complain(f"cannot use{where}: {error.strerror}." if error.strerror else f"{error}.")
-    except MemoryError:
-        _complain("there is not enough memory.")
-    except KeyboardInterrupt as interruption:
-        if argv is None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program ends; a second Ctrl-C would add a traceback
-        _complain("interrupted")
-        code = interruption.code if isinstance(interruption, Terminated) else _INTERRUPTED
-    return code
+    return exit_code(lambda: _run(argv), ends_process=argv is None)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -75,10 +40,6 @@ def _run(argv: Sequence[str] | None) -> int:
         raise
     code: int = arguments.run(arguments)
     return code
-
-
-def _complain(words: str) -> None:
-    say(f"qwenvl: {words}", to=sys.stderr)
 
 
 class _InterleavedParser(argparse.ArgumentParser):
@@ -115,4 +76,5 @@ def _parser() -> argparse.ArgumentParser:
     add_bench(commands)
     add_doctor(commands)
     add_completion(commands, parser)
+    add_help(commands, parser)
     return parser

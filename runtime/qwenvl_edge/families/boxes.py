@@ -26,7 +26,7 @@ _Tags: TypeAlias = tuple[str, str]
 def to_pixels(points: Points, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
     """Scale grid points to pixels of a picture of `size` (width, height)."""
     width, height = size
-    return tuple((x / GRID * width, y / GRID * height) for x, y in points)
+    return tuple((x * width / GRID, y * height / GRID) for x, y in points)
 
 
 def place(

@@ -53,19 +53,37 @@ def add_serve(commands: Any) -> None:
     parser = commands.add_parser("serve", help="answer over HTTP, as OpenAI's chat completions do", epilog=_SOURCES)
     options = Configuration(parser)
     options.add("bundle", nargs="?", type=Path, metavar="BUNDLE", help="a bundle, made by qwenvl export")
-    options.add("--config", type=Path, metavar="FILE", help="a TOML file of options: `port = 8001`")
+    options.add("--config", type=Path, metavar="FILE", help="a TOML file of options: `port = 8001` (default: none)")
     options.add("--host", default="127.0.0.1", metavar="ADDRESS", help="what to bind (default 127.0.0.1)")
     options.add("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one")
-    options.add("--api-key-file", type=Path, metavar="FILE", help="one of its lines is needed with every request")
-    options.add("--model-name", metavar="NAME", help="the name that requests give (default: the bundle's)")
     options.add(
-        "--allow-url-host", action="append", default=[], metavar="HOST", help="fetch pictures from there; repeatable"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="one of its lines is needed with every request (default: none)",
+    )
+    options.add("--model-name", metavar="NAME", help="the name that requests give (default: the folder's)")
+    options.add(
+        "--allow-url-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch pictures from there; repeatable (default: from nowhere)",
     )
     options.add(
-        "--allow-path", action="append", default=[], type=Path, metavar="DIR", help="read file: URLs there; repeatable"
+        "--allow-path",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="read file: URLs there; repeatable (default: nowhere)",
     )
     options.add(
-        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="answer web pages from there; repeatable"
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="answer web pages from there; repeatable (default: its own)",
     )
     options.add("--keep-order", action="store_true", help="leave pictures behind the words where a client puts them")
     options.add(
@@ -73,15 +91,18 @@ def add_serve(commands: Any) -> None:
     )
     options.add("--log-prompts", action="store_true", help="write words and answers to the log")
     options.add(
-        "--log-format", choices=("auto", "json", "text"), default="auto", help="auto: text on a terminal, else JSON"
+        "--log-format",
+        choices=("auto", "json", "text"),
+        default="auto",
+        help="auto (default): text on a terminal, else JSON",
     )
-    options.add("--threads", type=int, metavar="N", help="CPU threads")
-    options.add("--max-context", type=int, metavar="N", help="longest conversation in tokens")
+    options.add("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
+    options.add("--max-context", type=int, metavar="N", help="longest conversation in tokens (default: the model's)")
     options.add("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")
     options.add("--device", default="auto", metavar="D", help="auto (default), cuda or cpu")
     for field in dataclasses.fields(ServerLimits):
         option = f"--max-{field.name.replace('_', '-')}"
-        text = f"{_LIMITS[field.name]} (default {field.default:g})"
+        text = f"{_LIMITS[field.name]} (default {field.default:,.12g})"
         options.add(option, type=type(field.default), default=field.default, metavar="N", help=text)
     parser.set_defaults(run=functools.partial(_serve, options))
 

@@ -103,7 +103,7 @@ def test_json(scripted, capsys):
 
 def test_a_picture_from_standard_input(scripted, capsys, monkeypatch):
     scripted(BOXED)
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(PICTURE.read_bytes())))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False, buffer=io.BytesIO(PICTURE.read_bytes())))
     assert cli.main(["chat", "bundle", "Where?", "--image", "-"]) == 0
     assert "dots: (0, 0)" in capsys.readouterr().out
 

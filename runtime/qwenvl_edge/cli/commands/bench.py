@@ -42,11 +42,13 @@ class Measured:
 def add_bench(commands: Any) -> None:
     """Add the command to the program's parser."""
 
-    parser = commands.add_parser("bench", help="measure prompt, answer and first token on this machine")
+    parser = commands.add_parser("bench", help="measure how fast a bundle is on this machine")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument("--prompt", type=int, default=512, metavar="N", help="tokens of the prompt (default 512)")
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="tokens of the answer (default 128)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="after one that does not count (default 5)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="measurements, after one that does not count (default 5)"
+    )
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: noise of 640 x 480)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
     parser.add_argument("--backend", default="auto", metavar="B", help="auto (default), tensorrt or onnxruntime")

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwenvl_edge.cli.answer_options import add_answer_options, read_overrides
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge.machine.terminal import say
+from qwenvl_edge.machine.terminal import note, say
 
 _INTERRUPTED = 130
 NO_CHAT = (
@@ -24,16 +24,24 @@ def add_chat(commands: Any) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="answer this and end; without it, converse")
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="a picture; repeatable; - reads standard input"
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture; repeatable; - reads standard input (default: none)",
     )
-    parser.add_argument("--video", metavar="FILE", help="a video file (newer families; needs the extra video)")
+    parser.add_argument(
+        "--video", metavar="FILE", help="a video file (newer families; needs the extra video; default: none)"
+    )
     parser.add_argument(
         "--max-pixels",
         type=int,
         metavar="N",
         help="the most pixels of a picture (newer families; default: the bundle's)",
     )
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the picture with its boxes (with PROMPT)")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="write the picture with its boxes (with PROMPT; default: none)"
+    )
     parser.add_argument("--system", metavar="TEXT", help="the system text (default: the model's own)")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON (with PROMPT)")
     parser.add_argument("--verbose", action="store_true", help="print what ran and how long it took on stderr")
@@ -82,7 +90,7 @@ def _chat(arguments: argparse.Namespace) -> int:
         return 0
     reply = console.ask(arguments.prompt)
     if arguments.save is not None:
-        save_drawing(reply, arguments.save)
+        note(save_drawing(reply, arguments.save), to=sys.stdout if sys.stdout and sys.stdout.isatty() else sys.stderr)
     return _INTERRUPTED if reply.finish_reason == "cancelled" else 0
 
 

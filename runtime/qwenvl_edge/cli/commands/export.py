@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qwenvl_edge.bundle.place import check_place
+from qwenvl_edge.cli.boards import kind_of
 from qwenvl_edge.cli.export_package import import_export
 from qwenvl_edge.machine.signals import terminable
 from qwenvl_edge.machine.terminal import ProgressBar, note
@@ -15,6 +17,12 @@ from qwenvl_edge.machine.terminal import ProgressBar, note
 def add_export(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("export", help="turn a checkpoint into a bundle (needs PyTorch)")
+    add_export_options(parser)
+    parser.set_defaults(run=run_export)
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser, which may be another program's."""
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a folder in the published layout, or org/name of the Hugging Face Hub"
     )
@@ -24,16 +32,15 @@ def add_export(commands: Any) -> None:
     parser.add_argument("--allow-loss", action="store_true", help="keep a bundle that is beyond its precision's limits")
     _add_calibration(parser)
     parser.add_argument("--wait", action="store_true", help="wait for another process that is writing the same bundle")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub's model")
-    parser.add_argument(
-        "--chat-format", metavar="F", help="chatml or raw, in place of generation_config.json's (Qwen-VL)"
-    )
-    for option, which in (("--min-pixels", "least"), ("--max-pixels", "most")):
-        parser.add_argument(
-            option, type=int, metavar="N", help=f"{which} pixels of a picture, where the family takes any size"
-        )
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub's model (default: main)")
+    parser.add_argument("--chat-format", metavar="F", help="chatml or raw (Qwen-VL; default: generation_config.json's)")
+    for option, which, default in (
+        ("--min-pixels", "least", "the checkpoint's"),
+        ("--max-pixels", "most", "the checkpoint's, and at most 1,280 tokens"),
+    ):
+        text = f"{which} pixels of a picture, where the family takes any size (default: {default})"
+        parser.add_argument(option, type=int, metavar="N", help=text)
     parser.add_argument("--skip-verify", action="store_true", help="do not compare the bundle with PyTorch")
-    parser.set_defaults(run=_export)
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
@@ -46,16 +53,29 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vision-precision", metavar="P", help="fp32, fp16, bf16, int8 or w8a8 (default: the target's)"
     )
-    parser.add_argument("--target", default="cpu", metavar="T", help="where it will run: cpu (default) or gpu")
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        metavar="T",
+        help="what it is for: cpu (default), gpu, or one by name as plan and build take it, such as orin-nano-8gb",
+    )
     parser.add_argument(
         "--block-size",
         type=int,
         metavar="N",
-        help="weights that share a scale: 32, 64, 128 (default: 128, or what divides)",
+        help="weights that share a scale: 32, 64 or 128 (default: 128, or less where that does not divide the layers)",
     )
-    parser.add_argument("--head-precision", metavar="P", help="of the output layer (default: int8 with int4)")
     parser.add_argument(
-        "--keep-fp16", action="append", default=[], metavar="PATTERN", help="weights that stay floats; repeatable"
+        "--head-precision",
+        metavar="P",
+        help="of the output layer (default: the decoder's; beside int4 int8, for a GPU fp16)",
+    )
+    parser.add_argument(
+        "--keep-fp16",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="weights that stay floats; repeatable (default: none)",
     )
     parser.add_argument(
         "--kv-cache",
@@ -74,19 +94,22 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="SAMPLES",
-        help="quantize by samples of use (GPTQ): a folder of pictures, a JSONL file, or without a value built-in ones",
+        help="quantize by samples of use (GPTQ): a folder of pictures, a JSONL file, or without a value "
+        "built-in ones (default: only w8a8 is calibrated)",
     )
     parser.add_argument(
         "--restart-calibration", action="store_true", help="give up an interrupted calibration that had other settings"
     )
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def run_export(arguments: argparse.Namespace) -> int:
+    """Export as the arguments say; return the exit code. Raises what exit_codes.py turns into a sentence."""
+    check_place(arguments.bundle, force=arguments.force)  # before PyTorch is loaded, which takes seconds
     exporter = import_export("export")
     precision = exporter.ExportPrecision.choose(
         arguments.precision,
         vision=arguments.vision_precision,
-        target=arguments.target,
+        target=kind_of(arguments.target),
         block=arguments.block_size,
         head=arguments.head_precision,
         keep=arguments.keep_fp16,

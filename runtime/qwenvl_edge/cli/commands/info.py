@@ -25,7 +25,14 @@ def add_info(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(run=_info)
     parser = commands.add_parser("list", help="list the bundles in a folder")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(), metavar="FOLDER", help="default: this one")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="looked through, four levels deep (default: the current one)",
+    )
     parser.add_argument("--json", action="store_true", help="print them as JSON, one a line")
     parser.set_defaults(run=_list)
 

@@ -19,11 +19,19 @@ def add_plan(commands: Any) -> None:
     """Add the command to the program's parser."""
     parser = commands.add_parser("plan", help="say how much memory a bundle takes, by part")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle")
-    parser.add_argument("--max-context", type=int, metavar="N", help="longest conversation (default: the model's)")
+    parser.add_argument(
+        "--max-context", type=int, metavar="N", help="longest conversation in tokens (default: the model's)"
+    )
     parser.add_argument("--max-batch", type=int, default=1, metavar="B", help="conversations at once (default 1)")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="the most pixels of a picture; else the bundle's")
-    parser.add_argument("--target", metavar="BOARD", help='say whether it fits there; "all" compares all known boards')
-    parser.add_argument("--json", action="store_true", help="print bytes, and of boards the verdict, as JSON")
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N", help="the most pixels of a picture (default: the bundle's)"
+    )
+    parser.add_argument(
+        "--target",
+        metavar="T",
+        help='say whether it fits that machine; "all" compares all that are known (default: memory alone)',
+    )
+    parser.add_argument("--json", action="store_true", help="print bytes, and for machines the verdict, as JSON")
     parser.set_defaults(run=_plan)
 
 

@@ -31,25 +31,31 @@ def add_replay(commands: Any) -> None:
     parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE", help="the folder of `qwenvl export`")
     parser.add_argument("--topic", metavar="T", help="the pictures (default: the only topic that has some)")
     parser.add_argument(
-        "--every", type=seconds, default=0.0, metavar="SPAN", help="one frame in so much time: 1s, 500ms (default: all)"
+        "--every",
+        type=seconds,
+        default=0.0,
+        metavar="SPAN",
+        help="ask about one frame in so much time: 1s, 500ms (default: about all)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the MCAP file of the answers")
     parser.add_argument("--overwrite", action="store_true", help="replace it if it is there")
     parser.add_argument("--with-frames", action="store_true", help="copy the frames that were asked about into it")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the answers as CSV too")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the answers as CSV too (default: no)")
     parser.add_argument(
         "--rerun",
         metavar="WHERE",
-        help="write frames and answers to FILE.rrd, or to a viewer: rerun+http://HOST:9876/proxy",
+        help="write frames and answers to FILE.rrd, or to a viewer: rerun+http://HOST:9876/proxy (default: no)",
     )
     parser.add_argument(
         "--clip",
         type=positive_seconds,
         default=0.0,
         metavar="SPAN",
-        help="show the last seconds as a clip (newer families)",
+        help="show so much time before each frame as a clip (newer families; default: the frame alone)",
     )
-    parser.add_argument("--clip-fps", type=float, default=2.0, metavar="N", help="frames a second of a clip (2)")
+    parser.add_argument(
+        "--clip-fps", type=float, default=2.0, metavar="N", help="frames a second of a clip (default 2)"
+    )
     add_answer_options(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
     parser.set_defaults(run=_replay)

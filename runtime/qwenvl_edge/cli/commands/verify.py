@@ -28,7 +28,7 @@ def add_verify(commands: Any) -> None:
         metavar="FOLDER",
         help="recorded tensors: golden_vision.npz, golden_text.npz and pictures",
     )
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub's model")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub's model (default: main)")
     parser.add_argument(
         "--backend", default="onnxruntime", metavar="B", help="onnxruntime (default), or tensorrt: this machine's plan"
     )

@@ -31,26 +31,38 @@ def add_watch(commands: Any) -> None:
     parser.add_argument("question", metavar="QUESTION", help="asked about the newest frame")
     parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE", help="the folder of `qwenvl export`")
     parser.add_argument(
-        "--every", type=seconds, default=0.5, metavar="SPAN", help="between two questions at least (500ms); 0: no pause"
+        "--every",
+        type=seconds,
+        default=0.5,
+        metavar="SPAN",
+        help="time between two questions at least; 0: no pause (default 500ms)",
     )
     parser.add_argument("--on-change", action="store_true", help="print an answer only if it is another than before")
     parser.add_argument(
-        "--hold", type=int, default=1, metavar="N", help="with --on-change: N answers in a row must agree (1)"
+        "--hold",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --on-change: so many answers in a row must agree (default 1)",
     )
     parser.add_argument(
-        "--max-age", type=positive_seconds, default=2.0, metavar="SPAN", help="ask about no older frame (2s)"
+        "--max-age", type=positive_seconds, default=2.0, metavar="SPAN", help="ask about no older frame (default 2s)"
     )
-    parser.add_argument("--count", type=int, metavar="N", help="end after N answers")
+    parser.add_argument("--count", type=int, metavar="N", help="end after N answers (default: at Ctrl-C)")
     parser.add_argument(
         "--camera-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="FFmpeg's, such as video_size=1280x720 or pixel_format=nv12; repeatable",
+        help="FFmpeg's, such as video_size=1280x720 or pixel_format=nv12; repeatable (default: none)",
     )
-    parser.add_argument("--log", type=Path, metavar="FILE", help="append the lines to a file instead of printing them")
-    parser.add_argument("--mqtt", metavar="URL", help="publish them too: mqtt://HOST/TOPIC (needs the extra mqtt)")
-    parser.add_argument("--mqtt-password-file", type=Path, metavar="FILE", help="the password of the URL's user")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append the lines to a file (default: print them)")
+    parser.add_argument(
+        "--mqtt", metavar="URL", help="publish them too: mqtt://HOST/TOPIC (needs the extra mqtt; default: no)"
+    )
+    parser.add_argument(
+        "--mqtt-password-file", type=Path, metavar="FILE", help="the password of the URL's user (default: none)"
+    )
     add_answer_options(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
     parser.set_defaults(run=_watch)
