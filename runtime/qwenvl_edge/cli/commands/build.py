@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.cli.boards import gpu_of
 from qwenvl_edge.cli.export_package import import_export
 from qwenvl_edge.machine.signals import terminable
 from qwenvl_edge.machine.terminal import ProgressBar, note
@@ -38,6 +37,7 @@ def add_build(commands: Any) -> None:
 
 def _build(arguments: argparse.Namespace) -> int:
     from qwenvl_edge.bundle.bundle import Bundle
+    from qwenvl_edge.cli.boards import gpu_of
 
     builder = import_export("tensorrt.build", extra="tensorrt")
     bundle = Bundle.open(arguments.bundle)

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qwenvl_edge.bundle.place import check_place
-from qwenvl_edge.cli.boards import kind_of
 from qwenvl_edge.cli.export_package import import_export
 from qwenvl_edge.machine.signals import terminable
 from qwenvl_edge.machine.terminal import ProgressBar, note
@@ -104,6 +102,9 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Export as the arguments say; return the exit code. Raises what exit_codes.py turns into a sentence."""
+    from qwenvl_edge.bundle.place import check_place
+    from qwenvl_edge.cli.boards import kind_of
+
     check_place(arguments.bundle, force=arguments.force)  # before PyTorch is loaded, which takes seconds
     exporter = import_export("export")
     precision = exporter.ExportPrecision.choose(
