@@ -29,7 +29,7 @@ from qwenvl_edge.bundle.files import FileInfo, sha256
 from qwenvl_edge.errors import BackendError, BundleError
 from qwenvl_edge_export.files.atomic_folder import clean_up, staged_folder
 from qwenvl_edge_export.files.path_lock import sole_writer, staying
-from qwenvl_edge_export.tensorrt.lint import check_weights
+from qwenvl_edge_export.tensorrt.lint import check_graph, check_weights
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.memory import check_resources
 from qwenvl_edge_export.tensorrt.network import Network
@@ -90,7 +90,7 @@ def build(
     _check_place(place, force)
     if strip:
         _check_strippable(bundle)
-    check_weights(bundle)
+    check_weights(bundle, chosen.library)
     check_resources(bundle, chosen, bundle.path)
     work, folder = f"a build for {chosen.name}", bundle.path.absolute()
     with (
@@ -172,22 +172,24 @@ class _PlanBuild:
         name = self.bundle.manifest.graphs.vision
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             lowering = self._lowering(self.bundle, name, Path(work))
-            network = self._network(lowering.vision(), Path(work) / name, VISION_PLAN)
+            network = self._network(lowering, lowering.vision(), VISION_PLAN)
             return self._engine(network, vision_shapes(self.bundle, lowering.graph, self.limits), VISION_PLAN)
 
     def _decoder(self) -> FileInfo:
         name = self.bundle.manifest.graphs.decoder[STANDARD]
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             lowering = self._lowering(self.bundle, name, Path(work))
-            network = self._network(lowering.decoder(self.limits.max_context), Path(work) / name, DECODER_PLAN)
+            network = self._network(lowering, lowering.decoder(self.limits.max_context), DECODER_PLAN)
             if not self._plugin:
                 network.check_native(self.bundle.manifest.model.num_layers)
             return self._engine(network, decoder_shapes(lowering.graph, self.limits), DECODER_PLAN)
 
-    def _network(self, model: bytes, path: Path, name: str) -> Network:
+    def _network(self, lowering: Lowering, model: bytes, plan: str) -> Network:
+        library, name = self.target.library, lowering.name
+        check_graph(lowering.model, name, library)
         if self._strip:
-            (self.folder / REFIT_GRAPHS[name]).write_bytes(model)
-        return Network(self.target.library, model, path)
+            (self.folder / REFIT_GRAPHS[plan]).write_bytes(model)
+        return Network(library, model, lowering.folder / name)
 
     def _engine(self, network: Network, profiles: list[Shapes], name: str) -> FileInfo:
         library = self.target.library

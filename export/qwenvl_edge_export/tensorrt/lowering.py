@@ -33,6 +33,7 @@ class Lowering:
     def __init__(self, bundle: Bundle, name: str, folder: Path):
         self.model = ir.load(bundle.file(name))
         self.graph = self.model.graph
+        self.name = name
         self.folder = folder
         self._bundle = bundle
         self._link_weights()

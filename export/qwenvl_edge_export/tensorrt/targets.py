@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from qwenvl_edge.backends.tensorrt.library import Library
 from qwenvl_edge.bundle.engines import TENSORRT, TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
+
+Release: TypeAlias = tuple[int, ...]  # major and minor version
 
 LOCAL = "local"
 CAPABILITIES = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
@@ -76,7 +79,7 @@ def choose(name: str, libraries: Sequence[Library], gpu: int | None) -> Target:
     )
 
 
-def release(library: Library) -> tuple[int, ...]:
+def release(library: Library) -> Release:
     """Major and minor version."""
     return tuple(int(part) for part in library.version.split(".")[:2])
 
