@@ -1,10 +1,12 @@
 """TensorRT-RTX engines, layer by layer: what is copied, widened and left unfused at each token.
 
     python benchmarks/engines.py [--checkpoint models/nano] [--family qwen3_vl ...] [--preset qwen3-vl-2b ...]
-        [--target sm_86] [--json FILE]
+        [--target sm_86 ...] [--json FILE]
+    python benchmarks/engines.py --family all --target all --json benchmarks/results/engines.json    # the whole gate
 
 No GPU is needed: the figures are read off the builder's list of layers after fusion, not off a clock. The decoder's
-decode profile counts, and the picture side. standalone_dequantize are layers that only widen a weight.
+decode profile counts, and the picture side. standalone_dequantize are layers that only widen a weight. It ends with 1
+where a layer copies a cache, only widens a weight, or multiplies 4-bit weights otherwise than fused.
 A family is a checkpoint of random weights in its published layout, narrow enough to take half a minute per engine. A
 preset is one in the published widths with four decoder layers, which takes 3 GB of disk; it is not calibrated, so it
 has no w8a8 engine. Samples for w8a8 are two drawn pictures.
@@ -15,9 +17,9 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # support
@@ -45,8 +47,12 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "w8a8": {"precision": "w8a8"},
 }
 ROUNDED = ("fp16", "int4")  # those that need no calibration
+# What TensorRT-RTX 1.7 builds for; the oldest has no 4-bit weights.
+TARGETS = {"sm_75": ("fp16", "w8a8")} | dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120", "sm_121"), tuple(PRECISIONS))
+ALL = "all"
 LAYERS = 4  # of a preset; Qwen3-VL's first three get rows of picture features
 MAX_CONTEXT, CHUNK = 256, 64
+Engines: TypeAlias = dict[str, dict[str, dict[str, Any]]]  # figures by precision and target
 
 
 def verbose_library() -> Library:
@@ -130,49 +136,79 @@ def figures(layers: Iterable[Layer]) -> dict[str, Any]:
     }
 
 
-def engines_of(checkpoint: Path, names: Iterable[str], target: str) -> dict[str, dict[str, Any]]:
-    """Export a checkpoint in each precision, and measure its engines."""
-    found = {}
+def engines_of(checkpoint: Path, names: Iterable[str], targets: Sequence[str]) -> Engines:
+    """Export a checkpoint in each precision, and measure its engines for each target that has the precision."""
+    found: Engines = {}
     for name in names:
+        wanted = [target for target in targets if name in TARGETS[target]]
+        if not wanted:
+            continue
         precision = ExportPrecision.choose(**{**PRECISIONS[name], "target": "gpu"})
         with tempfile.TemporaryDirectory() as folder:
             samples = write_samples(Path(folder) / "samples", 2) if name == "w8a8" else False
             bundle = export(checkpoint, Path(folder) / name, precision=precision, calibration=samples, check=False)
-            found[name] = measure(bundle, target)
-        print(f"{checkpoint.name:16}{name:6}", found[name])
+            found[name] = {target: _printed(checkpoint.name, name, measure(bundle, target)) for target in wanted}
+    return found
+
+
+def _printed(checkpoint: str, precision: str, found: dict[str, Any]) -> dict[str, Any]:
+    print(f"{checkpoint:16}{precision:6}", found, flush=True)
     return found
 
 
 def main() -> None:
-    """Export, build and read every precision of every checkpoint."""
+    """Export, build and read every precision of every checkpoint for every target."""
     parser = arguments(__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path("models/nano"))
-    parser.add_argument("--family", action="append", default=[], choices=FAMILIES)
+    parser.add_argument("--family", action="append", default=[], choices=[*FAMILIES, ALL])
     parser.add_argument("--preset", action="append", default=[], choices=list(synthetic_families.PRESETS))
-    parser.add_argument("--target", default="sm_86")
+    parser.add_argument("--target", action="append", choices=[*TARGETS, ALL], help="default: sm_86")
     options = parser.parse_args()
-    before = conditions()
-    found = {options.checkpoint.name: engines_of(options.checkpoint, PRECISIONS, options.target)}
-    for family in options.family:
+    before, targets = conditions(), options.target or ["sm_86"]
+    targets = list(TARGETS) if ALL in targets else targets
+    found = {options.checkpoint.name: engines_of(options.checkpoint, PRECISIONS, targets)}
+    for family in FAMILIES if ALL in options.family else options.family:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = wide_checkpoint(Path(folder) / family, family)
-            found[family] = engines_of(checkpoint, PRECISIONS, options.target)
+            found[family] = engines_of(checkpoint, PRECISIONS, targets)
     for preset in options.preset:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / preset
             synthetic_checkpoint.write(checkpoint, preset, layers=LAYERS)
-            found[preset] = engines_of(checkpoint, ROUNDED, options.target)
+            found[preset] = engines_of(checkpoint, ROUNDED, targets)
     finish(options, before, headline(found), found)
+    if wrong := faults(found):
+        sys.exit("\n".join(wrong))
 
 
-def headline(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Sums over all engines; of the shares the smallest."""
-    every = [figures for engines in found.values() for figures in engines.values()]
+def faults(found: Mapping[str, Engines]) -> list[str]:
+    """The engines that move something twice or widen 4-bit weights, a line each."""
+    return [
+        f"{name} {precision} {target}: {figures}"
+        for name, precision, target, figures in _each(found)
+        if figures["whole_cache_copies"] or figures["widened"] or figures["int4_fused_share"] < 1
+    ]
+
+
+def _each(found: Mapping[str, Engines]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    for name, engines in found.items():
+        for precision, targets in engines.items():
+            for target, figures in targets.items():
+                yield name, precision, target, figures
+
+
+def headline(found: Mapping[str, Engines]) -> dict[str, Any]:
+    """Sums over all engines; of the shares the smallest. plans: pairs of engines."""
+    every = list(_each(found))
+    shares = {
+        kind: [figures[share] for _, precision, _, figures in every if precision == kind]
+        for kind, share in (("int4", "int4_fused_share"), ("w8a8", "int8_share"))
+    }
     return {
-        "whole_cache_copies": sum(figures["whole_cache_copies"] for figures in every),
-        "standalone_dequantize": sum(figures["standalone_dequantize"] for figures in every),
-        "int4_fused_share": min(engines["int4"]["int4_fused_share"] for engines in found.values()),
-        "w8a8_int8_share": min(engines["w8a8"]["int8_share"] for engines in found.values() if "w8a8" in engines),
+        "whole_cache_copies": sum(figures["whole_cache_copies"] for *_, figures in every),
+        "standalone_dequantize": sum(figures["standalone_dequantize"] for *_, figures in every),
+        "int4_fused_share": min(shares["int4"], default=None),
+        "w8a8_int8_share": min(shares["w8a8"], default=None),
         "plans": len(every),
     }
 

@@ -44,8 +44,19 @@ BLOCK = re.compile(r"(<!-- computed: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CONTEXT = 4096
 _ORIN = 87
 _JETPACK_6, _LATER = (10, 3), (10, 13)  # releases of TensorRT
-# The part that a CPU or a GPU gets: (precision, target).
-SMALL, LARGE = {"cpu": "int4", "gpu": "int4"}, {"cpu": "int8", "gpu": "fp16"}
+
+
+class Form(NamedTuple):
+    """Precisions of an export; None is what the first one brings along."""
+
+    precision: str
+    vision: str | None = None
+    head: str | None = None
+
+
+# What a CPU or a GPU gets, by the target of the export.
+SMALL, LARGE = {"cpu": Form("int4"), "gpu": Form("int4")}, {"cpu": Form("int8"), "gpu": Form("fp16")}
+INTEGERS, SMALLEST = {"gpu": Form("w8a8")}, {"gpu": Form("int4", vision="w8a8", head="int4")}
 
 
 class Model(NamedTuple):
@@ -88,11 +99,11 @@ def family_of(preset: str) -> ExportFamily:
 
 
 @functools.cache
-def planned(preset: str, precision: str, target: str) -> Bundle:
+def planned(preset: str, form: Form, target: str) -> Bundle:
     """A bundle as an export would write it, without its files."""
     family = family_of(preset)
     shapes = {weight.name: weight.shape for weight in family.decoder.linear_weights()}
-    chosen = ExportPrecision.choose(precision, target=target).fitted(shapes)
+    chosen = ExportPrecision.choose(form.precision, vision=form.vision, head=form.head, target=target).fitted(shapes)
     decoder = family.decoder
     table = EmbeddingInfo(EMBEDDING_FILE, chosen.embedding, (decoder.vocab_size, decoder.hidden_size))
     sizes = {
@@ -124,31 +135,36 @@ def disk_bytes(bundle: Bundle) -> int:
     return sum(info.size for info in bundle.manifest.files.values())
 
 
-def fit(model: Model, precisions: dict[str, str], board: Board) -> Fit:
+def fit(model: Model, forms: dict[str, Form], board: Board) -> Fit:
     """A model's plan on a board, in the precision for its processor; a CPU has the native core's products."""
-    target = "cpu" if board.compute_capability is None else "gpu"
-    bundle = planned(model.preset, precisions[target], target)
+    target = processor(board)
+    bundle = planned(model.preset, forms[target], target)
     weights = weight_bytes(bundle, NATIVE, saturates=False) if target == "cpu" else None
     return plan_for(bundle, board, max_context=CONTEXT, weights=weights)
 
 
-def verdict(model: Model, precisions: dict[str, str], board: Board) -> str:
+def processor(board: Board) -> str:
+    """Target of an export for a board: "cpu" or "gpu"."""
+    return "cpu" if board.compute_capability is None else "gpu"
+
+
+def verdict(model: Model, forms: dict[str, Form], board: Board) -> str:
     """How a model fits.
 
     "fits": it runs and its engines are built there. "elsewhere": they are built on a larger machine with that GPU.
     "from disk": a CPU's memory does not hold the mapped weights, so that they are read at every token. "no": `qwenvl
     plan` says that it does not fit.
     """
-    found = fit(model, precisions, board)
+    found = fit(model, forms, board)
     if not found.fits:
         return "no"
     if board.compute_capability is None:
-        mapped = planned(model.preset, precisions["cpu"], "cpu").manifest.files[DECODER_DATA].size
+        mapped = planned(model.preset, forms["cpu"], "cpu").manifest.files[DECODER_DATA].size
         return "fits" if mapped <= found.spare_bytes else "from disk"
     if not board.unified:  # the memory of a server's host is not known
         return "fits"
     version = _JETPACK_6 if board.compute_capability == _ORIN else _LATER
-    floats = planned(model.preset, "fp16", "gpu").manifest.files
+    floats = planned(model.preset, Form("fp16"), "gpu").manifest.files
     needed = peak_bytes(max(floats[name].size for name in (VISION_DATA, DECODER_DATA)), TENSORRT, version)
     return "fits" if needed <= board.free_bytes else "elsewhere"
 
@@ -159,7 +175,7 @@ def sizes() -> str:
     rows = []
     for model in MODELS:
         count = sum(functools.reduce(int.__mul__, shape, 1) for shape in family_of(model.preset).tensors.values())
-        kinds = (("int4", "cpu"), ("int8", "cpu"), ("int4", "gpu"), ("fp16", "gpu"))
+        kinds = [(forms[target], target) for target in ("cpu", "gpu") for forms in (SMALL, LARGE)]
         disk = [gigabytes(disk_bytes(planned(model.preset, *kind))) for kind in kinds]
         memory = [gigabytes(fit(model, choice, pi).plan.total) for choice in (SMALL, LARGE)]
         memory += [gigabytes(fit(model, choice, nano).plan.total) for choice in (SMALL, LARGE)]
@@ -169,10 +185,11 @@ def sizes() -> str:
     return table(head, rows)
 
 
-def boards(precisions: dict[str, str]) -> str:
-    """Every model on every board."""
-    rows = [[model.title, *[verdict(model, precisions, BOARDS[name]) for name in SHOWN]] for model in MODELS]
-    return table(["", *SHOWN.values()], rows)
+def boards(forms: dict[str, Form]) -> str:
+    """Every model on every board whose processor has a precision."""
+    shown = {name: title for name, title in SHOWN.items() if processor(BOARDS[name]) in forms}
+    rows = [[model.title, *[verdict(model, forms, BOARDS[name]) for name in shown]] for model in MODELS]
+    return table(["", *shown.values()], rows)
 
 
 def abilities() -> str:
@@ -219,6 +236,8 @@ MAKERS: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "boards_small": lambda: boards(SMALL),
     "boards_large": lambda: boards(LARGE),
+    "boards_integers": lambda: boards(INTEGERS),
+    "boards_smallest": lambda: boards(SMALLEST),
     "abilities": abilities,
 }
 

@@ -26,7 +26,7 @@ def test_a_planned_bundle_has_the_sizes_of_an_exported_one(tmp_path):
     for precision, target in (("int4", "cpu"), ("fp16", "gpu")):
         chosen = ExportPrecision.choose(precision, target=target)
         real = export(tmp_path / "checkpoint", tmp_path / precision, precision=chosen, check=False).manifest
-        planned = which_model.planned("tiny", precision, target).manifest
+        planned = which_model.planned("tiny", which_model.Form(precision), target).manifest
         for name in (VISION_DATA, DECODER_DATA, EMBEDDING_FILE):
             assert planned.files[name].size == real.files[name].size
         assert (planned.precision, planned.workspace) == (real.precision, real.workspace)
@@ -36,7 +36,7 @@ def test_a_planned_bundle_has_the_sizes_of_an_exported_one(tmp_path):
 def test_a_larger_board_is_never_worse():
     order = ["no", "elsewhere", "fits"]
     for model in which_model.MODELS:
-        for precisions in (which_model.SMALL, which_model.LARGE):
+        for forms in (which_model.SMALL, which_model.LARGE, which_model.INTEGERS, which_model.SMALLEST):
             names = ("orin-nano-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb")
-            found = [order.index(which_model.verdict(model, precisions, BOARDS[name])) for name in names]
+            found = [order.index(which_model.verdict(model, forms, BOARDS[name])) for name in names]
             assert found == sorted(found)
