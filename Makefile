@@ -64,9 +64,19 @@ check: $(READY) .cache/qwen.tiktoken
 
 HEADERS := $(TENSORRT_HEADERS)/NvInfer.h .cache/onnxruntime/1.29/onnxruntime_c_api.h
 
-## Run all tests, those of `check` first.
+TEST_PROCESSES ?= 1
+
+# What compiles and computes may do so beside other tests, a file to a process, whose idle threads must not spin then.
+# What waits for servers, devices and clocks runs alone.
+COMPUTING := $(addprefix tests/,export hardware native parity repository)
+SIDE_BY_SIDE := $(if $(filter-out 1,$(TEST_PROCESSES)),--numprocesses $(TEST_PROCESSES) --dist loadfile)
+
+## Run all tests, those of `check` first; with TEST_PROCESSES=2 those that compute in two processes (2 GB each).
 test: check $(HEADERS)
-	$(BIN)/python -m pytest --ignore tests/fast
+	failed=0; \
+	$(if $(SIDE_BY_SIDE),OMP_WAIT_POLICY=PASSIVE) $(BIN)/python -m pytest $(COMPUTING) $(SIDE_BY_SIDE) || failed=1; \
+	$(BIN)/python -m pytest --ignore tests/fast $(addprefix --ignore ,$(COMPUTING)) || failed=1; \
+	exit $$failed
 
 FLAKY_RUNS ?= 10
 

@@ -15,10 +15,9 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX comes for Linu
 pytest.importorskip("qwenvl_edge_export.export", reason="exporting needs PyTorch")
 
 from qwenvl_edge import cli
-from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
-from qwenvl_edge.bundle.engines import TENSORRT_RTX, Plan
+from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.tensorrt.build import write_engine
@@ -28,6 +27,7 @@ from qwenvl_edge_export.tensorrt.plugin_lowering import PluginLowering
 from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_shapes, vision_shapes
 from support.bundles import copy_of
 from support.dialects import RUNNABLE
+from support.tensorrt import installed_rtx
 from tools.nano.calibration import write
 
 NANO = ROOT / "models" / "nano"
@@ -75,7 +75,7 @@ def bundles(nano_exports, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def library():
-    return next(each for each in installed_libraries() if each.api == TENSORRT_RTX)
+    return installed_rtx()
 
 
 @pytest.mark.parametrize("name", BUILDS)

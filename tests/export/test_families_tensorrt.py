@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -9,15 +10,15 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from qwenvl_edge.backends.tensorrt.library import installed_libraries
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
-from qwenvl_edge.bundle.engines import TENSORRT_RTX
+from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.families.dynamic_vl.picture_ranges import vision_ranges
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.tensorrt import build as build_module
 from qwenvl_edge_export.tensorrt.engine_layers import read_layers
+from qwenvl_edge_export.tensorrt.lint import check_graph
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, Network
 from qwenvl_edge_export.tensorrt.plugin_lowering import DOMAIN, PluginLowering
@@ -37,6 +38,7 @@ from support.golden_graphs import (
     wide_checkpoint,
 )
 from support.paths import ROOT
+from support.tensorrt import installed_rtx, release
 from tools.nano.calibration import write as write_samples
 
 # Operators beside those of Qwen-VL's lowered graphs, all in TensorRT 10.1's table of supported ones.
@@ -59,6 +61,25 @@ def bundles(tmp_path_factory):
             chosen = ExportPrecision.choose(precision, target="gpu")
             made[key] = export(golden(family), folder, precision=chosen, check=False)
         return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def wide_bundles(tmp_path_factory):
+    """Bundles of checkpoints that int4 for a GPU takes, by family and precision, each made once."""
+    folder = tmp_path_factory.mktemp("wide")
+
+    @functools.cache
+    def checkpoint(family):
+        return wide_checkpoint(folder / family, family)
+
+    @functools.cache
+    def get(family, precision):
+        chosen = ExportPrecision.choose("int8" if precision == "w8a8" else precision, target="gpu")
+        samples = write_samples(folder / f"{family}-samples", 2) if precision == "w8a8" else False
+        place = folder / f"{family}-{precision}"
+        return export(checkpoint(family), place, precision=chosen, calibration=samples, check=False)
 
     return get
 
@@ -115,10 +136,29 @@ def test_bounds_of_patches_and_windows(bundles, family):
         assert ranges["Wn"][2] >= 108 and ranges["WG"][2] == 64 * ranges["Wn"][2]
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int4", "w8a8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_release_gets_forms_that_it_takes(wide_bundles, family, precision, tmp_path):
+    """The plugin's form before 10.15, native layers from there on; the other way round the lint says why not."""
+    bundle = wide_bundles(family, precision)
+    forms = dict.fromkeys(("10.3.0", "10.7.0", "10.13.3"), PluginLowering)
+    forms |= dict.fromkeys(("10.15.1", "11.1.0"), Lowering)
+    for version, kind in forms.items():
+        for name in ("vision.onnx", "decoder.onnx"):
+            folder = tmp_path / version / name
+            folder.mkdir(parents=True)
+            lowering = kind(bundle, name, folder)
+            lowering.vision() if name == "vision.onnx" else lowering.decoder(CAPACITY)
+            check_graph(lowering.model, name, release(version))
+            if kind is Lowering:
+                with pytest.raises(BackendError, match=rf'"{name}" is of opset 2\d, but TensorRT 10.3.0 reads'):
+                    check_graph(lowering.model, name, release("10.3.0"))
+
+
 @pytest.fixture(scope="module")
 def rtx():
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX comes for Linux on x86-64 only")
-    return next(each for each in installed_libraries() if each.api == TENSORRT_RTX)
+    return installed_rtx()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -150,7 +190,7 @@ BUILDS = [
 
 
 @pytest.mark.parametrize(("family", "precision", "gpu"), BUILDS)
-def test_plans_are_built_and_move_nothing_twice(rtx, family, precision, gpu, tmp_path, monkeypatch):
+def test_plans_are_built_and_move_nothing_twice(rtx, wide_bundles, family, precision, gpu, monkeypatch):
     """Both engines, with profiles over patches, windows and deepstack rows; weights are in them once.
 
     The builder's list says that decoding copies no cache, that no layer only widens a weight, and that integers are
@@ -161,10 +201,7 @@ def test_plans_are_built_and_move_nothing_twice(rtx, family, precision, gpu, tmp
 
     library = engines.verbose_library()
     monkeypatch.setattr(build_module, "installed_libraries", lambda: [library])
-    chosen = ExportPrecision.choose("int8" if precision == "w8a8" else precision, target="gpu")
-    samples = write_samples(tmp_path / "samples", 2) if precision == "w8a8" else False
-    checkpoint = wide_checkpoint(tmp_path / "checkpoint", family)
-    bundle = export(checkpoint, tmp_path / "bundle", precision=chosen, calibration=samples, check=False)
+    bundle = wide_bundles(family, precision)
     limits = choose_limits(bundle, max_context=256, max_batch=2, max_images=2, chunk=64)
     plan = build_module.build(bundle, gpu, limits)
     plan.check_files()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qwenvl_edge.backends.tensorrt.library import Library
-from qwenvl_edge.bundle.engines import TENSORRT, TENSORRT_RTX
+from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.tensorrt.lint import check_graph
+from support.tensorrt import release
 
 TYPES = {4: TensorProto.INT4, 8: TensorProto.INT8, -4: TensorProto.UINT4, -8: TensorProto.UINT8}
 # Of JetPack 6.1 and 6.2, the first with blocks in any dimensions, JetPack 7.0's, the first with the cache's layers, 11.
@@ -23,8 +21,7 @@ EVERY = [*RELEASES, RTX]
 
 def library(version):
     """TensorRT of a version, or TensorRT-RTX."""
-    api, version = (TENSORRT_RTX, "1.7.1.116") if version == RTX else (TENSORRT, version)
-    return Library(api, SimpleNamespace(__version__=version), None)
+    return release("1.7.1.116", TENSORRT_RTX) if version == RTX else release(version)
 
 
 def graph(*, bits, block=0, shape=(256, 8), scale=0.5, zero=0, op="DequantizeLinear", constant=True, scales=np.float16):

@@ -11,12 +11,11 @@ import onnx
 import pytest
 
 from qwenvl_edge.backends.tensorrt.engine import TensorRTEngine
-from qwenvl_edge.backends.tensorrt.library import installed_libraries
-from qwenvl_edge.bundle.engines import TENSORRT_RTX
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine.cuda import Cuda, DeviceMemory, Staging, Stream
 from support.standin import cuda_driver, cuda_runtime, nvrtc, plans, tensorrt_api
 from support.standin.machine import Machine, Range, UndefinedBehaviorError
+from support.tensorrt import installed_rtx
 
 
 def parameters(text: str, name: str) -> list[str]:
@@ -309,7 +308,7 @@ def test_a_graph_belongs_to_the_context_as_it_was(context, cuda, stream):
 
 def test_the_real_library_takes_a_mapped_file_and_its_words_reach_the_error(tmp_path):
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
-    library = next(each for each in installed_libraries() if each.api == TENSORRT_RTX)
+    library = installed_rtx()
     (tmp_path / "decoder.plan").write_bytes(bytes(4096))
     with pytest.raises(BackendError, match=r"TensorRT-RTX .* could not load the plan .*decoder.plan\": .*Error Code"):
         TensorRTEngine(library, tmp_path / "decoder.plan")

@@ -5,6 +5,7 @@ cuda_runtime.py   cuda.bindings.runtime
 nvrtc.py          cuda.bindings.nvrtc: kernels become a library for the CPU (simt.hpp of the plugin's tests)
 cuda_driver.py    cuda.bindings.driver: runs such a library on the machine's memory, with a guard after each allocation
 tensorrt_api.py   tensorrt; an engine runs its ONNX graph with ONNX Runtime on the bound addresses
+                  tensorrt_types.py, tensorrt_context.py, tensorrt_refit.py: parts of it
 plans.py          plans for it, from a bundle
 
 An error of the documentation is returned as that error; behaviour that it leaves undefined raises
