@@ -48,7 +48,8 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 }
 ROUNDED = ("fp16", "int4")  # those that need no calibration
 # What TensorRT-RTX 1.7 builds for; the oldest has no 4-bit weights.
-TARGETS = {"sm_75": ("fp16", "w8a8")} | dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120", "sm_121"), tuple(PRECISIONS))
+_SINCE_AMPERE = ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+TARGETS = {"sm_75": ("fp16", "w8a8")} | dict.fromkeys(_SINCE_AMPERE, tuple(PRECISIONS))
 ALL = "all"
 LAYERS = 4  # of a preset; Qwen3-VL's first three get rows of picture features
 MAX_CONTEXT, CHUNK = 256, 64
