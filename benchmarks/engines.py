@@ -6,7 +6,8 @@
 
 No GPU is needed: the figures are read off the builder's list of layers after fusion, not off a clock. The decoder's
 decode profile counts, and the picture side. standalone_dequantize are layers that only widen a weight. It ends with 1
-where a layer copies a cache, only widens a weight, or multiplies 4-bit weights otherwise than fused.
+where a layer copies a cache, only widens a weight, or multiplies 4-bit weights otherwise than fused, and where engines
+are refused for another GPU than the oldest.
 A family is a checkpoint of random weights in its published layout, narrow enough to take half a minute per engine. A
 preset is one in the published widths with four decoder layers, which takes 3 GB of disk; it is not calibrated, so it
 has no w8a8 engine. Samples for w8a8 are two drawn pictures.
@@ -30,10 +31,12 @@ from qwenvl_edge.backends.tensorrt.library import Library, installed_libraries
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import TENSORRT_RTX
+from qwenvl_edge.errors import BackendError
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
 from qwenvl_edge_export.tensorrt.build import write_engine
 from qwenvl_edge_export.tensorrt.engine_layers import Layer, read_layers, share
+from qwenvl_edge_export.tensorrt.lint import check_graph
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import Network
 from qwenvl_edge_export.tensorrt.profiles import choose_limits, decoder_shapes, vision_shapes
@@ -49,7 +52,8 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 ROUNDED = ("fp16", "int4")  # those that need no calibration
 # What TensorRT-RTX 1.7 builds for; the oldest has no 4-bit weights.
 _SINCE_AMPERE = ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
-TARGETS = {"sm_75": ("fp16", "w8a8")} | dict.fromkeys(_SINCE_AMPERE, tuple(PRECISIONS))
+OLDEST = "sm_75"  # products of float32 are refused, which the towers of the newer families have
+TARGETS = {OLDEST: ("fp16", "w8a8")} | dict.fromkeys(_SINCE_AMPERE, tuple(PRECISIONS))
 ALL = "all"
 LAYERS = 4  # of a preset; Qwen3-VL's first three get rows of picture features
 MAX_CONTEXT, CHUNK = 256, 64
@@ -88,6 +92,7 @@ def layers_of(bundle: Bundle, graph: str, target: str, folder: Path) -> tuple[li
     names = {"decoder": bundle.manifest.graphs.decoder[STANDARD], "vision": bundle.manifest.graphs.vision}
     lowering = Lowering(bundle, names[graph], folder)
     model = lowering.decoder(MAX_CONTEXT) if graph == "decoder" else lowering.vision()
+    check_graph(lowering.model, names[graph], library, int(target.removeprefix("sm_")))
     if graph == "decoder":
         profiles = decoder_shapes(lowering.graph, limits)
     else:
@@ -148,12 +153,14 @@ def engines_of(checkpoint: Path, names: Iterable[str], targets: Sequence[str]) -
         with tempfile.TemporaryDirectory() as folder:
             samples = write_samples(Path(folder) / "samples", 2) if name == "w8a8" else False
             bundle = export(checkpoint, Path(folder) / name, precision=precision, calibration=samples, check=False)
-            found[name] = {target: _printed(checkpoint.name, name, measure(bundle, target)) for target in wanted}
-    return found
-
-
-def _printed(checkpoint: str, precision: str, found: dict[str, Any]) -> dict[str, Any]:
-    print(f"{checkpoint:16}{precision:6}", found, flush=True)
+            found[name] = {}
+            for target in wanted:
+                try:
+                    figures = measure(bundle, target)
+                except BackendError as error:
+                    figures = {"target": target, "refused": str(error)}
+                print(f"{checkpoint.name:16}{name:6}", figures, flush=True)
+                found[name][target] = figures
     return found
 
 
@@ -183,11 +190,14 @@ def main() -> None:
 
 
 def faults(found: Mapping[str, Engines]) -> list[str]:
-    """The engines that move something twice or widen 4-bit weights, a line each."""
+    """The engines that are not built, move something twice or widen 4-bit weights, a line each."""
     return [
         f"{name} {precision} {target}: {figures}"
         for name, precision, target, figures in _each(found)
-        if figures["whole_cache_copies"] or figures["widened"] or figures["int4_fused_share"] < 1
+        if ("refused" in figures and target != OLDEST)
+        or figures.get("whole_cache_copies")
+        or figures.get("widened")
+        or figures.get("int4_fused_share", 1) < 1
     ]
 
 
@@ -200,7 +210,8 @@ def _each(found: Mapping[str, Engines]) -> Iterator[tuple[str, str, str, Mapping
 
 def headline(found: Mapping[str, Engines]) -> dict[str, Any]:
     """Sums over all engines; of the shares the smallest. plans: pairs of engines."""
-    every = list(_each(found))
+    engines = list(_each(found))
+    every = [each for each in engines if "refused" not in each[3]]
     shares = {
         kind: [figures[share] for _, precision, _, figures in every if precision == kind]
         for kind, share in (("int4", "int4_fused_share"), ("w8a8", "int8_share"))
@@ -211,6 +222,7 @@ def headline(found: Mapping[str, Engines]) -> dict[str, Any]:
         "int4_fused_share": min(shares["int4"], default=None),
         "w8a8_int8_share": min(shares["w8a8"], default=None),
         "plans": len(every),
+        "refused": len(engines) - len(every),
     }
 
 

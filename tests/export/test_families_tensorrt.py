@@ -162,6 +162,18 @@ def rtx():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_float32_products_are_refused_where_they_are_not_built(bundles, rtx, family, tmp_path):
+    """TensorRT-RTX's compiler ends with "FP32 GEMM is not supported" for sm_75, after the whole graph was parsed."""
+    with pytest.raises(BackendError, match=r'"vision.onnx" multiplies ".*patch_embed.*" in float32, .* not .* sm_75'):
+        build_module.build(bundles(family, "fp16"), "sm_75", choose_limits(bundles(family, "fp16"), max_context=64))
+    assert not list((bundles(family, "fp16").path / "plans").glob("*"))
+    lowering = Lowering(bundles(family, "fp16"), "vision.onnx", tmp_path)
+    lowering.vision()
+    check_graph(lowering.model, "vision.onnx", rtx, 80)
+    check_graph(lowering.model, "vision.onnx", release("11.1.0"), 75)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_networks_are_native_and_rows_of_the_tower_float32(bundles, rtx, family, tmp_path):
     bundle = bundles(family, "fp16")
     lowering = Lowering(bundle, "vision.onnx", tmp_path)

@@ -186,7 +186,7 @@ class _PlanBuild:
 
     def _network(self, lowering: Lowering, model: bytes, plan: str) -> Network:
         library, name = self.target.library, lowering.name
-        check_graph(lowering.model, name, library)
+        check_graph(lowering.model, name, library, self.target.capability)
         if self._strip:
             (self.folder / REFIT_GRAPHS[plan]).write_bytes(model)
         return Network(library, model, lowering.folder / name)

@@ -31,6 +31,7 @@ _AGAIN = "export the bundle again with this version"
 # Operators of recent opsets, by the release whose parser has them, and those that none has.
 _SINCE = {"Attention": (10, 14), "RMSNormalization": (10, 15), "RotaryEmbedding": (10, 15), "TensorScatter": (10, 15)}
 _NEVER = ("DynamicQuantizeLinear", "MatMulInteger")
+_TURING = 75
 # The last opset that a parser reads, from a release on. Blocks of DequantizeLinear are opset 21 and read by all.
 _OPSETS = (((10, 3), 21), ((10, 15), 24), ((11, 0), 25))
 
@@ -65,13 +66,21 @@ def check_weights(bundle: Bundle, library: Library) -> None:
         _check(ir.load(bundle.file(name)), name, rules)
 
 
-def check_graph(model: ir.Model, name: str, library: Library) -> None:
-    """Check a lowered graph as `library` would get it. name: the file's, for messages.
+def check_graph(model: ir.Model, name: str, library: Library, capability: int | None = None) -> None:
+    """Check a lowered graph as `library` would get it to build for a GPU.
+
+    Args:
+        model: with its weights, which stay where they lie.
+        name: the file's, for messages.
+        library: what builds.
+        capability: the GPU's, 10 * major + minor.
 
     Raises:
         BackendError: the first form that this TensorRT refuses.
     """
     _check_operators(model, name, library)
+    if library.api != TENSORRT and capability == _TURING:
+        _check(model, name, [Rule(_float32_products)])
     _check(model, name, [rule for rule in RULES if rule.holds_for(library)])
 
 
@@ -151,6 +160,15 @@ def _zero_points(node: ir.Node) -> Iterator[str]:
     # Unsigned ones have their middle there; lowering makes signed ones of them, or refuses them.
     if zero is not None and zero.dtype in _SIGNED and zero.numpy().astype(np.int8).any():
         yield f'has zero points other than zero at "{_name(node)}": {_AGAIN}'
+
+
+def _float32_products(node: ir.Node) -> Iterator[str]:
+    weight = _constant(node, 1) if node.op_type in ("Gemm", "MatMul") else None
+    if weight is not None and weight.dtype == ir.DataType.FLOAT:
+        yield (
+            f'multiplies "{weight.name}" in float32, which TensorRT-RTX does not build for sm_75; build for a GPU from '
+            "sm_80 on"
+        )
 
 
 def _unsigned_integers(node: ir.Node) -> Iterator[str]:
