@@ -1,6 +1,6 @@
 """Hostile requests against a server, of every kind that has once hurt one: run by hostile.py as a process of its own.
 
-    python benchmarks/attacks.py ADDRESS --seconds 60 [--threads 6] [--seed 1]
+    python benchmarks/attacks.py ADDRESS --seconds 60 [--threads 6] [--seed 1] [--kinds nested_arrays ...]
 
 The last line counts what was done, {"KIND": times, ...}. Answers are not looked at: they may be errors, or none.
 """
@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -195,6 +195,9 @@ class Attacker:
         return {name: getattr(self, name) for name in public}
 
 
+KINDS = tuple(Attacker(("", 0), 0).kinds)
+
+
 def _head(body: bytes) -> bytes:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return head + b"Content-Length: %d\r\n\r\n" % len(body)
@@ -212,13 +215,15 @@ def _png(width: int, height: int, *, shade: int = 0, cut: bool = False) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def attack(at: tuple[str, int], seconds: float, seed: int, counts: collections.Counter[str]) -> None:
-    """Attack for some seconds, each time in another way."""
+def attack(
+    at: tuple[str, int], seconds: float, seed: int, counts: collections.Counter[str], names: Sequence[str]
+) -> None:
+    """Attack for some seconds, each time in another of the named ways."""
     attacker = Attacker(at, seed)
     kinds, pick = attacker.kinds, random.Random(seed)
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
-        name = pick.choice(list(kinds))
+        name = pick.choice(names)
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             kinds[name]()
         counts[name] += 1
@@ -231,12 +236,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--threads", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help="default: all")
     options = parser.parse_args()
     parts = urlsplit(options.address)
     at = parts.hostname or "127.0.0.1", parts.port or 80
     counts: collections.Counter[str] = collections.Counter()
     threads = [
-        threading.Thread(target=attack, args=(at, options.seconds, options.seed + number, counts), daemon=True)
+        threading.Thread(
+            target=attack, args=(at, options.seconds, options.seed + number, counts, options.kinds), daemon=True
+        )
         for number in range(options.threads)
     ]
     for thread in threads:

@@ -65,10 +65,10 @@ def test_a_form_that_cannot_be_completed_costs_little(http, address):
 def test_others_are_answered_while_the_end_of_a_form_is_sought(http, address, monkeypatch):
     sought, found, closing = threading.Event(), threading.Event(), Matcher.closing
 
-    def slow(matcher):
+    def slow(matcher, *rest):
         sought.set()
         assert found.wait(WAIT_S)
-        return closing(matcher)
+        return closing(matcher, *rest)
 
     monkeypatch.setattr(Matcher, "closing", slow)
     with ThreadPoolExecutor(1) as pool:

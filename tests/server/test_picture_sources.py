@@ -142,16 +142,18 @@ def test_small_pictures_are_decoded_before_large_ones_that_wait():
     async def decode_all():
         workers = Workers()
         gate = threading.Event()
-        blocking = [asyncio.ensure_future(workers.decode(1, gate.wait)) for _ in range(2)]
+        blocking = [asyncio.ensure_future(workers.decode("decode", 1, gate.wait)) for _ in range(2)]
         await asyncio.sleep(0)
-        waiting = [asyncio.ensure_future(workers.decode(size, lambda s=size: order.append(s))) for size in (9, 3, 5)]
+        waiting = [
+            asyncio.ensure_future(workers.decode("decode", size, lambda s=size: order.append(s))) for size in (9, 3, 5)
+        ]
         await asyncio.sleep(0)
-        left = asyncio.ensure_future(workers.decode(1, lambda: order.append(1)))
+        left = asyncio.ensure_future(workers.decode("decode", 1, lambda: order.append(1)))
         await asyncio.sleep(0)
         left.cancel()
         gate.set()
         await asyncio.gather(*blocking, *waiting)
-        assert await workers.decode(7, lambda: 7) == 7
+        assert await workers.decode("decode", 7, lambda: 7) == 7
 
     asyncio.run(decode_all())
     assert order[0] == 3 and sorted(order) == [3, 5, 9]

@@ -11,13 +11,20 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 _SEARCHES = ((64, 500), (1024, 1500))  # cost of a skip, in ids that a path is followed for before another; most steps
 _LONGEST = 1024  # ids; a form that needs more is left open
 _SECONDS = 0.25
 _CLOSERS = '"}])>,:.'
+
+Rest: TypeAlias = Callable[[], None]
+"""Called between two steps of a search, whose thread may rest there so that others go on."""
+
+
+def restless() -> None:
+    """Go on at once: the Rest of a search that nobody else waits for."""
 
 
 def preference(single_bytes: Mapping[int, int], closing_tags: Sequence[int], opening_tags: Sequence[int]) -> list[int]:
@@ -36,7 +43,12 @@ def preference(single_bytes: Mapping[int, int], closing_tags: Sequence[int], ope
 
 
 def shortest_end(
-    matcher: Any, order: Sequence[int], *, longest: int = _LONGEST, seconds: float = _SECONDS
+    matcher: Any,
+    order: Sequence[int],
+    *,
+    longest: int = _LONGEST,
+    seconds: float = _SECONDS,
+    rest: Rest = restless,
 ) -> list[int]:
     """Return the ids that complete an llguidance matcher's form; none if it is complete or no end was found soon.
 
@@ -45,21 +57,25 @@ def shortest_end(
         order: the ids to try, the preferred first.
         longest: the most ids; paths that cannot end within them are dropped.
         seconds: the computing time after which no end is looked for any more.
+        rest: called before each step.
     """
     ends = time.thread_time() + seconds
     walk = _Walk(matcher.deep_copy())
     for skip, steps in _SEARCHES:
-        if found := _search(walk, order, longest, ends, skip=skip, steps=steps):
+        if found := _search(walk, order, longest, ends, rest, skip=skip, steps=steps):
             return found
     return []
 
 
-def _search(walk: _Walk, order: Sequence[int], longest: int, ends: float, *, skip: int, steps: int) -> list[int]:
+def _search(
+    walk: _Walk, order: Sequence[int], longest: int, ends: float, rest: Rest, *, skip: int, steps: int
+) -> list[int]:
     tie = itertools.count()
     waiting: list[tuple[int, int, list[int], int]] = [(0, next(tie), [], 0)]
     for _ in range(steps):
         if not waiting or time.thread_time() > ends:
             break
+        rest()
         cost, _, path, tried = heapq.heappop(waiting)
         if not walk.go(path):
             break

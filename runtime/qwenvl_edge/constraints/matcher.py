@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qwenvl_edge.constraints.completion import preference, shortest_end
+from qwenvl_edge.constraints.completion import Rest, preference, restless, shortest_end
 from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.families.base import Family
@@ -65,9 +65,12 @@ class Matcher:
         forced: list[int] = self._matcher.compute_ff_tokens()
         return forced
 
-    def closing(self) -> list[int]:
-        """Return few ids that complete the form after what was taken; none if no end was found soon."""
-        return shortest_end(self._matcher, self._ids.closing)
+    def closing(self, rest: Rest = restless) -> list[int]:
+        """Return few ids that complete the form after what was taken; none if no end was found soon.
+
+        rest: called between the steps of the search.
+        """
+        return shortest_end(self._matcher, self._ids.closing, rest=rest)
 
     def take(self, token: int) -> bool:
         """Take the next id, an allowed one; return True if nothing but the end may follow.

@@ -35,12 +35,13 @@ class _Bytes:
 
 def main(megabytes: int, seconds: float) -> None:
     """Try the forms that come on stdin until it ends."""
+    with contextlib.suppress(OSError):
+        os.nice(5)  # answers come first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides when to end
     import llguidance
 
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()), n_vocab=_BYTES + 1, eos_token=[_BYTES])
-    with contextlib.suppress(OSError):
-        os.nice(5)  # answers come first
-    _limit_memory(megabytes << 20)
+    limit_memory(megabytes << 20)
     _say({})
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process, wherever it is
@@ -62,7 +63,7 @@ def _try(llguidance: Any, tokenizer: Any, grammar: str) -> str | None:
     return str(matcher.get_error())[:1000] if matcher.is_error() else None
 
 
-def _limit_memory(room: int) -> None:
+def limit_memory(room: int) -> None:
     """Limit the address space to what is taken now and `room` bytes more, where the system can."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from qwenvl_edge.constraints.completion import Rest, restless
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sampler import Sampler
 from qwenvl_edge.decoding.scores import Scores
@@ -134,11 +135,11 @@ class Generation:
         """True if a constraint's form may be left open."""
         return self._matcher is not None and self.finish_reason not in ("stop", "stop_string")
 
-    def close(self) -> str:
+    def close(self, rest: Rest) -> str:
         """Write the text that completes a constraint's form after an answer that was cut; return it."""
         if self._matcher is None or not self.cut:
             return ""
-        return "".join(map(self._close, self._matcher.closing()))
+        return "".join(map(self._close, self._matcher.closing(rest)))
 
     def _close(self, token: int) -> str:
         """Write a token that completes a constraint's form."""
@@ -231,9 +232,12 @@ class Work:
             yield Thought(thought)
         yield piece
 
-    def finish(self) -> str:
-        """End the answer's text, whatever ended the answer; return the rest of it."""
-        closing = self.run.close() if self.run else ""
+    def finish(self, rest: Rest = restless) -> str:
+        """End the answer's text, whatever ended the answer; return what is left of it.
+
+        rest: called while the end of a form is looked for, which takes up to a quarter of a second of computing.
+        """
+        closing = self.run.close(rest) if self.run else ""
         return closing + self.writer.finish()
 
     def reply(self, family: Family) -> Reply:

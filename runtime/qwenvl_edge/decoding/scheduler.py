@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
+from qwenvl_edge.constraints.completion import restless
 from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray, can_grow
 from qwenvl_edge.decoding.decode_loop import Work
 from qwenvl_edge.decoding.pipeline import Answerer
@@ -25,6 +26,7 @@ from qwenvl_edge.replies.reply import Reply, TokenLogprob
 
 _DONE = object()
 _LEAST_CAPACITY = 512  # tokens per row
+_PIECE_S, _BREAK_S = 0.3e-3, 1e-3  # of a search beside other answers, and between two pieces of it
 
 
 @dataclass(eq=False)
@@ -256,12 +258,26 @@ class Scheduler:
     def _answer(self, job: Job) -> None:
         """Finish an answer whose tokens are there."""
         try:
-            job.tell(job.work.finish())
+            job.tell(job.work.finish(restless if self._closing is None else _Breaks(lambda: self.running > 0)))
             reply = self._answerer.reply(job.work)
         except Exception as error:
             job.reply.set_exception(error)
         else:
             job.reply.set_result(reply)
+
+
+class _Breaks:
+    """Breaks of a search in a thread of its own while others are answered, whose tokens need the interpreter, too."""
+
+    def __init__(self, others: Callable[[], bool]) -> None:
+        self._others = others
+        self._began = time.thread_time()
+
+    def __call__(self) -> None:
+        """Sleep for a moment if a piece of the search is done; see completion.Rest."""
+        if time.thread_time() - self._began > _PIECE_S and self._others():
+            time.sleep(_BREAK_S)
+            self._began = time.thread_time()
 
 
 def answer_all(answerer: Answerer, requests: Sequence[tuple[Request, Control]], *, rows: int) -> list[Reply]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from qwenvl_edge.constraints.completion import Rest, restless
+
 
 class Guide(Protocol):
     """What tells the ids that may come next, as constraints.matcher.Matcher does."""
@@ -18,8 +20,8 @@ class Guide(Protocol):
     def forced(self) -> list[int]:
         """Return the ids that must come next."""
 
-    def closing(self) -> list[int]:
-        """Return few ids that complete the form after what was taken."""
+    def closing(self, rest: Rest = restless) -> list[int]:
+        """Return few ids that complete the form after what was taken; rest: called between the steps of a search."""
 
     def take(self, token: int) -> bool:
         """Take the next id; return True if nothing but the end may follow."""
@@ -66,12 +68,12 @@ class ThinkingGuide:
             return list(self._closing) if over else []
         return [] if self._inner is None else self._inner.forced()
 
-    def closing(self) -> list[int]:
+    def closing(self, rest: Rest = restless) -> list[int]:
         """See Guide.closing."""
         if self._inner is None:
             return []
         opened = self._closing if self._thinking else self._due
-        return [*opened, *self._inner.closing()]
+        return [*opened, *self._inner.closing(rest)]
 
     def take(self, token: int) -> bool:
         """See Guide.take."""

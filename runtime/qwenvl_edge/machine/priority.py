@@ -1,4 +1,4 @@
-"""The priority of a thread beside the others of its process."""
+"""The priority of threads and of processes that this one started."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def be_nice(niceness: int) -> None:
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+
+
+def make_nice(process: int, niceness: int) -> None:
+    """Lower the priority of a process to a niceness, on systems that have it; only root could raise it again."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, process, niceness)

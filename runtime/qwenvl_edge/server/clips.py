@@ -67,7 +67,7 @@ class ClipSource:
         if not isinstance(place, str):
             return await self._listed(place, attachments, name, wanted)
         data = await self._places.read(place, attachments, name)
-        return await self._workers.decode(self._limits.clip_pixels, lambda: self._decode(data, name, wanted))
+        return await self._workers.decode("clips", self._limits.clip_pixels, lambda: self._decode(data, name, wanted))
 
     async def _listed(self, places: Sequence[str], attachments: Mapping[str, bytes], name: str, wanted: Wanted) -> Clip:
         """Return a clip of frames that were sent apart."""

@@ -129,6 +129,10 @@ class Conversations:
         item = {"image": picture, "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
         return {key: value for key, value in item.items() if value is not None}
 
+    def close(self) -> None:
+        """End what was started."""
+        self._pictures.close()
+
     async def pictures(self, urls: Sequence[str], attachments: Mapping[str, bytes], salt: str) -> Items:
         """Return pictures as items of a message. Raises as turns."""
         if len(urls) > self._most_pictures:

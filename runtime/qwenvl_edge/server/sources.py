@@ -15,13 +15,12 @@ from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
 from qwenvl_edge.inputs.image_files import FORMATS
 from qwenvl_edge.inputs.pictures import Picture, check_size, load_picture
 from qwenvl_edge.inputs.shrink import shrunk
-from qwenvl_edge.machine.memory import give_back
+from qwenvl_edge.server.picture_pool import PicturePool
 from qwenvl_edge.server.places import Places, unusable
 from qwenvl_edge.server.settings import ServerLimits
-from qwenvl_edge.server.workers import Workers
+from qwenvl_edge.server.workers import LARGE_PIXELS, Workers
 
 _KEPT_BYTES = 64 << 20
-_LARGE_BYTES = 8 << 20
 
 Size = tuple[int, int]
 Seen: TypeAlias = Callable[[Size, PixelLimits], Size]
@@ -37,6 +36,7 @@ class PictureSource:
         self._workers = workers
         self._seen = seen
         self._decoded = _Decoded()
+        self._processes = PicturePool()
 
     async def load(
         self,
@@ -64,11 +64,20 @@ class PictureSource:
 
     async def decode(self, data: bytes, name: str, seen: Callable[[Size], Size]) -> Picture:
         """Return the picture in a file's bytes, resized to `seen` of its size. Raises as load."""
-        pixels = await self._workers.parse(self._pixels, data, name)
-        return await self._workers.decode(pixels, lambda: _decode(data, name, seen))
+        width, height = await self._workers.parse(self._size, data, name)
+        if width * height < LARGE_PIXELS:
+            return await self._workers.decode("decode", width * height, lambda: _decode(data, name, seen))
+        sizes = {size: seen(size) for size in ((width, height), (height, width))}  # as its orientation tag has it
+        return await self._workers.decode(
+            "processes", width * height, lambda: self._processes.decode(data, name, sizes)
+        )
 
-    def _pixels(self, data: bytes, name: str) -> int:
-        """Return how many pixels a picture has, by its header: nothing is decoded before that is checked."""
+    def close(self) -> None:
+        """End what was started."""
+        self._processes.close()
+
+    def _size(self, data: bytes, name: str) -> Size:
+        """Return width and height of a picture, by its header: nothing is decoded before that is checked."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -81,16 +90,12 @@ class PictureSource:
         if width * height > self._limits.picture_pixels:
             raise unusable(f"{name} has more than {self._limits.picture_pixels:,} pixels; scale it down")
         check_size(width, height, name)
-        return int(width * height)
+        return width, height
 
 
 def _decode(data: bytes, name: str, seen: Callable[[Size], Size]) -> Picture:
     picture = load_picture(data, name=name)
-    kept = shrunk(picture, seen(picture.size))
-    if kept is not picture and picture.pixels.nbytes > _LARGE_BYTES:
-        del picture
-        give_back()
-    return kept
+    return shrunk(picture, seen(picture.size))
 
 
 _Key: TypeAlias = tuple[str, bytes, PixelLimits]

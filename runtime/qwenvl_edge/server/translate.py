@@ -46,6 +46,7 @@ class Translator:
     async def close(self) -> None:
         """End what was started."""
         await self._trials.close()
+        self._conversations.close()
 
     def check_model(self, model: str) -> None:
         """Check the model's name. Raises ApiError."""

@@ -14,13 +14,17 @@ from pathlib import Path
 from qwenvl_edge.constraints import trial
 from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.constraints.matcher import mistake, written_grammar
+from qwenvl_edge.machine.priority import make_nice
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.forms import too_complex
 
 _PROCESSES = 2
+_SHORT_S = 0.1  # what takes longer leaves its place to the next form
+_MOST_LONG = 2  # trials that take longer, at a lower priority
+_LONG_NICENESS = 10
 _MEGABYTES = 512
 _COMPUTING_S = 1.0  # of a form; the engine then needs about as long
-_WALL_S = 10.0  # the same on a machine with other work
+_WALL_S = 30.0  # the same on a machine with other work
 _START_S = 20.0
 _END_S = 2.0
 _REMEMBERED = 1024  # verdicts
@@ -29,13 +33,16 @@ _REMEMBERED = 1024  # verdicts
 class Trials:
     """Tries forms, a few at a time; verdicts are remembered, so a form that comes again costs nothing.
 
-    A trial ends at its limits, or when the task that waits for it is cancelled, because its client left.
+    Nearly every form takes milliseconds. One that does not goes on at a lower priority and holds up no other form;
+    where there are _MOST_LONG of those already, its client is asked to come again. A trial ends at its limits, or when
+    the task that waits for it is cancelled, because its client left.
     """
 
     def __init__(
         self, *, processes: int = _PROCESSES, megabytes: int = _MEGABYTES, seconds: float = _COMPUTING_S
     ) -> None:
         self._free = asyncio.Semaphore(processes)
+        self._long = 0
         self._idle: list[asyncio.subprocess.Process] = []
         self._command = [sys.executable, trial.__file__, str(megabytes), str(seconds)]
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
@@ -49,9 +56,11 @@ class Trials:
         """
         key = hashlib.sha256(f"{form.kind} {form.source}".encode(errors="surrogatepass")).digest()
         if key not in self._verdicts:
-            async with self._free:
+            await self._free.acquire()
+            with contextlib.ExitStack() as place:
+                place.callback(self._free.release)
                 if key not in self._verdicts:
-                    self._remember(key, await self._try(form))
+                    self._remember(key, await self._try(form, place))
         self._verdicts.move_to_end(key)
         if (verdict := self._verdicts[key]) is None:
             return
@@ -69,27 +78,50 @@ class Trials:
         if len(self._verdicts) > _REMEMBERED:
             self._verdicts.popitem(last=False)
 
-    async def _try(self, form: Constraint) -> str | None:
-        """Return None if a form compiles, "" if it is beyond the limits, else its mistake."""
+    async def _try(self, form: Constraint, place: contextlib.ExitStack) -> str | None:
+        """Return None if a form compiles, "" if it is beyond the limits, else its mistake.
+
+        place: the one that it takes; a long trial leaves it.
+        """
         try:
             grammar = await asyncio.to_thread(written_grammar, form)  # some are translated first, which takes a while
         except ValueError as error:
             return mistake(error)
         process = self._idle.pop() if self._idle else await self._start()
+        asking = asyncio.ensure_future(_ask(process, {"grammar": grammar}))
         try:
-            answer = await asyncio.wait_for(_ask(process, {"grammar": grammar}), _WALL_S)
+            is_short = bool((await asyncio.wait({asking}, timeout=_SHORT_S))[0])
+            if not is_short:
+                self._go_on_as_long(process, place)
+            answer = await asyncio.wait_for(asking, _WALL_S)
         except asyncio.TimeoutError:  # the machine has other work: no verdict
             await _end(process)
             raise _not_now() from None
-        except BaseException:  # cancelled
+        except BaseException:  # cancelled, or one too many
+            asking.cancel()
             await _end(process)
             raise
         if answer is None:  # it reached a limit, and has ended or is about to
             await _end(process, kill=False)
             return ""
-        self._idle.append(process)
+        if is_short:
+            self._idle.append(process)
+        else:  # its priority cannot be raised again
+            await _end(process)
         said = answer["error"]
         return None if said is None else mistake(said)
+
+    def _go_on_as_long(self, process: asyncio.subprocess.Process, place: contextlib.ExitStack) -> None:
+        """Let a trial go on at a lower priority, in one of the places for that. Raises ApiError: there is none."""
+        if self._long >= _MOST_LONG:
+            raise _not_now()
+        make_nice(process.pid, _LONG_NICENESS)
+        place.close()
+        self._long += 1
+        place.callback(self._leave)
+
+    def _leave(self) -> None:
+        self._long -= 1
 
     async def _start(self) -> asyncio.subprocess.Process:
         process = None

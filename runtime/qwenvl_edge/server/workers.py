@@ -7,36 +7,40 @@ import heapq
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeAlias, TypeVar
 
 from qwenvl_edge.machine.priority import be_nice
 
+Decoding: TypeAlias = Literal["decode", "processes", "clips"]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_LARGE_PIXELS = 4_000_000
-_POOLS = (("parse", 4, 0), ("decode", 2, 0), ("large", 2, 10), ("fetch", 16, 0))  # threads and their niceness
+LARGE_PIXELS = 4_000_000
+_POOLS = (  # threads and their niceness
+    *(("parse", 4, 0), ("decode", 2, 0), ("processes", 2, 0), ("fetch", 16, 0)),
+    ("clips", 2, 10),
+)
 
 
 class Workers:
-    """parse: requests read and handed on. decode: pictures, which take memory. fetch: pictures from other hosts.
+    """Pools of threads.
 
-    Large pictures have threads of their own, of a lower priority: decoding one takes as long as a hundred tokens.
+    parse: requests read and handed on. decode: pictures, which take memory. processes: waits for those that decode
+    large pictures. clips: clips, at a lower priority. fetch: pictures from other hosts.
     """
 
     def __init__(self) -> None:
         self._pools = {
             name: ThreadPoolExecutor(count, f"qwenvl-{name}", be_nice, (niceness,)) for name, count, niceness in _POOLS
         }
-        self._queues = {name: _Queue(2) for name in ("decode", "large")}
+        self._queues = {name: _Queue(2) for name in ("decode", "processes", "clips")}
 
     async def parse(self, work: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
         """Do something with a request."""
         return await self._run("parse", lambda: work(*arguments, **options))
 
-    async def decode(self, size: int, work: Callable[[], _T]) -> _T:
-        """Decode a picture of `size` pixels; small ones go before large ones that wait."""
-        pool = "decode" if size < _LARGE_PIXELS else "large"
+    async def decode(self, pool: Decoding, size: int, work: Callable[[], _T]) -> _T:
+        """Decode a picture or clip of `size` pixels; small ones go before large ones that wait."""
         await self._queues[pool].enter(size)
         try:
             return await self._run(pool, work)
