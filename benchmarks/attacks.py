@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,10 +28,14 @@ _PATIENCE_S = 10.0
 
 
 class Attacker:
-    """Sends what no client should send; `at` is the server's host and port."""
+    """Sends what no client should send.
 
-    def __init__(self, at: tuple[str, int], seed: int) -> None:
+    at: the server's host and port. origin: the address from which it is sent; "": any.
+    """
+
+    def __init__(self, at: tuple[str, int], seed: int, origin: str = "") -> None:
         self._at = at
+        self._from = (origin, 0) if origin else None
         self._random = random.Random(seed)
 
     def post(
@@ -39,7 +43,7 @@ class Attacker:
     ) -> None:
         """Send a request and read the answer, or give up."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection = http.client.HTTPConnection(*self._at, timeout=timeout)
+        connection = http.client.HTTPConnection(*self._at, timeout=timeout, source_address=self._from)
         try:
             connection.request("POST", self._random.choice(ROUTES[:1]), data, {"Content-Type": kind})
             connection.getresponse().read()
@@ -185,7 +189,7 @@ class Attacker:
             time.sleep(self._random.random() / 10)
 
     def _connected(self) -> socket.socket:
-        return socket.create_connection(self._at, _PATIENCE_S)
+        return socket.create_connection(self._at, _PATIENCE_S, self._from)
 
     @property
     def kinds(self) -> dict[str, Callable[[], None]]:
@@ -215,15 +219,14 @@ def _png(width: int, height: int, *, shade: int = 0, cut: bool = False) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def attack(
-    at: tuple[str, int], seconds: float, seed: int, counts: collections.Counter[str], names: Sequence[str]
-) -> None:
-    """Attack for some seconds, each time in another of the named ways."""
-    attacker = Attacker(at, seed)
+def attack(options: argparse.Namespace, seed: int, counts: collections.Counter[str]) -> None:
+    """Attack for some seconds, each time in another of the chosen ways."""
+    parts = urlsplit(options.address)
+    attacker = Attacker((parts.hostname or "127.0.0.1", parts.port or 80), seed, options.origin)
     kinds, pick = attacker.kinds, random.Random(seed)
-    ends = time.monotonic() + seconds
+    ends = time.monotonic() + options.seconds
     while time.monotonic() < ends:
-        name = pick.choice(names)
+        name = pick.choice(options.kinds)
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
             kinds[name]()
         counts[name] += 1
@@ -237,14 +240,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help="default: all")
+    parser.add_argument("--origin", default="", metavar="ADDRESS", help="send from there, such as 127.0.0.2")
     options = parser.parse_args()
-    parts = urlsplit(options.address)
-    at = parts.hostname or "127.0.0.1", parts.port or 80
     counts: collections.Counter[str] = collections.Counter()
     threads = [
-        threading.Thread(
-            target=attack, args=(at, options.seconds, options.seed + number, counts, options.kinds), daemon=True
-        )
+        threading.Thread(target=attack, args=(options, options.seed + number, counts), daemon=True)
         for number in range(options.threads)
     ]
     for thread in threads:

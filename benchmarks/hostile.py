@@ -1,11 +1,12 @@
 """`qwenvl serve` under mixed hostile load beside one honest client: every answer right and in time, memory bounded.
 
-    python benchmarks/hostile.py out/nano [--minutes 60] [--threads 6] [--json FILE]
+    python benchmarks/hostile.py out/nano [--minutes 60] [--threads 6] [--kinds KIND ...] [--json FILE]
 
 The honest client asks about a picture, one question after another: first alone, then while `attacks.py` sends what it
-has. The last line: requests of the honest client, hostile ones, honest_p99_ratio (the 99th percentile of its times
-under attack over that alone), peak_mb (of the server and the processes that it started, resident), wrong and lost
-answers. The attackers run at a lower priority, since they would come from other machines.
+has, from another address, as from another machine (`--same-address`: from the honest client's, where no server could
+tell them apart). The last line: requests of the honest client, hostile ones, honest_p99_ratio (the 99th percentile of
+its times under attack over that alone), peak_mb (of the server and the processes that it started, resident), wrong and
+lost answers. The attackers run at a lower priority, since they would have machines of their own.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+from attacks import KINDS
 from common import arguments, conditions, finish, needed_bundle
 from server import QUESTIONS, Load, served
 
 ATTACKS = Path(__file__).with_name("attacks.py")
+ELSEWHERE = "127.0.0.2"  # Linux has all of 127.0.0.0/8
 PAUSE_S = 0.1  # of the honest client between two questions
 WITHIN_S = 60.0
 QUIET_SHARE = 0.1  # of the time, alone; half a minute at least
@@ -66,10 +69,13 @@ class Honest:
 
 
 @contextlib.contextmanager
-def attacked(address: str, seconds: float, threads: int, counts: dict[str, int]) -> Iterator[None]:
+def attacked(address: str, seconds: float, options: argparse.Namespace, counts: dict[str, int]) -> Iterator[None]:
     """Attack for so many seconds; the counts are there at the end."""
     command = ["nice", "-n", "10", sys.executable, str(ATTACKS), address, "--seconds", str(seconds)]
-    with subprocess.Popen([*command, "--threads", str(threads)], stdout=subprocess.PIPE, text=True) as process:
+    command += ["--threads", str(options.threads), "--kinds", *options.kinds]
+    if sys.platform == "linux" and not options.same_address:
+        command += ["--origin", ELSEWHERE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield
         output, _ = process.communicate()
         counts.update(json.loads(output.strip().splitlines()[-1]))
@@ -109,6 +115,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("bundle")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long, the quiet part included")
     parser.add_argument("--threads", type=int, default=6, help="attackers at once")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help="attacks; default: all"
+    )
+    parser.add_argument("--same-address", action="store_true", help="attack from the honest client's address")
     return parser.parse_args()
 
 
@@ -116,7 +126,12 @@ def main() -> None:
     """Measure alone, then under attack."""
     options = parse()
     needed_bundle(options.bundle)
-    before: dict[str, Any] = {**conditions(), "minutes": options.minutes, "attackers": options.threads}
+    before: dict[str, Any] = {
+        **conditions(),
+        "minutes": options.minutes,
+        "attackers": options.threads,
+        "one_address": options.same_address,
+    }
     seconds = options.minutes * 60
     quiet = max(min(QUIET_S, seconds / 2), seconds * QUIET_SHARE)
     counts: dict[str, int] = {}
@@ -127,7 +142,7 @@ def main() -> None:
         honest.seconds.clear()
         asyncio.run(_beside(honest, quiet, server.pid, peak))
         alone, honest.seconds = honest.seconds, []
-        with attacked(server.address, seconds - quiet, options.threads, counts):
+        with attacked(server.address, seconds - quiet, options, counts):
             asyncio.run(_beside(honest, seconds - quiet, server.pid, peak))
     times = {"alone": alone, "attacked": honest.seconds or [WITHIN_S]}
     p99 = {name: float(np.percentile(values, 99)) for name, values in times.items()}

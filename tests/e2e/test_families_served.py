@@ -30,13 +30,13 @@ def body(name, letter, words, **options):
 @pytest.fixture
 def together(monkeypatch):
     """How many answers each step computed."""
-    found, step = [], scheduler._Rows.step
+    found, step = [], scheduler.Rows.step
 
     def counted(rows):
         found.append(len(rows))
         return step(rows)
 
-    monkeypatch.setattr(scheduler._Rows, "step", counted)
+    monkeypatch.setattr(scheduler.Rows, "step", counted)
     return found
 
 

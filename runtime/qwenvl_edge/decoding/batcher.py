@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from qwenvl_edge.decoding.pipeline import Answerer
-from qwenvl_edge.decoding.scheduler import Job, Scheduler
+from qwenvl_edge.decoding.rows import Job
+from qwenvl_edge.decoding.scheduler import Scheduler
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.tools import CallPiece
 from qwenvl_edge.inputs.clips import Videos
-from qwenvl_edge.inputs.options import check, function, optional
+from qwenvl_edge.inputs.options import check, function, optional, text
 from qwenvl_edge.inputs.prompt import Message
 from qwenvl_edge.inputs.request import RequestBuilder
 from qwenvl_edge.machine.forks import NotPicklable, Owner, keep
@@ -77,6 +78,7 @@ class Batcher(NotPicklable):
         on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None,
         on_thinking: Callable[[str], None] | None = None,
         on_call: Callable[[CallPiece], None] | None = None,
+        client: str = "",
         **overrides: Unpack[Overrides],
     ) -> Future[Reply]:
         """Answer a message when its turn comes. Arguments are those of QwenVLEngine.chat; `cancel` ends it early.
@@ -89,6 +91,8 @@ class Batcher(NotPicklable):
                 came since its last call, before on_text.
             on_thinking: the same for the reasoning before the answer, in models that reason.
             on_call: the same for pieces of the calls of tools, called after on_text.
+            client: who asks, by any name. Of the requests that wait, those come first for whose client least was
+                computed of late, so that nobody is kept waiting by one who asks much.
 
         Returns:
             The reply to come, or its error: a BackendError, or one that a callback raised. Its own cancel() does
@@ -101,11 +105,12 @@ class Batcher(NotPicklable):
         callbacks = {"on_text": on_text, "on_logprobs": on_logprobs, "on_thinking": on_thinking, "on_call": on_call}
         for name, callback in callbacks.items():
             check(name, callback, optional(function()))
+        check("client", client, text())
         if raw:
             request = self._requests.complete(message, images, overrides, video)
         else:
             request = self._requests.chat(message, images, history, system, overrides, video)
-        job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs, on_thinking, on_call)
+        job = Job(self._answerer.work(request, request.control()), on_text, on_logprobs, on_thinking, on_call, client)
         with self._changed:
             if self._closed:
                 raise QwenVLError("the batcher is closed; make a new one.")

@@ -270,7 +270,8 @@ class Answerer:
         if control.reason is not None:
             return None
         wanted = self.decoder.begin(prompt)
-        work.reused_tokens = self.decoder.reused
+        if not work.prefill_s:  # else it was interrupted, and finds what it computed itself
+            work.reused_tokens = self.decoder.reused
         found: dict[Hashable, Features] = {}
         keys = {number: self._features.key(prompt.pictures[number], prompt.salt) for number in wanted}
         for number, key in keys.items():

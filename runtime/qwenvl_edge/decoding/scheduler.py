@@ -6,6 +6,9 @@ Prompts are computed one after another at batch 1, what they share only once; th
 row. Every answer is the one that the engine would give alone; look-up decoding is not used. The scheduler has no
 thread: whoever has requests drives it, `answer_all` in its caller's thread, a Batcher in one of its own. A form that
 was cut may be completed in another thread: the search for its end takes longer than many tokens of other answers.
+
+Jobs of one client are begun in order of arrival. Among clients the one goes first for whom least was computed of late
+(`ledger.py`), also before a prompt that is half computed: what is computed of that stays in the caches.
 """
 
 from __future__ import annotations
@@ -13,120 +16,21 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from concurrent.futures import Executor
 
 from qwenvl_edge.constraints.completion import restless
-from qwenvl_edge.decoding.batch_decoder import BatchDecoder, FloatArray, can_grow
-from qwenvl_edge.decoding.decode_loop import Work
+from qwenvl_edge.decoding.batch_decoder import BatchDecoder, can_grow
+from qwenvl_edge.decoding.ledger import Ledger
 from qwenvl_edge.decoding.pipeline import Answerer
-from qwenvl_edge.families.tools import CallPiece
+from qwenvl_edge.decoding.rows import Job, Rows
 from qwenvl_edge.inputs.request import Control, Request
-from qwenvl_edge.replies.reply import Reply, TokenLogprob
+from qwenvl_edge.replies.reply import Reply
 
 _DONE = object()
+_AHEAD_S = 0.05  # of computing that a client must have had less than another to interrupt its prompt
+_RESERVED = 4  # one row of so many is left to others by a client that has the rest
 _LEAST_CAPACITY = 512  # tokens per row
 _PIECE_S, _BREAK_S = 0.3e-3, 1e-3  # of a search beside other answers, and between two pieces of it
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way to a reply.
-
-    on_text: takes pieces of the answer's text. on_thinking: of the reasoning before it. on_call: of the calls of tools
-    after it. on_logprobs: takes the answer's log-probabilities, where they are asked for.
-    """
-
-    work: Work
-    on_text: Callable[[str], None] | None = None
-    on_logprobs: Callable[[Sequence[TokenLogprob]], None] | None = None
-    on_thinking: Callable[[str], None] | None = None
-    on_call: Callable[[CallPiece], None] | None = None
-    reply: Future[Reply] = field(default_factory=Future)
-    _told: int = 0
-
-    def tell(self, piece: str) -> None:
-        """Pass on a piece of text, and before it the tokens scored since the last one."""
-        scores = None if self.work.run is None else self.work.run.scores
-        if self.on_logprobs is not None and scores is not None and len(scores.found) > self._told:
-            self.on_logprobs(scores.found[self._told :])
-            self._told = len(scores.found)
-        thought = self.work.writer.take_thought()
-        if thought and self.on_thinking is not None:
-            self.on_thinking(thought)
-        if piece and self.on_text is not None:
-            self.on_text(piece)
-        if self.on_call is not None:
-            for call in self.work.writer.take_calls():
-                self.on_call(call)
-
-
-class _Rows:
-    """The jobs of the running batch: row number -> job."""
-
-    def __init__(self, decoder: BatchDecoder, size: int) -> None:
-        self.decoder = decoder
-        self._size = size
-        self._jobs: dict[int, Job] = {}
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def put(self, job: Job) -> None:
-        """Give the job whose prompt was computed last the first free row."""
-        row = self._free()
-        self.decoder.put(row)
-        self._jobs[row] = job
-
-    def step(self) -> list[tuple[Job, Exception | None]]:
-        """Compute one token of every row; return the jobs that ended or failed, with the error; their rows are free."""
-        clock = time.perf_counter()
-        logits = self.decoder.step()
-        ended = []
-        for row, job in list(self._jobs.items()):
-            error = self._take(row, job, logits[row], clock)
-            run, control = job.work.run, job.work.control
-            scored = run is None or not run.unscored or control.reason is not None
-            if error is not None or (job.work.ended and scored):
-                self.decoder.end(row)
-                ended.append((self._jobs.pop(row), error))
-        return ended
-
-    def close_gaps(self) -> None:
-        """Move the last rows into free ones before them, so that no free row is computed."""
-        while self._jobs and (last := max(self._jobs)) >= len(self._jobs):
-            target = self._free()
-            if not self.decoder.move(last, target):
-                return
-            self._jobs[target] = self._jobs.pop(last)
-
-    def grow(self, decoder: BatchDecoder) -> None:
-        """Go on in a larger batch."""
-        decoder.take_over(self.decoder)
-        self.decoder = decoder
-
-    def fail(self) -> list[Job]:
-        """Give up; return the jobs that were there."""
-        jobs, self._jobs = list(self._jobs.values()), {}
-        return jobs
-
-    def _free(self) -> int:
-        """Return the first free row."""
-        return next(row for row in range(self._size) if row not in self._jobs)
-
-    def _take(self, row: int, job: Job, logits: FloatArray, clock: float) -> Exception | None:
-        """Take the next token of a row; return an error instead of raising it, so that the other rows go on."""
-        run = job.work.run
-        assert run is not None  # a job without a generation ends before it gets a row
-        try:
-            if run.unscored:
-                run.score(logits)
-            elif self.decoder.caught_up(row):
-                run.take(logits, clock)
-                job.tell(run.piece)
-        except Exception as error:
-            return error
-        return None
 
 
 class Scheduler:
@@ -149,8 +53,9 @@ class Scheduler:
         self._answerer = answerer
         self._decoder = answerer.decoder
         self._capacity = capacity
-        self._batch: _Rows | None = None
+        self._batch: Rows | None = None
         self._starting: tuple[Job, Iterator[None]] | None = None
+        self._ledger = Ledger()
 
     @property
     def running(self) -> int:
@@ -172,13 +77,40 @@ class Scheduler:
 
     def prefill(self) -> bool:
         """Compute the next chunk of a prompt, if there is one and a row for its answer; return whether there was."""
-        if self._starting is None and self.waiting and self.running < self.rows:
-            job = self.waiting.popleft()
-            self._starting = job, self._answerer.starting(job.work, None)
+        if self.waiting:
+            self._choose()
         if self._starting is None:
             return False
+        began, client = time.perf_counter(), self._starting[0].client
         self._go_on(*self._starting)
+        self._ledger.charge(client, time.perf_counter() - began)
         return True
+
+    def _choose(self) -> None:
+        """Begin the job that goes first, if there is a row for it or it may interrupt the prompt that is computed."""
+        starting = self._starting
+        if starting is None and self.running >= self.rows:
+            return
+        jobs = list(self.waiting)
+        spent = {client: self._ledger.spent(client) for client in dict.fromkeys(job.client for job in jobs)}
+        clients = [client for client in spent if self._may_begin(client)]
+        if not clients:
+            return
+        client = min(clients, key=lambda each: spent[each])
+        job = next(job for job in jobs if job.client == client)
+        if starting is not None:
+            begun, prompt = starting
+            if begun.client == client or self._ledger.spent(begun.client) <= spent[client] + _AHEAD_S:
+                return
+            prompt.close()
+            self.waiting.appendleft(begun)
+        self.waiting.remove(job)
+        self._starting = job, self._answerer.starting(job.work, None)
+
+    def _may_begin(self, client: str) -> bool:
+        """Tell whether a client may have a row more: where there are others it leaves some to them."""
+        own = 0 if self._batch is None else self._batch.clients().count(client)
+        return own < self.rows - self.rows // _RESERVED or not self._ledger.others(client)
 
     def step(self) -> None:
         """Compute one token of every answer."""
@@ -187,6 +119,7 @@ class Scheduler:
             return
         if not self.waiting:
             rows.close_gaps()
+        began, clients = time.perf_counter(), rows.clients()
         try:
             ended = rows.step()
         except Exception as error:
@@ -194,6 +127,7 @@ class Scheduler:
             for job in rows.fail():
                 job.reply.set_exception(error)
             return
+        self._ledger.share(clients, time.perf_counter() - began)
         for job, failure in ended:
             if failure is None:
                 self._end(job)
@@ -232,7 +166,7 @@ class Scheduler:
     def _join(self, job: Job) -> None:
         needed = _capacity_for(job.work.request, self._decoder.capacity)
         if self._batch is None:
-            self._batch = _Rows(self._reserve(needed), self.rows)
+            self._batch = Rows(self._reserve(needed), self.rows)
         elif self._batch.decoder.capacity < needed:
             self._batch.grow(self._reserve(needed))
         self._batch.put(job)
@@ -257,6 +191,7 @@ class Scheduler:
 
     def _answer(self, job: Job) -> None:
         """Finish an answer whose tokens are there."""
+        began = time.thread_time()
         try:
             job.tell(job.work.finish(restless if self._closing is None else _Breaks(lambda: self.running > 0)))
             reply = self._answerer.reply(job.work)
@@ -264,6 +199,7 @@ class Scheduler:
             job.reply.set_exception(error)
         else:
             job.reply.set_result(reply)
+        self._ledger.charge(job.client, time.thread_time() - began)
 
 
 class _Breaks:

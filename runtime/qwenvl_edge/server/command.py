@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from qwenvl_edge.engine import QwenVLEngine
 
-_SWITCH_S = 1e-3  # after which a thread that computes in Python lets others in; by default 5 ms
+_SWITCH_S = 2e-4  # after which a thread that computes in Python lets others in; by default 5 ms
 _LATE_S = 5.0  # beyond a limit, after which a connection is closed without an answer
 _SOURCES = f"An option that is not given is taken from {PREFIX}PORT and the like, then from the file of --config."
 _LIMITS = {

@@ -72,9 +72,9 @@ class Exchanges:
         with contextlib.ExitStack() as place:
             try:
                 holding = place.enter_context(self._budget.hold())
-                self._service.check_room()
+                self._service.check_room(request.state.client)
                 arrived = await read_body(request, limits, holding)
-                token = place.enter_context(self._service.admit())
+                token = place.enter_context(self._service.admit(request.state.client))
                 gone = asyncio.ensure_future(_gone(request, token))
                 place.callback(gone.cancel)
                 preparing = asyncio.ensure_future(self._begin(arrived, read, holding, token, started))
@@ -92,7 +92,8 @@ class Exchanges:
         self, arrived: Arrived, read: Reader, holding: Holding, token: CancelToken, started: float
     ) -> tuple[Asked, StreamedAnswer]:
         """Read a request and queue it; raises ApiError."""
-        request_id, salt = arrived.request.state.request_id, arrived.request.state.salt
+        state = arrived.request.state
+        request_id, salt, client = state.request_id, state.salt, state.client
         try:
             raw, attachments = await self._workers.parse(parse, arrived, self._settings.limits)
             del arrived
@@ -102,7 +103,7 @@ class Exchanges:
             del attachments
             holding.set(_bytes(arguments))
             left = max(0.001, self._settings.limits.seconds - (time.monotonic() - started))
-            arguments["deadline_ms"] = left * 1e3
+            arguments |= {"deadline_ms": left * 1e3, "client": client}
             return asked, await self._service.submit(arguments, token, stream=asked.options.stream)
         except ApiError:
             raise

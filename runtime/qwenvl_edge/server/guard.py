@@ -8,8 +8,10 @@ another page's (its Origin is not this host) is refused unless that origin was a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import ipaddress
 import secrets
 import time
 from typing import Any
@@ -60,7 +62,7 @@ class Guard:
         started, status, begun = time.perf_counter(), 500, False
         state = scope.setdefault("state", {})
         request_id = state["request_id"] = f"req-{secrets.token_hex(8)}"
-        state["salt"] = ""
+        state["salt"], state["client"] = "", _network(scope.get("client"))
         given = Headers(scope=scope)
         allowed = _allowed_origin(given, self._settings.origins)
 
@@ -112,7 +114,7 @@ class Guard:
         sent = headers.get("authorization", "")
         right = [key for key in keys if _same(sent, f"Bearer {key}")]
         if right:
-            state["salt"] = hashlib.sha256(right[0].encode()).hexdigest()
+            state["salt"] = state["client"] = hashlib.sha256(right[0].encode()).hexdigest()
         if keys and path not in _OPEN and not right:
             return ApiError(
                 401,
@@ -129,6 +131,17 @@ def _allowed_origin(headers: Headers, origins: tuple[str, ...]) -> dict[str, str
     if origin not in origins:
         return {}
     return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": "x-request-id", "Vary": "Origin"}
+
+
+def _network(client: tuple[str, int] | None) -> str:
+    """Return who asks, as far as the address tells: of IPv6 the half that an owner of a network cannot choose."""
+    if client is None:
+        return ""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(client[0])
+        if address.version == 6 and address.ipv4_mapped is None:
+            return str(ipaddress.ip_network(f"{address}/64", strict=False))
+    return client[0]
 
 
 def _name(host: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -19,6 +19,9 @@ from qwenvl_edge.server.metrics import Metrics
 from qwenvl_edge.server.settings import ServerLimits
 
 _AVERAGE_RATE = 0.1
+_RESERVED = 4  # one place of so many is left to others
+_OF_LATE_S = 60.0
+_MOST_CLIENTS = 256
 
 
 class Thought(str):
@@ -107,7 +110,8 @@ class StreamedAnswer:
 class Service:
     """Admits requests and has them answered.
 
-    ready: whether requests are taken. Tokens of admitted requests are kept, so that all can be cancelled.
+    ready: whether requests are taken. Tokens of admitted requests are kept, so that all can be cancelled. A client may
+    have all places while no other one asks; where others do, it leaves a quarter of them.
     """
 
     def __init__(self, batcher: Answering, limits: ServerLimits, metrics: Metrics) -> None:
@@ -115,32 +119,34 @@ class Service:
         self._limits = limits
         self._metrics = metrics
         self._outbox = Outbox(asyncio.get_running_loop())
-        self._admitted: set[CancelToken] = set()
+        self._admitted: dict[CancelToken, str] = {}
+        self._asked: OrderedDict[str, float] = OrderedDict()
         self._average_s = 1.0
         self.ready = True
 
-    def check_room(self) -> None:
-        """Check that there is a place. Raises ApiError: 429, the queue is full."""
+    def check_room(self, client: str) -> None:
+        """Check that there is a place for a client. Raises ApiError: 429, there is none, or others need it."""
         places = self._limits.rows + self._limits.queue
-        if len(self._admitted) >= places:
+        most = places - places // _RESERVED if self._others(client) else places
+        if len(self._admitted) >= places or list(self._admitted.values()).count(client) >= most:
             raise overloaded(max(1, math.ceil(self._average_s * places / self._limits.rows)))
 
     @contextlib.contextmanager
-    def admit(self) -> Iterator[CancelToken]:
-        """Take a request in until the `with` block ends; yield the token that cancels its answer.
+    def admit(self, client: str) -> Iterator[CancelToken]:
+        """Take a client's request in until the `with` block ends; yield the token that cancels its answer.
 
         Raises:
             ApiError: as check_room.
         """
-        self.check_room()
+        self.check_room(client)
         token = CancelToken()
-        self._admitted.add(token)
+        self._admitted[token] = client
         started = asyncio.get_running_loop().time()
         try:
             yield token
         finally:
             token.cancel()
-            self._admitted.discard(token)
+            self._admitted.pop(token, None)
             took = asyncio.get_running_loop().time() - started
             self._average_s += _AVERAGE_RATE * (
                 took / max(1.0, len(self._admitted) / self._limits.rows) - self._average_s
@@ -163,6 +169,15 @@ class Service:
         for token in self._admitted:
             token.cancel()
         await asyncio.to_thread(self._batcher.close)
+
+    def _others(self, client: str) -> bool:
+        """Note that a client asks, and tell whether another one has asked of late."""
+        now = asyncio.get_running_loop().time()
+        self._asked[client] = now
+        self._asked.move_to_end(client)
+        while next(iter(self._asked.values())) < now - _OF_LATE_S or len(self._asked) > _MOST_CLIENTS:
+            self._asked.popitem(last=False)
+        return len(self._asked) > 1
 
     def _count(self, ended: Future[Reply]) -> None:
         if ended.exception() is None:
