@@ -9,6 +9,7 @@ import pytest
 
 from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from support import chromium
 from support.served import WAIT_S, endless_bias, serving
 
 
@@ -56,3 +57,22 @@ def address(engine):
 def http(address):
     with httpx.Client(base_url=address, timeout=WAIT_S) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = chromium.Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    browser.requests.clear()
+    browser.problems.clear()
+    browser.resize(1200, 800)
+    browser.open(address)
+    browser.until("document.querySelector('#model').textContent === 'nano'")
+    yield browser
+    assert browser.problems == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in browser.requests)  # nothing from outside

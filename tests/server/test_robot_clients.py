@@ -79,11 +79,14 @@ def test_lerobot_s_annotator_sends_an_episode_as_video(annotator):
         container.mux(stream.encode())
     url = f"data:video/mp4;base64,{base64.b64encode(file.getvalue()).decode()}"
     content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "What happens?"}]
+    sampling = {"chat_template_kwargs": {"enable_thinking": False}}
+    sampling["mm_processor_kwargs"] = {"fps": 1.0, "do_sample_frames": True}
     answer = annotator.chat.completions.create(
         model="nano",
         messages=[{"role": "user", "content": content}],
         max_tokens=64,
         temperature=0.0,
+        extra_body=sampling,
     )
     assert answer.choices[0].message.content == "I see a cube."
 

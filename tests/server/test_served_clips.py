@@ -105,6 +105,12 @@ def test_clips(tmp_path, name):
         most = answered(file, mm_processor_kwargs={"fps": 4})["usage"]["prompt_tokens"]
         few = answered(file, media_io_kwargs={"video": {"num_frames": 2}})["usage"]["prompt_tokens"]
         assert few < answered(file)["usage"]["prompt_tokens"] < most
+        lerobot = {"fps": 4.0, "do_sample_frames": True}
+        assert answered(file, mm_processor_kwargs=lerobot)["usage"]["prompt_tokens"] == most
+        pace = {"fps": 2, "do_sample_frames": False}  # of frames that were sampled already
+        assert (
+            answered({"type": "video", "video": listed}, mm_processor_kwargs=pace)["usage"]["prompt_tokens"] == expected
+        )
         many = {"type": "video", "video": [listed[0]] * 7}
         assert "more than 6 frames" in answered(many, 400)["error"]["message"]
         broken = {"type": "video_url", "video_url": {"url": uri(b"no video", "video/mp4")}}
@@ -124,3 +130,27 @@ def test_clips_are_bounded(tmp_path):
             body = {"model": "nano", "messages": user(each)}
             answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=WAIT_S)
             assert answer.status_code == 400 and "20,000 pixels in all its frames" in answer.json()["error"]["message"]
+
+
+def test_which_frames_of_a_file_are_taken(tmp_path):
+    """vLLM's options and those of the published preprocessing: all frames, a pace, a most, and what excludes what."""
+    engine, _, _ = scripted(tmp_path, "qwen2_5_vl", *[OK] * 9)
+    part = {"type": "video_url", "video_url": {"url": uri(video(FRAMES), "video/mp4")}}
+    with serving(engine, limits=ONE) as address, httpx.Client(base_url=address, timeout=WAIT_S) as http:
+
+        def answer(given, **options):
+            body = {"model": "nano", "messages": user({**part, **given}), "temperature": 0, **options}
+            return http.post("/v1/chat/completions", json=body)
+
+        def tokens(given, **options):
+            return answer(given, **options).json()["usage"]["prompt_tokens"]
+
+        every = tokens({"do_sample_frames": False})
+        assert every == tokens({"num_frames": -1}) == tokens({}, media_io_kwargs={"video": {"num_frames": -1}})
+        assert every == tokens({"fps": 4}) > tokens({"fps": 4, "max_frames": 4}) == tokens({"num_frames": 4})
+        for given in ({"do_sample_frames": False, "fps": 2}, {"num_frames": -1, "max_frames": 4}):
+            refused = answer(given)
+            assert refused.status_code == 400 and "send one of them" in refused.json()["error"]["message"]
+        for wrong in ({"num_frames": 0}, {"max_frames": 0}, {"do_sample_frames": 2}, {"min_frames": 4}):
+            refused = answer({}, mm_processor_kwargs=wrong)
+            assert refused.status_code == 400 and next(iter(wrong)) in refused.json()["error"]["message"]

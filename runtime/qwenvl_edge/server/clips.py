@@ -23,15 +23,21 @@ _FRAME = "data:image/jpeg;base64,"
 _CONTAINERS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi")
 _CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
 _PACE = 2.0  # frames per second, where a request does not say
+_ANY_PACE = 1e4  # faster than any file
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The frames that a request wants of a clip, and their pixels. fps: of a list of frames, their pace."""
+    """The frames that a request wants of a clip, and their pixels.
+
+    fps: of a list of frames, their pace. frames: the most. every: take all frames of a file, as far as the server's
+    limits let it, evenly spread beyond them.
+    """
 
     fps: float | None = None
     frames: int | None = None
     pixels: PixelLimits = NO_LIMITS
+    every: bool = False
 
 
 class ClipSource:
@@ -66,6 +72,11 @@ class ClipSource:
             place = [_FRAME + frame for frame in place[len(_FRAMES) :].split(",", self._limits.frames)]
         if not isinstance(place, str):
             return await self._listed(place, attachments, name, wanted)
+        if wanted.every and (wanted.fps or wanted.frames):
+            raise unusable(
+                f"{name} is to have every frame (do_sample_frames is false, or num_frames -1) and to be sampled (fps, "
+                "num_frames or max_frames); send one of them"
+            )
         data = await self._places.read(place, attachments, name)
         return await self._workers.decode("clips", self._limits.clip_pixels, lambda: self._decode(data, name, wanted))
 
@@ -89,7 +100,13 @@ class ClipSource:
 
     def _decode(self, data: bytes, name: str, wanted: Wanted) -> Clip:
         most = min(self._limits.frames, wanted.frames or self._limits.frames)
-        video = read_video(io.BytesIO(data), name, fps=wanted.fps or _PACE, max_frames=most, limits=self._decoding)
+        video = read_video(
+            io.BytesIO(data),
+            name,
+            fps=_ANY_PACE if wanted.every else wanted.fps or _PACE,
+            max_frames=most,
+            limits=self._decoding,
+        )
         del data
         frames: list[Picture] = []
         for number, source in enumerate(video.frames):

@@ -7,11 +7,8 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,14 +153,13 @@ def check_installed() -> None:
 
 
 def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
-    """Answer requests until the process gets SIGINT or SIGTERM, then finish what runs.
+    """Answer requests until the process gets SIGINT or SIGTERM, then finish what runs; a second one ends it at once.
 
     Raises:
         QwenVLError: the address cannot be bound.
     """
-    import uvicorn
-
     from qwenvl_edge.server.logs import Logging, log
+    from qwenvl_edge.server.stopping import Server, sigterm_last
 
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -173,34 +169,25 @@ def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
         reason = "another program listens there; give another --port" if taken else error.strerror or str(error)
         raise QwenVLError(f"cannot listen on {settings.host}:{settings.port}: {reason}.") from None
     host, port = listening.getsockname()[:2]
-    server = uvicorn.Server(uvicorn_config(engine, settings))
+    server = Server(uvicorn_config(engine, settings))
     sys.setswitchinterval(_SWITCH_S)
-    with _sigterm_last(server), Logging(settings.log_format):
+    with sigterm_last(server), Logging(settings.log_format):
         log("serving", model=settings.model_name, runs=engine.describe(), context=engine.max_context)
-        log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}/")
+        shown = reachable(host)
+        log("listening", url=f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/", host=host)
         server.run(sockets=[listening])
 
 
-@contextlib.contextmanager
-def _sigterm_last(server: uvicorn.Server) -> Iterator[None]:
-    """Let SIGTERM end the process after the block: uvicorn sends it again as soon as it has stopped, before the last
-    log lines are written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    came = []
-
-    def stop(number: int, _: object) -> None:
-        came.append(number)
-        server.should_exit = True
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if came:
-        signal.raise_signal(signal.SIGTERM)
+def reachable(host: str) -> str:
+    """Return an address at which a bound one can be opened: of 0.0.0.0 and :: one that this machine has."""
+    others = {"0.0.0.0": (socket.AF_INET, "192.0.2.1", "127.0.0.1"), "::": (socket.AF_INET6, "2001:db8::1", "::1")}
+    if host not in others:
+        return host
+    family, elsewhere, own = others[host]
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((elsewhere, 9))  # sends nothing, but chooses the way there
+        own = probe.getsockname()[0]
+    return own
 
 
 def uvicorn_config(engine: QwenVLEngine, settings: ServerSettings) -> uvicorn.Config:

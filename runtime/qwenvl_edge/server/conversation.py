@@ -15,6 +15,7 @@ from qwenvl_edge.server.messages import refused
 from qwenvl_edge.server.places import Places
 from qwenvl_edge.server.schema import ChatRequest
 from qwenvl_edge.server.schema_messages import (
+    EVERY_FRAME,
     AssistantMessage,
     FramesPart,
     ImagePart,
@@ -156,9 +157,17 @@ def _limits(part: Pixels, given: Pixels | None, low: int | None = None) -> Pixel
 def _wanted(part: VideoPart | FramesPart, request: ChatRequest) -> Wanted:
     media = None if request.media_io_kwargs is None else request.media_io_kwargs.video
     given: list[Sampled] = [each for each in (part, request.mm_processor_kwargs, media) if each is not None]
-    fps = next((each.fps for each in given if each.fps is not None), None)
-    frames = next((each.num_frames for each in given if each.num_frames is not None), None)
-    return Wanted(fps, frames, _limits(part, request.mm_processor_kwargs))
+
+    def first(name: str) -> Any:
+        return next((value for each in given if (value := getattr(each, name)) is not None), None)
+
+    counts = [count for count in (first("num_frames"), first("max_frames")) if count not in (None, EVERY_FRAME)]
+    return Wanted(
+        first("fps"),
+        min(counts, default=None),
+        _limits(part, request.mm_processor_kwargs),
+        every=first("do_sample_frames") is False or first("num_frames") == EVERY_FRAME,
+    )
 
 
 def _pictures_first(items: Items) -> Items:

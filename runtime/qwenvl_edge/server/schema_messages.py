@@ -6,7 +6,7 @@ import functools
 import json
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _Url = Annotated[str, Field(min_length=1)]
 
@@ -85,11 +85,26 @@ class ImagePart(Pixels):
     cache_control: dict[str, Any] | None = None
 
 
+EVERY_FRAME = -1
+
+
+def _not_none(value: int) -> int:
+    if value == 0:
+        raise ValueError("give the number of frames, or -1 for every frame")
+    return value
+
+
 class Sampled(Record):
-    """The frames that are taken of a video file; of a list of frames fps is their pace."""
+    """The frames that are taken of a video file; of a list of frames fps is their pace.
+
+    num_frames: the most; EVERY_FRAME, as vLLM has it, takes all up to the server's limit. max_frames: the same by the
+    name of the published preprocessing. do_sample_frames: false takes all; lists of frames are never sampled.
+    """
 
     fps: float | None = Field(None, gt=0, le=1000)
-    num_frames: int | None = Field(None, ge=1, le=1024)
+    num_frames: Annotated[int, Field(ge=EVERY_FRAME, le=1024), AfterValidator(_not_none)] | None = None
+    max_frames: int | None = Field(None, ge=1, le=1024)
+    do_sample_frames: bool | None = None
 
 
 class VideoUrl(Record):
