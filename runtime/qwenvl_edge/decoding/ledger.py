@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -43,4 +42,4 @@ class Ledger:
     def spent(self, client: str) -> float:
         """Return the seconds that a client has made the engine compute of late."""
         seconds, since = self._spent.get(client, (0.0, 0.0))
-        return seconds * math.exp2((since - self._clock()) / _HALF_LIFE_S) if seconds else 0.0
+        return seconds * 2.0 ** ((since - self._clock()) / _HALF_LIFE_S) if seconds else 0.0

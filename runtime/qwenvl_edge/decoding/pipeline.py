@@ -239,7 +239,7 @@ class Answerer:
             self._features.forget()
             self._lookup.forget()
 
-    def starting(self, work: Work, lookup: Lookup | None) -> Iterator[None]:
+    def starting(self, work: Work, lookup: Lookup | None) -> Generator[None, None, None]:
         """Compute the prompt and take the first token, with a pause after each picture and chunk.
 
         `work.run` is there at the end, unless the answer must end before. No other prompt may begin meanwhile.

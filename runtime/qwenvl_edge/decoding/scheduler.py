@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 
 from qwenvl_edge.constraints.completion import restless
@@ -54,7 +54,7 @@ class Scheduler:
         self._decoder = answerer.decoder
         self._capacity = capacity
         self._batch: Rows | None = None
-        self._starting: tuple[Job, Iterator[None]] | None = None
+        self._starting: tuple[Job, Generator[None, None, None]] | None = None
         self._ledger = Ledger()
 
     @property

@@ -131,7 +131,7 @@ def _ask(
     if "error" in answer:
         return answer, None
     pixels = np.empty(answer["shape"], np.uint8)
-    rest = memoryview(pixels).cast("B")
+    rest = memoryview(pixels.data).cast("B")
     while rest:
         count = process.stdout.readinto(rest)  # type: ignore[attr-defined]
         if not count:
