@@ -100,8 +100,8 @@ def families() -> str:
     ]
     said = prose(
         "A picture of 640 x 480 pixels and a question of about 30 tokens, int4, random weights; the second question "
-        "has other words. The read bandwidth is what plain reads reach on as many threads; a share above 1 means that "
-        f"the products read faster than those. ({conditions(names[0])}.)"
+        "has other words. The read bandwidth is the best of nine ways of reading as many bytes on as many threads, "
+        f"without computing anything. ({conditions(names[0])}.)"
     )
     return f"{table(['', *[each['headline']['family'] for each in found]], rows)}\n{said}"
 

@@ -35,8 +35,10 @@ import numpy as np
 import torch
 from common import arguments, conditions, finish, milliseconds, needed, ratio, spread
 from peer_models import Ours, float_greedy, preset_1b, smollm2, tower
-from scaled import READ_BYTES, SETTLE_S, decode_bytes, read_gb_s
+from read_limit import decode_bytes, read_gb_s, reader_for
+from scaled import SETTLE_S
 
+from qwenvl_edge._core import MemoryReader
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.inputs.pictures import load_picture
@@ -97,15 +99,16 @@ class Peer:
         self._process.wait()
 
 
-def in_turns(subjects: dict[str, Callable[[], dict[str, Any]]], repeats: int) -> Turns:
-    """What each subject measures, a value per turn, and under "read" what the machine reads then, GB/s.
+def in_turns(
+    subjects: dict[str, Callable[[], dict[str, Any]]], repeats: int, reader: MemoryReader | None = None
+) -> Turns:
+    """What each subject measures, a value per turn, and under "read" the limit of reading then, GB/s, if asked for.
 
     The first turn is warm-up.
     """
-    buffer = torch.ones(READ_BYTES // 4)
     found: Turns = {name: [] for name in subjects}
     for number in range(repeats + 1):
-        read = read_gb_s(buffer)
+        read = read_gb_s(reader) if reader else None
         for name, measure in subjects.items():
             time.sleep(SETTLE_S)
             turn = measure()
@@ -130,7 +133,8 @@ def compare_decoders(
         "llama.cpp": lambda: dict(peer.ask("turn", file.name, PROMPT, STEPS))
     }
     subjects |= {name: lambda each=each: each.turn(PROMPT, STEPS) for name, each in ours.items()}
-    turns = in_turns(subjects, options.repeats)
+    reader = reader_for((decode_bytes(each.bundle, PROMPT) for each in ours.values()), options.threads)
+    turns = in_turns(subjects, options.repeats, reader)
     details: dict[str, Any] = {
         name: {stage: spread(values(turns, name, stage)) for stage in ("prefill", "decode")} for name in turns
     }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from common import ratio, spread
 from processes import run
-from scaled import READ_BYTES, decode_bytes, read_gb_s
+from read_limit import decode_bytes, read_gb_s, reader_for
 
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
@@ -50,21 +50,22 @@ print(json.dumps({"load_s": load, "first_image_s": image_ms[0] / 1e3, "image_ms"
 def answer(checkpoint: Path, bundle: Path, *, max_context: int, new_tokens: int) -> dict[str, Any]:
     """Figures of answers about random pictures, in a process of its own without PyTorch, and of PyTorch's pictures.
 
-    bandwidth_share: bytes that a token reads (weights and the prompt's cache) over its time, as a share of the median
-    of reads of a large buffer before and after. vision_vs_torch: PyTorch's time of a picture over the
+    bandwidth_share: bytes that a token reads (weights and the prompt's cache) over its time, as a share of the limit of
+    reading (read_limit.py), the best of before and after. vision_vs_torch: PyTorch's time of a picture over the
     bundle's, by PyTorch's type; the processes run one after the other.
     """
-    buffer = torch.ones(READ_BYTES // 4)
-    reads = [read_gb_s(buffer) for _ in range(_READS)]
+    opened = Bundle.open(bundle)
+    reader = reader_for([decode_bytes(opened, 0)], None)
+    reads = [read_gb_s(reader) for _ in range(_READS)]
     asked = run([sys.executable, "-c", _ASK, str(bundle), *map(str, (max_context, new_tokens, PICTURES))])
-    reads += [read_gb_s(buffer) for _ in range(_READS)]
-    del buffer
+    reads += [read_gb_s(reader) for _ in range(_READS)]
+    del reader
     found = json.loads(asked["output"])
     tokens, pictures = found.pop("token_ms"), found.pop("image_ms")
-    moved = decode_bytes(Bundle.open(bundle), found["prompt_tokens"])
+    moved = decode_bytes(opened, found["prompt_tokens"])
     result = {key: asked[key] for key in ("peak_anonymous_gb", "peak_resident_gb")} | found
     result |= {"token_ms": spread(tokens), "image_ms": spread(pictures), "read_gb_s": spread(reads)}
-    read = float(np.median(reads))
+    read = max(reads)
     result["bandwidth_share"] = spread([moved / ms / 1e6 / read for ms in tokens])
     result["torch_image_ms"], result["vision_vs_torch"] = {}, {}
     for dtype in ("float32", "bfloat16"):

@@ -22,7 +22,9 @@ import numpy.typing as npt
 import torch
 from common import conditions, finish, milliseconds, ratio, spread
 from operators import last_runs, profiled
+from read_limit import decode_bytes, read_gb_s, reader_for
 
+from qwenvl_edge._core import MemoryReader
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
 from qwenvl_edge.backends.onnxruntime.gpu import OnnxRuntimeCudaBackend
 from qwenvl_edge.bundle.bundle import Bundle
@@ -40,7 +42,7 @@ PHASES = {"torch-bf16": (torch.bfloat16, tuple(BUNDLES)), "torch-fp32": (torch.f
 PROMPT, STEPS = 288, 8  # a picture's 256 positions and a short question; tokens timed a turn
 STAGES = ("vision", "prefill", "decode")
 Timings: TypeAlias = dict[str, dict[str, list[float]]]
-READ, READ_BYTES, READS = "read_gb_s", 1 << 29, 5
+READ = "read_gb_s"
 SETTLE_S = 0.1  # the worker threads of the one before go on spinning for a while
 _FIRST_TOKEN = """
 import time, sys
@@ -140,17 +142,6 @@ def prepare(folder: Path, preset: str) -> tuple[Checkpoint, dict[str, Bundle]]:
     return Checkpoint.open(source), bundles
 
 
-def read_gb_s(buffer: torch.Tensor) -> float:
-    """Gigabytes a second at which this machine reads memory: sums over a buffer larger than its caches, the median."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        buffer.sum()
-        return buffer.nbytes / (time.perf_counter() - started) / 1e9
-
-    return float(np.median([once() for _ in range(READS)]))
-
-
 def samples_of(side: int, hidden: int, prompt: int = PROMPT) -> dict[str, FloatArray]:
     """A picture, a prompt and a token of normal values, always the same ones."""
     random = np.random.default_rng(0)
@@ -174,23 +165,24 @@ def first_token_s(bundle: Bundle, threads: int | None) -> float:
     return time.perf_counter() - started
 
 
-def measure(subjects: dict[str, Subject], samples: dict[str, FloatArray], repeats: int) -> Timings:
-    """Milliseconds of every subject and stage, a value a turn, and under READ what the machine read around it, GB/s.
+def measure(
+    subjects: dict[str, Subject], samples: dict[str, FloatArray], repeats: int, reader: MemoryReader
+) -> Timings:
+    """Milliseconds of every subject and stage, a value a turn, and under READ the limit of reading around it, GB/s.
 
     Neighbours on the same machine take bandwidth, now more, now less, so each turn has its own. The first is warm-up.
     """
-    buffer = torch.ones(READ_BYTES // 4)
     timings: Timings = {}
     for number in range(repeats + 1):
         if number < 2:
             timings = {name: {stage: [] for stage in (*STAGES, READ)} for name in subjects}
         for name, subject in subjects.items():
             time.sleep(SETTLE_S)
-            before = read_gb_s(buffer)
+            before = read_gb_s(reader)
             time.sleep(SETTLE_S)
             turn(subject, samples, timings[name])
             time.sleep(SETTLE_S)
-            timings[name][READ].append((before + read_gb_s(buffer)) / 2)
+            timings[name][READ].append(max(before, read_gb_s(reader)))
         print(f"turn {number} of {repeats}", file=sys.stderr)
     return timings
 
@@ -207,7 +199,8 @@ def measure_phases(
         }
         subjects[eager] = Eager(QwenVLNetwork.load(checkpoint.family.config, checkpoint.tensor, dtype))
         gc.collect()
-        found[eager] = measure(subjects, samples, options.repeats)
+        reader = reader_for((decode_bytes(bundles[name], PROMPT) for name in names), options.threads)
+        found[eager] = measure(subjects, samples, options.repeats, reader)
         del subjects
         gc.collect()
     return found
@@ -223,13 +216,6 @@ def operators(bundle: Bundle, samples: dict[str, FloatArray], threads: int | Non
     return {"vision": vision, "prefill": prefill, "decode": decode}
 
 
-def decode_bytes(bundle: Bundle, prompt: int = PROMPT) -> int:
-    """Bytes that a token after a prompt reads: every weight of the decoder, and the cache in float32."""
-    model = bundle.manifest.model
-    cache = 2 * 4 * model.num_layers * model.num_kv_heads * model.head_dim * prompt
-    return bundle.manifest.files["decoder.data"].size + cache
-
-
 def compare(phases: dict[str, Timings], bundles: dict[str, Bundle]) -> dict[str, Any]:
     """Ratios to the faster PyTorch of each stage, and the shares of the bandwidth, of one turn each."""
     ratios: dict[str, Any] = {"faster": {}}
@@ -242,7 +228,8 @@ def compare(phases: dict[str, Timings], bundles: dict[str, Bundle]) -> dict[str,
     for name, bundle in bundles.items():
         turns = phases["torch-bf16"][name]
         pairs = zip(turns["decode"], turns[READ], strict=True)
-        ratios[f"bandwidth_share_{name}"] = spread([decode_bytes(bundle) / ms / 1e6 / read for ms, read in pairs])
+        moved = decode_bytes(bundle, PROMPT)
+        ratios[f"bandwidth_share_{name}"] = spread([moved / ms / 1e6 / read for ms, read in pairs])
     return ratios
 
 

@@ -6,6 +6,7 @@
 #include "matmul/block_matmul.hpp"
 #include "python/python_ints.hpp"
 #include "simd/instruction_set.hpp"
+#include "simd/memory_reader.hpp"
 
 namespace py = pybind11;
 
@@ -75,4 +76,9 @@ PYBIND11_MODULE(_core, module) {
     module.def("multiply_variants", &qwenvl::multiply_variants);
     module.def("multiply_variant", &qwenvl::multiply_variant);
     module.def("use_multiply", &qwenvl::use_multiply, py::arg("name"));
+    py::class_<qwenvl::MemoryReader>(module, "MemoryReader")
+        .def(py::init<std::size_t, unsigned>(), py::arg("bytes"), py::arg("threads"))
+        .def_property_readonly("bytes", &qwenvl::MemoryReader::bytes)
+        .def("best_gb_s", &qwenvl::MemoryReader::best_gb_s, py::arg("repeats"),
+             py::call_guard<py::gil_scoped_release>());
 }

@@ -1,0 +1,43 @@
+"""What bounds a token: the bytes that it reads, and how fast this machine reads memory.
+
+The limit is the best of nine ways of reading as many bytes on as many threads, without computing anything (the native
+core's MemoryReader). A buffer of the weights' own size lies in a large last cache as far as they would.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import onnx
+
+from qwenvl_edge._core import MemoryReader
+from qwenvl_edge.backends.onnxruntime.session import cache_item_bytes, fastest_dialect
+from qwenvl_edge.bundle.bundle import Bundle
+
+REPEATS = 2
+_MOST_BYTES = 1 << 30  # beyond it no cache helps, and memory is short
+
+
+def decode_bytes(bundle: Bundle, prompt: int) -> int:
+    """Bytes that a token after a prompt reads: the weights of the decoder that runs here, and its cache."""
+    model = bundle.manifest.model
+    values = 2 * model.num_layers * model.num_kv_heads * model.head_dim * prompt
+    return weight_bytes(bundle) + values * cache_item_bytes(bundle)
+
+
+def weight_bytes(bundle: Bundle) -> int:
+    """Bytes of the weights that the fastest decoder of a bundle names."""
+    graph = bundle.manifest.graphs.decoder[fastest_dialect(bundle)]
+    tensors = onnx.load(bundle.file(graph), load_external_data=False).graph.initializer
+    return sum(int(entry.value) for tensor in tensors for entry in tensor.external_data if entry.key == "length")
+
+
+def reader_for(sizes: Iterable[int], threads: int | None) -> MemoryReader:
+    """A reader for what moves so many bytes; of several sizes the smallest, since no larger one is read faster."""
+    return MemoryReader(min(*sizes, _MOST_BYTES), threads or len(os.sched_getaffinity(0)))
+
+
+def read_gb_s(reader: MemoryReader) -> float:
+    """The most gigabytes per second that were read just now."""
+    return reader.best_gb_s(REPEATS)
