@@ -21,9 +21,13 @@ _MOST_BYTES = 1 << 30  # beyond it no cache helps, and memory is short
 
 def decode_bytes(bundle: Bundle, prompt: int) -> int:
     """Bytes that a token after a prompt reads: the weights of the decoder that runs here, and its cache."""
+    return weight_bytes(bundle) + cache_bytes(bundle, prompt)
+
+
+def cache_bytes(bundle: Bundle, tokens: int) -> int:
+    """Bytes of the KV cache of so many tokens."""
     model = bundle.manifest.model
-    values = 2 * model.num_layers * model.num_kv_heads * model.head_dim * prompt
-    return weight_bytes(bundle) + values * cache_item_bytes(bundle)
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * tokens * cache_item_bytes(bundle)
 
 
 def weight_bytes(bundle: Bundle) -> int:

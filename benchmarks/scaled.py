@@ -212,7 +212,7 @@ def operators(bundle: Bundle, samples: dict[str, FloatArray], threads: int | Non
         subject = Runtime(OnnxRuntimeBackend(bundle, threads=threads), bundle, PROMPT + STEPS)
         for _ in range(2):
             turn(subject, samples, {stage: [] for stage in STAGES}, steps=2)
-        (vision,), (prefill, _, decode) = last_runs(sessions[0], 1), last_runs(sessions[1], 3)
+        (vision,), (prefill, _, decode) = last_runs(sessions[-2], 1), last_runs(sessions[-1], 3)
     return {"vision": vision, "prefill": prefill, "decode": decode}
 
 
