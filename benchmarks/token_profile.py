@@ -39,7 +39,7 @@ import onnxruntime as ort
 from common import arguments, conditions, finish, needed_bundle, spread
 from operators import profiled
 from peer_models import Ours
-from read_limit import cache_bytes, decode_bytes, read_gb_s, reader_for
+from read_limit import cache_bytes, decode_bytes, read_bytes, read_gb_s, reader_for
 
 from qwenvl_edge.bundle.bundle import Bundle
 
@@ -54,7 +54,7 @@ class Products:
 
     def __init__(self, bundle: Bundle, dialect: str):
         graph = onnx.load(bundle.file(bundle.manifest.graphs.decoder[dialect]), load_external_data=False).graph
-        stored = {tensor.name: _stored_bytes(tensor) for tensor in graph.initializer}
+        stored = read_bytes(graph, bundle, dialect)
         self.names: dict[str, str] = {}  # by operator
         self.bytes: Parts = defaultdict(float)  # by name, as the others
         self.weights: Parts = defaultdict(float)
@@ -66,10 +66,6 @@ class Products:
             label = self.names[node.name] = f"products {_label(matrices[0])}"
             self.bytes[label] += sum(stored.get(name, 0) for name in node.input)
             self.weights[label] += len(matrices) * attributes["K"] * attributes["N"]
-
-
-def _stored_bytes(tensor: onnx.TensorProto) -> int:
-    return sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
 
 
 def _label(weight: str) -> str:

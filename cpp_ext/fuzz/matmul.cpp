@@ -11,6 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     given.outputs = input.between(1, 70);
     given.rows = input.between(1, 9);
     given.has_bias = input.between(0, 1) == 1;
+    given.has_halves = input.between(0, 1) == 1;
     given.seed = input.take<std::uint64_t>();
     fuzz::require(qwenvl::other_kernels(given).empty(), "every instruction set gives the same products");
     return 0;

@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#define QWENVL_TARGET __attribute__((target("avx2,fma")))
+#define QWENVL_TARGET __attribute__((target("avx2,fma,f16c")))
 
 namespace qwenvl::avx2_products {
 namespace {
@@ -82,7 +82,9 @@ QWENVL_TARGET inline void add_quad(__m256i (&sums)[kRows][2], const std::uint8_t
     }
 }
 
-bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool supported() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
 }  // namespace
 }  // namespace qwenvl::avx2_products

@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#define QWENVL_TARGET __attribute__((target("avx2,fma,avxvnni")))
+#define QWENVL_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 
 namespace qwenvl::avx_vnni {
 namespace {
@@ -55,8 +55,8 @@ QWENVL_TARGET inline void add_quad(__m256i (&sums)[kRows][2], const std::uint8_t
 // Compilers do not all know this feature by name: leaf 7.1, bit 4 of EAX.
 bool supported() {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
-           (a >> 4 & 1) != 0;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+           __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1) != 0;
 }
 
 }  // namespace

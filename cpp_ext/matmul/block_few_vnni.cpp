@@ -28,15 +28,16 @@ QWENVL_VNNI inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
 }
 
 // Where one chunk of some rows of weights is: that of the first, and how far the next row's is.
+template <typename Scale>
 struct Chunk {
     const std::uint8_t* packed;
-    const float* scales;
+    const Scale* scales;
     std::size_t bytes, blocks;
 };
 
 // Adds a chunk's products to `totals`; the activations are loaded once for all outputs.
-template <int kBits, int kStep, int kCount, int kOutputs>
-QWENVL_VNNI inline void add_chunk(const Chunk& weights, const RowValues (&rows)[kCount], std::size_t chunk,
+template <int kBits, int kStep, int kCount, int kOutputs, typename Scale>
+QWENVL_VNNI inline void add_chunk(const Chunk<Scale>& weights, const RowValues (&rows)[kCount], std::size_t chunk,
                                   __m512 (&totals)[kCount][kOutputs]) {
     constexpr std::size_t kPlanes = kBits == 4 ? 2 : 1;
     __m512i low[kOutputs], high[kOutputs];
@@ -63,10 +64,10 @@ QWENVL_VNNI inline void add_chunk(const Chunk& weights, const RowValues (&rows)[
 }
 
 // kOutputs rows of weights times kCount rows of activations.
-template <int kBits, int kStep, int kCount, int kOutputs>
-QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RowShape& shape, const RowValues (&rows)[kCount],
-                                    const float* bias, std::size_t output, float* y) {
-    Chunk at{matrix.packed + output * shape.bytes, matrix.scales + output * shape.blocks, shape.bytes, shape.blocks};
+template <int kBits, int kStep, int kCount, int kOutputs, typename Scale>
+QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const Scale* scales, const RowShape& shape,
+                                    const RowValues (&rows)[kCount], const float* bias, std::size_t output, float* y) {
+    Chunk<Scale> at{matrix.packed + output * shape.bytes, scales + output * shape.blocks, shape.bytes, shape.blocks};
     for (int i = 0; i < kOutputs; ++i) shape.prefetch_scales(at.scales + i * shape.blocks);
     __m512 totals[kCount][kOutputs];
     for (auto& total : totals) {
@@ -82,11 +83,11 @@ QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RowShape& s
         at.scales += next ? kStep : 0;
     }
     if (shape.last_bytes > 0) {
-        LastChunk last[kOutputs];
+        LastChunk<Scale> last[kOutputs];
         for (int i = 0; i < kOutputs; ++i) {
             last[i].copy(at.packed + i * shape.bytes, at.scales + i * shape.blocks, shape);
         }
-        const Chunk part{last->packed, last->scales, sizeof *last, sizeof *last / sizeof(float)};
+        const Chunk<Scale> part{last->packed, last->scales, sizeof *last, sizeof *last / sizeof(Scale)};
         add_chunk<kBits, kStep, kCount, kOutputs>(part, rows, shape.whole, totals);
     }
     for (int m = 0; m < kCount; ++m) {
@@ -100,20 +101,29 @@ QWENVL_VNNI inline void few_outputs(const BlockMatrix& matrix, const RowShape& s
     }
 }
 
-template <int kBits, int kStep, int kCount>
-QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
-                     std::size_t last, float* y) {
+template <int kBits, int kStep, int kCount, typename Scale>
+QWENVL_VNNI void few_of(const BlockMatrix& matrix, const Scale* scales, const RoundedRows& rows, const float* bias,
+                        std::size_t first, std::size_t last, float* y) {
     constexpr int kOutputs = kCount <= 2 ? 4 : 2;  // as many as the registers hold
     const RowShape shape(matrix);
     RowValues row_values[kCount];
     for (int m = 0; m < kCount; ++m) row_values[m] = RowValues(rows, m);
     std::size_t output = first;
     for (; output + kOutputs <= last; output += kOutputs) {
-        few_outputs<kBits, kStep, kCount, kOutputs>(matrix, shape, row_values, bias, output, y);
+        few_outputs<kBits, kStep, kCount, kOutputs>(matrix, scales, shape, row_values, bias, output, y);
     }
     for (; output < last; ++output) {
-        few_outputs<kBits, kStep, kCount, 1>(matrix, shape, row_values, bias, output, y);
+        few_outputs<kBits, kStep, kCount, 1>(matrix, scales, shape, row_values, bias, output, y);
     }
+}
+
+template <int kBits, int kStep, int kCount>
+QWENVL_VNNI void few(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
+                     std::size_t last, float* y) {
+    if (matrix.half_scales != nullptr) {
+        return few_of<kBits, kStep, kCount>(matrix, matrix.half_scales, rows, bias, first, last, y);
+    }
+    few_of<kBits, kStep, kCount>(matrix, matrix.scales, rows, bias, first, last, y);
 }
 
 // The low or the high bytes of all 16-bit lanes of two vectors, first those of `first`.

@@ -85,9 +85,10 @@ struct RowShape {
           scales_ahead(kAhead / matrix.block) {}
 
     // Fetches the scales that are used kAhead weights after a row whose first are `scales`.
-    void prefetch_scales(const float* scales) const {
+    template <typename Scale>
+    void prefetch_scales(const Scale* scales) const {
         const char* const at = reinterpret_cast<const char*>(scales + scales_ahead);
-        for (std::size_t i = 0; i < blocks * sizeof(float); i += 64) prefetch(at + i);
+        for (std::size_t i = 0; i < blocks * sizeof(Scale); i += 64) prefetch(at + i);
     }
 
     std::size_t bytes, blocks;
@@ -96,15 +97,16 @@ struct RowShape {
     std::size_t scales_ahead;
 };
 
-// A copy of the partial chunk at the end of a row, with zeros behind it.
+// A copy of the partial chunk at the end of a row, with zeros behind it. Scales are floats or halves.
+template <typename Scale>
 struct LastChunk {
-    void copy(const std::uint8_t* from, const float* from_scales, const RowShape& shape) {
+    void copy(const std::uint8_t* from, const Scale* from_scales, const RowShape& shape) {
         std::memcpy(packed, from, shape.last_bytes);
-        std::memcpy(scales, from_scales, (shape.blocks - shape.whole * shape.step) * sizeof(float));
+        std::memcpy(scales, from_scales, (shape.blocks - shape.whole * shape.step) * sizeof(Scale));
     }
 
     alignas(64) std::uint8_t packed[kChunkBytes] = {};
-    float scales[4] = {};
+    Scale scales[4] = {};
 };
 
 // Fills what follows from a row's scales and starts: the groups' scales and the blocks' starts.

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/half.hpp"
 #include "simd/aligned.hpp"
 
 namespace qwenvl {
@@ -26,6 +27,7 @@ struct BlockMatrix {
     std::size_t block;  // inputs that share a scale: a power of two from 32 on that divides `inputs`
     const std::uint8_t* packed;
     const float* scales;  // [outputs, inputs / block]
+    const Half* half_scales = nullptr;  // the same numbers in half the bytes, for few rows, where they are all halves
 
     std::size_t blocks() const { return inputs / block; }
     std::size_t row_bytes() const { return inputs * static_cast<std::size_t>(bits) / 8; }

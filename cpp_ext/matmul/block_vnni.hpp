@@ -42,6 +42,18 @@ QWENVL_VNNI inline __m512 lane_scales(const float* scales) {
     return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(scales)), lanes);
 }
 
+template <int kStep>
+QWENVL_VNNI inline __m512 lane_scales(const Half* scales) {
+    const auto all = [&](int i) { return _mm_set1_epi16(static_cast<short>(scales[i])); };
+    if constexpr (kStep == 1) return _mm512_cvtph_ps(_mm256_broadcastsi128_si256(all(0)));
+    if constexpr (kStep == 2) return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(all(0)), all(1), 1));
+    long long four;
+    std::memcpy(&four, scales, sizeof four);
+    const __m256i lanes = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3,  //
+                                           4, 5, 4, 5, 4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7);
+    return _mm512_cvtph_ps(_mm256_shuffle_epi8(_mm256_set1_epi64x(four), lanes));
+}
+
 // 16 values, rounded to the nearest integer, halves to even.
 QWENVL_VNNI inline __m128i rounded(const float* values, __m512 inverse) {
     return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values), inverse)));

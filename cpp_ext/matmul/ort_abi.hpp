@@ -85,6 +85,8 @@ using KernelInfoGetInt64 = Entry<86, Status*(const KernelInfo*, const char*, std
 using GetInput = Entry<90, Status*(const KernelContext*, std::size_t, const Value**)>;
 using GetOutput = Entry<91, Status*(KernelContext*, std::size_t, const std::int64_t*, std::size_t, Value**)>;
 using ReleaseShapeInfo = Entry<99, void(ShapeInfo*)>;
+using KernelInfoGetConstantInput =
+    Entry<249, Status*(const KernelInfo*, std::size_t, int* is_constant, const Value**)>;
 using ParallelFor = Entry<274, Status*(const KernelContext*, void (*)(void*, std::size_t), std::size_t, std::size_t,
                                        void*)>;
 

@@ -15,6 +15,7 @@
 
 #include "attention/attention_op.hpp"
 #include "matmul/block_matmul.hpp"
+#include "matmul/half_scales.hpp"
 #include "matmul/layer_rows.hpp"
 #include "matmul/ort_call.hpp"
 
@@ -22,6 +23,9 @@ namespace qwenvl {
 namespace {
 
 enum Input : std::size_t { kX, kPacked, kScales, kBias, kNorm, kGate, kGateScales, kResidual, kInputs };
+
+// From such blocks on the bytes of the scales hardly count, so none are held a second time.
+constexpr std::int64_t kLongBlock = 128;
 
 class Linear {
 public:
@@ -37,6 +41,9 @@ public:
                 "power of two from 32 on and divides K; export the bundle again");
         }
         if (has_norm) check(ort::KernelInfoGetFloat::call(api, info, "epsilon", &epsilon_));
+        if (block_ >= kLongBlock) return;
+        half_scales_ = halves_of_constant(info, kScales);
+        if (has_norm) half_gate_scales_ = halves_of_constant(info, kGateScales);
     }
 
     const Api* api() const { return api_; }
@@ -58,6 +65,15 @@ public:
     }
 
 private:
+    // The numbers of a constant input of scales in half the bytes; empty if they are no halves, or it is no constant.
+    AlignedVector<Half> halves_of_constant(const ort::KernelInfo* info, Input index) const {
+        const ort::Value* value = nullptr;
+        int is_constant = 0;
+        check(ort::KernelInfoGetConstantInput::call(api_, info, std::size_t{index}, &is_constant, &value));
+        if (is_constant == 0 || shape_of(api_, value) != std::vector<std::int64_t>{outputs_, inputs_ / block_}) return {};
+        return halves_of(data_of<const float>(api_, value), static_cast<std::size_t>(outputs_ * (inputs_ / block_)));
+    }
+
     // What stands around the products; nullptr where a layer has none.
     struct Around {
         const float *bias, *norm, *residual;
@@ -87,12 +103,14 @@ private:
         if (scales == nullptr || shape_of(api_, packed) != packed_shape || shape_of(api_, scales) != scale_shape) {
             throw std::invalid_argument("the weights have another shape than K, N, bits and block_size say");
         }
+        const AlignedVector<Half>& halves = scales_index == kScales ? half_scales_ : half_gate_scales_;
         return {static_cast<std::size_t>(outputs_),
                 static_cast<std::size_t>(inputs_),
                 static_cast<int>(bits_),
                 static_cast<std::size_t>(block_),
                 data_of<const std::uint8_t>(api_, packed),
-                data_of<const float>(api_, scales)};
+                data_of<const float>(api_, scales),
+                halves.empty() ? nullptr : halves.data()};
     }
 
     void round_all(const ort::KernelContext* context, const float* x, const float* norm, RoundedRows& rounded) const {
@@ -137,6 +155,7 @@ private:
     const Api* api_;
     std::int64_t inputs_ = 0, outputs_ = 0, bits_ = 0, block_ = 0;
     float epsilon_ = 0;
+    AlignedVector<Half> half_scales_, half_gate_scales_;
 };
 
 Status* compute(void* kernel, ort::KernelContext* context) {

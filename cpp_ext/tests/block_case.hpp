@@ -19,6 +19,7 @@ struct BlockCase {
     std::size_t block, inputs, outputs, rows;
     bool has_bias;
     std::uint64_t seed;
+    bool has_halves = false;  // the scales are numbers of 16 bits, and given as such, too
 };
 
 template <typename T>
@@ -65,7 +66,13 @@ inline std::string other_kernels(const BlockCase& given) {
     const auto scales = random_array<float>(given.outputs * given.inputs / given.block, random, 1e-4, 1e-2);
     const auto bias = random_array<float>(given.outputs, random, -1, 1);
     const auto x = random_rows(given, random);
-    const BlockMatrix matrix{given.outputs, given.inputs, given.bits, given.block, packed.get(), scales.get()};
+    BlockMatrix matrix{given.outputs, given.inputs, given.bits, given.block, packed.get(), scales.get()};
+    const std::size_t count = given.outputs * given.inputs / given.block;
+    const std::unique_ptr<Half[]> halves(new Half[count]);
+    if (given.has_halves) {
+        for (std::size_t i = 0; i < count; ++i) scales[i] = widened(halves[i] = narrowed(scales[i]));
+        matrix.half_scales = halves.get();
+    }
     const float* const added = given.has_bias ? bias.get() : nullptr;
     use_multiply("portable");
     const auto wanted = product(given, matrix, x.get(), added);

@@ -58,6 +58,7 @@ FUNCTION(KernelInfoGetInt64, KernelInfoGetAttribute_int64);
 FUNCTION(GetInput, KernelContext_GetInput);
 FUNCTION(GetOutput, KernelContext_GetOutput);
 FUNCTION(ReleaseShapeInfo, ReleaseTensorTypeAndShapeInfo);
+FUNCTION(KernelInfoGetConstantInput, KernelInfoGetConstantInput_tensor);
 FUNCTION(ParallelFor, KernelContext_ParallelFor);
 
 #define FIELD_OF(Ours, ours, Theirs, theirs)                                                  \

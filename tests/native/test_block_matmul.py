@@ -44,6 +44,28 @@ def matrix(inputs, outputs, bits, block):
     return integers, packed.reshape(outputs, inputs // block, -1), scales
 
 
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (4, 64), (8, 32), (8, 64)])
+def test_scales_that_are_halves_give_the_bits_of_floats(bits, block):
+    """They are read in half the bytes; one number that float16 has not makes the operator read floats."""
+    inputs, outputs = 64 * 13, 205  # more scales than are converted at once, and some left over
+    _, packed, scales = matrix(inputs, outputs, bits, block)
+    halves = scales.astype(np.float16).astype(np.float32)
+    halves[:2] *= np.float32(2**-13)  # subnormal ones
+    halves = halves.astype(np.float16).astype(np.float32)
+    mixed = halves.copy()
+    mixed[-1, -1] *= np.float32(1.01)
+    assert mixed[-1, -1] != np.float16(mixed[-1, -1])
+    shape = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
+    runs = [session(packed, each, None, **shape).run for each in (halves, mixed)]
+    for rows in (1, 2, 3, 4, 5):
+        x = np.random.default_rng(rows).normal(size=(rows, inputs)).astype(np.float32)
+        for name in _core.multiply_variants():
+            _core.use_multiply(name)
+            found, wanted = (run(None, {"x": x})[0] for run in runs)
+            np.testing.assert_array_equal(found[:, :-1], wanted[:, :-1], err_msg=name)
+            assert (found[:, -1] != wanted[:, -1]).all()  # so they do read their own scales
+
+
 def expected(x, integers, scales, bits, block, bias):
     """Activations rounded by blocks, products exact, everything else in float64."""
     blocks = x.reshape(len(x), -1, block)

@@ -66,7 +66,9 @@ def test_nothing_to_read(size, threads):
 def test_it_reads_its_own_memory_alone(tmp_path, sanitizers):
     program = tmp_path / "reader"
     sources = [CPP / "tests" / "memory_reader.cpp", CPP / "simd" / "memory_reader.cpp"]
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    subprocess.run(["c++", *flags, f"-I{CPP}", "-pthread", "-o", program, *sources], check=True)
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizers}"]
+    subprocess.run(
+        ["c++", *flags, "-fno-sanitize-recover=all", f"-I{CPP}", "-pthread", "-o", program, *sources], check=True
+    )
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr

@@ -34,6 +34,7 @@ PROVIDERS = ["CPUExecutionProvider"]
 _PREPACK_UP_TO_BYTES = 1 << 30
 _SPIN_US = 2000  # longer than the work between two tokens; by itself ONNX Runtime would wait for 20,000 to 40,000
 _BITS = {"int4": 4, "int8": 8}
+_LONG_BLOCK = 128  # from such blocks on the native core keeps no scales of its own
 _CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -80,7 +81,7 @@ def weight_bytes(bundle: Bundle, dialect: str, *, saturates: bool | None = None)
     """Anonymous memory of the weights: prepacked copies, in which float16 has become float32.
 
     ONNX Runtime's MatMulNBits keeps a sum beside each block's scale, which makes 4-bit weights in blocks of 32 a fifth
-    larger. The native core copies no weights.
+    larger. The native core copies no weights, but scales of blocks under 128 as float16.
 
     saturates: whether sums of signed 8-bit products saturate on the processor; None: on this machine's.
     """
@@ -93,6 +94,9 @@ def weight_bytes(bundle: Bundle, dialect: str, *, saturates: bool | None = None)
                 weight, scale = _BITS[precision] / 8, 4 / bundle.manifest.precision.block_size
                 size *= (weight + 2 * scale) / (weight + scale)
             total += size * (2 if precision == "fp16" else 1)
+    if dialect == NATIVE and bundle.manifest.precision.block_size < _LONG_BLOCK:
+        weight, scale = _BITS[bundle.manifest.precision.decoder] / 8, 4 / bundle.manifest.precision.block_size
+        total += bundle.manifest.files["decoder.data"].size * (scale / 2) / (weight + scale)
     return int(total)
 
 
