@@ -217,9 +217,13 @@ hostile: $(READY)
 	test -d $(BUNDLE) || $(BIN)/qwenvl export models/nano $(BUNDLE)
 	$(BIN)/python benchmarks/hostile.py $(BUNDLE) --minutes $(HOSTILE_MINUTES) --json benchmarks/results/hostile.json
 
-## Test the Ray Serve application with two replicas, one of them killed; installs 250 MB of packages.
-ray-test: $(READY)
-	$(BIN)/python -m pip install --quiet 'qwenvl-edge[ray]'
+# Without it the manifest is compared with Kubernetes' and Ray's schemas only.
+.cache/kuberay/ray.io_rayservices.yaml: | $(READY)
+	-$(BIN)/python tools/fetch_kuberay_schema.py $@
+
+## Test the Ray Serve application: replicas and a node are killed, engines follow the load; installs 250 MB of packages.
+ray-test: $(READY) .cache/kuberay/ray.io_rayservices.yaml
+	$(BIN)/python -m pip install --quiet 'qwenvl-edge[ray]' 'kubernetes-validate>=1.37,<2'
 	$(BIN)/python -m pytest tests/fleet tests/fast/test_import.py -rs
 
 # nvidia-pytriton needs NumPy 1, so it has an environment of its own.

@@ -11,7 +11,7 @@ ray = pytest.importorskip("ray", reason="Ray Serve is not installed")
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
 from qwenvl_edge.errors import ContextError, QwenVLError  # noqa: E402
-from qwenvl_edge.fleet import dispatch, ray_serve, routing  # noqa: E402
+from qwenvl_edge.fleet import dispatch, ray_serve, routing, session  # noqa: E402
 from qwenvl_edge.inputs.cancel import CancelToken  # noqa: E402
 from qwenvl_edge.inputs.pictures import load_picture  # noqa: E402
 from qwenvl_edge.replies.reply import Reply, TokenLogprob  # noqa: E402
@@ -41,11 +41,48 @@ def test_the_key_is_the_first_picture_of_the_conversation():
     assert routing.picture_key({"history": [(None, "Hello!")], "message": about}) == first.digest
 
 
+def test_a_session_has_one_key_whatever_its_pictures():
+    """Through the application and the thread in which a request is submitted; others go by their pictures."""
+    handle = Handle(*[[None, REPLY]] * 3)
+
+    async def run():
+        dispatcher = dispatch.Dispatcher(handle)
+
+        async def app(scope, receive, send):
+            picture = load_picture(np.full((4, 4, 3), scope["shade"], np.uint8))
+            arguments = {"history": [], "message": [{"image": picture}], "deadline_ms": 30_000}
+            future = await asyncio.to_thread(dispatcher.submit, cancel=CancelToken(), **arguments)
+            await asyncio.wrap_future(future)
+
+        sessions = session.Sessions(app)
+        for shade, headers in ((1, [(b"X-Session-ID", b"left")]), (2, [(b"x-session-id", b"left")]), (1, [])):
+            await sessions({"type": "http", "headers": headers, "shade": shade}, None, None)
+
+    asyncio.run(run())
+    first, second, other = handle.keys
+    assert first == second == "session left" and len(other) == 64
+
+
+@pytest.mark.parametrize(
+    ("autoscaling", "match"),
+    [
+        ({"upscale_delay": 1}, "known are"),
+        ({"min_replicas": 1}, "known are"),
+        ({"upscale_delay_s": -1}, "cannot be used"),
+    ],
+)
+def test_bad_autoscaling_is_one_sentence(autoscaling, match):
+    options = ray_serve.Options(bundle="none", max_replicas=4, autoscaling=autoscaling)
+    with pytest.raises(QwenVLError, match=match) as caught:
+        options.autoscaling_config()
+    assert "\n" not in str(caught.value)
+
+
 class Handle:
     """Stands for a handle: each call gets the next script, items to send or errors to raise."""
 
     def __init__(self, *scripts):
-        self.scripts, self.calls, self.cancelled = list(scripts), [], 0
+        self.scripts, self.calls, self.cancelled, self.keys = list(scripts), [], 0, []
         self.answer = self
 
     def options(self, **_):
@@ -53,6 +90,7 @@ class Handle:
 
     def remote(self, key, arguments, stream):
         self.calls.append(arguments)
+        self.keys.append(key)
         return Items(self, self.scripts.pop(0) if self.scripts else [LOST])
 
 

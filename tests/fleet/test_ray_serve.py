@@ -1,110 +1,30 @@
 """The Ray Serve application as its users start it: a cluster of this machine, two replicas, HTTP."""
 
-import base64
-import contextlib
-import io
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
-import numpy as np
-from PIL import Image
 
 from qwenvl_edge import QwenVLEngine
-from support.served import PICTURE, ask, endless_bias, free_port, is_up, metric, post, until
+from support.ray_cluster import START_S, Cluster, png, uri
+from support.served import ask, endless_bias, free_port, is_up, metric, post, until
 
-BIN = Path(sys.executable).parent
-START_S = 240  # a busy machine takes long to start a dozen processes
 ROWS = 4
 QUESTIONS = ("Where is the red mug?", "Describe the picture.", "How many objects are there?", "What does the sign say?")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="Ray keeps its objects in /dev/shm"),
 ]
-
-
-def png(number):
-    """A picture of its own for each number."""
-    pixels = np.asarray(Image.open(PICTURE).convert("RGB")).copy()
-    pixels[:8, :8] = number
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def uri(picture):
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-
-
-class Cluster:
-    """A Ray cluster of this machine only; its processes are known by their HOME."""
-
-    def __init__(self, folder):
-        self.folder, self.home = Path(folder), f"{folder}/home"
-        self.environment = {**os.environ, "HOME": self.home, "RAY_USAGE_STATS_ENABLED": "0"}
-        self.environment.pop("RAY_ADDRESS", None)
-        self.log = (self.folder / "ray.log").open("wb")
-        command = ["ray", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=4", "--port=0"]
-        self.process = subprocess.Popen(
-            [BIN / command[0], *command[1:], f"--temp-dir={folder}/ray", "--node-ip-address=127.0.0.1"],
-            env=self.environment,
-            stdout=self.log,
-            stderr=self.log,
-        )
-
-    def run(self, port, **arguments):
-        """`serve run` with a configuration file, as docs/fleets.md has it."""
-        config = self.folder / "fleet.yml"
-        application = {"name": "vlm", "route_prefix": "/", "import_path": "qwenvl_edge.fleet.ray_serve:app"}
-        config.write_text(  # JSON is YAML
-            json.dumps({"http_options": {"port": port}, "applications": [{**application, "args": arguments}]})
-        )
-        address = until(lambda: self.address, START_S)
-        command = [BIN / "serve", "run", "--non-blocking", "--address", address, config]
-        run = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=START_S, check=False
-        )
-        assert run.returncode == 0, run.stderr
-
-    @property
-    def address(self):
-        """Where the cluster listens, once it does."""
-        found = self.folder / "ray" / "ray_current_cluster"
-        return found.read_text().strip() if found.is_file() else None
-
-    def replicas(self, name):
-        """Process ids of the replicas of a deployment."""
-        return {number for number, command in self.processes() if f"ServeReplica:vlm:{name}".encode() in command}
-
-    def processes(self):
-        """Process id and command of all that the cluster runs."""
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"HOME={self.home}\0".encode() in (process / "environ").read_bytes():
-                    yield int(process.name), (process / "cmdline").read_bytes()
-            except OSError:  # it has ended, or is another user's
-                continue
-
-    def stop(self):
-        """End all processes at once; Ray's own way takes half a minute."""
-        for number, _ in list(self.processes()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        self.process.wait()
-        self.log.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,13 @@
 
 import base64
 import importlib.util
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import httpx
 import numpy as np
@@ -109,6 +111,63 @@ def test_pieces_and_an_answer_for_every_way_to_send_a_picture(model, engine):
     place = expected[0].boxes[0]
     assert box == {"label": "the red mug", "image": 0, "x1": place.x1, "y1": place.y1, "x2": place.x2, "y2": place.y2}
     assert sum(answer["images_encoded"] for _, answer in found) == 1  # one picture, however it was sent
+
+
+@pytest.mark.parametrize("as_files", [False, True])
+def test_a_clip(module, tmp_path, as_files):
+    """Frames in the order of time, at the rate that OPTIONS says, in a family that takes clips."""
+    from support.families import scripted_engine
+
+    engine, seen = scripted_engine(tmp_path, "qwen2_vl", "a red mug<|im_end|>")[0], []
+
+    class Alone:
+        """Answers one request as a batcher would: the scripted model takes no batches."""
+
+        def submit(self, *, message, images, video, on_text, cancel, **overrides):
+            seen.append(video)
+            reply, future = engine.chat(message, images=images, video=video, cancel=cancel, **overrides), Future()
+            on_text(reply.text)
+            future.set_result(reply)
+            return future
+
+    model = module.TritonPythonModel()
+    model._batcher = Alone()
+    frames = np.stack([np.full((56, 56, 3), shade, np.uint8) for shade in (10, 20, 30, 40)])
+    asked = request("What?", options={**GREEDY, "fps": 4})
+    if as_files:
+        asked.tensors["FRAMES"] = np.array([png(frame) for frame in frames], np.object_)
+    else:
+        asked.tensors["CLIP"] = frames
+    ((text, answer),) = answered(model, asked)
+    (video,) = seen
+    assert text == answer["text"] == "a red mug" and list(video.seconds) == [0.0, 0.25, 0.5, 0.75]
+    assert [each if as_files else each[0, 0, 0] for each in video.frames] == (
+        [png(frame) for frame in frames] if as_files else [10, 20, 30, 40]
+    )
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "match"),
+    [
+        (["CLIP"], GREEDY, "clip"),  # the nano model takes none
+        (["CLIP", "FRAMES"], GREEDY, "both FRAMES and CLIP"),
+        ([], {**GREEDY, "fps": 2}, "fps, but there is no clip"),
+        (["CLIP"], {**GREEDY, "fps": 0}, "fps"),
+    ],
+)
+def test_bad_clips_are_one_sentence(model, names, options, match):
+    tensors = {"CLIP": np.zeros((2, 56, 56, 3), np.uint8), "FRAMES": np.array([png(np.zeros((9, 9, 3), np.uint8))] * 2)}
+    asked = request("What?", options=options)
+    asked.tensors.update({name: tensors[name] for name in names})
+    model.execute([asked])
+    (last,) = asked.sender.wait()
+    assert match in last.error.message() and last.error.code() == triton_stand_in.TritonError.INVALID_ARG
 
 
 def test_options(model, engine):

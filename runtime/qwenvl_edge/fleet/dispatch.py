@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.tools import CallPiece
 from qwenvl_edge.fleet.routing import picture_key
+from qwenvl_edge.fleet.session import session_key
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 from qwenvl_edge.server.errors import SERVER, ApiError
@@ -90,7 +91,7 @@ class Dispatcher:
         on_call: Callable[[CallPiece], None] | None = None,
         **arguments: Any,
     ) -> Future[Reply]:
-        """Have a request answered; called outside the event loop. Arguments are those of Batcher.submit.
+        """Have a request answered; called outside the event loop, in its context. Arguments are Batcher.submit's.
 
         Returns:
             The reply to come, without pictures and history, or its error: as in a Batcher's future, or an ApiError
@@ -98,7 +99,7 @@ class Dispatcher:
         """
         ends = time.monotonic() + deadline_ms / 1e3
         listeners = (on_text, on_logprobs, on_thinking, on_call)
-        request = _Request(picture_key(arguments), arguments, cancel, *listeners, ends)
+        request = _Request(session_key() or picture_key(arguments), arguments, cancel, *listeners, ends)
         return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.fleet.dispatch import Dispatcher, Item
+from qwenvl_edge.fleet.session import Sessions
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.server.app import Server
 from qwenvl_edge.server.logs import configure
@@ -33,7 +34,8 @@ class Options(BaseModel):
     """Options of the application, given by `serve run ... NAME=VALUE` or under `args` of a configuration file.
 
     bundle: the folder, at this path on every machine. replicas: engines, the least of them if max_replicas is more;
-    then their number follows the load, `requests_per_replica` each. fronts: processes that take requests in.
+    then their number follows the load, `requests_per_replica` each. autoscaling: how soon, as fields of Ray Serve's
+    AutoscalingConfig (upscale_delay_s, downscale_delay_s, ...). fronts: processes that take requests in.
     cpus, gpus: what Ray reserves for a replica; it computes with as many threads.
     model_name, api_key_file, allow_url_host, allow_path, log_prompts, max_context, backend, device: as `qwenvl serve`.
     limits: fields of server.settings.ServerLimits; `rows` is a replica's, `queue` a front's.
@@ -45,6 +47,7 @@ class Options(BaseModel):
     replicas: int = Field(2, ge=1)
     max_replicas: int | None = Field(None, ge=1)
     requests_per_replica: float | None = Field(None, gt=0)
+    autoscaling: dict[str, float] = {}
     fronts: int = Field(1, ge=1)
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
@@ -71,6 +74,24 @@ class Options(BaseModel):
             if name not in known:
                 raise QwenVLError(f"there is no limit {name!r}; known are {', '.join(known)}.")
         return ServerLimits(**{name: known[name](value) for name, value in self.limits.items()})
+
+    def autoscaling_config(self) -> AutoscalingConfig:
+        """Return Ray Serve's configuration; raises QwenVLError where a field is unknown or out of its range."""
+        own = ("min_replicas", "max_replicas", "target_ongoing_requests", "initial_replicas", "policy")
+        for name in self.autoscaling:
+            if name in own or name not in AutoscalingConfig.model_fields:
+                known = sorted(set(AutoscalingConfig.model_fields) - {*own, "aggregation_function"})
+                raise QwenVLError(f"autoscaling has {name!r}; known are {', '.join(known)}.")
+        try:
+            return AutoscalingConfig(
+                min_replicas=self.replicas,
+                max_replicas=self.most_replicas,
+                target_ongoing_requests=self.requests_per_replica or self.replica_limits.rows / 2,
+                **self.autoscaling,
+            )
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise QwenVLError(f"autoscaling cannot be used: {reason}.") from None
 
     def settings(self) -> ServerSettings:
         """Return the settings of a front, with the rows of all replicas. Reads the key; raises QwenVLError."""
@@ -139,13 +160,14 @@ def _front(options: Options) -> serve.Deployment:
         configure()
         engines = serve.get_deployment_handle(Engine.__name__, app_name=serve.get_replica_context().app_name)
         bundle = Bundle.open(options.bundle)
-        return Server(
+        server = Server(
             Dispatcher(engines),
             bundle.manifest,
             options.settings(),
             max_context=options.max_context,
             page=Page(bundle),
-        ).app
+        )
+        return Sessions(server.app)
 
     limits = options.settings().limits
     configured = serve.deployment(
@@ -165,11 +187,7 @@ def _engines(options: Options) -> serve.Deployment:
     if options.most_replicas > options.replicas:
         scale = {
             "num_replicas": None,
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=options.replicas,
-                max_replicas=options.most_replicas,
-                target_ongoing_requests=options.requests_per_replica or limits.rows / 2,
-            ),
+            "autoscaling_config": options.autoscaling_config(),
         }
     configured = serve.deployment(
         **scale,

@@ -22,6 +22,7 @@ from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
+from qwenvl_edge.inputs.clips import Video
 from qwenvl_edge.replies.reply import Reply
 
 _NUMBER = (int, float)
@@ -31,6 +32,7 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), _NUMBER),
     "do_sample": (bool,),
     "stop": (str, list),
+    "fps": _NUMBER,
     "system": (str,),
     "history": (list,),
     "json_schema": (dict,),
@@ -88,14 +90,32 @@ def _arguments(request: Any) -> dict[str, Any]:
     """Return the arguments of Batcher.submit."""
     tensors = {
         tensor.name(): tensor.as_numpy()
-        for name in ("QUESTION", "IMAGE", "PIXELS", "OPTIONS")
+        for name in ("QUESTION", "IMAGE", "PIXELS", "FRAMES", "CLIP", "OPTIONS")
         if (tensor := triton.get_input_tensor_by_name(request, name)) is not None
     }
     options = _options(tensors["OPTIONS"].flat[0] if "OPTIONS" in tensors else b"{}")
-    images = [_picture(bytes(each)) for each in tensors["IMAGE"].flat] if "IMAGE" in tensors else []
+    images = _pictures(tensors, "IMAGE")
     if "PIXELS" in tensors:
         images.append(tensors["PIXELS"])
-    return {"message": _text(tensors["QUESTION"].flat[0], "QUESTION"), "images": images, **options}
+    video = _clip(tensors, options.pop("fps", None))
+    return {"message": _text(tensors["QUESTION"].flat[0], "QUESTION"), "images": images, "video": video, **options}
+
+
+def _pictures(tensors: dict[str, Any], name: str) -> list[Any]:
+    return [_picture(bytes(each), name) for each in tensors[name].flat] if name in tensors else []
+
+
+def _clip(tensors: dict[str, Any], fps: float | None) -> Video | None:
+    """Return the clip of a request: image files in FRAMES, or decoded frames in CLIP [N, H, W, 3]."""
+    given = [name for name in ("FRAMES", "CLIP") if name in tensors]
+    if len(given) > 1:
+        raise PromptError("the request has both FRAMES and CLIP; give the clip once.")
+    if not given:
+        if fps is not None:
+            raise PromptError("OPTIONS has fps, but there is no clip; give FRAMES or CLIP.")
+        return None
+    frames = _pictures(tensors, "FRAMES") if given == ["FRAMES"] else list(tensors["CLIP"])
+    return Video(frames, fps=fps)
 
 
 def _options(data: bytes) -> dict[str, Any]:
@@ -124,14 +144,14 @@ def _text(data: bytes, name: str) -> str:
         raise PromptError(f"{name} is not UTF-8.") from None
 
 
-def _picture(data: bytes) -> bytes:
+def _picture(data: bytes, name: str) -> bytes:
     """Return an image file as it came, or out of a base64 data: URI, as JSON carries one."""
     if not data.startswith(b"data:"):
         return data
     try:
         return base64.b64decode(data.partition(b",")[2], validate=True)
     except binascii.Error:
-        raise PromptError("IMAGE is a data: URI that is not valid base64.") from None
+        raise PromptError(f"{name} is a data: URI that is not valid base64.") from None
 
 
 def _say(sender: Any, token: CancelToken, piece: str) -> None:

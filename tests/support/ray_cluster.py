@@ -1,0 +1,113 @@
+"""A Ray cluster of this machine as users start one, and pictures to ask it about."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from support.served import PICTURE, until
+
+BIN = Path(sys.executable).parent
+START_S = 240  # a busy machine takes long to start a dozen processes
+
+
+def png(number):
+    """A picture of its own for each number."""
+    pixels = np.asarray(Image.open(PICTURE).convert("RGB")).copy()
+    pixels[:8, :8] = number
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def uri(picture):
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
+class Cluster:
+    """A Ray cluster of this machine only; its processes are known by their HOME."""
+
+    def __init__(self, folder, cpus=4):
+        self.folder, self.home = Path(folder), f"{folder}/home"
+        self.environment = {**os.environ, "HOME": self.home, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.environment.pop("RAY_ADDRESS", None)
+        self.nodes = {}
+        self.log = (self.folder / "ray.log").open("wb")
+        command = ["ray", "start", "--head", "--block", "--include-dashboard=false", f"--num-cpus={cpus}", "--port=0"]
+        self.process = subprocess.Popen(
+            [BIN / command[0], *command[1:], f"--temp-dir={folder}/ray", "--node-ip-address=127.0.0.1"],
+            env=self.environment,
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def add_node(self, name, cpus=1):
+        """Another node on this machine; `kill_node` ends all its processes at once."""
+        address = until(lambda: self.address, START_S)
+        command = [BIN / "ray", "start", "--block", f"--address={address}", f"--num-cpus={cpus}"]
+        self.nodes[name] = subprocess.Popen(
+            [*command, "--node-ip-address=127.0.0.1"],
+            env={**self.environment, "FLEET_NODE": name},
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def kill_node(self, name):
+        """As if its plug was pulled."""
+        for number, _ in list(self.processes(f"FLEET_NODE={name}")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self.nodes.pop(name).wait()
+
+    def run(self, port, **arguments):
+        """`serve run` with a configuration file, as docs/fleets.md has it."""
+        config = self.folder / "fleet.yml"
+        application = {"name": "vlm", "route_prefix": "/", "import_path": "qwenvl_edge.fleet.ray_serve:app"}
+        config.write_text(  # JSON is YAML
+            json.dumps({"http_options": {"port": port}, "applications": [{**application, "args": arguments}]})
+        )
+        address = until(lambda: self.address, START_S)
+        command = [BIN / "serve", "run", "--non-blocking", "--address", address, config]
+        run = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=START_S, check=False
+        )
+        assert run.returncode == 0, run.stderr
+
+    @property
+    def address(self):
+        """Where the cluster listens, once it does."""
+        found = self.folder / "ray" / "ray_current_cluster"
+        return found.read_text().strip() if found.is_file() else None
+
+    def replicas(self, name, node=None):
+        """Process ids of the replicas of a deployment, on a node that was added or on all."""
+        found = self.processes() if node is None else self.processes(f"FLEET_NODE={node}")
+        return {number for number, command in found if f"ServeReplica:vlm:{name}".encode() in command}
+
+    def processes(self, variable=None):
+        """Process id and command of all that the cluster runs, or that has a variable of the environment."""
+        wanted = f"{variable or f'HOME={self.home}'}\0".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                environment = (process / "environ").read_bytes()
+                if wanted in environment and f"HOME={self.home}\0".encode() in environment:
+                    yield int(process.name), (process / "cmdline").read_bytes()
+            except OSError:  # it has ended, or is another user's
+                continue
+
+    def stop(self):
+        """End all processes at once; Ray's own way takes half a minute."""
+        for number, _ in list(self.processes()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        for process in (self.process, *self.nodes.values()):
+            process.wait()
+        self.log.close()
