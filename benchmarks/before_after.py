@@ -4,8 +4,9 @@
 
 OTHER is a checkout with a virtual environment of its own in .venv. Both run their own copy of the benchmark in their
 own folder, so a relative path in its arguments is looked up in each. The figures are those of the benchmark's last
-line; a ratio is this checkout's over the other's in the same turn, as the median over turns with the least and the
-greatest. Which of the two begins changes from turn to turn. Every other program on the machine should rest.
+line and, if its own arguments hold --json FILE, the medians among its details. A ratio is this checkout's over the
+other's in the same turn, as the median over turns with the least and the greatest. Which of the two begins changes from
+turn to turn. Every other program on the machine should rest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 def headline(checkout: Path, command: list[str]) -> dict[str, float]:
-    """The numbers in the last line of a checkout's benchmark."""
+    """The numbers in the last line of a checkout's benchmark, and the medians in the file that it writes."""
     python = needed(checkout / ".venv" / "bin" / "python", f"make -C {checkout} setup")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
@@ -35,7 +36,12 @@ def headline(checkout: Path, command: list[str]) -> dict[str, float]:
         check=True,
     )
     last = json.loads(run.stdout.splitlines()[-1])
-    return {name: value for name, value in last.items() if isinstance(value, int | float)}
+    found = {name: value for name, value in last.items() if isinstance(value, int | float)}
+    if "--json" in command:
+        result = checkout / command[command.index("--json") + 1]
+        details = json.loads(result.read_text(encoding="utf-8"))["details"]
+        found |= {name: each["median"] for name, each in details.items() if isinstance(each, dict) and "median" in each}
+    return found
 
 
 def compared(turns: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, dict[str, float]]:

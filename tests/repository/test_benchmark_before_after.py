@@ -42,6 +42,20 @@ def test_ratios_of_the_same_turn(tmp_path):
     assert figures == {"ms": {"before": 20.0, "after": 11.0, "ratio": 1.0, "least": 0.5, "greatest": 1.1}}
 
 
+def test_medians_of_the_files_that_both_write(tmp_path):
+    here, other = tmp_path / "here", tmp_path / "other"
+    for folder, median in ((here, 3.0), (other, 2.0)):
+        checkout(folder, {"ms": [1.0]})
+        details = {"form": {"median": median}, "settings": {"rows": 1}, "name": "one"}
+        (folder / "result.json").write_text(json.dumps({"details": details}))
+    for name in ("before_after.py", "common.py"):
+        (here / "benchmarks" / name).write_bytes((ROOT / "benchmarks" / name).read_bytes())
+    command = [sys.executable, here / "benchmarks" / "before_after.py", other, "--turns", "1"]
+    run = run_it([*command, "--", "known.py", "word", "--json", "result.json"])
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1]) == {"ms": 1.0, "form": 1.5}
+
+
 def test_another_checkout_without_an_environment(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "before_after.py", tmp_path, "--", "matmul.py"]
     run = run_it(command)
