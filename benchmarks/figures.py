@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from figure_text import conditions, load, number, prose, table
-from figures_models import families, peers, scale
+from figures_models import families, peers, scale, token_profile
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "figures.md")
@@ -276,6 +276,7 @@ MAKERS: dict[str, Callable[[], str]] = {
         scale,
         families,
         peers,
+        token_profile,
         answers,
         promises,
         precisions,

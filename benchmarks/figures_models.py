@@ -106,6 +106,44 @@ def families() -> str:
     return f"{table(['', *[each['headline']['family'] for each in found]], rows)}\n{said}"
 
 
+def token_profile() -> str:
+    """What a token and a prompt spend by kind of operator, beside the limit of reading."""
+    if not (RESULTS / "token-profile.json").exists():
+        return prose("Not measured on an idle machine yet.")
+    details = load("token-profile")["details"]
+    settings = details.pop("settings")
+    kinds = [
+        kind for kind, row in next(iter(details.values()))["decode"].items() if isinstance(row, dict) and "part" in row
+    ]
+    rows = []
+    for kind in kinds:
+        row = [kind]
+        for each in details.values():
+            token, prompt = each["decode"][kind], each["prefill"][kind]
+            share = f" ({token['share']:.2f})" if "share" in token else ""
+            speed = f" ({number(prompt['g_per_s'])} G/s)" if "g_per_s" in prompt else ""
+            row += [f"{number(token['median'])}{share}", f"{number(prompt['median'] / 1e3)}{speed}"]
+        rows.append(row)
+    for title, key in (("altogether, profiled", None), ("a call without the profile", "plain")):
+        row = [title]
+        for each in details.values():
+            for stage, unit in (("decode", 1), ("prefill", 1e3)):
+                parts = each[stage]
+                row.append(number((parts[key]["median"] if key else sum(parts[k]["median"] for k in kinds)) / unit))
+        rows.append(row)
+    limits = [cell for each in details.values() for cell in (number(each["decode"]["limit"]), "")]
+    rows.append(["limit of reading weights and cache", *limits])
+    titles = [
+        "",
+        *(title for name in details for title in (f"{name}: a token, µs", f"a prompt of {settings['prompt']}, ms")),
+    ]
+    said = prose(
+        "In brackets: the limit's part of a token's time, and billions of multiply-adds per second. "
+        f"({conditions('token-profile')}.)"
+    )
+    return f"{table(titles, rows)}\n{said}"
+
+
 def peers() -> str:
     """Speeds beside llama.cpp's, of the same weights in as many bits."""
     result = load("peers")
