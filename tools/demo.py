@@ -13,7 +13,7 @@ from qwenvl_edge import CheckpointError, QwenVLEngine
 from qwenvl_edge.bundle.examples import Example, Examples
 from qwenvl_edge.replies.drawing import draw_shapes
 
-_COLUMN = 62
+_COLUMN = 36
 _DRAWN = ("red mug", "car", "tree", "sign")
 
 
@@ -23,7 +23,7 @@ def asked(pictures: Path) -> tuple[Example, ...]:
 
 
 def main(bundle: str, pictures: Path, drawn: Path) -> None:
-    """Ask, print the answers with their times, and draw the boxes of what lies in the first picture."""
+    """Ask, print the times and answers, and draw the boxes of what lies in the first picture."""
     engine = QwenVLEngine(bundle)
     for example in asked(pictures):
         images = [engine.load_picture(pictures / name) for name in example.pictures]
@@ -31,18 +31,18 @@ def main(bundle: str, pictures: Path, drawn: Path) -> None:
         for question in example.questions:
             reply = engine.chat(question, images=images)
             boxes = "".join(f"  [{b.x1:.0f}, {b.y1:.0f}, {b.x2:.0f}, {b.y2:.0f}]" for b in reply.boxes)
-            print(f"  {_padded(question)}{reply.text}{boxes}   ({reply.stats.ttft_ms:.0f} ms to the first token)")
+            print(f"{reply.stats.ttft_ms:7.0f} ms  {_padded(question)}{reply.text}{boxes}")
     first = engine.load_picture(pictures / "demo.png")
     found = [engine.chat(f"Where is the {name}?", images=[first]) for name in _DRAWN]
     drawn.parent.mkdir(parents=True, exist_ok=True)
     draw_shapes(first.to_pil(), [box for reply in found for box in reply.boxes]).save(drawn)
-    print(f"\nBoxes drawn: {drawn}")
+    print(f"\nThe times are those to the first token of an answer. Boxes drawn: {drawn}")
 
 
 def _padded(text: str) -> str:
-    """Fill a column of a terminal, in which Chinese characters are two wide."""
+    """Fill a column of a terminal, in which Chinese characters are two wide; a longer text is followed by two spaces."""
     width = sum(1 + (unicodedata.east_asian_width(each) in "WF") for each in text)
-    return text + " " * max(1, _COLUMN - width)
+    return text + " " * max(2, _COLUMN - width)
 
 
 if __name__ == "__main__":
