@@ -40,7 +40,7 @@ def main(bundle: str, pictures: Path, drawn: Path) -> None:
 
 
 def _padded(text: str) -> str:
-    """Fill a column of a terminal, in which Chinese characters are two wide; a longer text is followed by two spaces."""
+    """Fill a column of a terminal, in which Chinese characters are two wide; two spaces follow a longer text."""
     width = sum(1 + (unicodedata.east_asian_width(each) in "WF") for each in text)
     return text + " " * max(2, _COLUMN - width)
 
