@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,17 +21,8 @@ from support.random_checkpoint import config_dict, random_tensors, write_checkpo
 
 pytest.importorskip("huggingface_hub")
 MODEL = "some-org/a-model.v1"
-SCRIPT = """
-import sys, torch
-from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge_export.checkpoint.reader import Checkpoint
-try:
-    checkpoint = Checkpoint.open(sys.argv[1], revision=(sys.argv[2:] or [None])[0])
-except QwenVLError as error:
-    print("ERROR", error)
-else:
-    print("OPENED", checkpoint.path, float(checkpoint.tensor("lm_head.weight").double().sum()))
-"""
+PROGRAM = Path(__file__).parents[1] / "support" / "hub_openers.py"
+WAIT_S = 300.0
 
 
 @pytest.fixture
@@ -45,25 +38,34 @@ def server(tmp_path):
         yield server
 
 
+@pytest.fixture(scope="module")
+def openers():
+    """hub_openers.py at work."""
+    command = [sys.executable, str(PROGRAM)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture
-def opened(server, tmp_path):
+def opened(openers, server, tmp_path):
     """Opens a checkpoint in a process of its own, since huggingface_hub reads its environment when it is imported."""
     (tmp_path / "cwd").mkdir()
 
     def run(*arguments, **environment):
         variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         variables |= {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *arguments],
-            env=variables | environment,
-            cwd=tmp_path / "cwd",
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        asked = {"arguments": arguments, "environment": variables | environment, "cwd": str(tmp_path / "cwd")}
+        openers.stdin.write(json.dumps(asked) + "\n")
+        openers.stdin.flush()
+        guard = threading.Timer(WAIT_S, openers.kill)
+        guard.start()
+        lines = []
+        while (line := openers.stdout.readline()) not in ("\n", ""):
+            lines.append(line)
+        guard.cancel()
+        assert len(lines) == 1, "the process ended without an answer"
+        return lines[0].strip()
 
     return run
 
