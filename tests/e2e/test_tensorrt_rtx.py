@@ -20,7 +20,9 @@ from qwenvl_edge.bundle.contract import STANDARD
 from qwenvl_edge.bundle.engines import Plan
 from qwenvl_edge_export.export import export
 from qwenvl_edge_export.options import ExportPrecision
+from qwenvl_edge_export.tensorrt import build
 from qwenvl_edge_export.tensorrt.build import write_engine
+from qwenvl_edge_export.tensorrt.engine_layers import read_layers
 from qwenvl_edge_export.tensorrt.lowering import Lowering
 from qwenvl_edge_export.tensorrt.network import ATTENTION, CACHE_UPDATE, ROTARY, Network
 from qwenvl_edge_export.tensorrt.plugin_lowering import PluginLowering
@@ -78,10 +80,20 @@ def library():
     return installed_rtx()
 
 
+@pytest.fixture
+def engines(monkeypatch):
+    """benchmarks/engines.py."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import engines
+
+    return engines
+
+
 @pytest.mark.parametrize("name", BUILDS)
-def test_engines_are_built(bundles, capsys, name):
+def test_engines_are_built(bundles, capsys, monkeypatch, engines, name):
     target, precision, _ = BUILDS[name]
-    bundle = bundles(name)
+    bundle, library = bundles(name), engines.verbose_library()
+    monkeypatch.setattr(build, "installed_libraries", lambda: [library])
     command = ["build", str(bundle.path), "--target", target, "--max-context", str(CAPACITY), "--chunk", "64"]
     assert cli.main(command) == 0
     assert "is written: vision.plan" in capsys.readouterr().out
@@ -94,6 +106,26 @@ def test_engines_are_built(bundles, capsys, name):
     weights = bundle.manifest.files["decoder.data"].size
     assert weights * 0.8 < plan.manifest.files["decoder.plan"].size < weights + 20e6
     assert sorted(path.name for path in (bundle.path / "plans").iterdir()) == [target]
+    if name in engines.PRECISIONS:
+        moves_nothing_twice(engines.figures(read_layers(library.log.everything)), name)
+
+
+def moves_nothing_twice(found, name):
+    """No decode layer copies a cache, no layer only widens a weight, and products are of the stored integers."""
+    assert (found["whole_cache_copies"], found["widened"]) == (0, [])
+    assert found["int4_fused_share"] == 1.0 and found["products"] > 30
+    # Products whose inputs would lose too much as integers take floats: see quantization/smoothquant.py.
+    assert name != "w8a8" or found["int8_share"] > 0.85
+
+
+def test_the_gate_measures_a_bundle(bundles, engines):
+    found = engines.measure(bundles("int4"), "sm_86")
+    moves_nothing_twice(found, "int4")
+    assert all(size > 5e6 for size in found["plan_bytes"].values())
+    assert engines.faults({"nano": {"int4": {"sm_86": found}}}) == []
+    for wrong in ({"whole_cache_copies": 2}, {"widened": ["a"]}, {"int4_fused_share": 0.9}, {"refused": "why"}):
+        assert len(engines.faults({"nano": {"int4": {"sm_86": found | wrong}}})) == 1
+    assert engines.faults({"nano": {"fp16": {"sm_75": {"refused": "why"}}}}) == []
 
 
 @pytest.mark.parametrize(
@@ -125,19 +157,6 @@ def test_native_layers_are_used(bundles, library, tmp_path, name):
     assert (found["QUANTIZE"] > 0) == (name == "w8a8")
     for layer in layers_of(network.network, ATTENTION):
         assert layer.get_input(1).name.startswith("present.")
-
-
-@pytest.mark.parametrize("name", ["fp16", "int4", "w8a8"])
-def test_an_engine_moves_nothing_twice(bundles, monkeypatch, name):
-    """No decode layer copies a cache, no layer only widens a weight, and products are of the stored integers."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import engines
-
-    found = engines.measure(bundles(name), BUILDS[name][0])
-    assert (found["whole_cache_copies"], found["widened"]) == (0, [])
-    assert found["int4_fused_share"] == 1.0 and found["products"] > 30
-    # Products whose inputs would lose too much as integers take floats: see quantization/smoothquant.py.
-    assert name != "w8a8" or found["int8_share"] > 0.85
 
 
 @pytest.mark.parametrize("graph", ["decoder", "vision"])
