@@ -23,6 +23,7 @@ from qwenvl_edge.bundle.contract import (
     NATIVE,
     VISION_DATA,
     VISION_GRAPH,
+    VISION_NATIVE_GRAPH,
     VISION_ORT_GRAPH,
 )
 from qwenvl_edge.bundle.embedding import embedding_bytes
@@ -112,13 +113,14 @@ def planned(preset: str, form: Form, target: str) -> Bundle:
         EMBEDDING_FILE: embedding_bytes(table.dtype, table.shape),
     }
     own = VISION_ORT_GRAPH if chosen.vision.compute == "fp32" else ""
+    native = VISION_NATIVE_GRAPH if chosen.has_native_vision else ""
     manifest = Manifest(
         format=FORMAT,
         family=family.family_info(),
         model=family.model_info(),
         precision=chosen.describe("rtn"),
         workspace=family.workspace(vision_ort=bool(own)),
-        graphs=Graphs(VISION_GRAPH, {name: DECODER_GRAPHS[name] for name in chosen.decoder.dialects}, own),
+        graphs=Graphs(VISION_GRAPH, {name: DECODER_GRAPHS[name] for name in chosen.decoder.dialects}, own, native),
         embedding=table,
         tokenizer="",
         generation=family.generation_defaults(synthetic_checkpoint.GENERATION),

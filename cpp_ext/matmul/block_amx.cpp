@@ -7,19 +7,10 @@
 
 #if defined(QWENVL_HAS_AMX)
 
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
+#include "matmul/amx.hpp"
 #include "matmul/block_vnni.hpp"
 
 #define QWENVL_AMX __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,amx-tile,amx-int8")))
-
-#if defined(__clang__)
-#define QWENVL_UNROLL _Pragma("unroll")
-#else
-#define QWENVL_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 namespace qwenvl::amx {
 namespace {
@@ -29,28 +20,9 @@ constexpr std::size_t kTileBytes = kTile * kPiece;
 constexpr std::size_t kOutputTiles = kTileOutputs / kTile;  // of a task
 constexpr std::size_t kSection = 1024;  // inputs that are multiplied before others: their tiles stay in the caches
 
-// The kernel lets a process use tiles only after it has asked; then every thread of it may.
-bool permitted() {
-    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-}
+bool supported() { return has_tiles() && vnni::supported(); }
 
-bool supported() {
-    static const bool found = [] {
-        unsigned a = 0, b = 0, c = 0, d = 0;
-        const bool named = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0;
-        constexpr unsigned kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
-        return named && (d & kAmxTile) && (d & kAmxInt8) && vnni::supported() && permitted();
-    }();
-    return found;
-}
-
-// What LDTILECFG reads: tile 0 holds sums, 1 weights, 2 activations, of `inputs` inputs.
-struct alignas(64) TileConfig {
-    std::uint8_t palette, start_row, reserved[14];
-    std::uint16_t bytes_per_row[16];
-    std::uint8_t rows[16];
-};
+// Tile 0 holds sums, 1 weights, 2 activations, of `inputs` inputs.
 constexpr TileConfig config_of(std::uint8_t inputs) {
     return {1, 0, {}, {64, inputs, 64}, {16, 16, static_cast<std::uint8_t>(inputs / 4)}};
 }

@@ -4,11 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "matmul/amx.hpp"
 #include "matmul/block_matmul.hpp"
-
-#if defined(__x86_64__) && defined(__linux__)
-#define QWENVL_HAS_AMX
-#endif
 
 namespace qwenvl {
 

@@ -14,10 +14,12 @@
 #include <string>
 
 #include "attention/attention_op.hpp"
+#include "attention/patch_op.hpp"
 #include "matmul/block_matmul.hpp"
 #include "matmul/half_scales.hpp"
 #include "matmul/layer_rows.hpp"
 #include "matmul/ort_call.hpp"
+#include "matmul/row_op.hpp"
 
 namespace qwenvl {
 namespace {
@@ -198,7 +200,10 @@ ort::CustomOpDomain* make_domain(const Api* api) {
     check(ort::CreateCustomOpDomain::call(api, "qwenvl_edge", &domain));
     static const ort::CustomOp mat_mul_n_bits = make_op<kNorm>([](const ort::CustomOp*) { return "MatMulNBits"; });
     static const ort::CustomOp linear = make_op<kInputs>([](const ort::CustomOp*) { return "Linear"; });
-    for (const ort::CustomOp* op : {&mat_mul_n_bits, &linear, attention_op()}) check(ort::CustomOpDomainAdd::call(api, domain, op));
+    for (const ort::CustomOp* op :
+         {&mat_mul_n_bits, &linear, attention_op(), patch_attention_op(), rows_linear_op()}) {
+        check(ort::CustomOpDomainAdd::call(api, domain, op));
+    }
     return domain;
 }
 

@@ -102,7 +102,8 @@ FIELD_OF(ort::ApiBase, get_version_string, OrtApiBase, GetVersionString);
 
 static_assert(ort::kApiVersion <= ORT_API_VERSION);
 static_assert(ort::kFloat == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && ort::kUint8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
-static_assert(ort::kInt32 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32);
+static_assert(ort::kInt32 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 && ort::kInt64 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+static_assert(ort::kInt8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 && ort::kBool == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL);
 static_assert(ort::kFloat16 == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16);
 static_assert(ort::kRequired == INPUT_OUTPUT_REQUIRED && ort::kOptional == INPUT_OUTPUT_OPTIONAL);
 static_assert(ort::kInvalidArgument == ORT_INVALID_ARGUMENT);

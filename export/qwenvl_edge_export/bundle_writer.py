@@ -12,9 +12,11 @@ import torch
 from qwenvl_edge.bundle.contract import (
     DECODER_GRAPHS,
     EMBEDDING_FILE,
+    NATIVE,
     ONNXRUNTIME,
     STANDARD,
     VISION_GRAPH,
+    VISION_NATIVE_GRAPH,
     VISION_ORT_GRAPH,
 )
 from qwenvl_edge.bundle.embedding import embedding_bytes
@@ -126,14 +128,17 @@ class _Writer:
         family, precision = self.checkpoint.family, self.precision
         # On the CPU MultiHeadAttention takes float32 only.
         own = VISION_ORT_GRAPH if precision.vision.compute == "fp32" else ""
-        for name, dialect in ((VISION_GRAPH, STANDARD), (own, ONNXRUNTIME)):
+        # Both or neither side runs natively. Towers in floats keep ONNX Runtime's float32.
+        native = VISION_NATIVE_GRAPH if precision.has_native_vision else ""
+        for name, dialect in ((VISION_GRAPH, STANDARD), (own, ONNXRUNTIME), (native, NATIVE)):
             if name:
                 self._save(family.build_vision(vision, dialect), name)
         for dialect in precision.decoder.dialects:
             int8_cache = dialect == STANDARD and precision.decoder.cache == INT8_CACHE
             model = build_decoder(family.decoder, decoder, dialect, int8_cache=int8_cache)
             self._save(model, DECODER_GRAPHS[dialect])
-        return Graphs(VISION_GRAPH, {dialect: DECODER_GRAPHS[dialect] for dialect in precision.decoder.dialects}, own)
+        decoders = {dialect: DECODER_GRAPHS[dialect] for dialect in precision.decoder.dialects}
+        return Graphs(VISION_GRAPH, decoders, own, native)
 
     def _write_weights(self, vision: WeightLayout, decoder: WeightLayout, table: EmbeddingInfo) -> None:
         """Write both data files and the embedding, whose size is known beforehand."""

@@ -157,6 +157,11 @@ class ExportPrecision:
             is_default=is_default,
         )
 
+    @property
+    def has_native_vision(self) -> bool:
+        """True if bundles have a vision graph of the native core's operators: 8-bit towers beside a native decoder."""
+        return NATIVE in self.decoder.dialects and self.vision.compute == "fp32" and self.vision.activations
+
     def fitted(self, layers: Mapping[str, tuple[int, ...]]) -> ExportPrecision:
         """The same with the blocks up to the default that divide the inputs of the most weights, the largest of those.
 

@@ -11,7 +11,7 @@ import pytest
 from qwenvl_edge import QwenVLEngine, cli
 from qwenvl_edge.backends import memory_estimate as memory
 from qwenvl_edge.backends.memory_estimate import estimate_memory
-from qwenvl_edge.backends.onnxruntime.session import fastest_dialect, weight_bytes
+from qwenvl_edge.backends.onnxruntime.session import fastest_dialect, runs_native_vision, weight_bytes
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.errors import BackendError
 from qwenvl_edge.machine import memory as system_memory
@@ -119,8 +119,9 @@ def test_the_plan_is_within_a_tenth_of_a_run(checkpoint, precision, context, bat
     bundle = Bundle.open(path)
     memory_mb = round(3.2 * estimate_memory(bundle, max_context=context).cache / 2**20)  # of three conversations
     arguments = [str(path), *map(str, (context, 3, batch, memory_mb))]
+    # With as many threads as the run, and before it: the first time products are measured, which takes memory.
+    weights = weight_bytes(bundle, fastest_dialect(bundle, 1))
     run = subprocess.run([sys.executable, "-c", _RUN, *arguments], capture_output=True, text=True, check=True)
-    weights = weight_bytes(bundle, fastest_dialect(bundle, 1))  # with as many threads as the run
     sizes = {"max_context": context, "max_batch": max(batch, 1), "cache_memory_mb": memory_mb}
     plan = estimate_memory(bundle, **sizes, weights=weights)
     alone = estimate_memory(bundle, max_context=context, cache_memory_mb=memory_mb)
@@ -140,7 +141,9 @@ def test_pictures_take_what_is_planned_for_them(tmp_path, precision, mlp_ratio):
     seen = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2)]
     first, third = map(max, zip(*seen, strict=True))  # a watcher that gets no processor sees too little, never too much
     assert third == pytest.approx(first, rel=0.02)
-    assert estimate_memory(bundle, max_context=100).picture == pytest.approx(third, rel=0.2)
+    # The native core's tower takes less where the MLP is narrow.
+    slack = 1.5 if runs_native_vision(bundle, fastest_dialect(bundle)) else 1.2
+    assert third / 1.2 < estimate_memory(bundle, max_context=100).picture < third * slack
 
 
 def test_parts_follow_their_causes(tiny_bundle):

@@ -14,8 +14,11 @@ STANDARD, ONNXRUNTIME, NATIVE = "standard", "onnxruntime", "native"
 NATIVE_ATTENTION = "CachedAttention"
 """The native core's operator for a layer's attention, whose cache is float16."""
 
-VISION_GRAPH, VISION_ORT_GRAPH = "vision.onnx", "vision.ort.onnx"
-"""The picture side in standard operators, and with ONNX Runtime's own attention."""
+NATIVE_PATCH_ATTENTION = "PatchAttention"
+"""The native core's operator for attention of a picture tower."""
+
+VISION_GRAPH, VISION_ORT_GRAPH, VISION_NATIVE_GRAPH = "vision.onnx", "vision.ort.onnx", "vision.native.onnx"
+"""The picture side in standard operators, with ONNX Runtime's own attention, and with the native core's operators."""
 DECODER_GRAPHS = {STANDARD: "decoder.onnx", ONNXRUNTIME: "decoder.ort.onnx", NATIVE: "decoder.native.onnx"}
 VISION_DATA, DECODER_DATA = "vision.data", "decoder.data"
 """The weights of all graphs of one side."""

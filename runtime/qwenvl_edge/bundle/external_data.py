@@ -60,7 +60,7 @@ def check_graphs(folder: Path, manifest: Manifest) -> None:
         BundleError: a graph is damaged, names another file, or a tensor does not fit its shape or its file.
     """
     graphs = manifest.graphs
-    names = {graphs.vision, graphs.vision_ort, *graphs.decoder.values()} - {""}
+    names = {graphs.vision, graphs.vision_ort, graphs.vision_native, *graphs.decoder.values()} - {""}
     for name in sorted(names):
         for tensor in read_graph(folder / name):
             if reason := _contradiction(tensor, manifest.files):

@@ -75,11 +75,13 @@ class Graphs:
     """File names of the graphs; the decoder has one per dialect ("standard", "onnxruntime", "native").
 
     vision_ort: the picture side with ONNX Runtime's own attention, for its CPU provider; empty without one.
+    vision_native: the picture side with the native core's operators; empty without one.
     """
 
     vision: str
     decoder: dict[str, str]
     vision_ort: str = ""
+    vision_native: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _check_manifest(manifest: Manifest) -> None:
             raise BundleError(f'{MANIFEST_NAME}: the file name "{shown(name)}" leaves the bundle\'s folder.')
     graphs = manifest.graphs
     used = [graphs.vision, *graphs.decoder.values(), embedding.file, manifest.tokenizer]
-    for name in used + [graphs.vision_ort] * bool(graphs.vision_ort):
+    for name in [*used, *filter(None, (graphs.vision_ort, graphs.vision_native))]:
         if name not in manifest.files:
             raise BundleError(f'{MANIFEST_NAME}: "{shown(name)}" is used but not listed under "files".')
     size = manifest.files[embedding.file].size

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, ParamSpec, TypeAlias, TypeVar
 
 from qwenvl_edge.machine.priority import be_nice
-from qwenvl_edge.server.meter import Meter, current
 
 Decoding: TypeAlias = Literal["decode", "processes", "clips"]
 _P = ParamSpec("_P")
@@ -58,13 +57,7 @@ class Workers:
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, pool: str, work: Callable[[], _T]) -> _T:
-        meter = current() if pool != "fetch" else Meter()  # another host's time is not the client's
-
-        def timed() -> _T:
-            with meter.running():
-                return work()
-
-        return await asyncio.get_running_loop().run_in_executor(self._pools[pool], timed)
+        return await asyncio.get_running_loop().run_in_executor(self._pools[pool], work)
 
 
 class _Queue:

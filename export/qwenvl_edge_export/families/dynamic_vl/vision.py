@@ -9,7 +9,8 @@ Rows, norms, activations and rotary embeddings are float32 at every precision (l
 
 Attention over a whole picture is Attention in the "standard" dialect and com.microsoft.MultiHeadAttention, which goes
 through the keys in blocks instead of writing all scores, in the "onnxruntime" one. Windows are gathered, padded to
-their full size, into a batch; keys in the padding are masked, and nobody reads its rows.
+their full size, into a batch; keys in the padding are masked, and nobody reads its rows. In the "native" dialect one
+operator of the native core does all of it, rotary embedding and windows included, and another a whole layer.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import onnx_ir as ir
 from qwenvl_edge.bundle.contract import (
     DEEPSTACK_FEATURES,
     IMAGE_FEATURES,
+    NATIVE,
     PATCH_COS,
     PATCH_SIN,
     PIXEL_VALUES,
@@ -34,12 +36,11 @@ from qwenvl_edge_export.families.dynamic_vl.variants import Variant
 from qwenvl_edge_export.families.dynamic_vl.vision_roles import Merger, Tower, TowerBlock
 from qwenvl_edge_export.graphs.builder import FLOAT, INT64, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.linear import WideLinear
-from qwenvl_edge_export.graphs.roles import NormRole
+from qwenvl_edge_export.graphs.tower import GELU, TowerLayer
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout
 
 OPSET = 23
 VISION_EPS = 1e-6
-_QUICK = 1.702
 _TAPS = 4  # rows of the position table that a patch is interpolated from
 
 
@@ -59,14 +60,17 @@ class _VisionGraph:
         self.roles = roles
         self.dialect = dialect
         self.g = g = GraphBuilder("vision", layout, OPSET)
-        self.linear = WideLinear(g)
+        self.layer = TowerLayer(g, WideLinear(g), VISION_EPS, native=dialect == NATIVE)
         self.pixels = g.input(PIXEL_VALUES, FLOAT, ["N", "P", config.patch_values])
         self.pictures = g.op("Shape", self.pixels, start=0, end=1)
         self.sizes = g.op("Shape", self.pixels, start=0, end=2)
-        tables = (g.input(name, FLOAT, ["P", config.head_dim // 2]) for name in (PATCH_COS, PATCH_SIN))
-        each = g.op("Concat", self.pictures, g.const([1, 1]), axis=0)
-        self.cos, self.sin = (g.op("Expand", table, each) for table in tables)
+        self.cos, self.sin = (g.input(name, FLOAT, ["P", config.head_dim // 2]) for name in (PATCH_COS, PATCH_SIN))
         self.windows = _Windows(g, config, self.pictures) if config.window_size else None
+        if dialect != NATIVE:
+            each = g.op("Concat", self.pictures, g.const([1, 1]), axis=0)
+            self.cos, self.sin = (g.op("Expand", table, each) for table in (self.cos, self.sin))
+            if self.windows is not None:
+                self.windows.mask_padding()
 
     def build(self) -> ir.Model:
         g, config, roles = self.g, self.config, self.roles
@@ -112,26 +116,20 @@ class _VisionGraph:
 
     def _block(self, x: ir.Value, block: TowerBlock, *, windowed: bool) -> ir.Value:
         """One block on rows [M, W]."""
-        g = self.g
-        qkv = self.linear(self._norm(x, block.attention_norm), block.qkv)
+        g, layer = self.g, self.layer
+        qkv = layer(x, block.qkv, norm=block.attention_norm)
         out = self._attention(self._shaped(qkv, 3 * self.config.width), windowed=windowed)
-        x = g.op("Add", x, self.linear(g.reshape(out, -1, self.config.width), block.out))
-        return g.op("Add", x, self._mlp(self._norm(x, block.mlp_norm), block))
-
-    def _mlp(self, y: ir.Value, block: TowerBlock) -> ir.Value:
-        g, up = self.g, self.linear(y, block.up)
-        if block.gate is not None:
-            gate = self.linear(y, block.gate)
-            up = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
-        elif self.variant.activation == "quick_gelu":
-            up = g.op("Mul", up, g.op("Sigmoid", g.op("Mul", up, g.const(_QUICK))))
-        else:
-            up = g.op("Gelu", up, approximate="tanh")
-        return self.linear(up, block.down)
+        x = layer(g.reshape(out, -1, self.config.width), block.out, residual=x)
+        activation = self.variant.activation if block.gate is None else None
+        y = layer(x, block.up, norm=block.mlp_norm, activation=activation, gate=block.gate)
+        return layer(y, block.down, residual=x)
 
     def _attention(self, qkv: ir.Value, *, windowed: bool) -> ir.Value:
         """qkv [N, P, 3 W] -> [N, P, W]."""
         g, heads = self.g, self.config.heads
+        if self.dialect == NATIVE:
+            windows = self.windows.tables if windowed and self.windows is not None else ()
+            return self.layer.attention(qkv, self.cos, self.sin, *windows, heads=heads)
         q, k, v = g.ops("Split", 3, qkv, axis=2, num_outputs=3)
         q, k = (g.op("RotaryEmbedding", x, self.cos, self.sin, num_heads=heads) for x in (q, k))
         q, k, v = (g.cast(x, FLOAT, g.dtype) for x in (q, k, v))
@@ -152,17 +150,11 @@ class _VisionGraph:
 
     def _merge(self, x: ir.Value, merger: Merger) -> ir.Value:
         """Rows [N * P, W] -> [N * P / 4, H]."""
-        g, config = self.g, self.config
+        g, layer, config = self.g, self.layer, self.config
         after = merger.norm.weight.shape != (config.width,)
-        x = g.reshape(x if after else self._norm(x, merger.norm), -1, config.merged_width)
-        x = self._norm(x, merger.norm) if after else x
-        return self.linear(g.op("Gelu", self.linear(x, merger.first)), merger.second)
-
-    def _norm(self, x: ir.Value, role: NormRole) -> ir.Value:
-        g, weight = self.g, self.g.weight(role.weight)
-        if role.bias is None:
-            return g.op("RMSNormalization", x, weight, axis=-1, epsilon=VISION_EPS)
-        return g.op("LayerNormalization", x, weight, g.weight(role.bias), axis=-1, epsilon=VISION_EPS)
+        x = g.reshape(x if after else layer.norm(x, merger.norm), -1, config.merged_width)
+        y = layer(x, merger.first, norm=merger.norm if after else None, activation=GELU)
+        return layer(y, merger.second)
 
     def _shaped(self, rows: ir.Value, width: int) -> ir.Value:
         """Rows [N * P, width] -> [N, P, width]."""
@@ -178,23 +170,31 @@ class _VisionGraph:
 class _Windows:
     """Windows of at most G patches as a batch: N pictures of Wn windows each.
 
-    mask: bool [N * Wn, 1, G, G], the keys that are patches.
+    tables: the patch at each place [W * G], and which places hold one.
+    mask: bool [N * Wn, 1, G, G], the keys that are patches, once `mask_padding` made it.
     """
 
     def __init__(self, g: GraphBuilder, config: VisionConfig, pictures: ir.Value):
         self.g = g
         self.width, self.patches = config.width, config.window_patches
         self.pictures = pictures
-        self._gather = g.input(WINDOW_GATHER, INT64, ["WG"])
+        gather = g.input(WINDOW_GATHER, INT64, ["WG"])
         keys = g.input(WINDOW_KEYS, ir.DataType.BOOL, ["Wn", 1, 1, self.patches])
+        self.tables = (gather, keys)
         self._back = g.input(WINDOW_BACK, INT64, ["P"])
-        shape = g.op("Concat", pictures, g.const([1, 1, self.patches, 1]), axis=0)
-        self.mask = g.reshape(g.op("Expand", g.op("Unsqueeze", keys, g.const([0])), shape), -1, 1, *[self.patches] * 2)
+        self.mask: ir.Value | None = None
+
+    def mask_padding(self) -> None:
+        """Make the mask."""
+        g = self.g
+        shape = g.op("Concat", self.pictures, g.const([1, 1, self.patches, 1]), axis=0)
+        keys = g.op("Expand", g.op("Unsqueeze", self.tables[1], g.const([0])), shape)
+        self.mask = g.reshape(keys, -1, 1, *[self.patches] * 2)
 
     def gather(self, x: ir.Value) -> ir.Value:
         """[N, P, W] -> [N * Wn, G, W]."""
         g = self.g
-        return g.reshape(g.op("Gather", x, self._gather, axis=1), -1, self.patches, self.width)
+        return g.reshape(g.op("Gather", x, self.tables[0], axis=1), -1, self.patches, self.width)
 
     def scatter(self, x: ir.Value) -> ir.Value:
         """[N * Wn, G, W] -> [N, P, W]."""

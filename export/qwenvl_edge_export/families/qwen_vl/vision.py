@@ -6,20 +6,21 @@
 Everything that depends on the checkpoint alone is computed at export (vision_roles.py).
 
 attn is Attention in the "standard" dialect, com.microsoft.MultiHeadAttention, which goes through the keys in blocks
-instead of writing all scores, in the "onnxruntime" one.
+instead of writing all scores, in the "onnxruntime" one. In the "native" one the ViT's is an operator of the native
+core, and so is a whole layer; the resampler, whose queries are its own, keeps MultiHeadAttention.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from qwenvl_edge.bundle.contract import IMAGE_FEATURES, PIXEL_VALUES, STANDARD
+from qwenvl_edge.bundle.contract import IMAGE_FEATURES, NATIVE, PIXEL_VALUES, STANDARD
 from qwenvl_edge_export.families.qwen_vl.config import VisionConfig
 from qwenvl_edge_export.families.qwen_vl.reference_vision import VISION_EPS
 from qwenvl_edge_export.families.qwen_vl.vision_roles import Vision, VisionBlock
 from qwenvl_edge_export.graphs.builder import FLOAT, MICROSOFT, GraphBuilder
 from qwenvl_edge_export.graphs.linear import Linear
-from qwenvl_edge_export.graphs.roles import NormRole
+from qwenvl_edge_export.graphs.tower import GELU, TowerLayer
 from qwenvl_edge_export.graphs.weight_layout import WeightLayout
 
 OPSET = 23
@@ -38,7 +39,7 @@ class _VisionGraph:
         self.roles = roles
         self.dialect = dialect
         self.g = GraphBuilder("vision", layout, OPSET)
-        self.linear = Linear(self.g, STANDARD)
+        self.layer = TowerLayer(self.g, Linear(self.g, STANDARD), VISION_EPS, native=dialect == NATIVE)
         self.patches = config.grid**2
 
     def build(self) -> ir.Model:
@@ -47,7 +48,7 @@ class _VisionGraph:
         x = self._embed(g.cast(pixels, FLOAT, g.dtype))
         for block in roles.blocks:
             x = self._block(x, block)
-        x = self.linear(self._norm(self._resample(x), roles.post_norm), roles.projection)
+        x = self.layer(self._resample(x), roles.projection, norm=roles.post_norm)
         features = g.cast(g.reshape(x, -1, config.n_queries, config.output_dim), g.dtype, FLOAT)
         g.output(features, IMAGE_FEATURES, FLOAT, ["N", config.n_queries, config.output_dim])
         return g.build()
@@ -59,17 +60,20 @@ class _VisionGraph:
         x = g.op("Conv", pixels, g.weight(self.roles.patches), kernel_shape=stride, strides=stride)
         x = g.op("Transpose", g.reshape(x, 0, width, self.patches), perm=[0, 2, 1])
         x = g.op("Add", x, g.weight(self.roles.positions))
-        return self._norm(g.reshape(x, -1, width), self.roles.pre_norm)
+        return self.layer.norm(g.reshape(x, -1, width), self.roles.pre_norm)
 
     def _block(self, x: ir.Value, block: VisionBlock) -> ir.Value:
         """One ViT block on rows [M, W]."""
-        g, width = self.g, self.config.width
-        qkv = self.linear(self._norm(x, block.attention_norm), block.qkv)
-        q, k, v = g.ops("Split", 3, g.reshape(qkv, -1, self.patches, 3 * width), axis=2, num_outputs=3)
-        out = self._attend(q, k, v, self.config.heads)
-        x = g.op("Add", x, self.linear(g.reshape(out, -1, width), block.out))
-        y = g.op("Gelu", self.linear(self._norm(x, block.mlp_norm), block.up))
-        return g.op("Add", x, self.linear(y, block.down))
+        g, layer, width, heads = self.g, self.layer, self.config.width, self.config.heads
+        qkv = g.reshape(layer(x, block.qkv, norm=block.attention_norm), -1, self.patches, 3 * width)
+        if self.dialect == NATIVE:
+            out = layer.attention(qkv, heads=heads)
+        else:
+            q, k, v = g.ops("Split", 3, qkv, axis=2, num_outputs=3)
+            out = self._attend(q, k, v, heads)
+        x = layer(g.reshape(out, -1, width), block.out, residual=x)
+        y = layer(x, block.up, norm=block.mlp_norm, activation=GELU)
+        return layer(y, block.down, residual=x)
 
     def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value, heads: int) -> ir.Value:
         """q [N, T, W] reads k and v [N, P, W]."""
@@ -81,20 +85,14 @@ class _VisionGraph:
         """Patches as rows [N * P, W] -> rows [N * Q, H]."""
         g, dim, roles = self.g, self.config.output_dim, self.roles.resampler
         if roles.widen is not None:
-            x = self.linear(x, roles.widen)
-        values = self._norm(x, roles.norm)
+            x = self.layer(x, roles.widen)
+        values = self.layer.norm(x, roles.norm)
         key_positions = g.weight(roles.key_positions)
         keys = g.op("Add", g.reshape(values, -1, self.patches, dim), key_positions)
-        k = g.reshape(self.linear(g.reshape(keys, -1, dim), roles.keys), -1, self.patches, dim)
-        v = g.reshape(self.linear(values, roles.values), -1, self.patches, dim)
+        k = g.reshape(self.layer(g.reshape(keys, -1, dim), roles.keys), -1, self.patches, dim)
+        v = g.reshape(self.layer(values, roles.values), -1, self.patches, dim)
         queries = g.weight(roles.queries)
         pictures = g.op("Shape", k, start=0, end=1)
         q = g.op("Expand", queries, g.op("Concat", pictures, g.const([1, 1]), axis=0))
         out = self._attend(q, k, v, self.config.resampler_heads)
-        return self.linear(g.reshape(out, -1, dim), roles.out)
-
-    def _norm(self, x: ir.Value, role: NormRole) -> ir.Value:
-        g = self.g
-        assert role.bias is not None  # every norm here has one
-        parts = (g.weight(role.weight), g.weight(role.bias))
-        return g.op("LayerNormalization", x, *parts, axis=-1, epsilon=VISION_EPS)
+        return self.layer(g.reshape(out, -1, dim), roles.out)

@@ -44,6 +44,7 @@ from qwenvl_edge.backends.onnxruntime.session import (
     has_native_attention,
     missing,
     open_session,
+    runs_native_vision,
     vision_graph,
 )
 from qwenvl_edge.bundle.bundle import Bundle
@@ -114,6 +115,8 @@ class OnnxRuntimeBackend(Backend):
             self.description += f", {compared}"
         elif dialect == NATIVE:
             self.description += f", matrix products by the native core ({_core.multiply_variant()})"
+        if runs_native_vision(bundle, dialect):
+            self.description += ", pictures by the native core"
         if dialect != STANDARD:
             self.description += cache_note(bundle)
         compute = bundle.manifest.precision.compute

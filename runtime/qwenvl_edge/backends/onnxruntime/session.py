@@ -35,13 +35,24 @@ _PREPACK_UP_TO_BYTES = 1 << 30
 _SPIN_US = 2000  # longer than the work between two tokens; by itself ONNX Runtime would wait for 20,000 to 40,000
 _BITS = {"int4": 4, "int8": 8}
 _LONG_BLOCK = 128  # from such blocks on the native core keeps no scales of its own
+_KEPT_OF_A_PICTURE = 0.2
+"""Share of a picture's values that the native core's operators keep room for: queries, keys, values, rounded rows."""
+_TILES = "amx-int8"
+"""The native core's products on a processor with AMX."""
 _CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 def vision_graph(bundle: Bundle, dialect: str) -> str:
-    """File name of the vision graph that goes with a decoder dialect."""
+    """File name of the vision graph that goes with a decoder dialect on this machine."""
     graphs = bundle.manifest.graphs
+    if runs_native_vision(bundle, dialect):
+        return graphs.vision_native
     return (dialect != STANDARD and graphs.vision_ort) or graphs.vision
+
+
+def runs_native_vision(bundle: Bundle, dialect: str) -> bool:
+    """True if the picture side runs with the native core's operators here: ahead of ONNX Runtime's in AMX's tiles."""
+    return dialect == NATIVE and bool(bundle.manifest.graphs.vision_native) and _core.multiply_variant() == _TILES
 
 
 def fastest_dialect(bundle: Bundle, threads: int | None = None) -> str:
@@ -81,12 +92,16 @@ def weight_bytes(bundle: Bundle, dialect: str, *, saturates: bool | None = None)
     """Anonymous memory of the weights: prepacked copies, in which float16 has become float32.
 
     ONNX Runtime's MatMulNBits keeps a sum beside each block's scale, which makes 4-bit weights in blocks of 32 a fifth
-    larger. The native core copies no weights, but scales of blocks under 128 as float16.
+    larger. The native core copies no weights, but scales of blocks under 128 as float16; what its tower keeps from one
+    picture to the next counts in place of the tower's weights.
 
     saturates: whether sums of signed 8-bit products saturate on the processor; None: on this machine's.
     """
     total = 0.0
-    for graph in ("vision",) if dialect == NATIVE else ("vision", "decoder"):
+    native = saturates is None and runs_native_vision(bundle, dialect)
+    if native:
+        total += bundle.manifest.workspace.picture_bytes * _KEPT_OF_A_PICTURE
+    for graph in () if native else ("vision",) if dialect == NATIVE else ("vision", "decoder"):
         precision = getattr(bundle.manifest.precision, graph)
         if _prepacks(bundle, graph) or precision == "fp16" or _makes_unsigned(bundle, graph, saturates):
             size = float(bundle.manifest.files[f"{graph}.data"].size)
@@ -154,7 +169,7 @@ def session_options(bundle: Bundle, name: str, threads: int | None, graph: str) 
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # From the second picture on, a pattern would reserve one more block beside the pieces of the first picture.
         options.enable_mem_pattern = False
-    if name == bundle.manifest.graphs.decoder.get(NATIVE):
+    if name in (bundle.manifest.graphs.decoder.get(NATIVE), bundle.manifest.graphs.vision_native):
         options.register_custom_ops_library(_core.__file__)
     options.intra_op_num_threads = _threads(threads)
     return options
