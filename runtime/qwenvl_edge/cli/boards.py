@@ -117,8 +117,8 @@ class Fit:
             (
                 f"{board.product}: {board.memory_gib} GB, {board.bandwidth_gb_s:g} GB/s, {gpu}",
                 f"about {board.free_bytes / 1e6:,.0f} MB free for a program: {verdict}",
-                f"a token reads up to {self.token_bytes / 1e6:,.0f} MB: at most {self.tokens_per_s:,.0f} tokens/s, "
-                "whatever computes them",
+                f"each token reads up to {self.token_bytes / 1e6:,.0f} MB of memory, which allows at most "
+                f"{self.tokens_per_s:,.0f} tokens/s",
             )
         )
 

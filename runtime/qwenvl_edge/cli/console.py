@@ -255,10 +255,11 @@ def _times(stats: Stats) -> str:
     """The times of an answer as one line."""
     parts = [f"first token after {stats.ttft_ms:.0f} ms"]
     if stats.images_encoded:
-        parts.append(f"{stats.images_encoded} picture(s) {stats.image_ms:.0f} ms")
-    parts.append(f"prompt {stats.prompt_tokens} tokens, {stats.reused_tokens} of them kept, {stats.prefill_ms:.0f} ms")
-    speed = f", {stats.tokens_per_s:.1f} a second" if stats.tokens_per_s else ""
-    parts.append(f"answer {stats.new_tokens} tokens{speed}")
+        parts.append(f"{_counted(stats.images_encoded, 'picture')} in {stats.image_ms:.0f} ms")
+    kept = f" ({stats.reused_tokens} computed before)" if stats.reused_tokens else ""
+    parts.append(f"prompt of {_counted(stats.prompt_tokens, 'token')}{kept} in {stats.prefill_ms:.0f} ms")
+    speed = f", {stats.tokens_per_s:.1f} per second" if stats.tokens_per_s else ""
+    parts.append(f"answer of {_counted(stats.new_tokens, 'token')}{speed}")
     return "; ".join(parts)
 
 

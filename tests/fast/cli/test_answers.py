@@ -112,7 +112,7 @@ def test_times(scripted, capsys):
     scripted(BOXED)
     assert cli.main(["chat", "bundle", "Where?", "--image", str(PICTURE), "--verbose"]) == 0
     error = capsys.readouterr().err
-    assert "first token after" in error and "1 picture(s)" in error and "tokens" in error
+    assert "first token after" in error and "1 picture in " in error and "tokens" in error
 
 
 class Terminal(io.StringIO):
