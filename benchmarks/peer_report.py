@@ -17,7 +17,7 @@ def print_table(details: dict[str, Any]) -> None:
             for stage, each in found.items():
                 if isinstance(each, dict):
                     quartiles = f"({each['q25']:.2f} .. {each['q75']:.2f})"
-                    print(f"  {name:<18}{stage:<22}{each['median']:>10.2f} {quartiles}")
+                    print(f"  {name:<32}{stage:<22}{each['median']:>10.2f} {quartiles}")
 
 
 def plot(path: Path, headline: dict[str, Any]) -> None:
