@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from qwenvl_edge import QwenVLError
+from qwenvl_edge.decoding.batcher import Batcher
 from qwenvl_edge.server.settings import ServerLimits
 from support.served import WAIT_S, ask, data_uri, metric, post, serving, until
 
@@ -95,3 +96,38 @@ def test_clients_that_leave_while_waiting_free_their_place(engine, endless, slow
                 post(client, ask(), timeout=httpx.Timeout(WAIT_S, read=0.2))
             until(lambda: metric(client, "qwenvl_queue_length") == 0)
         until(lambda: metric(client, "qwenvl_answers_running") == 0)
+
+
+def test_work_on_refused_requests_counts_for_their_client(engine, monkeypatch):
+    """By key, where there are keys: decoding a damaged picture, reading a body that is no request."""
+    charged = {}
+
+    def charge(batcher, client, seconds):
+        charged[client] = charged.get(client, 0.0) + seconds
+
+    monkeypatch.setattr(Batcher, "charge", charge)
+    keys = ("correct-horse-battery", "wrong-horse-battery-too")
+    with serving(engine, api_keys=keys) as address, httpx.Client(base_url=address, timeout=WAIT_S) as client:
+        for key, body in zip(keys, ({"messages": ["x"] * 20_000}, {"model": "nano"}), strict=True):
+            assert post(client, body, headers={"Authorization": f"Bearer {key}"}).status_code == 400
+    assert len(charged) == 2 and all(seconds > 0 for seconds in charged.values())
+    assert not any(key in client for key in keys for client in charged)
+
+
+def test_one_client_leaves_places_to_others(engine, endless, slow):
+    keys = ("correct-horse-battery", "wrong-horse-battery-too")
+    bearer = [{"Authorization": f"Bearer {key}"} for key in keys]
+    with (
+        serving(engine, limits={"rows": 2, "queue": 2}, api_keys=keys) as address,
+        httpx.Client(base_url=address, timeout=WAIT_S) as client,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        long = ask(logit_bias=endless, max_tokens=200)
+        assert post(client, ask(max_tokens=1), headers=bearer[1]).status_code == 200
+        url = f"{address}/v1/chat/completions"
+        sent = [pool.submit(httpx.post, url, json=long, headers=bearer[0], timeout=WAIT_S) for _ in range(3)]
+        client.headers.update(bearer[1])
+        until(lambda: metric(client, "qwenvl_queue_length") + metric(client, "qwenvl_answers_running") == 3)
+        assert code(post(client, ask(), headers=bearer[0])) == (429, "queue_full")
+        assert post(client, ask(max_tokens=1), headers=bearer[1]).status_code == 200
+        assert [each.result(WAIT_S).status_code for each in sent] == [200] * 3

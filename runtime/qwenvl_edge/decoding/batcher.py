@@ -118,6 +118,10 @@ class Batcher(NotPicklable):
             self._changed.notify()
         return job.reply
 
+    def charge(self, client: str, seconds: float) -> None:
+        """Count work that was done for a client elsewhere, such as decoding its pictures, as if computed here."""
+        self._scheduler.charge(client, seconds)
+
     def close(self) -> None:
         """Take no more requests, finish those that are there, and end; a forked child's copy does nothing."""
         if not self._process.is_here:

@@ -68,6 +68,10 @@ class Scheduler:
         job.reply.set_running_or_notify_cancel()  # from here on only its control ends it
         self.waiting.append(job)
 
+    def charge(self, client: str, seconds: float) -> None:
+        """Count computing for a client, from any thread."""
+        self._ledger.charge(client, seconds)
+
     def drop_ended(self) -> None:
         """Answer the waiting jobs that were ended from outside."""
         for job in list(self.waiting):

@@ -24,5 +24,8 @@ class Answering(Protocol):
     def submit(self) -> Callable[..., Future[Reply]]:
         """See Batcher.submit."""
 
+    def charge(self, client: str, seconds: float) -> None:
+        """Count work that was done for a client outside of the engine."""
+
     def close(self) -> None:
         """Take no more requests, finish those that are there, and end."""

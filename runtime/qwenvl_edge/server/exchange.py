@@ -28,6 +28,7 @@ from qwenvl_edge.server.errors import SERVER, ApiError, from_engine
 from qwenvl_edge.server.intake import Arrived, ClientDisconnect, parse, read_body
 from qwenvl_edge.server.logs import LOGGER, log
 from qwenvl_edge.server.memory import Budget, Holding
+from qwenvl_edge.server.meter import metered
 from qwenvl_edge.server.render import Renderer, as_json, call_pieces
 from qwenvl_edge.server.schema import Sampling
 from qwenvl_edge.server.service import Service, StreamedAnswer
@@ -95,12 +96,13 @@ class Exchanges:
         state = arrived.request.state
         request_id, salt, client = state.request_id, state.salt, state.client
         try:
-            raw, attachments = await self._workers.parse(parse, arrived, self._settings.limits)
-            del arrived
-            asked = await self._workers.parse(read, raw, salt)
-            del raw
-            arguments = await asked.arguments(attachments)
-            del attachments
+            with metered(lambda seconds: self._service.charge(client, seconds)):
+                raw, attachments = await self._workers.parse(parse, arrived, self._settings.limits)
+                del arrived
+                asked = await self._workers.parse(read, raw, salt)
+                del raw
+                arguments = await asked.arguments(attachments)
+                del attachments
             holding.set(_bytes(arguments))
             left = max(0.001, self._settings.limits.seconds - (time.monotonic() - started))
             arguments |= {"deadline_ms": left * 1e3, "client": client}

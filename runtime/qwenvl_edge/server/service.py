@@ -152,6 +152,10 @@ class Service:
                 took / max(1.0, len(self._admitted) / self._limits.rows) - self._average_s
             )
 
+    def charge(self, client: str, seconds: float) -> None:
+        """Count work for a client, which is answered the later for it."""
+        self._batcher.charge(client, seconds)
+
     async def submit(self, arguments: dict[str, Any], token: CancelToken, *, stream: bool) -> StreamedAnswer:
         """Queue a request; its errors are those of Batcher.submit."""
         items: asyncio.Queue[Item] = asyncio.Queue()

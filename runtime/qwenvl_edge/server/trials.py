@@ -8,18 +8,21 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from qwenvl_edge.constraints import trial
 from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.constraints.matcher import mistake, written_grammar
-from qwenvl_edge.machine.priority import make_nice
+from qwenvl_edge.machine.priority import computed_s, make_nice
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.forms import too_complex
+from qwenvl_edge.server.meter import current
 
 _PROCESSES = 2
-_SHORT_S = 0.1  # what takes longer leaves its place to the next form
+_SHORT_S = 0.1  # of computing; what takes longer leaves its place to the next form
 _MOST_LONG = 2  # trials that take longer, at a lower priority
 _LONG_NICENESS = 10
 _MEGABYTES = 512
@@ -90,10 +93,11 @@ class Trials:
         process = self._idle.pop() if self._idle else await self._start()
         asking = asyncio.ensure_future(_ask(process, {"grammar": grammar}))
         try:
-            is_short = bool((await asyncio.wait({asking}, timeout=_SHORT_S))[0])
-            if not is_short:
-                self._go_on_as_long(process, place)
-            answer = await asyncio.wait_for(asking, _WALL_S)
+            with current().running():
+                is_short = await _is_short(process.pid, asking)
+                if not is_short:
+                    self._go_on_as_long(process, place)
+                answer = await asyncio.wait_for(asking, _WALL_S)
         except asyncio.TimeoutError:  # the machine has other work: no verdict
             await _end(process)
             raise _not_now() from None
@@ -146,6 +150,17 @@ class Trials:
                 await _end(process)
             raise _not_now()
         return process
+
+
+async def _is_short(process: int, asking: asyncio.Future[Any]) -> bool:
+    """Wait for an answer, or until a process has computed for longer than nearly every form takes; tell which."""
+    before = computed_s(process)
+    ends = time.monotonic() + _WALL_S
+    while not (await asyncio.wait({asking}, timeout=_SHORT_S))[0]:
+        now = computed_s(process)
+        if before is None or now is None or now - before > _SHORT_S or time.monotonic() > ends:
+            return False
+    return True
 
 
 async def _ask(

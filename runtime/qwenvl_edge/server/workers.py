@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, ParamSpec, TypeAlias, TypeVar
 
 from qwenvl_edge.machine.priority import be_nice
+from qwenvl_edge.server.meter import Meter, current
 
 Decoding: TypeAlias = Literal["decode", "processes", "clips"]
 _P = ParamSpec("_P")
@@ -57,7 +58,13 @@ class Workers:
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, pool: str, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pools[pool], work)
+        meter = current() if pool != "fetch" else Meter()  # another host's time is not the client's
+
+        def timed() -> _T:
+            with meter.running():
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pools[pool], timed)
 
 
 class _Queue:
