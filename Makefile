@@ -221,7 +221,7 @@ hostile: $(READY)
 .cache/kuberay/ray.io_rayservices.yaml: | $(READY)
 	-$(BIN)/python tools/fetch_kuberay_schema.py $@
 
-## Test the Ray Serve application: replicas and a node are killed, engines follow the load; installs 250 MB of packages.
+## Test the Ray Serve application with two replicas, one of them killed, and its manifest; installs 250 MB of packages.
 ray-test: $(READY) .cache/kuberay/ray.io_rayservices.yaml
 	$(BIN)/python -m pip install --quiet 'qwenvl-edge[ray]' 'kubernetes-validate>=1.37,<2'
 	$(BIN)/python -m pytest tests/fleet tests/fast/test_import.py -rs

@@ -16,6 +16,8 @@ from PIL import Image
 from support.served import PICTURE, until
 
 BIN = Path(sys.executable).parent
+PATIENT = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S")
+TRIES = 4  # Ray waits a minute for its own proxy, which goes on starting; a busy machine needs longer
 START_S = 240  # a busy machine takes long to start a dozen processes
 
 
@@ -35,37 +37,20 @@ def uri(picture):
 class Cluster:
     """A Ray cluster of this machine only; its processes are known by their HOME."""
 
-    def __init__(self, folder, cpus=4):
+    def __init__(self, folder):
         self.folder, self.home = Path(folder), f"{folder}/home"
         self.environment = {**os.environ, "HOME": self.home, "RAY_USAGE_STATS_ENABLED": "0"}
         self.environment.pop("RAY_ADDRESS", None)
-        self.nodes = {}
+        # Else Ray ends its own proxy again and again where starting one takes longer than 15 seconds.
+        self.environment |= dict.fromkeys(PATIENT, str(START_S))
         self.log = (self.folder / "ray.log").open("wb")
-        command = ["ray", "start", "--head", "--block", "--include-dashboard=false", f"--num-cpus={cpus}", "--port=0"]
+        command = ["ray", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=4", "--port=0"]
         self.process = subprocess.Popen(
             [BIN / command[0], *command[1:], f"--temp-dir={folder}/ray", "--node-ip-address=127.0.0.1"],
             env=self.environment,
             stdout=self.log,
             stderr=self.log,
         )
-
-    def add_node(self, name, cpus=1):
-        """Another node on this machine; `kill_node` ends all its processes at once."""
-        address = until(lambda: self.address, START_S)
-        command = [BIN / "ray", "start", "--block", f"--address={address}", f"--num-cpus={cpus}"]
-        self.nodes[name] = subprocess.Popen(
-            [*command, "--node-ip-address=127.0.0.1"],
-            env={**self.environment, "FLEET_NODE": name},
-            stdout=self.log,
-            stderr=self.log,
-        )
-
-    def kill_node(self, name):
-        """As if its plug was pulled."""
-        for number, _ in list(self.processes(f"FLEET_NODE={name}")):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        self.nodes.pop(name).wait()
 
     def run(self, port, **arguments):
         """`serve run` with a configuration file, as docs/fleets.md has it."""
@@ -76,9 +61,12 @@ class Cluster:
         )
         address = until(lambda: self.address, START_S)
         command = [BIN / "serve", "run", "--non-blocking", "--address", address, config]
-        run = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=START_S, check=False
-        )
+        for _ in range(TRIES):
+            run = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, timeout=START_S, check=False
+            )
+            if "GetTimeoutError" not in run.stderr:
+                break
         assert run.returncode == 0, run.stderr
 
     @property
@@ -87,18 +75,15 @@ class Cluster:
         found = self.folder / "ray" / "ray_current_cluster"
         return found.read_text().strip() if found.is_file() else None
 
-    def replicas(self, name, node=None):
-        """Process ids of the replicas of a deployment, on a node that was added or on all."""
-        found = self.processes() if node is None else self.processes(f"FLEET_NODE={node}")
-        return {number for number, command in found if f"ServeReplica:vlm:{name}".encode() in command}
+    def replicas(self, name):
+        """Process ids of the replicas of a deployment."""
+        return {number for number, command in self.processes() if f"ServeReplica:vlm:{name}".encode() in command}
 
-    def processes(self, variable=None):
-        """Process id and command of all that the cluster runs, or that has a variable of the environment."""
-        wanted = f"{variable or f'HOME={self.home}'}\0".encode()
+    def processes(self):
+        """Process id and command of all that the cluster runs."""
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                environment = (process / "environ").read_bytes()
-                if wanted in environment and f"HOME={self.home}\0".encode() in environment:
+                if f"HOME={self.home}\0".encode() in (process / "environ").read_bytes():
                     yield int(process.name), (process / "cmdline").read_bytes()
             except OSError:  # it has ended, or is another user's
                 continue
@@ -108,6 +93,5 @@ class Cluster:
         for number, _ in list(self.processes()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-        for process in (self.process, *self.nodes.values()):
-            process.wait()
+        self.process.wait()
         self.log.close()
