@@ -70,7 +70,10 @@ def full_size() -> str:
         ["a picture in PyTorch bf16 / here", *cells(lambda each: each["vision_vs_torch"]["bfloat16"]["median"])],
     ]
     titles = [f"{exports[0]['parameters']:,} random weights", "fp16", "int4"]
-    said = prose(f"Not compared with PyTorch in these runs. ({conditions('export-full-int4')}.)")
+    said = prose(
+        "Not compared with PyTorch in these runs. The bandwidth is that of sums over a large buffer, a lower limit "
+        f"than the one below. ({conditions('export-full-int4')}.)"
+    )
     return f"{table(titles, rows)}\n{said}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 # At least two letters: C: is a drive. One slash may be missing, because Path turns // into /.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/{0,2})(?=[^/]|/)")
 _SHOWN = 80  # characters of a name or a value
+_BEGIN = 30  # of them of a long name's begin; the others are of its end
 
 
 def url_of(path: str | os.PathLike[str]) -> str | None:
@@ -22,9 +23,9 @@ def url_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def shown(name: object) -> str:
-    """Return a name for a message, shortened if it is long."""
+    """Return a name for a message; of a long one the begin and the end, which of a path is the file's name."""
     text = str(name)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _SHOWN else f"{text[:_BEGIN]}...{text[_BEGIN - _SHOWN :]}"
 
 
 def show(value: Any) -> str:
