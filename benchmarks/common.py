@@ -49,10 +49,11 @@ def needed_vocabulary(path: Path) -> Path:
 
 
 def simd() -> str:
-    """The widest vector instructions of this CPU that matter for the figures, such as "AVX-512 VNNI BF16"."""
+    """The widest vector instructions of this CPU that matter for the figures, such as "AVX-512 VNNI BF16, AMX"."""
     words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     if "avx512f" in words:
-        return "AVX-512" + " VNNI" * ("avx512_vnni" in words) + " BF16" * ("avx512_bf16" in words)
+        wide = "AVX-512" + " VNNI" * ("avx512_vnni" in words) + " BF16" * ("avx512_bf16" in words)
+        return wide + ", AMX" * ("amx_int8" in words)
     return next((name for flag, name in (("avx2", "AVX2"), ("asimd", "NEON")) if flag in words), "none")
 
 

@@ -194,10 +194,10 @@ def peers() -> str:
         )
     peer = result["conditions"]["peer"]["llama-cpp-python"]
     said = prose(
-        f"Two threads each, in turns; times of the last of {len(runs)} runs, q25 to q75 in brackets. A token of the "
-        "1.1 billion (the smaller share of both blocks) takes "
-        f"{number(found['decode_1b_bandwidth_share'])} of the read bandwidth. {wide}{genai}`make peers` builds "
-        f"llama.cpp (llama-cpp-python {peer}) and repeats this, results/peers.json. ({conditions('peers')}.)"
+        f"Two threads each, in turns; times of the last of {len(runs)} runs, quartiles in brackets. A token of the "
+        f"1.1 billion takes at least {number(found['decode_1b_bandwidth_share'])} of the read bandwidth. {wide}{genai}"
+        f"`make peers` builds llama.cpp (llama-cpp-python {peer}) and repeats this, results/peers.json. "
+        f"({conditions('peers')}.)"
     )
     return f"{table(['', 'here, ms', 'llama.cpp, ms', 'times as fast', 'in each of the runs'], rows)}\n{said}"
 
