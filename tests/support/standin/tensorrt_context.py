@@ -85,7 +85,10 @@ class IExecutionContext:
         tensors = self.engine.graph.tensors
         reads = [place for name, place in places.items() if tensors[name].is_input]
         writes = [place for name, place in places.items() if not tensors[name].is_input]
-        run = lambda: self.engine.graph.run({n: machine.view(p) for n, p in places.items()}, shapes)  # noqa: E731
+
+        def run() -> None:
+            self.engine.graph.run({name: machine.view(place) for name, place in places.items()}, shapes)
+
         machine.put(stream_handle, Operation("execute_async_v3", reads, [*writes, self._scratch], run, check))
         return True
 
