@@ -95,7 +95,7 @@ def latency() -> str:
         ratio = ratios.get(key)
         told = f"{ratio['median']:.2f} ({ratio['q25']:.2f} to {ratio['q75']:.2f})" if ratio else ""
         rows.append([name, number(ours[key]["median"], "ms"), number(theirs[key]["median"], "ms"), told])
-    head = ["", "runtime", "PyTorch eager", "PyTorch / runtime (quartiles)"]
+    head = ["stage", "runtime", "PyTorch eager", "PyTorch / runtime (quartiles)"]
     return f"{table(head, rows)}\n({conditions('latency')}.)\n"
 
 
@@ -119,7 +119,7 @@ def core() -> str:
         f"Resizing and normalising a picture is {min(pillow):.1f} to {max(pillow):.1f} times as fast as Pillow and",
         f"NumPy. ({conditions('tokenizer')}.)",
     )
-    return f"{table(['', *texts], rows)}\n{said}"
+    return f"{table(['text', *texts], rows)}\n{said}"
 
 
 LOOKUPS = {
@@ -185,7 +185,7 @@ def gains(nano: dict[str, Any], small: dict[str, Any]) -> str:
         "taken instead of the drawn one, so that it repeats the prompt as wanted",
         f"(`benchmarks/conversation.py --cases lookup`, {lookups[0]['look-up, new words']['n']} repeats).",
     )
-    return f"{table(['', 'nano, fp32', 'random weights, int8'], rows)}\n{said}"
+    return f"{table(['ratio', 'nano, fp32', 'random weights, int8'], rows)}\n{said}"
 
 
 def footprint() -> str:
@@ -249,7 +249,7 @@ def promises() -> str:
     """The project's promises for the nano model, and the figures that it reaches."""
     found = load("accuracy")["headline"]["fp32"]
     rows = [[name, f"{floor:g}", f"{goal:g}", f"{found[key]:.3g}"] for key, (name, floor, goal) in PROMISES.items()]
-    return table(["", "floor", "goal", "reached"], rows)
+    return table(["figure", "floor", "goal", "reached"], rows)
 
 
 def precisions() -> str:
@@ -261,7 +261,7 @@ def precisions() -> str:
     rows.append(["points lost on the worst task (standard error)", *lost])
     count = result["details"]["count_per_task_and_language"]
     said = prose(f"({count} questions per task and language; {conditions('accuracy-precisions')}.)")
-    return f"{table(['', *found], rows)}\n{said}"
+    return f"{table(['figure', *found], rows)}\n{said}"
 
 
 MAKERS: dict[str, Callable[[], str]] = {

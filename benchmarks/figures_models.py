@@ -18,7 +18,7 @@ def scale() -> str:
     share = {each: small["details"]["ratios"][f"bandwidth_share_{each}"]["median"] for each in columns[:4]}
     rows.append(["share of the read bandwidth used by a token", *map(number, share.values()), "", ""])
     said = prose(f"1.1 billion random weights. ({conditions('latency-1b')}.)")
-    titles = ["", "int4", "int4, blocks of 32", "int8", "int8, blocks of 32", "PyTorch fp32", "PyTorch bf16"]
+    titles = ["work", "int4", "int4, blocks of 32", "int8", "int8, blocks of 32", "PyTorch fp32", "PyTorch bf16"]
     return f"{table(titles, rows)}\n{said}\n{full_size()}\n{verified_exports()}"
 
 
@@ -45,7 +45,7 @@ def verified_exports() -> str:
         "With the comparison, random weights, not calibrated; why random weights of Qwen3-VL fail in 4 bits: "
         f"[verification](design/verification.md#random-weights-in-4-bits). ({conditions('export-full-int4-verified')}.)"
     )
-    return f"{table(['', *titles], rows)}\n{said}"
+    return f"{table(['figure', *titles], rows)}\n{said}"
 
 
 def full_size() -> str:
@@ -106,7 +106,7 @@ def families() -> str:
         "has other words. The read bandwidth is the best of nine ways of reading as many bytes on as many threads, "
         f"without computing anything. ({conditions(names[0])}.)"
     )
-    return f"{table(['', *[each['headline']['family'] for each in found]], rows)}\n{said}"
+    return f"{table(['figure', *[each['headline']['family'] for each in found]], rows)}\n{said}"
 
 
 def token_profile() -> str:
@@ -137,7 +137,7 @@ def token_profile() -> str:
     limits = [cell for each in details.values() for cell in (number(each["decode"]["limit"]), "")]
     rows.append(["limit of reading weights and cache", *limits])
     titles = [
-        "",
+        "operators",
         *(title for name in details for title in (f"{name}: a token, µs", f"a prompt of {settings['prompt']}, ms")),
     ]
     said = prose(
@@ -199,7 +199,7 @@ def peers() -> str:
         f"`make peers` builds llama.cpp (llama-cpp-python {peer}) and repeats this, results/peers.json. "
         f"({conditions('peers')}.)"
     )
-    return f"{table(['', 'here, ms', 'llama.cpp, ms', 'times as fast', 'in each of the runs'], rows)}\n{said}"
+    return f"{table(['work', 'here, ms', 'llama.cpp, ms', 'times as fast', 'in each of the runs'], rows)}\n{said}"
 
 
 def _milliseconds(times: dict[str, float]) -> str:

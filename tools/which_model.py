@@ -191,7 +191,7 @@ def boards(forms: dict[str, Form]) -> str:
     """Every model on every board whose processor has a precision."""
     shown = {name: title for name, title in SHOWN.items() if processor(BOARDS[name]) in forms}
     rows = [[model.title, *[verdict(model, forms, BOARDS[name]) for name in shown]] for model in MODELS]
-    return table(["", *shown.values()], rows)
+    return table(["model", *shown.values()], rows)
 
 
 def abilities() -> str:
