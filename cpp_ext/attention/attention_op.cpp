@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "attention/cached_attention.hpp"
-#include "matmul/ort_call.hpp"
+#include "matmul/ort_op.hpp"
 #include "simd/aligned.hpp"
 
 namespace qwenvl {
@@ -13,14 +13,20 @@ namespace {
 enum Input : std::size_t { kQkv, kCos, kSin, kLast, kPastKey, kPastValue, kQueryScale, kQNorm, kKNorm, kInputs };
 enum Output : std::size_t { kOut, kPresentKey, kPresentValue, kOutputs };
 
-using Shape = std::vector<std::int64_t>;
-
 constexpr std::size_t kPreparedTogether = 4;  // tokens of a task
 constexpr std::size_t kManyBlocks = 8;        // so many blocks of queries occupy the threads without being divided
 
-class CachedAttention {
+class CachedAttention : public OpKernel {
 public:
-    CachedAttention(const Api* api, const ort::KernelInfo* info) : api_(api) {
+    static constexpr const char* kName = "CachedAttention";
+    static constexpr std::size_t kInputCount = kInputs, kFirstOptional = kQueryScale, kOutputCount = kOutputs;
+    static ort::ElementType input_type(std::size_t i) {
+        if (i == kLast) return ort::kInt32;
+        return i == kPastKey || i == kPastValue ? ort::kFloat16 : ort::kFloat;
+    }
+    static ort::ElementType output_type(std::size_t i) { return i == kOut ? ort::kFloat : ort::kFloat16; }
+
+    CachedAttention(const Api* api, const ort::KernelInfo* info) : OpKernel(api, kName) {
         heads_ = attribute(api, info, "num_heads");
         kv_heads_ = attribute(api, info, "kv_num_heads");
         check(ort::KernelInfoGetFloat::call(api, info, "epsilon", &epsilon_));
@@ -28,8 +34,6 @@ public:
             throw std::invalid_argument("num_heads must be a multiple of kv_num_heads; export the bundle again");
         }
     }
-
-    const Api* api() const { return api_; }
 
     void compute(ort::KernelContext* context) const {
         const Shape cache = shape_of(api_, input(api_, context, kPastKey));
@@ -61,22 +65,6 @@ public:
 
 private:
     static std::size_t size(std::int64_t value) { return static_cast<std::size_t>(value); }
-
-    // The numbers of an input of one shape; nullptr for an optional one that is not there.
-    template <typename T>
-    const T* given(const ort::KernelContext* context, Input index, const Shape& shape) const {
-        const ort::Value* const value = input(api_, context, index);
-        if (value == nullptr) return nullptr;
-        if (shape_of(api_, value) != shape) throw std::invalid_argument("the inputs of attention do not fit together");
-        return data_of<const T>(api_, value);
-    }
-
-    template <typename T>
-    T* made(ort::KernelContext* context, Output index, const Shape& shape) const {
-        ort::Value* value = nullptr;
-        check(ort::GetOutput::call(api_, context, static_cast<std::size_t>(index), shape.data(), shape.size(), &value));
-        return data_of<T>(api_, value);
-    }
 
     // The cache after the call, with the rows before it; nothing is copied where both are bound to the same memory.
     Half* present(ort::KernelContext* context, Input past, Output index, const Shape& shape) const {
@@ -126,52 +114,12 @@ private:
         join_spans(call, block, found, spans);
     }
 
-    const Api* api_;
     std::int64_t heads_ = 0, kv_heads_ = 0;
     float epsilon_ = 0;
 };
 
-Status* compute(void* kernel, ort::KernelContext* context) {
-    const auto* const op = static_cast<const CachedAttention*>(kernel);
-    return guarded(op->api(), [&] { op->compute(context); });
-}
-
-ort::ElementType type_of(std::size_t input) {
-    if (input == kLast) return ort::kInt32;
-    return input == kPastKey || input == kPastValue ? ort::kFloat16 : ort::kFloat;
-}
-
-ort::CustomOp make_op() {
-    ort::CustomOp made{};
-    made.version = ort::kApiVersion;
-    made.get_name = [](const ort::CustomOp*) { return "CachedAttention"; };
-    made.get_execution_provider_type = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
-    made.get_input_type_count = [](const ort::CustomOp*) -> std::size_t { return kInputs; };
-    made.get_input_type = [](const ort::CustomOp*, std::size_t i) { return type_of(i); };
-    made.get_output_type_count = [](const ort::CustomOp*) -> std::size_t { return kOutputs; };
-    made.get_output_type = [](const ort::CustomOp*, std::size_t i) { return i == kOut ? ort::kFloat : ort::kFloat16; };
-    made.get_input_characteristic = [](const ort::CustomOp*, std::size_t i) {
-        return i >= kQueryScale ? ort::kOptional : ort::kRequired;
-    };
-    made.get_output_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-    made.get_input_memory_type = [](const ort::CustomOp*, std::size_t) { return 0; };
-    made.get_variadic_input_min_arity = made.get_variadic_output_min_arity = [](const ort::CustomOp*) { return 1; };
-    made.get_variadic_input_homogeneity = made.get_variadic_output_homogeneity = [](const ort::CustomOp*) { return 1; };
-    made.create_kernel_v2 = [](const ort::CustomOp*, const Api* api, const ort::KernelInfo* info, void** kernel) {
-        return guarded(api, [&] { *kernel = new CachedAttention(api, info); });
-    };
-    made.kernel_compute_v2 = compute;
-    made.kernel_destroy = [](void* kernel) { delete static_cast<CachedAttention*>(kernel); };
-    made.get_start_version = [](const ort::CustomOp*) { return 1; };
-    made.get_end_version = [](const ort::CustomOp*) { return 1; };
-    return made;
-}
-
 }  // namespace
 
-const ort::CustomOp* attention_op() {
-    static const ort::CustomOp made = make_op();
-    return &made;
-}
+const ort::CustomOp* attention_op() { return describe<CachedAttention>(); }
 
 }  // namespace qwenvl

@@ -4,19 +4,7 @@
 #include <limits>
 
 #include "simd/instruction_set.hpp"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-// The warning concerns vector arguments; all functions that have them are inlined.
-#pragma GCC diagnostic ignored "-Wpsabi"
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12's own AVX-512 functions
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
+#include "simd/intrinsics.hpp"
 
 namespace qwenvl {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "attention/patch_attention.hpp"
-#include "matmul/ort_call.hpp"
+#include "matmul/ort_op.hpp"
 #include "simd/lent.hpp"
 
 namespace qwenvl {
@@ -11,18 +11,21 @@ namespace {
 
 enum Input : std::size_t { kQkv, kCos, kSin, kGather, kKeys, kInputs };
 
-using Shape = std::vector<std::int64_t>;
-
 constexpr std::int64_t kMostDims = 256;  // of a head
 
-class PatchAttention {
+class PatchAttention : public OpKernel {
 public:
-    PatchAttention(const Api* api, const ort::KernelInfo* info) : api_(api) {
+    static constexpr const char* kName = "PatchAttention";
+    static constexpr std::size_t kInputCount = kInputs, kFirstOptional = kCos;
+    static ort::ElementType input_type(std::size_t i) {
+        if (i == kGather) return ort::kInt64;
+        return i == kKeys ? ort::kBool : ort::kFloat;
+    }
+
+    PatchAttention(const Api* api, const ort::KernelInfo* info) : OpKernel(api, kName) {
         heads_ = attribute(api, info, "num_heads");
         if (heads_ < 1) throw std::invalid_argument("num_heads must be at least 1; export the bundle again");
     }
-
-    const Api* api() const { return api_; }
 
     void compute(ort::KernelContext* context) const {
         const ort::Value* const qkv = input(api_, context, kQkv);
@@ -43,10 +46,7 @@ public:
         Segments segments;
         fill(context, segments, pictures, patches);
         call.segments = &segments;
-        const Shape made{pictures, patches, heads_ * dim};
-        ort::Value* out = nullptr;
-        check(ort::GetOutput::call(api_, context, std::size_t{0}, made.data(), made.size(), &out));
-        call.out = data_of<float>(api_, out);
+        call.out = made<float>(context, 0, {pictures, patches, heads_ * dim});
         if (input(api_, context, kGather) != nullptr) {
             std::fill_n(call.out, static_cast<std::size_t>(pictures * patches * heads_ * dim), 0.0f);
         }
@@ -54,16 +54,6 @@ public:
     }
 
 private:
-    template <typename T>
-    const T* given(const ort::KernelContext* context, Input index, const Shape& shape) const {
-        const ort::Value* const value = input(api_, context, index);
-        if (value == nullptr) return nullptr;
-        if (shape_of(api_, value) != shape) {
-            throw std::invalid_argument("the inputs of PatchAttention do not fit together");
-        }
-        return data_of<const T>(api_, value);
-    }
-
     // A segment per picture, or per window of each.
     void fill(const ort::KernelContext* context, Segments& segments, std::int64_t pictures, std::int64_t patches) const {
         segments.clear();
@@ -100,49 +90,11 @@ private:
         share(api_, context, prepared.tasks(call), [&](std::size_t task) { prepared.attend(call, task); });
     }
 
-    const Api* api_;
     std::int64_t heads_ = 0;
 };
 
-ort::ElementType type_of(std::size_t input) {
-    if (input == kGather) return ort::kInt64;
-    return input == kKeys ? ort::kBool : ort::kFloat;
-}
-
-ort::CustomOp make_op() {
-    ort::CustomOp made{};
-    made.version = ort::kApiVersion;
-    made.get_name = [](const ort::CustomOp*) { return "PatchAttention"; };
-    made.get_execution_provider_type = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
-    made.get_input_type_count = [](const ort::CustomOp*) -> std::size_t { return kInputs; };
-    made.get_input_type = [](const ort::CustomOp*, std::size_t i) { return type_of(i); };
-    made.get_output_type_count = [](const ort::CustomOp*) -> std::size_t { return 1; };
-    made.get_output_type = [](const ort::CustomOp*, std::size_t) { return ort::kFloat; };
-    made.get_input_characteristic = [](const ort::CustomOp*, std::size_t i) {
-        return i >= kCos ? ort::kOptional : ort::kRequired;
-    };
-    made.get_output_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-    made.get_input_memory_type = [](const ort::CustomOp*, std::size_t) { return 0; };
-    made.get_variadic_input_min_arity = made.get_variadic_output_min_arity = [](const ort::CustomOp*) { return 1; };
-    made.get_variadic_input_homogeneity = made.get_variadic_output_homogeneity = [](const ort::CustomOp*) { return 1; };
-    made.create_kernel_v2 = [](const ort::CustomOp*, const Api* api, const ort::KernelInfo* info, void** kernel) {
-        return guarded(api, [&] { *kernel = new PatchAttention(api, info); });
-    };
-    made.kernel_compute_v2 = [](void* kernel, ort::KernelContext* context) {
-        const auto* const op = static_cast<const PatchAttention*>(kernel);
-        return guarded(op->api(), [&] { op->compute(context); });
-    };
-    made.kernel_destroy = [](void* kernel) { delete static_cast<PatchAttention*>(kernel); };
-    made.get_start_version = [](const ort::CustomOp*) { return 1; };
-    made.get_end_version = [](const ort::CustomOp*) { return 1; };
-    return made;
-}
-
 }  // namespace
 
-const ort::CustomOp* patch_attention_op() {
-    static const ort::CustomOp made = make_op();
-    return &made;
-}
+const ort::CustomOp* patch_attention_op() { return describe<PatchAttention>(); }
 
 }  // namespace qwenvl

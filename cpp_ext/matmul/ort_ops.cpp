@@ -18,7 +18,7 @@
 #include "matmul/block_matmul.hpp"
 #include "matmul/half_scales.hpp"
 #include "matmul/layer_rows.hpp"
-#include "matmul/ort_call.hpp"
+#include "matmul/ort_op.hpp"
 #include "matmul/row_op.hpp"
 
 namespace qwenvl {
@@ -29,9 +29,12 @@ enum Input : std::size_t { kX, kPacked, kScales, kBias, kNorm, kGate, kGateScale
 // From such blocks on the bytes of the scales hardly count, so none are held a second time.
 constexpr std::int64_t kLongBlock = 128;
 
-class Linear {
+class BlockLinear : public OpKernel {
 public:
-    Linear(const Api* api, const ort::KernelInfo* info, bool has_norm) : api_(api) {
+    static constexpr std::size_t kFirstOptional = kBias;
+    static ort::ElementType input_type(std::size_t i) { return i == kPacked || i == kGate ? ort::kUint8 : ort::kFloat; }
+
+    BlockLinear(const Api* api, const ort::KernelInfo* info, const char* name, bool has_norm) : OpKernel(api, name) {
         inputs_ = attribute(api, info, "K");
         outputs_ = attribute(api, info, "N");
         bits_ = attribute(api, info, "bits");
@@ -48,22 +51,18 @@ public:
         if (has_norm) half_gate_scales_ = halves_of_constant(info, kGateScales);
     }
 
-    const Api* api() const { return api_; }
-
     void compute(ort::KernelContext* context) const {
         const ort::Value* const x = input(api_, context, kX);
-        std::vector<std::int64_t> shape = shape_of(api_, x);
+        Shape shape = shape_of(api_, x);
         if (shape.empty() || shape.back() != inputs_) throw std::invalid_argument("x has another width than K");
         std::size_t count = 1;
         for (std::size_t i = 0; i + 1 < shape.size(); ++i) count *= static_cast<std::size_t>(shape[i]);
         shape.back() = outputs_;
-        ort::Value* y = nullptr;
-        check(ort::GetOutput::call(api_, context, std::size_t{0}, static_cast<const std::int64_t*>(shape.data()),
-                                   shape.size(), &y));
+        float* const y = made<float>(context, 0, shape);
         if (count == 0) return;
-        const Around around{vector(context, kBias, outputs_), vector(context, kNorm, inputs_),
-                            residual(context, shape)};
-        multiply_all(context, data_of<const float>(api_, x), count, around, data_of<float>(api_, y));
+        const Around around{given<float>(context, kBias, {outputs_}), given<float>(context, kNorm, {inputs_}),
+                            given<float>(context, kResidual, shape)};
+        multiply_all(context, data_of<const float>(api_, x), count, around, y);
     }
 
 private:
@@ -72,7 +71,7 @@ private:
         const ort::Value* value = nullptr;
         int is_constant = 0;
         check(ort::KernelInfoGetConstantInput::call(api_, info, std::size_t{index}, &is_constant, &value));
-        if (is_constant == 0 || shape_of(api_, value) != std::vector<std::int64_t>{outputs_, inputs_ / block_}) return {};
+        if (is_constant == 0 || shape_of(api_, value) != Shape{outputs_, inputs_ / block_}) return {};
         return halves_of(data_of<const float>(api_, value), static_cast<std::size_t>(outputs_ * (inputs_ / block_)));
     }
 
@@ -81,27 +80,10 @@ private:
         const float *bias, *norm, *residual;
     };
 
-    const float* vector(const ort::KernelContext* context, Input index, std::int64_t size) const {
-        const ort::Value* const value = input(api_, context, index);
-        if (value == nullptr) return nullptr;
-        if (shape_of(api_, value) != std::vector<std::int64_t>{size}) {
-            throw std::invalid_argument("the bias or the norm has another size than the layer");
-        }
-        return data_of<const float>(api_, value);
-    }
-
-    const float* residual(const ort::KernelContext* context, const std::vector<std::int64_t>& shape) const {
-        const ort::Value* const value = input(api_, context, kResidual);
-        if (value == nullptr) return nullptr;
-        if (shape_of(api_, value) != shape) throw std::invalid_argument("the residual has another shape than y");
-        return data_of<const float>(api_, value);
-    }
-
     BlockMatrix matrix(const ort::KernelContext* context, const ort::Value* packed, Input scales_index) const {
         const ort::Value* const scales = input(api_, context, scales_index);
         const std::int64_t blocks = inputs_ / block_;
-        const std::vector<std::int64_t> packed_shape{outputs_, blocks, block_ * bits_ / 8};
-        const std::vector<std::int64_t> scale_shape{outputs_, blocks};
+        const Shape packed_shape{outputs_, blocks, block_ * bits_ / 8}, scale_shape{outputs_, blocks};
         if (scales == nullptr || shape_of(api_, packed) != packed_shape || shape_of(api_, scales) != scale_shape) {
             throw std::invalid_argument("the weights have another shape than K, N, bits and block_size say");
         }
@@ -154,54 +136,30 @@ private:
         });
     }
 
-    const Api* api_;
     std::int64_t inputs_ = 0, outputs_ = 0, bits_ = 0, block_ = 0;
     float epsilon_ = 0;
     AlignedVector<Half> half_scales_, half_gate_scales_;
 };
 
-Status* compute(void* kernel, ort::KernelContext* context) {
-    const auto* const op = static_cast<const Linear*>(kernel);
-    return guarded(op->api(), [&] { op->compute(context); });
-}
+struct MatMulNBits : BlockLinear {
+    static constexpr const char* kName = "MatMulNBits";
+    static constexpr std::size_t kInputCount = kNorm;
 
-// An operator over the first kCount inputs of Linear.
-template <std::size_t kCount>
-ort::CustomOp make_op(const char* (*name)(const ort::CustomOp*)) {
-    ort::CustomOp made{};
-    made.version = ort::kApiVersion;
-    made.get_name = name;
-    made.get_execution_provider_type = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
-    made.get_input_type_count = [](const ort::CustomOp*) { return kCount; };
-    made.get_input_type = [](const ort::CustomOp*, std::size_t i) {
-        return i == kPacked || i == kGate ? ort::kUint8 : ort::kFloat;
-    };
-    made.get_output_type_count = [](const ort::CustomOp*) -> std::size_t { return 1; };
-    made.get_output_type = [](const ort::CustomOp*, std::size_t) { return ort::kFloat; };
-    made.get_input_characteristic = [](const ort::CustomOp*, std::size_t i) {
-        return i >= kBias ? ort::kOptional : ort::kRequired;
-    };
-    made.get_output_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-    made.get_input_memory_type = [](const ort::CustomOp*, std::size_t) { return 0; };
-    made.get_variadic_input_min_arity = made.get_variadic_output_min_arity = [](const ort::CustomOp*) { return 1; };
-    made.get_variadic_input_homogeneity = made.get_variadic_output_homogeneity = [](const ort::CustomOp*) { return 1; };
-    made.create_kernel_v2 = [](const ort::CustomOp*, const Api* api, const ort::KernelInfo* info, void** kernel) {
-        return guarded(api, [&] { *kernel = new Linear(api, info, kCount > kNorm); });
-    };
-    made.kernel_compute_v2 = compute;
-    made.kernel_destroy = [](void* kernel) { delete static_cast<Linear*>(kernel); };
-    made.get_start_version = [](const ort::CustomOp*) { return 1; };
-    made.get_end_version = [](const ort::CustomOp*) { return 1; };
-    return made;
-}
+    MatMulNBits(const Api* api, const ort::KernelInfo* info) : BlockLinear(api, info, kName, false) {}
+};
+
+struct Linear : BlockLinear {
+    static constexpr const char* kName = "Linear";
+    static constexpr std::size_t kInputCount = kInputs;
+
+    Linear(const Api* api, const ort::KernelInfo* info) : BlockLinear(api, info, kName, true) {}
+};
 
 ort::CustomOpDomain* make_domain(const Api* api) {
     ort::CustomOpDomain* domain = nullptr;
     check(ort::CreateCustomOpDomain::call(api, "qwenvl_edge", &domain));
-    static const ort::CustomOp mat_mul_n_bits = make_op<kNorm>([](const ort::CustomOp*) { return "MatMulNBits"; });
-    static const ort::CustomOp linear = make_op<kInputs>([](const ort::CustomOp*) { return "Linear"; });
     for (const ort::CustomOp* op :
-         {&mat_mul_n_bits, &linear, attention_op(), patch_attention_op(), rows_linear_op()}) {
+         {describe<MatMulNBits>(), describe<Linear>(), attention_op(), patch_attention_op(), rows_linear_op()}) {
         check(ort::CustomOpDomainAdd::call(api, domain, op));
     }
     return domain;

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "matmul/layer_rows.hpp"
-#include "matmul/ort_call.hpp"
+#include "matmul/ort_op.hpp"
 #include "matmul/row_matmul.hpp"
 #include "simd/lent.hpp"
 
@@ -24,8 +24,6 @@ enum Input : std::size_t {
     kInputs
 };
 
-using Shape = std::vector<std::int64_t>;
-
 // A layer's tensors; nullptr where it has none.
 struct Around {
     const float *bias, *norm, *norm_bias, *gate_bias, *residual;
@@ -36,9 +34,13 @@ struct Workspace {
     AlignedVector<float> gated;
 };
 
-class RowsLinear {
+class RowsLinear : public OpKernel {
 public:
-    RowsLinear(const Api* api, const ort::KernelInfo* info) : api_(api) {
+    static constexpr const char* kName = "RowsLinear";
+    static constexpr std::size_t kInputCount = kInputs, kFirstOptional = kBias;
+    static ort::ElementType input_type(std::size_t i) { return i == kWeight || i == kGate ? ort::kInt8 : ort::kFloat; }
+
+    RowsLinear(const Api* api, const ort::KernelInfo* info) : OpKernel(api, kName) {
         check(ort::KernelInfoGetFloat::call(api, info, "epsilon", &epsilon_));
         const std::int64_t number = attribute(api, info, "activation");
         if (number < 0 || number > static_cast<std::int64_t>(Activation::kQuickGelu)) {
@@ -46,8 +48,6 @@ public:
         }
         activation_ = static_cast<Activation>(number);
     }
-
-    const Api* api() const { return api_; }
 
     void compute(ort::KernelContext* context) const {
         const ort::Value* const x = input(api_, context, kX);
@@ -63,24 +63,14 @@ public:
         const Around around{given<float>(context, kBias, {outputs}), given<float>(context, kNorm, {inputs}),
                             given<float>(context, kNormBias, {inputs}), given<float>(context, kGateBias, {outputs}),
                             given<float>(context, kResidual, {rows, outputs})};
-        const Shape made{rows, outputs};
-        ort::Value* y = nullptr;
-        check(ort::GetOutput::call(api_, context, std::size_t{0}, made.data(), made.size(), &y));
+        float* const y = made<float>(context, 0, {rows, outputs});
         if (rows == 0) return;
         const Lent<Workspace> work;
         round(context, data_of<const float>(api_, x), static_cast<std::size_t>(rows), matrix, around, (*work).rows);
-        multiply_all(context, matrix, is_gated ? &gate : nullptr, around, *work, data_of<float>(api_, y));
+        multiply_all(context, matrix, is_gated ? &gate : nullptr, around, *work, y);
     }
 
 private:
-    template <typename T>
-    const T* given(const ort::KernelContext* context, Input index, const Shape& shape) const {
-        const ort::Value* const value = input(api_, context, index);
-        if (value == nullptr) return nullptr;
-        if (shape_of(api_, value) != shape) throw std::invalid_argument("the inputs of RowsLinear do not fit together");
-        return data_of<const T>(api_, value);
-    }
-
     RowMatrix matrix(const ort::KernelContext* context, Input weight, Input scales, std::int64_t inputs,
                      std::int64_t outputs) const {
         const auto* const integers = given<std::int8_t>(context, weight, {inputs, outputs});
@@ -130,47 +120,12 @@ private:
         });
     }
 
-    const Api* api_;
     float epsilon_ = 0;
     Activation activation_ = Activation::kNone;
 };
 
-ort::CustomOp make_op() {
-    ort::CustomOp made{};
-    made.version = ort::kApiVersion;
-    made.get_name = [](const ort::CustomOp*) { return "RowsLinear"; };
-    made.get_execution_provider_type = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU
-    made.get_input_type_count = [](const ort::CustomOp*) -> std::size_t { return kInputs; };
-    made.get_input_type = [](const ort::CustomOp*, std::size_t i) {
-        return i == kWeight || i == kGate ? ort::kInt8 : ort::kFloat;
-    };
-    made.get_output_type_count = [](const ort::CustomOp*) -> std::size_t { return 1; };
-    made.get_output_type = [](const ort::CustomOp*, std::size_t) { return ort::kFloat; };
-    made.get_input_characteristic = [](const ort::CustomOp*, std::size_t i) {
-        return i >= kBias ? ort::kOptional : ort::kRequired;
-    };
-    made.get_output_characteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-    made.get_input_memory_type = [](const ort::CustomOp*, std::size_t) { return 0; };
-    made.get_variadic_input_min_arity = made.get_variadic_output_min_arity = [](const ort::CustomOp*) { return 1; };
-    made.get_variadic_input_homogeneity = made.get_variadic_output_homogeneity = [](const ort::CustomOp*) { return 1; };
-    made.create_kernel_v2 = [](const ort::CustomOp*, const Api* api, const ort::KernelInfo* info, void** kernel) {
-        return guarded(api, [&] { *kernel = new RowsLinear(api, info); });
-    };
-    made.kernel_compute_v2 = [](void* kernel, ort::KernelContext* context) {
-        const auto* const op = static_cast<const RowsLinear*>(kernel);
-        return guarded(op->api(), [&] { op->compute(context); });
-    };
-    made.kernel_destroy = [](void* kernel) { delete static_cast<RowsLinear*>(kernel); };
-    made.get_start_version = [](const ort::CustomOp*) { return 1; };
-    made.get_end_version = [](const ort::CustomOp*) { return 1; };
-    return made;
-}
-
 }  // namespace
 
-const ort::CustomOp* rows_linear_op() {
-    static const ort::CustomOp made = make_op();
-    return &made;
-}
+const ort::CustomOp* rows_linear_op() { return describe<RowsLinear>(); }
 
 }  // namespace qwenvl

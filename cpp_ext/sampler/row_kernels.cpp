@@ -6,9 +6,6 @@
 
 #include "simd/instruction_set.hpp"
 
-// The warning concerns vector arguments; all functions that have them are inlined.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 namespace qwenvl {
 namespace {
 

@@ -184,10 +184,10 @@ def test_what_halves_cannot_hold_becomes_the_largest():
     [
         ("last", np.array([10], np.int32), "last_indices lie outside the cache"),
         ("last", np.array([0], np.int32), "last_indices lie outside the cache"),
-        ("cos", np.zeros((1, 2, 8), np.float32), "the inputs of attention do not fit together"),
-        ("qkv", np.zeros((2, 32), np.float32), "the inputs of attention do not fit together"),
+        ("cos", np.zeros((1, 2, 8), np.float32), "the inputs of CachedAttention do not fit together"),
+        ("qkv", np.zeros((2, 32), np.float32), "the inputs of CachedAttention do not fit together"),
         ("past_key", np.zeros((1, 4, 10, 24), np.float16), "with D a multiple of 16"),
-        ("past_value", np.zeros((1, 4, 9, 32), np.float16), "the inputs of attention do not fit together"),
+        ("past_value", np.zeros((1, 4, 9, 32), np.float16), "the inputs of CachedAttention do not fit together"),
     ],
 )
 def test_tensors_that_do_not_fit(name, value, message):
