@@ -55,8 +55,8 @@ class Blocks:
     def scales(self, weight: Tensor) -> Tensor:
         """Scales [out, in / size] of float32 `weight` [out, in]; not finite where a block is not.
 
-        They are float32, but numbers that float16 has, too, wherever it has one within half a thousandth: so a runtime
-        may read them in half the bytes.
+        They are float32, rounded to a float16 number where there is one within 0.05 %, so that a runtime may read
+        them in half the bytes.
         """
         blocks = _blocks(weight, self.size)
         low, high = torch.aminmax(blocks, dim=-1)

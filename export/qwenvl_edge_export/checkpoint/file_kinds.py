@@ -1,4 +1,4 @@
-"""Files that are not what their names say: each kind gets its own sentence before a parser stumbles over it."""
+"""Files that are not what their names say: each kind has an error of its own, before a parser fails on it."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Checkpoint:
     """An opened checkpoint whose tensors are all there, with the right shapes and float dtypes.
 
     family: read from its config.json. generation: the content of generation_config.json, empty if there is none.
-    notes: sentences for the user about what a bundle of it will lack or do.
+    notes: sentences for the user about what a bundle of it will do differently.
     """
 
     path: Path

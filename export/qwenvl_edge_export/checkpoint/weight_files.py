@@ -12,7 +12,7 @@ from qwenvl_edge_export.checkpoint.folder_kinds import explain_no_weights
 from qwenvl_edge_export.checkpoint.json_file import read_object
 from qwenvl_edge_export.checkpoint.listing import few
 
-# In the order of preference, each with the patterns of what else has such a name and is no model.
+# In the order of preference, each with patterns of files that have such names and are not a model's weights.
 _KINDS = (
     ("model", (".safetensors",), ("adapter_*", "optimizer*", "scheduler*", "random_states*", "*lora*")),
     (

@@ -1,4 +1,4 @@
-"""The seam: what a model family gives the exporter. A new family is a folder here and a line in detect.py."""
+"""The interface of a model family for the exporter. A new family is a folder here and a line in detect.py."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class ReferenceVision(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, picture: PictureInputs) -> ImageFeatures:
-        """Features of one picture; of its arrays, what the host computed of the grid alone is not to be trusted."""
+        """Features of one picture. The reference computes the tables of its grid itself: those among the arrays are the
+        runtime's, which it is to check."""
 
 
 class ReferenceLayer(nn.Module, ABC):

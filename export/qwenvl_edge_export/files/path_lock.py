@@ -1,7 +1,7 @@
 """One writer per path: a lock file beside it, held through the system's flock while its writer lives.
 
-A process number would tell nothing: containers and hosts that share a disk have their own. The system drops the lock
-when the writer ends, however it ends, and NFS passes it on to the other hosts. The file goes with its last holder.
+Process numbers would not work: containers and hosts that share a disk each have their own. The system drops the lock
+when the writer ends, however it ends, and NFS passes it on to the other hosts. The last holder removes the file.
 Where a file system has no flock, the file's existence is the lock; a killed writer leaves it behind, and the refusal
 says so.
 """

@@ -32,8 +32,8 @@ class Linear:
         operators are allowed, DequantizeLinear by blocks in front of that Gemm. All over the same bytes.
         The native core's operator Linear also computes what stands around the product.
     Rows: the activations are quantized at run time, one scale per call: DynamicQuantizeLinear, MatMulInteger and the
-        two scales, which ONNX Runtime fuses. Weights are signed, which VNNI and AMX want; on x86 without them the sums
-        saturate, so there the runtime lets ONNX Runtime make the weights unsigned when it loads them.
+        two scales, which ONNX Runtime fuses. Weights are signed, as VNNI and AMX take them. On x86 without
+        these, sums of signed weights saturate, so there the runtime lets ONNX Runtime make them unsigned at load.
     StaticRows: QuantizeLinear and DequantizeLinear around that Gemm, signed and symmetric, the form that TensorRT makes
         INT8 kernels of: one scale for the activations, one per output row for the weights. The activations are divided
         by their smoothing factors first, an operator that TensorRT fuses. Activations without given scales stay floats.

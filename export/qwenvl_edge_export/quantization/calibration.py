@@ -1,9 +1,8 @@
 """Calibration layer by layer: one decoder layer's weights in memory, the rows between layers in a file on disk.
 
-Weight-only integers come from GPTQ: each layer sees what the quantized layers before it make of the samples, and within
-a layer each group of linear layers what the quantized groups before it make of them. For W8A8, SmoothQuant finds the
-scales of every layer's inputs as the float model has them. The results of a layer are kept when it is done, so an
-interrupted calibration goes on after it.
+Weight-only integers come from GPTQ: each layer sees what the quantized layers before it make of the samples, and all
+matrices of a layer see the inputs that its floats give. For W8A8, SmoothQuant finds the scales of every layer's inputs
+as the float model has them. The results of a finished layer are kept, so an interrupted calibration continues after it.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class Kept:
         on_bytes: Callable[[int], None],
         integers: GivenIntegers = no_integers,
     ) -> FileInfo:
-        """Write decoder.data into `folder`, with the integers that were found where layers become such in blocks.
+        """Write decoder.data into `folder`, with the integers that were found where layers are quantized in blocks.
 
         That file keeps its name here beside the new one, so that it is found again if the export is interrupted. File
         systems that know no second names get a copy.

@@ -108,7 +108,7 @@ def _words(builder: CaseBuilder) -> list[Maker]:
 
 
 def _builtin_pictures() -> Iterator[Callable[[], Picture]]:
-    """Random rectangles: not the pictures of verification, which would then show less than the loss."""
+    """Random rectangles: not the pictures of verification, which would then show too small a loss."""
     random = np.random.default_rng(11)
     for _ in range(_RANDOM_PICTURES):
         canvas = np.full((240, 320, 3), random.integers(0, 256, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""A bundle's graph -> the form that TensorRT's parser takes and runs well. The arithmetic stays, but for rounding.
+"""A bundle's graph -> the form that TensorRT's parser takes and runs well; only rounding may differ.
 
 The bundle's weights are read where they lie. Integers alone are written anew, for the time of the build: TensorRT
 knows signed ones only, and the bundle's are unsigned, so each one's top bit is flipped.

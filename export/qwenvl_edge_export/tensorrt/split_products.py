@@ -1,4 +1,4 @@
-"""A calibrated product that is split behind it -> one product per part.
+"""A calibrated product whose output is split -> one product per part.
 
 TensorRT multiplies 8-bit integers only where a product's weight comes from DequantizeLinear directly. It moves a Split
 up to the weight, and then widens the whole weight in memory at every call and multiplies in float16 (seen in the layer

@@ -38,7 +38,7 @@ from qwenvl_edge_export.verification.sides import GREEDY_TOKENS, Replied, Side
 from qwenvl_edge_export.verification.stages import Progress, Stages
 from qwenvl_edge_export.verification.streamed_reference import Asked, StreamedReference
 
-_CORRECTED_UP_TO_BYTES = 1 << 30  # of the decoder in float32; above it PyTorch's answer would take minutes a token
+_CORRECTED_UP_TO_BYTES = 1 << 30  # of the decoder in float32; above it PyTorch's answer would take minutes per token
 _UNIT = 1_000_000_000
 _PATCH_VALUES = 3 * 14 * 14
 

@@ -221,7 +221,7 @@ def divergence(found: FloatArray, wanted: FloatArray) -> float:
 
 
 def agreement(tokens: Sequence[int], ours: Choices, theirs: Choices) -> tuple[int, int] | None:
-    """Count the tokens before the first at which two greedy answers part, and all tokens; None: it lies too far on.
+    """Count the tokens before the first at which two greedy answers part, and all tokens; None: that cannot be told.
 
     Args:
         tokens: M ids that both were given, a greedy answer of one of them or of another decoder.
@@ -232,7 +232,7 @@ def agreement(tokens: Sequence[int], ours: Choices, theirs: Choices) -> tuple[in
     first = [len(tokens) if each.all() else int(np.argmin(each)) for each in equal]
     same = min(first)
     if first[0] == first[1] < len(tokens) and ours[same] == theirs[same]:
-        return None  # both go on otherwise than the tokens do, and alike
+        return None  # both choose the same other token
     return same, len(tokens)
 
 

@@ -1,4 +1,4 @@
-"""How far a comparison is: named stages of known weight, told to a progress bar."""
+"""Progress of a comparison: named stages of known weight, reported to a progress bar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Progress = Callable[[int, int, str], object]
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 class Stages:

@@ -234,8 +234,8 @@ class Backend(NotPicklable, ABC):
     ) -> FloatArray:
         """Decode without checking shapes, dtypes and ranges: for the engine, which builds the arrays itself.
 
-        At every token of an answer the checks would cost more Python than the call itself. What stays is the room in
-        the cache, because a write beyond it would corrupt memory, and the shape and the numbers of the logits.
+        At every token of an answer the checks would cost more Python than the call itself. Still checked are the room
+        in the cache, because a write beyond it would corrupt memory, and the logits.
         """
         length = max(write_indices.tolist()) + inputs_embeds.shape[1]
         if length > cache.capacity:

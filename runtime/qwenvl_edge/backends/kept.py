@@ -54,7 +54,7 @@ def check_picture_fits(workspace: Workspace, family: Family, layout: PictureLayo
     """
     tokens = layout.tokens // layout.grid[0]  # the parts of a clip are encoded some at a time
     if tokens <= family.largest_layout().tokens:
-        return  # room for it was made sure of when the bundle was opened
+        return  # room for it was checked when the bundle was opened
     needed = picture_bytes(workspace, family, tokens)
     if free is not None and needed > free:
         raise BackendError(

@@ -48,7 +48,7 @@ class Examples(Document):
         """Read a file of examples.
 
         Raises:
-            error: it cannot be read, or says what no examples are.
+            error: it cannot be read, or its content is not valid.
         """
         try:
             text = path.read_text(encoding="utf-8") if path.stat().st_size <= _MOST_BYTES else ""

@@ -93,7 +93,7 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a file is there. Raises BundleError where that may not be known."""
+    """Return whether a file is there. Raises BundleError if permissions hide that."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -104,7 +104,7 @@ def is_file(path: Path) -> bool:
 
 
 def _no_file(path: Path, where: str, name: str, remedy: str) -> str:
-    """The sentence about a file that is missing, or is none."""
+    """The sentence about a path that is missing, or is not a file."""
     if path.is_symlink() and not path.exists():
         return f'"{path}" is a link to "{path.readlink()}", which is not there; {remedy}.'
     return f'{where} {"has something else than a file as" if path.exists() else "lacks"} "{name}"; {remedy}.'

@@ -35,9 +35,8 @@ class ModelInfo:
 
     deepstack_layers: how many of the first layers get rows of picture features of their own; most models have none.
 
-    A head with the weights of the embedding table (a tied head) is not marked here. The decoder graph holds them as it
-    holds any head's, so nobody who reads a manifest computes otherwise for it; the exporter alone knows where they come
-    from.
+    A head with the weights of the embedding table (a tied head) is not marked here. The decoder graph holds them like
+    any other head's, so nothing that reads a manifest treats them differently; only the exporter knows whose they are.
     """
 
     hidden_size: int

@@ -1,8 +1,9 @@
 """Proofs that a file has its digest, kept between runs, so that large files are hashed once and not at every start.
 
 A proof is an empty file in the user's cache folder. Its name stands for the file's device, inode, size, times of the
-last change and digest: whatever writes to a file, or puts another in its place, changes one of them. What no time
-shows, a disk that forgets a bit, is found by `qwenvl doctor BUNDLE --files`, which trusts no proof.
+last change and digest: whatever writes to a file, or puts another in its place, changes one of them. Damage
+that changes no time, such as a flipped bit on the disk, is found by `qwenvl doctor BUNDLE --files`, which trusts no
+proof.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.urls import show, shown
 
 Record = TypeVar("Record")
-_MOST = 1 << 53  # whole numbers beyond are no count, size or place of anything
+_MOST = 1 << 53  # a larger whole number cannot be a count, size or offset
 
 
 def read_object(text: str, where: str, error: type[QwenVLError], remedy: str = "") -> dict[str, Any]:

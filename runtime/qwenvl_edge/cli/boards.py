@@ -188,7 +188,7 @@ def plan_for(
     from qwenvl_edge.backends.memory_estimate import estimate_memory, gpu_weight_bytes
     from qwenvl_edge.bundle.manifest import FLOAT_CACHE
 
-    # A GPU's cache is the bundle's, a plan with the plugin taken for granted; a CPU's is float.
+    # On a GPU the cache has the bundle's type, as in a plan with the plugin; on a CPU it is float.
     kv_cache = FLOAT_CACHE if board.compute_capability is None else bundle.manifest.precision.kv_cache
     on_gpu = board.compute_capability is not None
     given = gpu_weight_bytes(bundle) if on_gpu else weights

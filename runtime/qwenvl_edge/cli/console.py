@@ -190,7 +190,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _tries(examples: Examples, folder: Path) -> Iterator[str]:
-    """The lines that a model can be tried with, as they are typed, and what to know before."""
+    """The lines to type to try a model, and what to know before."""
     for example in examples.examples:
         yield "\nto try it, type:"
         yield from (f"  /image {shlex.quote(str(folder / name))}" for name in example.pictures)

@@ -1,4 +1,4 @@
-"""Findings about this machine: the parts that bundles need, and the lines that would add what is missing."""
+"""Findings about this machine: the parts that bundles need, and the commands that install what is missing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact: its subject, what was found, what that means, and the line that would improve it ("" if none)."""
+    """One fact: its subject, what was found, what that means, and the command that would improve it ("" if none)."""
 
     subject: str
     found: str
@@ -257,7 +257,7 @@ def _watts(name: str) -> float:
 
 
 def _clocks(root: Path) -> Iterator[Finding]:
-    """GPU and CPU clocks, as ranges: what may fall between questions rises late."""
+    """GPU and CPU clocks, as ranges: a clock that fell between two questions is slow to rise again."""
     gpus = sorted(root.glob("sys/class/devfreq/*gpu*"))
     if gpus:
         yield _clock("GPU clock", gpus[0] / "min_freq", gpus[0] / "max_freq", 1e6)

@@ -91,8 +91,8 @@ class Batcher(NotPicklable):
                 came since its last call, before on_text.
             on_thinking: the same for the reasoning before the answer, in models that reason.
             on_call: the same for pieces of the calls of tools, called after on_text.
-            client: who asks, by any name. Of the requests that wait, those come first for whose client least was
-                computed of late, so that nobody is kept waiting by one who asks much.
+            client: who asks, by any name. The next request is one of the client for whom least was computed in the last
+                seconds, so that one client's many requests do not keep others waiting.
 
         Returns:
             The reply to come, or its error: a BackendError, or one that a callback raised. Its own cancel() does

@@ -125,7 +125,7 @@ class Generation:
             self.scores.add(logits)
 
     def score_rest(self, decoder: SequenceDecoder) -> None:
-        """Score the tokens that were forced at the end of an answer, which nothing came after."""
+        """Score forced tokens at the end of an answer, whose logits no later step has computed."""
         if self.finish_reason is not None and self.unscored:
             for logits in decoder.score():
                 self.score(logits)

@@ -1,4 +1,4 @@
-"""Who has made the engine compute how much of late: whoever asked for least is answered first."""
+"""Seconds of computing that each client caused recently; the client with the fewest is answered first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOOK_AT = 64  # clients
 
 
 class Ledger:
-    """Seconds of computing by client; what is as old as _HALF_LIFE_S counts half. Used by several threads.
+    """Seconds of computing by client, with a half-life of _HALF_LIFE_S; may be used from several threads.
 
     clock: gives the time in seconds.
     """
@@ -22,7 +22,7 @@ class Ledger:
         self._spent: dict[str, tuple[float, float]] = {}  # seconds, and when they were counted
 
     def others(self, client: str) -> bool:
-        """Tell whether another client has asked of late."""
+        """Tell whether another client has asked recently."""
         return any(self.spent(each) >= _FORGOTTEN_S for each in list(self._spent) if each != client)
 
     def charge(self, client: str, seconds: float) -> None:
@@ -40,6 +40,6 @@ class Ledger:
             self.charge(client, seconds / len(each))
 
     def spent(self, client: str) -> float:
-        """Return the seconds that a client has made the engine compute of late."""
+        """Return the seconds of computing that a client caused recently."""
         seconds, since = self._spent.get(client, (0.0, 0.0))
         return seconds * 2.0 ** ((since - self._clock()) / _HALF_LIFE_S) if seconds else 0.0

@@ -36,8 +36,8 @@ _POLL_S = 0.02  # how often a waiting caller looks whether it was cancelled, whi
 class Turns:
     """A fair lock: first come, first served; waiting can be given up.
 
-    Another thread than the one that took it may release it, also the garbage collector in the middle of `take`: it ends
-    a forgotten stream in whichever thread it runs.
+    Any thread may release it, even the garbage collector in the middle of `take`: it ends a forgotten stream in
+    whichever thread it runs.
     """
 
     def __init__(self) -> None:
@@ -304,7 +304,7 @@ class Answerer:
 
     def _writer(self, request: Request) -> AnswerWriter:
         family = self._family
-        # Where a constraint rules, stop words are words like others: only control tokens end the answer.
+        # Under a constraint, stop strings are ordinary text: only control tokens end the answer.
         stop = self._stop if request.matcher is None else [(end,) for end in self._ends]
         return AnswerWriter(
             self._tokenizer,

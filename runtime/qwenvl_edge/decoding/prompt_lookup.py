@@ -49,7 +49,7 @@ class Repetition:
         return len(self._ids)
 
     def foretells(self, token: int) -> bool:
-        """Return whether a token came there."""
+        """Return whether this token followed there."""
         return self.length > 0 and self._ids[self._next] == token
 
     def append(self, token: int) -> None:
@@ -66,7 +66,7 @@ class Repetition:
             self.length = self._common(self._next) if self._next else 0
 
     def continuation(self, count: int) -> list[int]:
-        """Return the `count` tokens that came there; at the end of the sequence they begin anew from there."""
+        """Return the `count` tokens that followed there; after the end of the sequence they repeat from there."""
         ids, start = self._ids, self._next
         period = len(ids) - start
         return [ids[start + i % period] for i in range(count)]

@@ -27,8 +27,8 @@ from qwenvl_edge.inputs.request import Control, Request
 from qwenvl_edge.replies.reply import Reply
 
 _DONE = object()
-_AHEAD_S = 0.05  # of computing that a client must have had less than another to interrupt its prompt
-_RESERVED = 4  # one row of so many is left to others by a client that has the rest
+_AHEAD_S = 0.05  # so much less computing must a client have had to interrupt another's prompt
+_RESERVED = 4  # where others ask, a client leaves one row of so many to them
 _LEAST_CAPACITY = 512  # tokens per row
 _PIECE_S, _BREAK_S = 0.3e-3, 1e-3  # of a search beside other answers, and between two pieces of it
 

@@ -59,7 +59,7 @@ class PrefixCache:
         return self._slots[-1]
 
     def take(self, keys: IntArray, positions: Positions) -> Slot:
-        """Return a slot for a prompt with content keys [T]; its cache holds what of the prompt needs no computing.
+        """Return a slot for a prompt with content keys [T]; its cache holds the part that is computed already.
 
         At least the last token is left to compute, since its logits are wanted.
         """

@@ -1,4 +1,4 @@
-"""The seam: what one model family decides, and everything else asks it for.
+"""The interface of a model family: what it decides, and everything else asks it for.
 
 A new family is a new module beside qwen_vl.py and one line in `families.create_family`.
 """

@@ -1,8 +1,8 @@
 """M-RoPE (arXiv 2409.12191): positions on three axes, time, rows and columns of a picture.
 
 A word has the same position on all three; the tokens of a picture share its time and differ in row and column. What
-comes after a picture or clip continues one past its largest position. So positions follow from what stands before a
-token, and a computed prefix stays right whatever comes after it.
+comes after a picture or clip continues one past its largest position. So a token's
+position depends only on what is before it, and a computed prefix stays valid whatever comes after it.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class PlaceReader(ABC):
 
     @abstractmethod
     def mark(self, label: str) -> int:
-        """Take a marked phrase as it stands, whatever it looks like; return its length in the clean text."""
+        """Take a marked phrase verbatim, even if it looks like markup; return its length in the clean text."""
 
     @abstractmethod
     def begin(self) -> None:

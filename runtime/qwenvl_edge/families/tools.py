@@ -178,10 +178,10 @@ def _objects(body: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class CallPiece:
-    """What came of a tool's call under way.
+    """A piece of a tool's call that is being written.
 
-    call: its number in the answer, from 0. name: the tool's, in the first piece of the call; else None. arguments: goes
-    on from the pieces before; all together are the JSON of the arguments.
+    call: its number in the answer, from 0. name: the tool's, in the first piece of the call; else None.
+    arguments: continues the pieces before; joined they are the JSON of the arguments.
     """
 
     call: int
@@ -192,8 +192,8 @@ class CallPiece:
 class CallPieces:
     """Cuts the bodies of calls into pieces while they are written.
 
-    A body begins to be told when the tool's name and the bracket of its arguments are there, as the grammar of tools
-    has them. One of another form is told when it is whole.
+    Pieces of a body begin when the tool's name and the bracket of its arguments are there, as the grammar of tools has
+    them. A body of another form comes in one piece when it is whole.
     """
 
     def __init__(self) -> None:

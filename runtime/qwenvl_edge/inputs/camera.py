@@ -14,7 +14,7 @@ from qwenvl_edge.inputs.options import check, number, optional
 from qwenvl_edge.inputs.pictures import ChannelOrder, Picture, array_to_rgb, check_channel_order, freeze
 from qwenvl_edge.machine.forks import NotPicklable
 
-_SLACK = 0.9  # of the time between two frames: cameras are never on time
+_SLACK = 0.9  # of the time between two frames, since cameras are not exactly on time
 _POSITIVE = optional(number("a positive number", above=0))
 _LIMIT = optional(number("0 or more", least=0))
 

@@ -183,7 +183,7 @@ def _parse_turn(turn: Any, load: Loader, limits: PixelLimits) -> Turn:
 
 
 def check_text(text: Any, what: str) -> str:
-    """Return words that can be encoded. Raises PromptError, which calls them `what`."""
+    """Return the words if they can be encoded. Raises PromptError, which calls them `what`."""
     if not isinstance(text, str):
         raise PromptError(f"{what} is of type {type(text).__name__}; give a string.")
     try:

@@ -1,4 +1,4 @@
-"""The seam between training and a family's network."""
+"""The interface between training and a family's network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The members of the seam, from a checkpoint's configuration and the files beside it."""
+"""The three families for the exporter, from a checkpoint's configuration and the files beside it."""
 
 from __future__ import annotations
 

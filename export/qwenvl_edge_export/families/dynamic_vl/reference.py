@@ -1,7 +1,7 @@
 """The reference: transformers' own modules, layer by layer, with weights that are read when they are needed.
 
-Positions are restated here from a prompt's spans, apart from the runtime's: what they are given decides what both sides
-are compared on.
+Positions are computed here from a prompt's spans independently of the runtime's, so that an error there shows in the
+comparison.
 """
 
 from __future__ import annotations

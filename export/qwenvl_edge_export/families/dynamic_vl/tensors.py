@@ -1,8 +1,8 @@
 """Names and shapes of a checkpoint's tensors.
 
-Three naming schemes are in the wild: the published files', that of files saved by transformers 4.52 to 4.57, and that
-of later versions, which write the published one again. Here tensors have the names of transformers' modules, so that
-the reference network takes them as they are; `canonical` gives them to a file's own names.
+Files have two naming schemes: the published one, which transformers 5 writes again, and that of transformers 4.52 to
+4.57. Here tensors have the names of transformers' modules, so that the reference network takes them as they are;
+`canonical` finds these names for a file's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Qwen-VL (arXiv 2308.12966): the members of the seam, from a configuration."""
+"""Qwen-VL (arXiv 2308.12966): the family for the exporter, from a configuration."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Kernels:
         self._kernels = {}
         for name in names:
             kernel = self._call(f"find {name}", driver.cuLibraryGetKernel, library, name.encode())
-            self._kernels[name] = driver.CUfunction(int(kernel))  # the documentation of launches tells to cast
+            self._kernels[name] = driver.CUfunction(int(kernel))  # as the documentation of launches requires
 
     def launch(self, name: str, grid: tuple[int, int], threads: int, stream: Stream, arguments: Iterable[Any]) -> None:
         """Queue a kernel on a stream: blocks of `threads` threads in a `grid`; `arguments` are ctypes values in order.

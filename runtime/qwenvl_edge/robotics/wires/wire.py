@@ -1,4 +1,4 @@
-"""The seam between a node and a wire of ROS 2: messages and services by ROS's names, their bytes in CDR."""
+"""The interface between a node and a wire of ROS 2: messages and services by ROS's names, their bytes in CDR."""
 
 from __future__ import annotations
 
