@@ -90,6 +90,37 @@ def test_a_long_prompt_is_interrupted_and_goes_on_where_it_was(engine, scheduler
     assert (told.reused_tokens, told.prefill_tokens) == (0, told.prompt_tokens)
 
 
+def test_a_prompt_waits_for_a_short_answer_of_one_who_had_less(engine, scheduler):
+    short = asked(engine, SHORT, "little", tokens=12)
+    scheduler.put(short)
+    scheduler._ledger.charge("much", 10)
+    while scheduler._batch is None:
+        scheduler.prefill()
+    scheduler.put(asked(engine, LONG, "much"))
+    scheduler._owed_s = 1e6  # as after a picture that took long
+    for _ in range(3):
+        assert not scheduler.prefill()
+        scheduler.step()
+    assert scheduler.running == 2 and short.work.run.new_tokens > 3
+    scheduler._owed_s = 1e-9  # paid by the next token
+    assert not scheduler.prefill()
+    scheduler.step()
+    assert scheduler.prefill() and scheduler._owed_s > 0
+    assert run(scheduler) and short.reply.result(0).stats.new_tokens == 12
+
+
+def test_a_prompt_does_not_wait_where_nobody_had_less(engine, scheduler):
+    first = asked(engine, SHORT, "one", tokens=12)
+    scheduler.put(first)
+    while scheduler._batch is None:
+        scheduler.prefill()
+    for client in ("one", "other"):  # its own, and one for whom as little was computed
+        scheduler.put(asked(engine, f"{LONG} {client}", client))
+        scheduler._owed_s = 1e6
+        assert scheduler.prefill()
+    run(scheduler)
+
+
 def test_nobody_is_interrupted_by_an_equal(engine, scheduler):
     long, short = asked(engine, LONG, "one"), asked(engine, SHORT, "other")
     scheduler.put(long)

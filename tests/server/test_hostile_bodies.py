@@ -29,6 +29,12 @@ def test_many_wrong_messages_are_not_validated(http, address, item):
         assert sent.result().status_code == 400
 
 
+def test_many_escaped_characters_are_not_read(http):
+    content = '{"model":"nano","messages":[{"role":"user","content":"' + "\\u1112" * 1_000_001 + '"}]}'
+    response = http.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400 and "1,000,001 escaped characters" in response.json()["error"]["message"]
+
+
 def test_compressed_bodies_are_refused_by_name(http):
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     response = http.post("/v1/chat/completions", content=zlib.compress(b"{}"), headers=headers)

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
+from qwenvl_edge.constraints import ending
 from qwenvl_edge.constraints.matcher import Matcher
+from qwenvl_edge.server.trials import Trials, not_now
 from support.hostile import QUICK, plain
 from support.served import WAIT_S, ask, post
 
@@ -52,6 +54,31 @@ def test_others_are_answered_while_the_end_of_a_form_is_sought(http, address, mo
             found.set()
         choice = cut.result().json()["choices"][0]
         assert choice["finish_reason"] == "length" and len(json.loads(choice["message"]["content"])) == 3
+
+
+def test_the_end_of_a_form_is_sought_in_another_process(http, monkeypatch):
+    def here(*_, **__):
+        raise AssertionError("it was sought here")
+
+    monkeypatch.setattr(ending, "shortest_end", here)
+    for most in (2, 3):
+        choice = post(http, form({"type": "array", "minItems": 3}, max_tokens=most), timeout=WAIT_S).json()["choices"][
+            0
+        ]
+        assert choice["finish_reason"] == "length" and choice["message"]["qwenvl"]["complete"] is True
+        assert len(json.loads(choice["message"]["content"])) == 3
+
+
+def test_a_form_is_left_open_where_no_process_can_look_for_its_end(http, address, monkeypatch):
+    async def none(*_):
+        raise not_now()
+
+    asked = form({"type": "array", "minItems": 3, "items": {"type": "null"}}, max_tokens=2)
+    assert post(http, asked, timeout=WAIT_S).status_code == 200  # the form is known
+    monkeypatch.setattr(Trials, "_answer", none)
+    choice = post(http, asked, timeout=WAIT_S).json()["choices"][0]
+    assert choice["finish_reason"] == "length" and choice["message"]["qwenvl"]["complete"] is False
+    plain(address)
 
 
 def test_a_form_that_compiles_for_ever_is_refused_and_remembered(http):

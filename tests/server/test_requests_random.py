@@ -13,7 +13,7 @@ from qwenvl_edge.server.abilities import Abilities
 from qwenvl_edge.server.chat import read_chat
 from qwenvl_edge.server.completions import read_completion
 from qwenvl_edge.server.errors import ApiError
-from qwenvl_edge.server.forms import wanted_form
+from qwenvl_edge.server.forms import given_form, made
 from qwenvl_edge.server.intake import _object
 from qwenvl_edge.server.reasoning import thinking_budget
 from qwenvl_edge.server.responses import ResponsesRequest, read_response
@@ -75,7 +75,9 @@ def understood(read, raw):
 def test_chat(raw, abilities):
     request = understood(lambda raw: read_chat(raw, LIMITS, abilities), raw)
     if request is not None:
-        understood(wanted_form, request)
+        given = understood(given_form, request)
+        if given is not None:
+            understood(lambda it: made(*it), given)
         understood(lambda request: thinking_budget(request, abilities, 64), request)
         if abilities.tools:
             understood(lambda it: read_tools(it.tools, it.tool_choice, parallel=it.parallel_tool_calls), request)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 _SEARCHES = ((64, 500), (1024, 1500))  # cost of a skip, in ids that a path is followed for before another; most steps
-_LONGEST = 1024  # ids; a form that needs more is left open
+_LONGEST = 4096  # ids, of single bytes most; a form that needs more is left open
 _SECONDS = 0.25
 _CLOSERS = '"}])>,:.'
 
@@ -53,14 +53,14 @@ def shortest_end(
     """Return the ids that complete an llguidance matcher's form; none if it is complete or no end was found soon.
 
     Args:
-        matcher: is left as it is.
+        matcher: must not be used after this.
         order: the ids to try, the preferred first.
         longest: the most ids; paths that cannot end within them are dropped.
         seconds: the computing time after which no end is looked for any more.
         rest: called before each step.
     """
     ends = time.thread_time() + seconds
-    walk = _Walk(matcher.deep_copy())
+    walk = _Walk(matcher)
     for skip, steps in _SEARCHES:
         if found := _search(walk, order, longest, ends, rest, skip=skip, steps=steps):
             return found
@@ -100,8 +100,9 @@ class _Walk:
 
     def go(self, path: list[int]) -> bool:
         """Stand at the end of a path; return False if the matcher gave up."""
-        shared = next((i for i, (a, b) in enumerate(zip(self._taken, path, strict=False)) if a != b), None)
-        kept = min(len(self._taken), len(path)) if shared is None else shared
+        kept = min(len(self._taken), len(path))
+        if self._taken[:kept] != path[:kept]:
+            kept = next(i for i, (a, b) in enumerate(zip(self._taken, path, strict=False)) if a != b)
         if kept < len(self._taken) and not self._matcher.rollback(len(self._taken) - kept):
             return False
         self._taken = path

@@ -5,20 +5,21 @@ Its masks cover the tokenizer's whole vocabulary, special tokens included; the s
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qwenvl_edge.constraints.completion import Rest, preference, restless, shortest_end
+from qwenvl_edge.constraints.completion import preference
 from qwenvl_edge.constraints.constraint import Constraint
+from qwenvl_edge.constraints.ending import MOST_LEXER_STATES, Alphabet, Ending, Seek, find_end
 from qwenvl_edge.errors import PromptError, QwenVLError
 from qwenvl_edge.families.base import Family
 
 _KEPT = 8
-_MOST_LEXER_STATES = 25_000  # 1 to 2 kB each; llguidance's own limit is ten times as many
 _MISTAKES = {"NoExtensionBias": "nothing can be written that keeps to it", "NoExtension": "nothing keeps to it"}
 _NO_WHITE_SPACE = {"whitespace_flexible": False}
 
@@ -33,21 +34,24 @@ class Vocabulary(Protocol):
         """Return the bytes of ids."""
 
 
-@dataclass(frozen=True)
-class _Ids:
-    """Ids and their bytes: `single` of each byte alone, `closing` in the order in which an end is sought."""
-
-    single: Mapping[int, int]
-    closing: Sequence[int]
-    text_of: Callable[[Sequence[int]], bytes]
-
-
 class Matcher:
-    """Follows one answer; call `release` at its end."""
+    """Follows one answer; call `release` at its end.
 
-    def __init__(self, matcher: Any, ids: _Ids, give_back: Callable[[Any], None]) -> None:
+    grammar: llguidance's, of the form. text_of: gives the bytes of ids. give_back: takes the llguidance matcher.
+    """
+
+    def __init__(
+        self,
+        matcher: Any,
+        grammar: str,
+        alphabet: Alphabet,
+        text_of: Callable[[Sequence[int]], bytes],
+        give_back: Callable[[], None],
+    ) -> None:
         self._matcher = matcher
-        self._ids = ids
+        self._grammar = grammar
+        self._alphabet = alphabet
+        self._text_of = text_of
         self._taken: list[int] = []
         self._give_back = give_back
 
@@ -65,12 +69,11 @@ class Matcher:
         forced: list[int] = self._matcher.compute_ff_tokens()
         return forced
 
-    def closing(self, rest: Rest = restless) -> list[int]:
-        """Return few ids that complete the form after what was taken; none if no end was found soon.
-
-        rest: called between the steps of the search.
-        """
-        return shortest_end(self._matcher, self._ids.closing, rest=rest)
+    def closing(self, seek: Seek = find_end) -> list[int]:
+        """Return few ids that complete the form after what was taken; none if `seek` found no end soon."""
+        named = {id_ for id_, _ in self._alphabet.named}
+        taken = [[id_] if id_ in named else self._spelled(self._text_of([id_])) for id_ in self._taken]
+        return seek(Ending(self._grammar, tuple(itertools.chain.from_iterable(taken)), self._alphabet))
 
     def take(self, token: int) -> bool:
         """Take the next id, an allowed one; return True if nothing but the end may follow.
@@ -88,17 +91,20 @@ class Matcher:
     def is_whole(self, text: str) -> bool:
         """Tell whether `text`, all or the beginning of what was taken, is a whole form; take nothing after this."""
         rest, kept = text.encode(), 0
-        for piece in (self._ids.text_of([token]) for token in self._taken):
+        for piece in (self._text_of([token]) for token in self._taken):
             if not rest.startswith(piece):
                 break
             rest, kept = rest[len(piece) :], kept + 1
         self._matcher.rollback(len(self._taken) - kept)
-        taken: int = self._matcher.try_consume_tokens([self._ids.single[byte] for byte in rest])
+        taken: int = self._matcher.try_consume_tokens(self._spelled(rest))
         return taken == len(rest) and bool(self._matcher.is_accepting())
 
     def release(self) -> None:
         """Keep the computed masks for the next answer; the matcher must not be used after this."""
-        self._give_back(self._matcher)
+        self._give_back()
+
+    def _spelled(self, text: bytes) -> list[int]:
+        return [self._alphabet.single[byte] for byte in text]
 
 
 class MatcherFactory:
@@ -112,8 +118,8 @@ class MatcherFactory:
         self._text = vocabulary
         self._lock = threading.Lock()
         self._vocabulary: Any = None
-        self._idle: OrderedDict[Constraint, Any] = OrderedDict()
-        self._ids = _Ids({}, (), vocabulary.decode_bytes)
+        self._alphabet: Alphabet | None = None
+        self._idle: OrderedDict[Constraint, tuple[Any, str]] = OrderedDict()
 
     def start(self, constraint: Constraint) -> Matcher:
         """Return a matcher at the beginning of an answer.
@@ -125,31 +131,41 @@ class MatcherFactory:
         llguidance = _llguidance()
         with self._lock:
             if self._vocabulary is None:
-                self._vocabulary = self._read_vocabulary(llguidance)
-            matcher = self._idle.pop(constraint, None)
+                self._vocabulary, self._alphabet = self._read_vocabulary(llguidance)
+            matcher, grammar = self._idle.pop(constraint, (None, ""))
+        assert self._alphabet is not None
         try:
             if matcher is None or not matcher.reset():
-                limits = llguidance.LLParserLimits(max_lexer_states=_MOST_LEXER_STATES, verbose_errors=False)
-                matcher = llguidance.LLMatcher(self._vocabulary, self._grammar(constraint), log_level=0, limits=limits)
+                grammar = self._grammar(constraint)
+                limits = llguidance.LLParserLimits(max_lexer_states=MOST_LEXER_STATES, verbose_errors=False)
+                matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         except ValueError as error:
             raise PromptError(f"the constraint is malformed: {mistake(error)}.") from None
         if matcher.is_error():
             raise PromptError(f"the constraint is malformed: {mistake(matcher.get_error())}.")
-        return Matcher(matcher, self._ids, lambda idle: self._keep(constraint, idle))
+        give_back = functools.partial(self._keep, constraint, matcher, grammar)
+        return Matcher(matcher, grammar, self._alphabet, self._text.decode_bytes, give_back)
 
-    def _keep(self, constraint: Constraint, matcher: Any) -> None:
+    def _keep(self, constraint: Constraint, matcher: Any, grammar: str) -> None:
         with self._lock:
             if not matcher.is_error():
-                self._idle[constraint] = matcher
+                self._idle[constraint] = matcher, grammar
             if len(self._idle) > _KEPT:
                 self._idle.popitem(last=False)
 
-    def _read_vocabulary(self, llguidance: Any) -> Any:
-        vocabulary = _TokenizerView(self._family, self._text)
-        single = {text[0]: id_ for id_, text in enumerate(vocabulary.tokens) if len(text) == 1}
-        self._ids = _Ids(single, self._closing_order(single), self._text.decode_bytes)
-        wrapper = llguidance.TokenizerWrapper(vocabulary)
-        return llguidance.LLTokenizer(wrapper, n_vocab=self._family.decodable, eos_token=list(self._family.end_ids))
+    def _read_vocabulary(self, llguidance: Any) -> tuple[Any, Alphabet]:
+        family = self._family
+        view = _TokenizerView(family, self._text)
+        single = {text[0]: id_ for id_, text in enumerate(view.tokens) if len(text) == 1}
+        alphabet = Alphabet(
+            family.decodable,
+            tuple(single[byte] for byte in range(256)),
+            tuple((id_, name) for name, id_ in family.special_tokens.items()),
+            tuple(family.end_ids),
+            tuple(self._closing_order(single)),
+        )
+        wrapper = llguidance.TokenizerWrapper(view)
+        return llguidance.LLTokenizer(wrapper, n_vocab=alphabet.size, eos_token=list(alphabet.ends)), alphabet
 
     def _closing_order(self, single: Mapping[int, int]) -> list[int]:
         tokens, closing = self._family.special_tokens, self._family.closing_tags

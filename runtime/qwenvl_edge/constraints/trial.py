@@ -1,12 +1,15 @@
-"""The process in which a server tries constraints before its own process compiles them; run as a script.
+"""The process in which a server tries constraints before its own process compiles them, and looks for the ends of those
+that were cut; run as a script.
 
 Some forms of a few hundred bytes compile for hours or need gigabytes, and no limit of llguidance's holds there. So each
 is compiled here first: this process has its own limits of memory and computing time, and whoever started it ends it.
+Ends are sought here because a search computes in Python, which every token of every answer needs in the server.
 
     trial.py MEGABYTES SECONDS
 
-reads a line of JSON per form on stdin, {"grammar": ...}, and answers each with a line, {"error": null or a sentence}. A
-form beyond the limits ends the process. It imports nothing of this package, so that it begins at once and small.
+reads a line of JSON per form on stdin. {"grammar": ...} is answered with {"error": null or a sentence}, and
+{"ending": ...}, a record of ending.py, with {"ids": [...]}. A form beyond the limits ends the process. It imports
+nothing of this package but the search, so that it begins at once and small.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import os
 import signal
 import sys
 from typing import Any
+
+from qwenvl_edge.constraints.ending import Ending, find_end
 
 _BYTES = 256
 
@@ -45,12 +50,16 @@ def main(megabytes: int, seconds: float) -> None:
     _say({})
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process, wherever it is
-        error = _try(llguidance, tokenizer, json.loads(line)["grammar"])
+        asked = json.loads(line)
+        if "ending" in asked:
+            answer: dict[str, Any] = {"ids": find_end(Ending.of_record(asked["ending"]))}
+        else:
+            answer = {"error": _try(llguidance, tokenizer, asked["grammar"])}
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _say({"error": error})
+        _say(answer)
 
 
-def _say(answer: dict[str, str | None]) -> None:
+def _say(answer: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 

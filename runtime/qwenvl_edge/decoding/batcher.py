@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from qwenvl_edge.constraints.ending import Seek
 from qwenvl_edge.decoding.pipeline import Answerer
 from qwenvl_edge.decoding.rows import Job
 from qwenvl_edge.decoding.scheduler import Scheduler
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from qwenvl_edge.inputs.options import Overrides
 
+_CLOSING = 4  # threads that complete forms, or wait for those who do
+
 
 class Batcher(NotPicklable):
     """Answers many callers at once on one engine; from QwenVLEngine.batcher. Safe to share between threads.
@@ -37,7 +40,7 @@ class Batcher(NotPicklable):
         self._process = Owner("the batcher")
         self._requests = requests
         self._answerer = answerer
-        self._closing = ThreadPoolExecutor(1, thread_name_prefix="qwenvl-closing")
+        self._closing = ThreadPoolExecutor(_CLOSING, thread_name_prefix="qwenvl-closing")
         self._scheduler = Scheduler(answerer, rows=rows, closing=self._closing)
         self._changed = threading.Condition()
         self._closed = False
@@ -121,6 +124,10 @@ class Batcher(NotPicklable):
     def charge(self, client: str, seconds: float) -> None:
         """Count work that was done for a client elsewhere, such as decoding its pictures, as if computed here."""
         self._scheduler.charge(client, seconds)
+
+    def seek_by(self, seek: Seek) -> None:
+        """Have the ends of forms that were cut found by `seek`, called in other threads, instead of in this process."""
+        self._scheduler.seek = seek
 
     def close(self) -> None:
         """Take no more requests, finish those that are there, and end; a forked child's copy does nothing."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qwenvl_edge.constraints.completion import Rest, restless
+from qwenvl_edge.constraints.ending import Seek, find_end
 from qwenvl_edge.decoding.prompt_lookup import Lookup
 from qwenvl_edge.decoding.sampler import Sampler
 from qwenvl_edge.decoding.scores import Scores
@@ -135,11 +135,11 @@ class Generation:
         """True if a constraint's form may be left open."""
         return self._matcher is not None and self.finish_reason not in ("stop", "stop_string")
 
-    def close(self, rest: Rest) -> str:
+    def close(self, seek: Seek) -> str:
         """Write the text that completes a constraint's form after an answer that was cut; return it."""
         if self._matcher is None or not self.cut:
             return ""
-        return "".join(map(self._close, self._matcher.closing(rest)))
+        return "".join(map(self._close, self._matcher.closing(seek)))
 
     def _close(self, token: int) -> str:
         """Write a token that completes a constraint's form."""
@@ -232,12 +232,12 @@ class Work:
             yield Thought(thought)
         yield piece
 
-    def finish(self, rest: Rest = restless) -> str:
+    def finish(self, seek: Seek = find_end) -> str:
         """End the answer's text, whatever ended the answer; return what is left of it.
 
-        rest: called while the end of a form is looked for, which takes up to a quarter of a second of computing.
+        seek: finds the end of a form, which takes up to a quarter of a second of computing.
         """
-        closing = self.run.close(rest) if self.run else ""
+        closing = self.run.close(seek) if self.run else ""
         return closing + self.writer.finish()
 
     def reply(self, family: Family) -> Reply:

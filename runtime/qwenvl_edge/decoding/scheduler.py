@@ -8,17 +8,20 @@ thread: whoever has requests drives it, `answer_all` in its caller's thread, a B
 was cut may be completed in another thread: the search for its end takes longer than many tokens of other answers.
 
 Jobs of one client are begun in order of arrival. Among clients the one goes first for whom least was computed of late
-(`ledger.py`), also before a prompt that is half computed: what is computed of that stays in the caches.
+(`ledger.py`), also before a prompt that is half computed: what is computed of that stays in the caches. While it has
+an answer under way, prompts of those who had more get half of the time at most.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 
 from qwenvl_edge.constraints.completion import restless
+from qwenvl_edge.constraints.ending import Ending, Seek, find_end
 from qwenvl_edge.decoding.batch_decoder import BatchDecoder, can_grow
 from qwenvl_edge.decoding.ledger import Ledger
 from qwenvl_edge.decoding.pipeline import Answerer
@@ -41,7 +44,7 @@ class Scheduler:
         capacity: tokens per row; None lets rows grow with the needs of the jobs.
         closing: where forms that were cut are completed; None: in the thread that drives the scheduler.
 
-    waiting: jobs whose prompt is not begun.
+    waiting: jobs whose prompt is not begun. seek: finds their ends; None: the thread that completes them does.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Scheduler:
     ) -> None:
         self.rows = rows
         self._closing = closing
+        self.seek: Seek | None = None
+        self._searching = threading.Lock()
         self.waiting: deque[Job] = deque()
         self._answerer = answerer
         self._decoder = answerer.decoder
@@ -56,6 +61,7 @@ class Scheduler:
         self._batch: Rows | None = None
         self._starting: tuple[Job, Generator[None, None, None]] | None = None
         self._ledger = Ledger()
+        self._owed_s = 0.0
 
     @property
     def running(self) -> int:
@@ -83,12 +89,25 @@ class Scheduler:
         """Compute the next chunk of a prompt, if there is one and a row for its answer; return whether there was."""
         if self.waiting:
             self._choose()
-        if self._starting is None:
+        if self._starting is None or self._holds_up_others(self._starting[0].client):
             return False
         began, client = time.perf_counter(), self._starting[0].client
         self._go_on(*self._starting)
-        self._ledger.charge(client, time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self._ledger.charge(client, took)
+        self._owed_s = max(self._owed_s, took)
         return True
+
+    def _holds_up_others(self, client: str) -> bool:
+        """Tell whether the next chunk for a client has to wait, for answers of others who have had less of late.
+
+        The time of a chunk is owed to the tokens after it, so that those get half of the time at least, and a short
+        answer is over before the next picture is encoded.
+        """
+        if self._owed_s <= 0 or not self._batch:
+            return False
+        most = self._ledger.spent(client) - _AHEAD_S
+        return any(self._ledger.spent(each) < most for each in set(self._batch.clients()) - {client})
 
     def _choose(self) -> None:
         """Begin the job that goes first, if there is a row for it or it may interrupt the prompt that is computed."""
@@ -131,7 +150,9 @@ class Scheduler:
             for job in rows.fail():
                 job.reply.set_exception(error)
             return
-        self._ledger.share(clients, time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self._owed_s -= took
+        self._ledger.share(clients, took)
         for job, failure in ended:
             if failure is None:
                 self._end(job)
@@ -195,15 +216,22 @@ class Scheduler:
 
     def _answer(self, job: Job) -> None:
         """Finish an answer whose tokens are there."""
-        began = time.thread_time()
+        clock = time.thread_time if self.seek is None else time.perf_counter  # another process computes
+        began = clock()
         try:
-            job.tell(job.work.finish(restless if self._closing is None else _Breaks(lambda: self.running > 0)))
+            job.tell(job.work.finish(self._seek))
             reply = self._answerer.reply(job.work)
         except Exception as error:
             job.reply.set_exception(error)
         else:
             job.reply.set_result(reply)
-        self._ledger.charge(job.client, time.thread_time() - began)
+        self._ledger.charge(job.client, clock() - began)
+
+    def _seek(self, ending: Ending) -> list[int]:
+        if self.seek is not None:
+            return self.seek(ending)
+        with self._searching:  # one at a time, since each takes the interpreter from the tokens of others
+            return find_end(ending, restless if self._closing is None else _Breaks(lambda: self.running > 0))
 
 
 class _Breaks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from qwenvl_edge.constraints.completion import Rest, restless
+from qwenvl_edge.constraints.ending import Seek, find_end
 
 
 class Guide(Protocol):
@@ -20,8 +20,8 @@ class Guide(Protocol):
     def forced(self) -> list[int]:
         """Return the ids that must come next."""
 
-    def closing(self, rest: Rest = restless) -> list[int]:
-        """Return few ids that complete the form after what was taken; rest: called between the steps of a search."""
+    def closing(self, seek: Seek = find_end) -> list[int]:
+        """Return few ids that complete the form after what was taken; seek: finds them."""
 
     def take(self, token: int) -> bool:
         """Take the next id; return True if nothing but the end may follow."""
@@ -68,12 +68,12 @@ class ThinkingGuide:
             return list(self._closing) if over else []
         return [] if self._inner is None else self._inner.forced()
 
-    def closing(self, rest: Rest = restless) -> list[int]:
+    def closing(self, seek: Seek = find_end) -> list[int]:
         """See Guide.closing."""
         if self._inner is None:
             return []
         opened = self._closing if self._thinking else self._due
-        return [*opened, *self._inner.closing(rest)]
+        return [*opened, *self._inner.closing(seek)]
 
     def take(self, token: int) -> bool:
         """See Guide.take."""

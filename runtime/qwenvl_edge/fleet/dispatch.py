@@ -13,6 +13,7 @@ from ray import exceptions
 from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from qwenvl_edge.constraints.ending import Seek
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.tools import CallPiece
 from qwenvl_edge.fleet.routing import picture_key
@@ -104,6 +105,9 @@ class Dispatcher:
 
     def charge(self, client: str, seconds: float) -> None:
         """Count nothing: each replica has an order of its own, by what it computes itself."""
+
+    def seek_by(self, seek: Seek) -> None:
+        """Change nothing: replicas look for ends themselves."""
 
     def close(self) -> None:
         """Wait for the requests that are there to end; called outside the event loop."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
+from qwenvl_edge.constraints.ending import Seek
 from qwenvl_edge.replies.reply import Reply
 
 
@@ -26,6 +27,9 @@ class Answering(Protocol):
 
     def charge(self, client: str, seconds: float) -> None:
         """Count work that was done for a client outside of the engine."""
+
+    def seek_by(self, seek: Seek) -> None:
+        """Have the ends of forms that were cut found by `seek`, called in other threads, where this computes here."""
 
     def close(self) -> None:
         """Take no more requests, finish those that are there, and end."""

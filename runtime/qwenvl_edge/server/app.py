@@ -6,6 +6,7 @@ POST /v1/chat/completions, /v1/completions and /v1/responses, GET /v1/models, /h
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -76,6 +77,7 @@ class Server:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self._service = Service(self._batcher, self._settings.limits, self._metrics)
         self._exchanges = Exchanges(self._settings, self._workers, self._service)
+        self._batcher.seek_by(self._translator.seek_by(asyncio.get_running_loop()))
         log("ready", model=self._settings.model_name)
         yield
         log("stopping", running=self._batcher.running, waiting=self._batcher.waiting)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import gc
 import socket
 import sys
 from pathlib import Path
@@ -171,6 +172,8 @@ def serve(engine: QwenVLEngine, settings: ServerSettings) -> None:
     host, port = listening.getsockname()[:2]
     server = Server(uvicorn_config(engine, settings))
     sys.setswitchinterval(_SWITCH_S)
+    gc.collect()
+    gc.freeze()  # what is there now stays; looking through it again and again takes the time of fifty tokens
     with sigterm_last(server), Logging(settings.log_format):
         log("serving", model=settings.model_name, runs=engine.describe(), context=engine.max_context)
         shown = reachable(host)

@@ -32,7 +32,7 @@ from qwenvl_edge.server.meter import metered
 from qwenvl_edge.server.render import Renderer, as_json, call_pieces
 from qwenvl_edge.server.schema import Sampling
 from qwenvl_edge.server.service import Service, StreamedAnswer
-from qwenvl_edge.server.settings import ServerSettings
+from qwenvl_edge.server.settings import ServerLimits, ServerSettings
 from qwenvl_edge.server.workers import Workers
 
 _CLIENT_CLOSED = 499  # nobody reads it; the log does
@@ -97,10 +97,8 @@ class Exchanges:
         request_id, salt, client = state.request_id, state.salt, state.client
         try:
             with metered(lambda seconds: self._service.charge(client, seconds)):
-                raw, attachments = await self._workers.parse(parse, arrived, self._settings.limits)
+                asked, attachments = await self._workers.parse(_read, arrived, self._settings.limits, read, salt)
                 del arrived
-                asked = await self._workers.parse(read, raw, salt)
-                del raw
                 arguments = await asked.arguments(attachments)
                 del attachments
             holding.set(_bytes(arguments))
@@ -176,6 +174,12 @@ def validated(model: type[BaseModel], raw: dict[str, Any]) -> Any:
         raise complaint(error, raw, model) from None
     except RecursionError:
         raise ApiError(400, "the request is nested too deeply.") from None
+
+
+def _read(arrived: Arrived, limits: ServerLimits, read: Reader, salt: str) -> tuple[Asked, dict[str, bytes]]:
+    """Return what a body asks for, and the files sent with it. Raises ApiError."""
+    raw, attachments = parse(arrived, limits)
+    return read(raw, salt), attachments
 
 
 async def _gone(request: Request, token: CancelToken) -> None:

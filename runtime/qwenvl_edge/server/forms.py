@@ -38,23 +38,26 @@ def check_forms(raw: dict[str, Any]) -> None:
                 )
 
 
-def wanted_form(request: Sampling) -> tuple[str, Constraint] | None:
-    """Return the form and the name of its field, or None if the answer is free.
+def given_form(request: Sampling) -> tuple[str, Maker] | None:
+    """Return the field in which a request names a form, and what makes it; None if the answer is free.
 
     Raises:
-        ApiError: the request names several, or one is empty, malformed or too large.
+        ApiError: the request names several, or none where it says that there is one.
     """
     forms = _given(request)
     if len(forms) > 1:
         raise refused(list(forms)[1], f"asks for a form beside {next(iter(forms))}; send one of them")
-    for name, make in forms.items():
-        try:
-            form = make()
-        except PromptError as error:
-            raise ApiError(400, f"{name}: {error}", param=name) from None
-        check_size(name, form)
-        return name, form
-    return None
+    return next(iter(forms.items()), None)
+
+
+def made(name: str, make: Maker) -> Constraint:
+    """Return the form of a field, which takes a while if it is large. Raises ApiError: it is malformed or too large."""
+    try:
+        form = make()
+    except PromptError as error:
+        raise ApiError(400, f"{name}: {error}", param=name) from None
+    check_size(name, form)
+    return form
 
 
 def _given(request: Sampling) -> dict[str, Maker]:

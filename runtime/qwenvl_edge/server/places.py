@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from qwenvl_edge.server.errors import ApiError
@@ -16,6 +18,7 @@ from qwenvl_edge.server.fetch import Fetcher
 from qwenvl_edge.server.settings import ServerSettings
 from qwenvl_edge.server.workers import Workers
 
+_T = TypeVar("_T")
 _WHITE_SPACE = b" \t\n\r\f"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
@@ -32,17 +35,25 @@ class Places:
 
     async def read(self, url: str, attachments: Mapping[str, bytes], name: str) -> bytes:
         """Return the bytes at a place. Raises ApiError: it is not allowed, or leads nowhere."""
+        return (await self._find(url, attachments, name, lambda data: (data,)))[0]
+
+    async def read_with_digest(self, url: str, attachments: Mapping[str, bytes], name: str) -> tuple[bytes, bytes]:
+        """Return the bytes at a place and their SHA-256. Raises as read."""
+        return await self._find(url, attachments, name, lambda data: (data, hashlib.sha256(data).digest()))
+
+    async def _find(self, url: str, attachments: Mapping[str, bytes], name: str, then: Callable[[bytes], _T]) -> _T:
+        """Do something with the bytes at a place, in the thread that reads them: each change of threads takes time."""
         url = url.strip()
         scheme, _, rest = url.partition(":")
         match scheme.lower():
             case "data":
-                return await self._workers.parse(_data_uri, rest, name)
+                return await self._workers.parse(lambda: then(_data_uri(rest, name)))
             case "attachment":
-                return _attachment(rest, attachments, name)
+                return await self._workers.parse(then, _attachment(rest, attachments, name))
             case "http" | "https":
-                return await self._workers.fetch(self._fetcher.fetch, url)
+                return await self._workers.parse(then, await self._workers.fetch(self._fetcher.fetch, url))
             case "file":
-                return await self._workers.fetch(self._read, url, name)
+                return await self._workers.parse(then, await self._workers.fetch(self._read, url, name))
         raise unusable(f"{name} has a URL of an unknown kind; give a data: URI")
 
     def _read(self, url: str, name: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from collections import OrderedDict
@@ -54,8 +53,8 @@ class PictureSource:
             ApiError: the URL is not allowed or leads nowhere, or the picture is too large or of another format.
             ImageError: the picture is damaged.
         """
-        data = await self._places.read(url, attachments, name)
-        key = salt, (await self._workers.parse(hashlib.sha256, data)).digest(), limits
+        data, digest = await self._places.read_with_digest(url, attachments, name)
+        key = salt, digest, limits
         if (known := self._decoded.get(key)) is not None:
             return known
         picture = await self.decode(data, name, lambda size: self._seen(size, limits))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwenvl_edge.bundle.manifest import Manifest
 from qwenvl_edge.constraints.constraint import Constraint
+from qwenvl_edge.constraints.ending import Seek
 from qwenvl_edge.families import open_family
 from qwenvl_edge.families.tools import NONE
 from qwenvl_edge.server.abilities import Abilities
 from qwenvl_edge.server.conversation import Conversations, Items
 from qwenvl_edge.server.errors import ApiError
-from qwenvl_edge.server.forms import check_size, wanted_form
+from qwenvl_edge.server.forms import check_size, given_form, made
 from qwenvl_edge.server.messages import refused
 from qwenvl_edge.server.reasoning import thinking_budget
 from qwenvl_edge.server.render import Form
@@ -42,6 +45,10 @@ class Translator:
         self._trials = Trials()
         self._conversations = Conversations(settings, workers, family)
         self.abilities = Abilities.of(family)
+
+    def seek_by(self, loop: asyncio.AbstractEventLoop) -> Seek:
+        """Return what finds the ends of forms in processes that `loop` watches; for other threads."""
+        return functools.partial(self._trials.seek, loop=loop)
 
     async def close(self) -> None:
         """End what was started."""
@@ -98,9 +105,9 @@ class Translator:
             options |= _logprobs(request)
         options |= _least(request, options["max_new_tokens"])
         options["cache_salt"] = f"{salt} {request.cache_salt}" if request.cache_salt else salt
-        found = await self._workers.parse(wanted_form, request)
-        if found is not None:
-            where, form = found
+        if (given := given_form(request)) is not None:
+            where = given[0]
+            form = await self._workers.parse(made, *given)
             await self._trials.check(form, where)
             options["constraint"] = form
         return options

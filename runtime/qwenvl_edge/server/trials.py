@@ -1,4 +1,5 @@
-"""Forms of answers, tried in processes of limited memory and computing time before the engine compiles them."""
+"""Forms of answers, tried in processes of limited memory and computing time before the engine compiles them, and
+completed there where an answer was cut."""
 
 from __future__ import annotations
 
@@ -10,11 +11,14 @@ import os
 import sys
 import time
 from collections import OrderedDict
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
 from qwenvl_edge.constraints import trial
 from qwenvl_edge.constraints.constraint import Constraint
+from qwenvl_edge.constraints.ending import Ending
 from qwenvl_edge.constraints.matcher import mistake, written_grammar
 from qwenvl_edge.machine.priority import computed_s, make_nice
 from qwenvl_edge.server.errors import SERVER, ApiError
@@ -71,6 +75,22 @@ class Trials:
             raise too_complex(where)
         raise ApiError(400, f"the form of the answer is malformed: {verdict}.", param=where)
 
+    async def find_end(self, ending: Ending) -> list[int]:
+        """Return few ids that complete a form that was cut; none if no end was found within the limits."""
+        await self._free.acquire()
+        with contextlib.ExitStack() as place:
+            place.callback(self._free.release)
+            with contextlib.suppress(ApiError):  # the places are taken: the form is left open
+                answer = await self._answer({"ending": ending.as_record()}, place)
+                return [] if answer is None else list(answer["ids"])
+        return []
+
+    def seek(self, ending: Ending, loop: asyncio.AbstractEventLoop) -> list[int]:
+        """Do the same from another thread than the loop's."""
+        with contextlib.suppress(RuntimeError, FutureTimeout, CancelledError):  # RuntimeError: the loop has ended
+            return asyncio.run_coroutine_threadsafe(self.find_end(ending), loop).result(_WALL_S + _START_S)
+        return []
+
     async def close(self) -> None:
         """End the processes."""
         while self._idle:
@@ -90,8 +110,16 @@ class Trials:
             grammar = await asyncio.to_thread(written_grammar, form)  # some are translated first, which takes a while
         except ValueError as error:
             return mistake(error)
+        answer = await self._answer({"grammar": grammar}, place)
+        if answer is None:
+            return ""
+        said = answer["error"]
+        return None if said is None else mistake(said)
+
+    async def _answer(self, question: dict[str, Any], place: contextlib.ExitStack) -> dict[str, Any] | None:
+        """Return a process's answer; None if it reached a limit. place: as in _try. Raises ApiError."""
         process = self._idle.pop() if self._idle else await self._start()
-        asking = asyncio.ensure_future(_ask(process, {"grammar": grammar}))
+        asking = asyncio.ensure_future(_ask(process, question))
         try:
             with current().running():
                 is_short = await _is_short(process.pid, asking)
@@ -100,25 +128,24 @@ class Trials:
                 answer = await asyncio.wait_for(asking, _WALL_S)
         except asyncio.TimeoutError:  # the machine has other work: no verdict
             await _end(process)
-            raise _not_now() from None
+            raise not_now() from None
         except BaseException:  # cancelled, or one too many
             asking.cancel()
             await _end(process)
             raise
         if answer is None:  # it reached a limit, and has ended or is about to
             await _end(process, kill=False)
-            return ""
+            return None
         if is_short:
             self._idle.append(process)
         else:  # its priority cannot be raised again
             await _end(process)
-        said = answer["error"]
-        return None if said is None else mistake(said)
+        return answer
 
     def _go_on_as_long(self, process: asyncio.subprocess.Process, place: contextlib.ExitStack) -> None:
         """Let a trial go on at a lower priority, in one of the places for that. Raises ApiError: there is none."""
         if self._long >= _MOST_LONG:
-            raise _not_now()
+            raise not_now()
         make_nice(process.pid, _LONG_NICENESS)
         place.close()
         self._long += 1
@@ -148,7 +175,7 @@ class Trials:
         if process is None or ready is None:
             if process is not None:
                 await _end(process)
-            raise _not_now()
+            raise not_now()
         return process
 
 
@@ -163,9 +190,7 @@ async def _is_short(process: int, asking: asyncio.Future[Any]) -> bool:
     return True
 
 
-async def _ask(
-    process: asyncio.subprocess.Process, question: dict[str, str] | None = None
-) -> dict[str, str | None] | None:
+async def _ask(process: asyncio.subprocess.Process, question: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """Send a line and return the answer; None if the process ended instead."""
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -175,7 +200,7 @@ async def _ask(
         line = await process.stdout.readline()
     except (ConnectionError, ValueError):  # ValueError: a line longer than asyncio's limit
         return None
-    answer: dict[str, str | None] | None = json.loads(line) if line.endswith(b"\n") else None
+    answer: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
     return answer
 
 
@@ -193,7 +218,8 @@ async def _end(process: asyncio.subprocess.Process, *, kill: bool = True) -> Non
             process.kill()
 
 
-def _not_now() -> ApiError:
+def not_now() -> ApiError:
+    """Return the error where no process is free for a form."""
     return ApiError(
         503,
         "the server cannot check the form of the answer now; try again.",
