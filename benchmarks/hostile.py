@@ -6,7 +6,8 @@ The honest client asks about a picture, one question after another: first alone,
 has, from another address, as from another machine (`--same-address`: from the honest client's, where no server could
 tell them apart). The last line: requests of the honest client, hostile ones, honest_p99_ratio (the 99th percentile of
 its times under attack over that alone), peak_mb (of the server and the processes that it started, resident), wrong and
-lost answers. The attackers run at a lower priority, since they would have machines of their own.
+lost answers. The attackers run at a lower priority, since they would have machines of their own, and compress the
+rows of their pictures once.
 """
 
 from __future__ import annotations

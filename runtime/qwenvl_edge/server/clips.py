@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.pieces import NO_LIMITS, PixelLimits
 from qwenvl_edge.inputs.clips import Clip, Video, load_clip
-from qwenvl_edge.inputs.pictures import Picture, load_picture
-from qwenvl_edge.inputs.shrink import shrunk
-from qwenvl_edge.inputs.video_files import DecodingLimits, read_video
-from qwenvl_edge.machine.memory import give_back
+from qwenvl_edge.inputs.pictures import Picture
+from qwenvl_edge.inputs.video_files import DecodingLimits
 from qwenvl_edge.server.places import Places, unusable
 from qwenvl_edge.server.settings import ServerLimits
 from qwenvl_edge.server.sources import PictureSource, Size
@@ -99,22 +96,14 @@ class ClipSource:
         return _clip(frames, times, name, wanted.pixels)
 
     def _decode(self, data: bytes, name: str, wanted: Wanted) -> Clip:
-        most = min(self._limits.frames, wanted.frames or self._limits.frames)
-        video = read_video(
-            io.BytesIO(data),
+        frames, times = self._pictures.processes.decode_clip(
+            data,
             name,
+            lambda size, times: self._seen(size, times, wanted.pixels),
             fps=_ANY_PACE if wanted.every else wanted.fps or _PACE,
-            max_frames=most,
+            max_frames=min(self._limits.frames, wanted.frames or self._limits.frames),
             limits=self._decoding,
         )
-        del data
-        frames: list[Picture] = []
-        for number, source in enumerate(video.frames):
-            frame = load_picture(source, name=f"frame {number} of {name}")
-            frames.append(shrunk(frame, self._seen(frame.size, video.seconds, wanted.pixels)))
-        times = video.seconds
-        del video
-        give_back()
         return _clip(frames, times, name, wanted.pixels)
 
     def _seen(self, size: Size, times: Sequence[float], limits: PixelLimits) -> Size:

@@ -27,7 +27,7 @@ Seen: TypeAlias = Callable[[Size, PixelLimits], Size]
 
 
 class PictureSource:
-    """Loads pictures within a server's limits."""
+    """Loads pictures within a server's limits. processes: decode large ones, and clips."""
 
     def __init__(self, limits: ServerLimits, places: Places, workers: Workers, seen: Seen) -> None:
         self._limits = limits
@@ -35,7 +35,7 @@ class PictureSource:
         self._workers = workers
         self._seen = seen
         self._decoded = _Decoded()
-        self._processes = PicturePool()
+        self.processes = PicturePool()
 
     async def load(
         self,
@@ -67,13 +67,11 @@ class PictureSource:
         if width * height < LARGE_PIXELS:
             return await self._workers.decode("decode", width * height, lambda: _decode(data, name, seen))
         sizes = {size: seen(size) for size in ((width, height), (height, width))}  # as its orientation tag has it
-        return await self._workers.decode(
-            "processes", width * height, lambda: self._processes.decode(data, name, sizes)
-        )
+        return await self._workers.decode("processes", width * height, lambda: self.processes.decode(data, name, sizes))
 
     def close(self) -> None:
         """End what was started."""
-        self._processes.close()
+        self.processes.close()
 
     def _size(self, data: bytes, name: str) -> Size:
         """Return width and height of a picture, by its header: nothing is decoded before that is checked."""

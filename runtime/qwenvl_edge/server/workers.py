@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, ParamSpec, TypeAlias, TypeVar
 
-from qwenvl_edge.machine.priority import be_nice
 from qwenvl_edge.server.meter import Meter, current
 
 Decoding: TypeAlias = Literal["decode", "processes", "clips"]
@@ -17,23 +16,18 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 LARGE_PIXELS = 4_000_000
-_POOLS = (  # threads and their niceness
-    *(("parse", 4, 0), ("decode", 2, 0), ("processes", 2, 0), ("fetch", 16, 0)),
-    ("clips", 2, 10),
-)
+_POOLS = {"parse": 4, "decode": 2, "processes": 2, "clips": 2, "fetch": 16}  # threads
 
 
 class Workers:
     """Pools of threads.
 
-    parse: requests read and handed on. decode: pictures, which take memory. processes: waits for those that decode
-    large pictures. clips: clips, at a lower priority. fetch: pictures from other hosts.
+    parse: requests read and handed on. decode: pictures, which take memory. processes, clips: waits for the processes
+    that decode large pictures, and clips. fetch: pictures from other hosts.
     """
 
     def __init__(self) -> None:
-        self._pools = {
-            name: ThreadPoolExecutor(count, f"qwenvl-{name}", be_nice, (niceness,)) for name, count, niceness in _POOLS
-        }
+        self._pools = {name: ThreadPoolExecutor(count, f"qwenvl-{name}") for name, count in _POOLS.items()}
         self._queues = {name: _Queue(2) for name in ("decode", "processes", "clips")}
 
     async def parse(self, work: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
