@@ -103,7 +103,7 @@ def families() -> str:
     ]
     said = prose(
         "A picture of 640 x 480 pixels and a question of about 30 tokens, int4, random weights; the second question "
-        "has other words. The read bandwidth is the best of nine ways of reading as many bytes on as many threads, "
+        "has other words. The read bandwidth is the best of sixteen ways of reading as many bytes on as many threads, "
         f"without computing anything. ({conditions(names[0])}.)"
     )
     return f"{table(['figure', *[each['headline']['family'] for each in found]], rows)}\n{said}"

@@ -1,16 +1,21 @@
 """What bounds a token: the bytes that it reads, and how fast this machine reads memory.
 
-The limit is the best of nine ways of reading as many bytes on as many threads, without computing anything (the native
-core's MemoryReader). A buffer of the weights' own size lies in a large last cache as far as they would.
+    python benchmarks/read_limit.py [--megabytes 500] [--threads N] [--repeats 7] [--json FILE]
+
+prints the gigabytes per second of each way of reading, medians of turns.
+
+The limit is the best of sixteen ways of reading as many bytes on as many threads, without computing anything (the
+native core's MemoryReader). A buffer of the weights' own size lies in a large last cache as far as they would.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
+from common import arguments, conditions, finish, spread
 
 from qwenvl_edge._core import MemoryReader
 from qwenvl_edge.backends.onnxruntime.session import cache_item_bytes, fastest_dialect
@@ -18,6 +23,7 @@ from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.bundle.contract import NATIVE
 
 REPEATS = 2
+STREAMS, AHEAD = (1, 4, 8, 16), (0, 512, 4096, 16384)
 _LONG_BLOCK = 128
 _MOST_BYTES = 1 << 30  # beyond it no cache helps, and memory is short
 
@@ -70,3 +76,29 @@ def reader_for(sizes: Iterable[int], threads: int | None) -> MemoryReader:
 def read_gb_s(reader: MemoryReader) -> float:
     """The most gigabytes per second that were read just now."""
     return reader.best_gb_s(REPEATS)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every way of reading in turns, print a table, write what was asked for."""
+    parser = arguments(__doc__)
+    parser.add_argument("--megabytes", type=int, default=500, help="of memory that is read")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args(argv)
+    before = conditions()
+    reader = MemoryReader(options.megabytes * 1_000_000, options.threads or len(os.sched_getaffinity(0)))
+    ways = [(streams, ahead) for streams in STREAMS for ahead in AHEAD]
+    turns = [[reader.gb_s(*way) for way in ways] for _ in range(options.repeats + 1)][1:]
+    found = {way: spread([turn[i] for turn in turns]) for i, way in enumerate(ways)}
+    print("GB/s by streams of a thread, and bytes by which each is fetched ahead")
+    print("streams" + "".join(f"{ahead:>9,}" for ahead in AHEAD))
+    for streams in STREAMS:
+        print(f"{streams:>7}" + "".join(f"{found[streams, ahead]['median']:>9.1f}" for ahead in AHEAD))
+    medians = {streams: max(found[streams, ahead]["median"] for ahead in AHEAD) for streams in STREAMS}
+    headline = {f"streams_{streams}_gb_s": best for streams, best in medians.items()}
+    details = {f"{streams} streams, {ahead} ahead": figures for (streams, ahead), figures in found.items()}
+    finish(options, before, headline, details)
+
+
+if __name__ == "__main__":
+    main()

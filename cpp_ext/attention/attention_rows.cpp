@@ -29,8 +29,9 @@ void score_keys(const float* query, const float* keys, std::size_t count, std::s
     QWENVL_CHOOSE(score_wide)({query}, keys, count, dim, {out});
 }
 
-void score_keys(const float* query, const Half* keys, std::size_t count, std::size_t dim, float* out) {
-    QWENVL_CHOOSE(score_narrow)({query}, keys, count, dim, {out});
+void score_keys(const float* query, const Half* keys, std::size_t count, std::size_t dim, float* out,
+                const Half* next) {
+    QWENVL_CHOOSE(score_narrow)({query}, keys, count, dim, {out}, next);
 }
 
 void score_keys(const float* const (&queries)[4], const float* keys, std::size_t count, std::size_t dim,
@@ -46,8 +47,9 @@ void add_values(const float* weights, const float* values, std::size_t count, st
     QWENVL_CHOOSE(add_wide)({weights}, values, count, dim, {out});
 }
 
-void add_values(const float* weights, const Half* values, std::size_t count, std::size_t dim, float* out) {
-    QWENVL_CHOOSE(add_narrow)({weights}, values, count, dim, {out});
+void add_values(const float* weights, const Half* values, std::size_t count, std::size_t dim, float* out,
+                const Half* next) {
+    QWENVL_CHOOSE(add_narrow)({weights}, values, count, dim, {out}, next);
 }
 
 void add_values(const float* const (&weights)[4], const float* values, std::size_t count, std::size_t dim,

@@ -17,9 +17,11 @@ void rotate_head(const float* x, const float* cos, const float* sin, std::size_t
 void narrow_row(const float* x, std::size_t size, Half* out);
 void widen_row(const Half* x, std::size_t size, float* out);
 
-// out[i] = query . keys[i], of `count` keys that lie behind each other.
+// out[i] = query . keys[i], of `count` keys that lie behind each other. As many numbers from `next` on are fetched from
+// memory meanwhile, unless it is null.
 void score_keys(const float* query, const float* keys, std::size_t count, std::size_t dim, float* out);
-void score_keys(const float* query, const Half* keys, std::size_t count, std::size_t dim, float* out);
+void score_keys(const float* query, const Half* keys, std::size_t count, std::size_t dim, float* out,
+                const Half* next);
 
 // The same of four queries, each with `count` keys.
 void score_keys(const float* const (&queries)[4], const float* keys, std::size_t count, std::size_t dim,
@@ -32,9 +34,10 @@ struct Exponentials {
 // scores[i] = exp(scores[i] - most), `most` being the largest; up to the next multiple of 16 they become zero.
 Exponentials take_exponentials(float* scores, std::size_t count);
 
-// out += sum of weights[i] * values[i]
+// out += sum of weights[i] * values[i]; `next` as above.
 void add_values(const float* weights, const float* values, std::size_t count, std::size_t dim, float* out);
-void add_values(const float* weights, const Half* values, std::size_t count, std::size_t dim, float* out);
+void add_values(const float* weights, const Half* values, std::size_t count, std::size_t dim, float* out,
+                const Half* next);
 void add_values(const float* const (&weights)[4], const float* values, std::size_t count, std::size_t dim,
                 float* const (&out)[4]);
 

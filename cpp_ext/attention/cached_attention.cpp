@@ -93,11 +93,16 @@ void span_of(const AttentionCall& call, const SpanQueries& queries, const QueryB
         most[r] = found.most, sums[r] = found.sum;
     };
     if (queries.count <= kFew) {
+        // The values are fetched while the keys are read, and the next span's keys while the values are.
+        const Half* next = values;
         for (std::size_t r = 0; r < queries.count; ++r) {
             if (queries.seen[r] == 0) continue;
-            score_keys(queries.query[r], keys, queries.seen[r], dim, scores + r * kSpan);
+            score_keys(queries.query[r], keys, queries.seen[r], dim, scores + r * kSpan, next);
             normalise(r);
-            add_values(scores + r * kSpan, values, queries.seen[r], dim, out + r * dim);
+            const bool is_full = queries.seen[r] == kSpan && (span + 1) * kSpan < call.shape.capacity;
+            add_values(scores + r * kSpan, values, queries.seen[r], dim, out + r * dim,
+                       next != nullptr && is_full ? keys + kSpan * dim : nullptr);
+            next = nullptr;
         }
         return;
     }

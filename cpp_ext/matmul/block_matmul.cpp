@@ -90,14 +90,16 @@ void RoundedRows::round_in_tile(std::size_t row, const float* values) {
     if (lane + 1 == kTileRows || row + 1 == count_) tiles_->transpose_tile(form_, tile);
 }
 
-// For few rows a long stretch of weights, read in order, but an eighth of a small matrix, so that all threads have
-// some; for many rows one panel, or some tiles.
+// For few rows equal stretches of weights, long ones, but at least eight of a matrix, so that all threads have some; for
+// many rows one panel, or some tiles.
 std::size_t outputs_per_task(const BlockMatrix& matrix, const RoundedRows& rows) {
     if (rows.in_tiles()) return kTileOutputs;
     if (rows.count() > kFewRows) return kPanelRows;
-    constexpr std::size_t kLongest = std::size_t{1} << 18, kShortest = std::size_t{1} << 15;
-    const std::size_t stretch = std::clamp(matrix.outputs * matrix.row_bytes() / 8, kShortest, kLongest);
-    return (stretch / matrix.row_bytes() / kPanelRows + 1) * kPanelRows;
+    constexpr std::size_t kLongest = std::size_t{1} << 20, kShortest = std::size_t{1} << 15, kTasks = 8, kMultiple = 8;
+    const std::size_t bytes = matrix.outputs * matrix.row_bytes();
+    const std::size_t wanted = (bytes / (kTasks * kLongest) + 1) * kTasks;
+    const std::size_t tasks = std::clamp<std::size_t>(bytes / kShortest, 1, wanted);
+    return ((matrix.outputs + tasks - 1) / tasks + kMultiple - 1) / kMultiple * kMultiple;
 }
 
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,

@@ -79,6 +79,8 @@ PYBIND11_MODULE(_core, module) {
     py::class_<qwenvl::MemoryReader>(module, "MemoryReader")
         .def(py::init<std::size_t, unsigned>(), py::arg("bytes"), py::arg("threads"))
         .def_property_readonly("bytes", &qwenvl::MemoryReader::bytes)
+        .def("gb_s", &qwenvl::MemoryReader::gb_s, py::arg("streams"), py::arg("ahead"),
+             py::call_guard<py::gil_scoped_release>())
         .def("best_gb_s", &qwenvl::MemoryReader::best_gb_s, py::arg("repeats"),
              py::call_guard<py::gil_scoped_release>());
 }

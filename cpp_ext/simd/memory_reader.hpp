@@ -18,11 +18,14 @@ public:
 
     std::size_t bytes() const { return bytes_; }
 
+    // Reads everything once, in 1, 4, 8 or 16 streams per thread, each fetched `ahead` bytes ahead; gigabytes per second.
+    // Throws std::invalid_argument for another number of streams.
+    double gb_s(std::size_t streams, std::size_t ahead);
+
     // Reads everything `repeats` times in each way; the most gigabytes per second of any of them.
     double best_gb_s(int repeats);
 
 private:
-    double once(std::size_t streams, std::size_t ahead);
 
     std::size_t bytes_, mapped_ = 0;
     unsigned threads_;

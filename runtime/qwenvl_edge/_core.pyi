@@ -92,5 +92,12 @@ class MemoryReader:
     def __init__(self, bytes: int, threads: int) -> None: ...
     @property
     def bytes(self) -> int: ...
+    def gb_s(self, streams: int, ahead: int) -> float:
+        """Gigabytes per second of one reading, in 1, 4, 8 or 16 streams per thread, each fetched `ahead` bytes ahead.
+
+        Raises:
+            ValueError: another number of streams.
+        """
+
     def best_gb_s(self, repeats: int) -> float:
-        """Gigabytes per second of the fastest of nine ways of reading, each tried `repeats` times."""
+        """Gigabytes per second of the fastest of sixteen ways of reading, each tried `repeats` times."""

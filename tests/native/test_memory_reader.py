@@ -61,6 +61,16 @@ def test_nothing_to_read(size, threads):
         _core.MemoryReader(size, threads)
 
 
+@pytest.mark.parametrize("streams", [1, 4, 8, 16])
+def test_each_way_of_reading(streams):
+    assert _core.MemoryReader(1 << 20, 1).gb_s(streams, 512) > 0
+
+
+def test_another_number_of_streams():
+    with pytest.raises(ValueError, match="1, 4, 8 or 16"):
+        _core.MemoryReader(1, 1).gb_s(3, 0)
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no c++")
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_it_reads_its_own_memory_alone(tmp_path, sanitizers):
