@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import os
+import random
 import struct
 import threading
 import zlib
@@ -16,7 +17,7 @@ from qwenvl_edge.families.base import Preprocessing
 from qwenvl_edge.inputs.pictures import load_picture, pixel_values
 from qwenvl_edge.server import sources
 from qwenvl_edge.server.errors import ApiError
-from qwenvl_edge.server.places import Places
+from qwenvl_edge.server.places import Places, _data_uri
 from qwenvl_edge.server.settings import ServerLimits, ServerSettings
 from qwenvl_edge.server.sources import PictureSource
 from qwenvl_edge.server.workers import Workers
@@ -92,6 +93,40 @@ def test_a_picture_that_comes_again_is_not_decoded_again(monkeypatch):
     assert source.load("attachment:a", {"a": large}).size == (32, 32)
     assert source.load("attachment:a", {"a": files[0]}) is again[2]
     assert source.load("attachment:a", {"a": files[0]}, salt="another key's") is not again[2]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 49_151, 49_152, 49_153, 200_001])
+def test_base64_of_any_length_is_read_in_pieces(count):
+    data = random.Random(count).randbytes(count)
+    text = base64.b64encode(data).decode()
+    lines = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    escaped = text.replace("+", "%2B").replace("/", "%2f").replace("=", "%3D")
+    for form in (
+        text,
+        lines,
+        f"{lines}\n",
+        text.rstrip("="),
+        escaped,
+        base64.urlsafe_b64encode(data).decode(),
+        f" {text} ",
+    ):
+        assert _data_uri(f";base64,{form}", "a") == data
+    for cut in range(65_530, 65_540):  # an escaped byte at the end of a piece
+        body = f"{'A' * cut}%41{'A' * (-(cut + 1) % 4)}"
+        assert _data_uri(f";base64,{body}", "a") == bytes((len(body) - 2) // 4 * 3)
+    assert _data_uri(",".join(("", "".join(f"%{byte:02x}" for byte in data[:1000]))), "a") == data[:1000]
+
+
+def test_wrong_base64_is_found_in_every_piece():
+    whole = "A" * 200_000
+    for place in (0, 65_535, 65_536, 131_073, 199_999):
+        for wrong in ("=", "@", "%25", "é"):
+            with pytest.raises(ApiError, match="not valid base64"):
+                _data_uri(f";base64,{whole[:place]}{wrong}{whole[place:]}A", "a")
+    with pytest.raises(ApiError, match="not valid base64"):
+        _data_uri(";base64," + "%41" * 200_004, "a")
+    with pytest.raises(ApiError, match="percent-encoded bytes; send it as base64"):
+        _data_uri("," + "%41" * 200_001, "a")
 
 
 def test_base64_is_read_as_browsers_read_it():

@@ -7,7 +7,6 @@ needs, and the grammar compiles quickly for them. It is the same search in the e
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class Ending:
 
     def as_record(self) -> dict[str, Any]:
         """Return what JSON can hold."""
-        return dataclasses.asdict(self)
+        return {"grammar": self.grammar, "taken": self.taken, "alphabet": vars(self.alphabet)}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Ending:
