@@ -4,28 +4,25 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 
 from qwenvl_edge.robotics import rmw_zenoh as adapter
-from qwenvl_edge.robotics.node import NodeSettings, VlmNode
+from qwenvl_edge.robotics.node import VlmNode
 from qwenvl_edge.robotics.ros_messages import image_to_rgb
 from qwenvl_edge.robotics.ros_types import deserialize
 from qwenvl_edge.robotics.wires.wire import SENSOR
 from qwenvl_edge.robotics.wires.wire_node import WireNode
+from support import wires
 from support.moments import free_port
-from support.paths import ROOT
 from support.patience import PATIENCE_S, until
-from support.scripted import engine
 
 pytest.importorskip("zenoh", reason="eclipse-zenoh is not installed")
 pytest.importorskip("xxhash", reason="the extra rmw-zenoh is not installed")
 pytest.importorskip("rosbags", reason="the extra replay is not installed")
 
-BOXED = "<ref>dots</ref><box>(0,0),(500,500)</box> are here<|im_end|>"
 IMAGE = "sensor_msgs/msg/Image"
 DOMAIN = 7
 
@@ -46,89 +43,37 @@ def configs(tmp_path):
 
 @pytest.fixture
 def robot(configs):
-    """Starts programs of the robot, the router first; they end with the test."""
-    started = []
-
-    def start(*arguments, config="peer"):
-        program = str(ROOT / "tests" / "support" / "zenoh_robot.py")
-        command = [sys.executable, program, configs[config], *map(str, arguments)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return started[-1]
-
-    assert start("router", config="router").stdout.readline() == "ready\n"
-    yield start
-    for each in started:
-        each.kill()
-        each.communicate()
+    """Starts programs of the robot, after the router."""
+    with wires.programs("zenoh_robot.py", configs["peer"]) as start:
+        assert start("router", first=[configs["router"]]).stdout.readline() == "ready\n"
+        yield start
 
 
 @pytest.fixture
 def serve(robot, configs, tmp_path):
-    """Starts a node over scripted answers, an engine for each camera."""
-    running = []
-
-    def serve(cameras, **settings):
-        nodes = {}
-        for number, (topic, answers) in enumerate(cameras.items()):
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            nodes[topic] = VlmNode(engine(folder, *answers)[0], NodeSettings(**settings))
-        wire = adapter.ZenohWire(DOMAIN, config=configs["peer"])
-        node = WireNode(wire, nodes)
-        thread = threading.Thread(target=node.run)
-        thread.start()
-        running.append((wire, node, thread))
-        return nodes
-
-    yield serve
-    for wire, node, thread in running:
-        node.close()
-        thread.join(PATIENCE_S)
-        wire.close()
-        assert not thread.is_alive()
+    with wires.wire_nodes(lambda: adapter.ZenohWire(DOMAIN, config=configs["peer"]), tmp_path) as serve:
+        yield serve
 
 
 def test_a_picture_becomes_detections_with_its_header(robot, serve):
     """Keys, type hashes of Jazzy, CDR both ways, the stamp, and what comes with a message."""
     xxhash = pytest.importorskip("xxhash")
     graph = robot("graph")
-    serve({"/front/image_raw": [BOXED] * 400}, prompt="Where?", max_rate_hz=20.0)
-    robot("camera", "front/image_raw", 20, 10, 7)
-    echo = robot("echo", "qwenvl/detections", "Detection2DArray")
-    first, second = (json.loads(echo.stdout.readline()) for _ in range(2))
-    array = first["message"]
-    assert array["header"]["frame_id"] == "front/image_raw_frame" and array["header"]["stamp"]["sec"] > 1_700_000_000
-    (detection,) = array["detections"]
-    assert detection["header"] == array["header"]
-    assert (detection["bbox"]["size_x"], detection["bbox"]["size_y"]) == (10.0, 5.0)
-    assert detection["results"][0]["hypothesis"] == {"class_id": "dots", "score": 1.0}
+    first, second = wires.detections_of_a_camera(robot, serve, count=2)
     assert second["number"] == first["number"] + 1 and 0 <= first["age_s"] < PATIENCE_S and first["size"] == 16
     # Others compute the sender's identifier from its token: the low 64 bits first, each half little-endian.
     token = next(line[2:].strip() for line in graph.stdout if "/MP/" in line and "%qwenvl%detections" in line)
-    digest = xxhash.xxh3_128(token).intdigest()
+    digest = xxhash.xxh3_128(token.encode()).intdigest()
     low, high = digest % 2**64, digest >> 64
     assert first["gid"] == (low.to_bytes(8, "little") + high.to_bytes(8, "little")).hex()
 
 
 def test_a_question_and_a_subscriber_that_comes_late(robot, serve):
-    """The answer is given before anybody listens; who subscribes then gets the last ones."""
-    nodes = serve({"/front/image_raw": ["red<|im_end|>"] * 400})
-    robot("camera", "front/image_raw", 20, 10, 7)
-    asking = robot("ask", "qwenvl/prompt", "Which colour?")
-    until(lambda: nodes["/front/image_raw"].status.answered)
-    asking.kill()
-    late = robot("echo", "qwenvl/response", "String")
-    assert json.loads(late.stdout.readline())["message"] == {"data": "red"}
+    wires.an_answer_waits_for_a_late_subscriber(robot, serve)
 
 
 def test_cameras_side_by_side(robot, serve):
-    """Each has its own topics, and its own newest picture."""
-    serve({"/left": ["left<|im_end|>"] * 400, "/right": ["right<|im_end|>"] * 400}, prompt="What?", max_rate_hz=10.0)
-    for side in ("left", "right"):
-        robot("camera", side, 20, 10, 7)
-    heard = {side: robot("echo", f"qwenvl/{side}/response", "String") for side in ("left", "right")}
-    for side, program in heard.items():
-        assert json.loads(program.stdout.readline())["message"]["data"] == side
+    wires.cameras_have_topics_of_their_own(robot, serve)
 
 
 def test_a_large_picture_comes_whole_and_only_the_newest_waits(robot, configs):
@@ -151,13 +96,8 @@ def test_a_large_picture_comes_whole_and_only_the_newest_waits(robot, configs):
 
 
 def test_a_parameter_changes_while_it_runs(robot, serve):
-    nodes = serve({"/front": ["red<|im_end|>"] * 400}, prompt="What?", max_rate_hz=10.0)
-    told = json.loads(robot("set", "qwenvl", "prompt", '"Where is the mug?"').stdout.readline())
-    assert told == {"results": [{"successful": True, "reason": ""}], "number": 11, "client": True}
-    assert nodes["/front"].settings == NodeSettings(prompt="Where is the mug?", max_rate_hz=10.0)
-    (refused,) = json.loads(robot("set", "qwenvl", "max_rate_hz", "-1.0").stdout.readline())["results"]
-    assert not refused["successful"] and "greater than 0" in refused["reason"]
-    assert nodes["/front"].settings.max_rate_hz == 10.0
+    told = wires.parameters_change(robot, serve)
+    assert told["number"] == 11 and told["client"] is True
 
 
 def test_the_node_is_in_the_graph_until_it_ends(robot, configs):
@@ -211,7 +151,7 @@ def test_the_program_ends_when_it_is_told(nano, robot, configs):
         try:
             assert program.stdout.readline() == f"answering about /front in domain {DOMAIN}\n"
             robot("camera", "front", 64, 48, 200)
-            assert "message" in json.loads(robot("echo", "qwenvl/response", "String").stdout.readline())
+            assert "message" in wires.heard(robot("echo", "qwenvl/response", "String"))
             program.send_signal(signal.SIGINT)
             assert program.wait(PATIENCE_S) == 130
         finally:

@@ -4,7 +4,7 @@ python dds_robot.py DOMAIN camera TOPIC WIDTH HEIGHT SHADE   publishes pictures,
 python dds_robot.py DOMAIN ask TOPIC WORDS                   publishes a question until it is ended
 python dds_robot.py DOMAIN echo TOPIC TYPE                   prints messages as JSON: String or Detection2DArray
 python dds_robot.py DOMAIN set NODE NAME VALUE               sets a parameter as rmw_cyclonedds's clients do
-python dds_robot.py DOMAIN get NODE NAME                     prints a parameter's value
+python dds_robot.py DOMAIN get NODE NAME [LATE_S]            prints a parameter's value, heard by a reader made later
 python dds_robot.py DOMAIN graph NODE COUNT                  prints the topics of a node's COUNT readers and writers
 """
 
@@ -249,14 +249,21 @@ def parameter(name, value):
     return Parameter(name, ParameterValue(numbers[type(value)], False, whole, real, words, [], [], [], [], []))
 
 
-def call(participant, service, request, reply_kind):
-    """Ask a service until it answers this client's request; prints the response as JSON."""
+def call(participant, service, request, reply_kind, late_s=0.0):
+    """Ask a service until it answers this client's request; prints the response as JSON.
+
+    Discovery may tell the service of the writer before the reader: with late_s it does, by so many seconds.
+    """
     requests = Topic(participant, f"rq/{service}Request", type(request))
+    replies = Topic(participant, f"rr/{service}Reply", reply_kind)
     writer = DataWriter(participant, requests, qos=RELIABLE)
-    reader = DataReader(participant, Topic(participant, f"rr/{service}Reply", reply_kind), qos=RELIABLE)
-    while not (writer.get_matched_subscriptions() and reader.get_matched_publications()):
+    reader = None if late_s else DataReader(participant, replies, qos=RELIABLE)
+    while not writer.get_matched_subscriptions() or (reader and not reader.get_matched_publications()):
         time.sleep(0.02)
     writer.write(request)
+    if reader is None:
+        time.sleep(late_s)
+        reader = DataReader(participant, replies, qos=RELIABLE)
     while True:
         for reply in reader.take(10):
             if (reply.client_, reply.number_) == (request.client_, request.number_):
@@ -271,9 +278,9 @@ def set_(participant, node, name, value):
     call(participant, f"{node}/set_parameters", request, SetResponse)
 
 
-def get(participant, node, name):
+def get(participant, node, name, late_s="0"):
     """Get a parameter."""
-    call(participant, f"{node}/get_parameters", GetRequest(2**62 + 3, 9, [name]), GetResponse)
+    call(participant, f"{node}/get_parameters", GetRequest(2**62 + 3, 9, [name]), GetResponse, float(late_s))
 
 
 def graph(participant, node, count):

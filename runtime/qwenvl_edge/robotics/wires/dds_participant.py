@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ _ROOM = "<CycloneDDS><Domain><Internal><SocketReceiveBufferSize max='10MB'/></In
 _GRAPH = "rmw_dds_common/msg/ParticipantEntitiesInfo"
 _PREFIX = 4  # bytes of a CDR message before its content
 _WHICH = 8  # bytes of a client's number, and of a request's
+_HEARD_S = 1.0  # the longest wait for a client's reader
+_PAUSE_S = 0.005
 
 
 class Participant:
@@ -122,11 +125,31 @@ class Participant:
     def requests(self, service: Any) -> list[Request]:
         """Return the requests that have come."""
         reader, writer = service
-        return [_read_request(data, functools.partial(_answer, writer)) for data in self.take(reader)]
+        return [
+            _read_request(each.data, functools.partial(_answer, writer, _participant(reader, each)))
+            for each in reader.take(_TAKEN)
+            if hasattr(each, "data")
+        ]
 
 
-def _answer(writer: Any, data: bytes) -> None:
+def _participant(reader: Any, asked: Any) -> Any:
+    """Return the participant that a request is from; None if it has gone."""
+    client = reader.get_matched_publication_data(asked.sample_info.publication_handle)
+    return None if client is None else client.participant_key
+
+
+def _answer(writer: Any, participant: Any, data: bytes) -> None:
+    """Write a response, once the reader of the participant that asked is found: before that it would not hear it."""
+    ends = time.monotonic() + _HEARD_S
+    while participant not in (None, *_listening(writer)) and time.monotonic() < ends:
+        time.sleep(_PAUSE_S)
     writer.write(sample(writer.topic.data_type, data))
+
+
+def _listening(writer: Any) -> list[Any]:
+    """Return the participants whose readers a writer has found."""
+    found = (writer.get_matched_subscription_data(each) for each in writer.get_matched_subscriptions())
+    return [each.participant_key for each in found if each is not None]
 
 
 def _read_request(data: bytes, send: Callable[[bytes], None]) -> Request:
