@@ -18,6 +18,7 @@ from qwenvl_edge.replies.reply import Reply, TokenLogprob  # noqa: E402
 from qwenvl_edge.server.errors import ApiError  # noqa: E402
 
 REPLY = Reply("red", "red", (), (), (), (), (), (), "stop", None)
+TAKEN = dispatch.Taken("first")
 LOST = ray.exceptions.ActorDiedError()
 
 
@@ -42,8 +43,12 @@ def test_the_key_is_the_first_picture_of_the_conversation():
 
 
 def test_a_session_has_one_key_whatever_its_pictures():
-    """Through the application and the thread in which a request is submitted; others go by their pictures."""
-    handle = Handle(*[[None, REPLY]] * 3)
+    """Through the application and the thread in which a request is submitted; others go by their pictures.
+
+    The answer's headers name the replica that gave it, not one that was lost before.
+    """
+    handle = Handle([TAKEN, LOST], [dispatch.Taken("second"), REPLY], [TAKEN, REPLY], [TAKEN, REPLY])
+    sent = []
 
     async def run():
         dispatcher = dispatch.Dispatcher(handle)
@@ -53,14 +58,34 @@ def test_a_session_has_one_key_whatever_its_pictures():
             arguments = {"history": [], "message": [{"image": picture}], "deadline_ms": 30_000}
             future = await asyncio.to_thread(dispatcher.submit, cancel=CancelToken(), **arguments)
             await asyncio.wrap_future(future)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+            await send({"type": "http.response.body", "body": b""})
+
+        async def keep(message):
+            sent.append(message)
 
         sessions = session.Sessions(app)
         for shade, headers in ((1, [(b"X-Session-ID", b"left")]), (2, [(b"x-session-id", b"left")]), (1, [])):
-            await sessions({"type": "http", "headers": headers, "shade": shade}, None, None)
+            await sessions({"type": "http", "headers": headers, "shade": shade}, None, keep)
 
     asyncio.run(run())
-    first, second, other = handle.keys
+    first, _, second, other = handle.keys
     assert first == second == "session left" and len(other) == 64
+    names = [dict(message["headers"]) for message in sent if message["type"] == "http.response.start"]
+    assert names == [{b"a": b"b", b"x-replica-id": name} for name in (b"second", b"first", b"first")]
+
+
+def test_what_no_replica_answers_names_none():
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    async def keep(message):
+        sent.append(message)
+
+    asyncio.run(session.Sessions(app)({"type": "http"}, None, keep))
+    assert sent == [{"type": "http.response.start", "status": 200}]
 
 
 @pytest.mark.parametrize(
@@ -138,25 +163,25 @@ def ask(handle, *, token=None, deadline_ms=30_000, stream=False):
 
 
 def test_a_request_is_asked_again_until_its_first_words():
-    handle = Handle([LOST], [LOST], [LOST], [LOST], [None, LOST], [None, LOST], [None, "r", "ed", REPLY])
+    handle = Handle([LOST], [LOST], [LOST], [LOST], [TAKEN, LOST], [TAKEN, LOST], [TAKEN, "r", "ed", REPLY])
     future, pieces = ask(handle, stream=True)
     assert future.result() is REPLY and pieces == ["r", "ed"] and len(handle.calls) == 7
     assert handle.calls[-1]["deadline_ms"] < handle.calls[0]["deadline_ms"] <= 30_000
-    future, pieces = ask(Handle([None, "r", LOST], [None, REPLY]), stream=True)
+    future, pieces = ask(Handle([TAKEN, "r", LOST], [TAKEN, REPLY]), stream=True)
     assert future.exception().status == 503 and pieces == ["r"]
     assert future.exception().body["error"]["code"] == "replica_lost"
 
 
 def test_log_probabilities_are_passed_on_and_count_as_words():
     some = [TokenLogprob(1, b"r", -0.5)]
-    future, pieces = ask(Handle([None, some, "red", REPLY]), stream=True)
+    future, pieces = ask(Handle([TAKEN, some, "red", REPLY]), stream=True)
     assert future.result() is REPLY and pieces == [some, "red"]
-    future, pieces = ask(Handle([None, some, LOST], [None, REPLY]), stream=True)
+    future, pieces = ask(Handle([TAKEN, some, LOST], [TAKEN, REPLY]), stream=True)
     assert future.exception().body["error"]["code"] == "replica_lost" and pieces == [some]
 
 
 def test_a_request_that_ends_replicas_is_given_up():
-    handle = Handle(*[[None, LOST]] * 9)
+    handle = Handle(*[[TAKEN, LOST]] * 9)
     future, _ = ask(handle)
     assert "3 replicas ended while they had this request" in str(future.exception()) and len(handle.calls) == 3
 
@@ -165,13 +190,13 @@ def test_no_replica_in_time_and_an_answer_without_an_end():
     future, _ = ask(Handle(["hang"]), deadline_ms=50)
     assert future.exception().body["error"]["code"] == "no_replica"
     assert future.exception().headers == {"Retry-After": "1"}
-    future, _ = ask(Handle([None]))
+    future, _ = ask(Handle([TAKEN]))
     assert isinstance(future.exception(), ApiError)
 
 
 def test_what_is_wrong_with_a_request_is_raised_and_not_asked_again():
     error = ContextError("it is too long.")
-    handle = Handle([None, error])
+    handle = Handle([TAKEN, error])
     future, _ = ask(handle)
     assert future.exception() is error and len(handle.calls) == 1
 
@@ -179,7 +204,7 @@ def test_what_is_wrong_with_a_request_is_raised_and_not_asked_again():
 def test_a_client_that_leaves_ends_the_call():
     token = CancelToken()
     token.cancel()
-    handle = Handle([None, "hang", REPLY])
+    handle = Handle([TAKEN, "hang", REPLY])
     future, _ = ask(handle, token=token)
     assert future.exception().body["error"]["code"] == "cancelled"
 

@@ -79,7 +79,7 @@ def test_a_parameter_changes_while_it_runs(robot, serve):
 
 
 def test_a_response_waits_until_who_asked_can_hear_it(robot, serve):
-    """DDS finds a client's writer and its reader one after the other, and a response before the latter would be lost."""
+    """DDS finds a client's writer and its reader one after the other; a response before the latter would be lost."""
     serve({"/front": []}, prompt="What?")
     (value,) = wires.heard(robot("get", "qwenvl", "prompt", 0.3))["values"]
     assert value["string_value"] == "What?"

@@ -17,15 +17,23 @@ from qwenvl_edge.constraints.ending import Seek
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.families.tools import CallPiece
 from qwenvl_edge.fleet.routing import picture_key
-from qwenvl_edge.fleet.session import session_key
+from qwenvl_edge.fleet.session import Session, session
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.replies.reply import Reply, TokenLogprob
 from qwenvl_edge.server.errors import SERVER, ApiError
 from qwenvl_edge.server.logs import log
 from qwenvl_edge.server.service import Thought
 
-Item = str | CallPiece | list[TokenLogprob] | Reply | QwenVLError | None
-"""Items that a replica sends: None once it has the request, pieces of the answer, at last the reply or an error."""
+
+@dataclass(frozen=True)
+class Taken:
+    """What a replica sends once it has a request: its name."""
+
+    replica: str
+
+
+Item = Taken | str | CallPiece | list[TokenLogprob] | Reply | QwenVLError
+"""Items that a replica sends: Taken once it has the request, pieces of the answer, at last the reply or an error."""
 
 _LOST = (
     exceptions.RayActorError,
@@ -43,6 +51,7 @@ class _Request:
     """A request until its reply; `ends` is its deadline on time.monotonic."""
 
     key: str
+    session: Session
     arguments: dict[str, Any]
     cancel: CancelToken
     on_text: Callable[[str], None] | None
@@ -100,7 +109,8 @@ class Dispatcher:
         """
         ends = time.monotonic() + deadline_ms / 1e3
         listeners = (on_text, on_logprobs, on_thinking, on_call)
-        request = _Request(session_key() or picture_key(arguments), arguments, cancel, *listeners, ends)
+        current = session()
+        request = _Request(current.key or picture_key(arguments), current, arguments, cancel, *listeners, ends)
         return asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
 
     def charge(self, client: str, seconds: float) -> None:
@@ -134,7 +144,13 @@ class Dispatcher:
                 return await self._attempt(request)
             except _LOST as error:
                 request.losses += request.taken
-                log("replica lost", error=type(error).__name__, taken=request.taken, losses=request.losses)
+                log(
+                    "replica lost",
+                    replica=request.session.replica,
+                    error=type(error).__name__,
+                    taken=request.taken,
+                    losses=request.losses,
+                )
                 if request.said:
                     raise _unavailable("the replica that was answering ended; ask again.", "replica_lost") from None
                 if request.losses >= _TRIES or request.left_s <= 0:
@@ -145,7 +161,7 @@ class Dispatcher:
             await asyncio.sleep(_PAUSE_S)  # for the router to hear of it
 
     async def _attempt(self, request: _Request) -> Reply:
-        request.taken = False
+        request.taken, request.session.replica = False, ""
         left_s = request.left_s
         items = self._replicas.answer.remote(
             request.key, {**request.arguments, "deadline_ms": left_s * 1e3}, request.on_text is not None
@@ -157,10 +173,12 @@ class Dispatcher:
 
     async def _receive(self, request: _Request, items: AsyncIterator[Item], left_s: float) -> Reply:
         try:
-            await asyncio.wait_for(anext(items), left_s)
+            first = await asyncio.wait_for(anext(items), left_s)
         except asyncio.TimeoutError:
             raise _unavailable("no replica was free in time; try again later.", "no_replica") from None
         request.taken = True
+        if isinstance(first, Taken):
+            request.session.replica = first.replica
         async for item in items:
             if isinstance(item, str):
                 request.said = True
@@ -177,7 +195,7 @@ class Dispatcher:
                     request.on_logprobs(item)
             elif isinstance(item, Reply):
                 return item
-            elif item is not None:
+            elif isinstance(item, QwenVLError):
                 raise item
         raise _unavailable("the replica ended its answer too early; ask again.", "replica_lost")
 

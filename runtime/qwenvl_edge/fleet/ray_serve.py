@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from qwenvl_edge.bundle.bundle import Bundle
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
-from qwenvl_edge.fleet.dispatch import Dispatcher, Item
+from qwenvl_edge.fleet.dispatch import Dispatcher, Item, Taken
 from qwenvl_edge.fleet.session import Sessions
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.server.app import Server
@@ -127,7 +127,7 @@ class Engine:
 
     async def answer(self, key: str, arguments: dict[str, Any], stream: bool) -> AsyncIterator[Item]:
         """Answer a request; see dispatch.Item. `key` is for the router. Its end, whatever it is, frees the row."""
-        yield None
+        yield Taken(serve.get_replica_context().replica_id.unique_id)
         token = CancelToken()
         try:
             answer = await self._service.submit(arguments, token, stream=stream)
