@@ -221,10 +221,14 @@ hostile: $(READY)
 .cache/kuberay/ray.io_rayservices.yaml: | $(READY)
 	-$(BIN)/python tools/fetch_kuberay_schema.py $@
 
-## Test the Ray Serve application with two replicas, one of them killed, and its manifest; installs 250 MB of packages.
-ray-test: $(READY) .cache/kuberay/ray.io_rayservices.yaml
-	$(BIN)/python -m pip install --quiet 'qwenvl-edge[ray]' 'kubernetes-validate>=1.37,<2'
-	$(BIN)/python -m pytest tests/fleet tests/fast/test_import.py -rs
+.cache/ray/.ready: pyproject.toml | $(READY)
+	$(ABOVE)
+	$(@D)/bin/python -m pip install --quiet 'qwenvl-edge[ray]' 'kubernetes-validate>=1.37,<2'
+	touch $@
+
+## Test the Ray Serve application, of which replicas and a node are killed, and its manifest; installs 250 MB, apart.
+ray-test: .cache/ray/.ready .cache/kuberay/ray.io_rayservices.yaml
+	$(<D)/bin/python -m pytest tests/fleet tests/fast/test_import.py -rs
 
 # nvidia-pytriton needs NumPy 1, so it has an environment of its own.
 ## Test the model repository in the Triton Inference Server that nvidia-pytriton brings.

@@ -3,6 +3,7 @@
 With a QUESTION it asks that once, on the output `text`. It ends when anything arrives on the input `done`.
 """
 
+import argparse
 import sys
 
 import numpy as np
@@ -12,11 +13,17 @@ from PIL import Image
 
 
 def main() -> None:
-    """Send PICTURE (the first argument) until `done`; ask QUESTION (the second one) after the first frame."""
-    picture, *question = sys.argv[1:]
-    bgr = np.asarray(Image.open(picture).convert("RGB"))[:, :, ::-1]
+    """Send PICTURE until `done`; ask QUESTION after the first frame."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("picture")
+    parser.add_argument("question", nargs="*")
+    given = parser.parse_args()
+    try:
+        bgr = np.asarray(Image.open(given.picture).convert("RGB"))[:, :, ::-1]
+    except OSError as error:
+        sys.exit(f'"{given.picture}" cannot be read as a picture: {error.strerror or error}.')
     metadata = {"encoding": "bgr8", "width": bgr.shape[1], "height": bgr.shape[0], "primitive": "image"}
-    node = Node()
+    node, question = Node(), given.question
     for event in node:
         if event["type"] == "INPUT" and event["id"] == "done":
             break

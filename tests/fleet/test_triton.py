@@ -331,3 +331,19 @@ def test_the_example_asks_a_real_server_over_grpc(served, engine):
         *text, answer = out.strip().splitlines()
         expected = engine.chat(question, images=[PICTURE], **GREEDY)
         assert "\n".join(text).strip() == expected.text == json.loads(answer)["text"]
+
+
+@pytest.mark.parametrize(
+    ("picture", "match"),
+    [
+        ("missing.png", '"missing.png" cannot be read as a picture'),
+        (__file__, "cannot be read as a picture: cannot identify"),
+        (PICTURE, "failed to connect"),
+    ],
+)
+def test_what_the_example_lacks_is_one_sentence(picture, match):
+    packages, _ = installed()
+    program = [packages.parents[2] / "bin" / "python", ROOT / "examples" / "triton" / "ask.py", picture, WHERE]
+    command = [*program, f"127.0.0.1:{free_port()}"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    assert run.returncode == 1 and match in run.stderr and run.stderr.count("\n") == 1

@@ -1,5 +1,6 @@
 """`qwenvl watch`: what a day does to a camera, shortened, and the program."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from qwenvl_edge.cli.program import main
 from qwenvl_edge.errors import FrameError
 from qwenvl_edge.machine import systemd
 from qwenvl_edge.robotics.messages import Messages
+from qwenvl_edge.robotics.watch import watching as watching_module
 from qwenvl_edge.robotics.watch.sinks import LineFile
 from qwenvl_edge.robotics.watch.watching import ChangeFilter, Watch, WatchSettings
 from support.moments import moments
@@ -147,6 +149,44 @@ def test_systemd_hears_that_the_service_lives(tmp_path, monkeypatch):
     assert heard[0] == "READY=1" and heard[-1] in ("STOPPING=1", "WATCHDOG=1") and "WATCHDOG=1" in heard
     monkeypatch.delenv("NOTIFY_SOCKET")
     assert not systemd.notify("READY=1")
+
+
+def test_a_watch_that_hangs_tells_systemd_nothing(tmp_path, monkeypatch):
+    """WatchdogSec restarts it then; one that goes on tells again."""
+    hanging, go_on = threading.Event(), threading.Event()
+
+    class Hanging:
+        """An engine whose first answer does not come."""
+
+        def __getattr__(self, name):
+            return getattr(answering, name)
+
+        def stream(self, *arguments, **options):
+            hanging.set()
+            assert go_on.wait(PATIENCE_S)
+            return answering.stream(*arguments, **options)
+
+    answering = engine(tmp_path, *["red<|im_end|>"] * 3)[0]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        watching = Watch(Hanging(), moments(*range(200), pause_s=0.01), WatchSettings("What?"), [], Messages(print))
+        thread = threading.Thread(target=watching.run)
+        thread.start()
+        assert hanging.wait(PATIENCE_S)
+        manager.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while manager.recv(100):
+                pass
+        manager.settimeout(3 * watching_module._IDLE_S)
+        with pytest.raises(TimeoutError):
+            manager.recv(100)
+        go_on.set()
+        manager.settimeout(PATIENCE_S)
+        assert manager.recv(100) == b"WATCHDOG=1"
+        watching.stop()
+        thread.join(PATIENCE_S)
+    assert not thread.is_alive()
 
 
 def test_the_program(nano, tmp_path, capsys):

@@ -87,6 +87,10 @@ class Clip:
     name: str
     limits: PixelLimits = NO_LIMITS
 
+    def __getstate__(self) -> dict[str, Any]:
+        """See Picture.__getstate__."""
+        return vars(self).copy()
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the frames, which identifies what is seen; the times are no part of it."""

@@ -60,6 +60,10 @@ class Picture:
         vars(other).update(limits=limits, origin=self.origin or self)
         return other
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return a copy: a thread may ask for the digest, which changes the attributes, while another one pickles."""
+        return vars(self).copy()
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of shape, dtype and pixels, which identifies the picture; computed when first asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,11 @@ from qwenvl_edge.machine.terminal import printable
 _LINE = 500
 _REASON = 200  # characters of a library's message
 _LINES = 64  # remembered
+
+
+def reason(error: BaseException) -> str:
+    """Return a library's message as one line, without the line of its source that Zenoh names."""
+    return " ".join(re.sub(r" at \S+\.rs:\d+\.?", "", str(error)).split())[:_REASON].rstrip(".") or "no reason given"
 
 
 class Messages:
@@ -36,8 +42,7 @@ class Messages:
         except QwenVLError as error:
             self.log(f"{what}: {error}")
         except Exception as error:  # a message, and the library that brought it, may raise anything
-            reason = " ".join(str(error).split())[:_REASON] or "no reason given"
-            self.log(f"{what}: it cannot be used: {type(error).__name__}: {reason}.")
+            self.log(f"{what}: it cannot be used: {type(error).__name__}: {reason(error)}.")
 
     def log(self, line: str) -> None:
         """Log one line of at most _LINE characters, unless it was logged a moment ago."""

@@ -22,7 +22,7 @@ from qwenvl_edge.inputs.pictures import load_picture
 from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.robotics.command import node_parser, open_engine, read_settings, run_command
 from qwenvl_edge.robotics.images import compressed_to_rgb
-from qwenvl_edge.robotics.messages import Messages
+from qwenvl_edge.robotics.messages import Messages, reason
 from qwenvl_edge.robotics.node import NodeAnswer, Question, VlmNode
 
 _WAITING = 16  # queries; more wait in the transport, where the asker's own timeout rules
@@ -120,8 +120,7 @@ def _run(arguments: argparse.Namespace) -> None:
         config = zenoh.Config() if arguments.config is None else zenoh.Config.from_file(arguments.config)
         session = zenoh.open(config)
     except zenoh.ZError as error:
-        reason = " ".join(str(error).split())
-        raise QwenVLError(f"Zenoh cannot start: {reason}; look at the configuration.") from None
+        raise QwenVLError(f"Zenoh cannot start: {reason(error)}; look at the configuration.") from None
     with session:
         node = ZenohNode(session, vlm, arguments.key, camera=arguments.camera)
         say(f"answering queries of {arguments.key}")

@@ -1,6 +1,8 @@
 """Sources of pictures: files, arrays and frames give the same pixels, and identical pixels the same picture."""
 
+import io
 import os
+import pickle
 import threading
 import weakref
 
@@ -134,3 +136,19 @@ def test_arrays_that_are_not_nv12(frame, error):
 def test_files_know_their_channels_whatever_arrays_have(rgb):
     data = encoded(Image.fromarray(rgb), "PNG")
     np.testing.assert_array_equal(load_picture(data, channel_order="nv12").pixels, rgb)
+
+
+def test_a_picture_is_pickled_while_another_thread_asks_for_its_digest(rgb):
+    """The digest becomes an attribute while the attributes are written."""
+    picture = load_picture(rgb)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, each):
+            if each is picture.pixels:
+                assert picture.digest
+
+    file = io.BytesIO()
+    Pickler(file).dump(picture)
+    again = pickle.loads(file.getvalue())
+    assert again.digest == picture.digest
+    np.testing.assert_array_equal(again.pixels, rgb)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.robotics.messages import reason
 from qwenvl_edge.robotics.ros_services import request, response
 from qwenvl_edge.robotics.ros_types import serialize
 from qwenvl_edge.robotics.wires.dds_types import (
@@ -55,8 +56,7 @@ class Participant:
         try:
             self._participant = self._dds.domain.DomainParticipant(domain, qos=enclave)
         except self._dds.core.DDSException as error:
-            reason = " ".join(str(error).split())
-            raise QwenVLError(f"DDS cannot start: {reason}; look at CYCLONEDDS_URI and the network.") from None
+            raise QwenVLError(f"DDS cannot start: {reason(error)}; look at CYCLONEDDS_URI and the network.") from None
         self._waiting = self._dds.core.WaitSet(self._participant)
         self._wake = self._dds.core.GuardCondition(self._participant)
         self._waiting.attach(self._wake)

@@ -12,6 +12,7 @@ from typing import Any
 
 from qwenvl_edge.errors import QwenVLError
 from qwenvl_edge.machine.terminal import say
+from qwenvl_edge.robotics.messages import reason
 from qwenvl_edge.robotics.ros_types import serialize
 from qwenvl_edge.robotics.wires import zenoh_names
 from qwenvl_edge.robotics.wires.wire import RELIABLE, Quality, Request
@@ -55,8 +56,7 @@ class ZenohWire:
         try:
             self._session = self._zenoh.open(_read_config(self._zenoh, config))
         except self._zenoh.ZError as error:
-            reason = " ".join(str(error).split())
-            raise QwenVLError(f"Zenoh cannot start: {reason}; look at the configuration.") from None
+            raise QwenVLError(f"Zenoh cannot start: {reason(error)}; look at the configuration.") from None
         self._domain = domain
         self._tokens = zenoh_names.NodeTokens(domain, str(self._session.zid()), name)
         self._declared = [self._session.liveliness().declare_token(self._tokens.node())]
