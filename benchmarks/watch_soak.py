@@ -3,11 +3,12 @@
     python benchmarks/watch_soak.py out/nano --minutes 10 [--cameras 2] [--rate 10] [--json FILE]
 
 Two cameras at ten frames a second are asked about by one engine, through equal stages: steady; a camera that disappears
-and returns; a wall clock that jumps by a day, forth and back; a log whose disk is full; all cores but one taken away;
-and a `qwenvl serve` that is ended and started again beside clients that go on asking it. The last line has a figure for
-each, and `broken`, the promises that did not hold; the exit code is 1 if there are any. The time that a process sees is
-replaced, the disk is full by a limit of the file's size, cores go by the affinity of its threads; the processor's
-frequency is left alone.
+and returns; a wall clock that jumps by a day, forth and back; a log whose disk is full; a quarter of one core's time,
+where a cgroup can be made; all cores but one taken away; and a `qwenvl serve` that is ended and started again
+beside clients that go on asking it. The last line has a figure for each, and `broken`, the promises that did not hold;
+the exit code is 1 if there are any. The time that a process sees is replaced, the disk is full by a limit of the file's
+size, cores go by the affinity of its threads. The cgroup's quota stands for a power mode with a lower frequency, which
+is left alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ GROWTH_MB = 32.0  # of resident memory from the end of the steady stage on
 IN_FLIGHT = 3  # frames of a camera that may be answered about when it has just gone
 PATIENCE_S = 60.0
 DAY_S = 86_400.0
+PERIOD_US = 100_000  # the kernel's own
+STAGES = 7
 MB = 1 << 20
 
 
@@ -150,12 +153,54 @@ def one_core() -> Iterator[None]:
         every_thread(cores)
 
 
+class LowPower:
+    """A quarter of one core's time, by the quota of a cgroup (version 1 or 2), which ends with the block."""
+
+    def __init__(self) -> None:
+        self._limits = {"cpu.cfs_quota_us": f"{PERIOD_US // 4}", "cpu.max": f"{PERIOD_US // 4} {PERIOD_US}"}
+        self._before, self._group = Path(), Path()
+
+    def __enter__(self) -> None:
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, kinds, place = line.split(":", 2)
+            if kinds in ("cpu", "cpu,cpuacct", ""):
+                self._before = Path("/sys/fs/cgroup", kinds, place.lstrip("/"))
+                self._group = self._before / f"watch-soak-{os.getpid()}"
+                with contextlib.suppress(OSError):
+                    self._limit()
+                    return
+        raise OSError("no cgroup can be made here")
+
+    def _limit(self) -> None:
+        self._group.mkdir()
+        try:
+            name = next(each for each in self._limits if (self._group / each).exists())
+            (self._group / name).write_text(self._limits[name])
+            (self._group / "cgroup.procs").write_text(str(os.getpid()))
+        except (OSError, StopIteration):
+            self._group.rmdir()
+            raise OSError from None
+
+    def __exit__(self, *_: object) -> None:
+        (self._before / "cgroup.procs").write_text(str(os.getpid()))
+        self._group.rmdir()
+
+
+def can_limit() -> bool:
+    """Tell whether LowPower works here."""
+    try:
+        with LowPower():
+            return True
+    except OSError:
+        return False
+
+
 class Soak:
     """Watches in threads, and the stages that they go through."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.log, self.told, self.said = folder / "log.jsonl", Told(), list[str]()
-        self.seconds = options.minutes * 60 / 6
+        self.seconds = options.minutes * 60 / STAGES
         engine = QwenVLEngine(options.bundle, threads=options.threads)
         self._file = LineFile(self.log)
         Synthetic.rate = options.rate
@@ -193,7 +238,8 @@ class Soak:
         with during:
             time.sleep(self.seconds / 2)
             self._wait(lambda: len(self.told.lines) >= len(self._watches))
-            answers_during = sum("text" in line for line in self.told.lines)
+            ages_during = [line["latency_ms"] for line in list(self.told.lines) if "text" in line]
+            answers_during = len(ages_during)
         time.sleep(self.seconds / 2)
         self._wait(lambda: sum("text" in line for line in self.told.lines) > answers_during)
         lines = self.told.take()
@@ -203,6 +249,7 @@ class Soak:
             "answers_during": answers_during,
             "answer_age_p50_ms": float(np.median(ages)) if ages else None,
             "answer_age_max_ms": max(ages, default=None),
+            "answer_age_during_p50_ms": float(np.median(ages_during)) if ages_during else None,
             "stale": self._counted("stale") - stale,
             "failed": self._counted("failed") - failed,
             "lost": sum(line.get("event") == "camera lost" for line in lines),
@@ -269,6 +316,7 @@ def main(options: argparse.Namespace) -> int:
             "camera_gone": unplugged,
             "clock_jumps": jumping_clock,
             "full_disk": lambda: full_disk(soak.log),
+            **({"low_power": LowPower} if can_limit() else {}),
             "one_core": one_core,
         }
         with soak.running():
@@ -290,6 +338,7 @@ def main(options: argparse.Namespace) -> int:
         "log_lines_whole": whole,
         "log_lines_lost": lost_lines,
         "log_lines_broken": broken_lines,
+        "low_power_age_p50_ms": stages["low_power"]["answer_age_during_p50_ms"] if "low_power" in stages else None,
         "one_core_age_p50_ms": last["answer_age_p50_ms"],
         "server_away_s": server["away_s"],
         "server_wrong": server["wrong"],

@@ -23,3 +23,4 @@ def test_no_promise_is_broken_in_a_quarter_of_a_minute(nano):
     told = json.loads(run.stdout.splitlines()[-1])
     assert told["broken"] == [] and told["answers"] > 10 and told["camera_lost_and_back"] == 2
     assert told["log_lines_lost"] > 0 and told["log_lines_broken"] == told["server_wrong"] == 0
+    assert told["low_power_age_p50_ms"] is None or 0 < told["low_power_age_p50_ms"] < PATIENCE_S * 1e3
