@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 _SEARCHES = ((64, 500), (1024, 1500))  # cost of a skip, in ids that a path is followed for before another; most steps
 _LONGEST = 4096  # ids, of single bytes most; a form that needs more is left open
 _SECONDS = 0.25
-_CLOSERS = '"}])>@,:'  # no point: after one digits may go on for ever, as in the fractions of a second
+_CLOSERS = '"@}])>,:'  # no point: after one digits may go on for ever, as in the fractions of a second
 
 Rest: TypeAlias = Callable[[], None]
 """Called between two steps of a search, whose thread may rest there so that others go on."""

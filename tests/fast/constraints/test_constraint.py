@@ -101,17 +101,11 @@ CUT = [
         Constraint.json({"type": "array", "items": {"type": "string", "format": "date-time"}, "minItems": 4}),
         lambda text: len(json.loads(text)) >= 4,
     ),
-    (
-        Constraint.json({"type": "array", "items": {"type": "string", "format": "email"}, "minItems": 4}),
-        lambda text: all("@" in each for each in json.loads(text)),
-    ),
 ]
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(
-    ("constraint", "holds"), CUT, ids=["any", "array", "regex", "loop", "choice", "times", "mails"]
-)
+@pytest.mark.parametrize(("constraint", "holds"), CUT, ids=["any", "array", "regex", "loop", "choice", "times"])
 def test_forms_are_closed_wherever_they_are_cut(tmp_path, constraint, holds, seed):
     for limit in range(1, 9):
         reply = random_answer(tmp_path, constraint, seed, max_new_tokens=limit)

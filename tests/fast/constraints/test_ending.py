@@ -27,6 +27,23 @@ SCHEMA = {
 }
 FORMS = {
     "json": (Constraint.json(SCHEMA), '{"name":"Ada","tags":["红色","blue"],"at":"2024-05"}'),
+    "mails and times": (
+        Constraint.json(
+            {
+                "type": "array",
+                "minItems": 3,
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "to": {"type": "string", "format": "email"},
+                        "at": {"type": "string", "format": "date-time"},
+                    },
+                    "required": ["to", "at"],
+                },
+            }
+        ),
+        "[" + ",".join(['{"to":"ann@lee.org","at":"2024-05-06T07:08:09Z"}'] * 3) + "]",
+    ),
     "regex": (Constraint.regex(r"[A-Z]{2,4}-\d{3}(狗|\.)"), "AB-123狗"),
     "choice": (Constraint.choice(["yes 狗", "no 红色"]), "no 红色"),
 }
