@@ -14,6 +14,8 @@ CASES = {
     "latency.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
     "conversation.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
     "server.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
+    "fleet.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
+    "watch_soak.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
     "accuracy.py": (["fp32=missing"], "qwenvl export models/nano missing --precision fp32"),
     "sensitivity.py": (["missing"], "qwenvl export models/nano missing --precision fp32"),
     "tokenizer.py": (["--vocabulary", "missing"], "python tools/fetch_vocabulary.py missing"),
