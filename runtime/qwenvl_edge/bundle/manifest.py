@@ -18,6 +18,7 @@ FORMAT = 2
 MANIFEST_NAME = "bundle.json"
 _COMPUTE = ("fp32", "fp16", "bf16")
 _MOST_OF_A_MODEL = 1 << 28  # of any dimension: the largest vocabularies and contexts have a few million
+_MOST_OF = {"head_dim": 1 << 13, "num_layers": 1 << 13}  # tables are as wide as a head; caches are made by layer
 KV_CACHES = FLOAT_CACHE, INT8_CACHE = ("float", "int8")
 
 
@@ -173,7 +174,7 @@ def _check_model(model: ModelInfo) -> None:
         value = getattr(model, field.name)
         if not value > 0 and field.name != "deepstack_layers":
             raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value}; it must be positive.")
-        if not 0 <= value <= _MOST_OF_A_MODEL:
+        if not 0 <= value <= _MOST_OF.get(field.name, _MOST_OF_A_MODEL):
             raise BundleError(f"{MANIFEST_NAME}: model.{field.name} is {value:,}, which no model has.")
     if not 0 <= model.deepstack_layers <= model.num_layers:
         raise BundleError(

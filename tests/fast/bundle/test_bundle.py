@@ -147,6 +147,8 @@ def test_manifest_that_is_not_text(folder):
         ("embedding/shape", [6], "expected a list of 2 values"),
         ("embedding/shape", [6, "8"], "expected int, found str"),
         ("model/num_layers", 0, "model.num_layers is 0; it must be positive"),
+        ("model/num_layers", 1 << 20, "model.num_layers is 1,048,576, which no model has"),
+        ("model/head_dim", 1 << 24, "model.head_dim is 16,777,216, which no model has"),
         ("model/num_kv_heads", 3, "not a multiple of model.num_kv_heads"),
         ("embedding/dtype", "int8", 'embedding.dtype is "int8"'),
         ("embedding/shape", [8, 6], "not \\[model.vocab_size"),
