@@ -91,6 +91,20 @@ def milliseconds(call: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
+def interleaved(
+    calls: dict[str, Callable[[], Any]], repeats: int, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of every call, one repeat of each in turn after a warm-up; `before` runs before each, unmeasured."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            before()
+            seconds[name].append(milliseconds(call) / 1e3)
+    return seconds
+
+
 def spread(samples: list[float]) -> dict[str, float]:
     """Median with the quartiles."""
     low, middle, high = np.percentile(samples, [25, 50, 75])

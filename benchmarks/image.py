@@ -11,14 +11,13 @@ neighbours, with quartiles, and the last line has the smallest over the frame si
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import arguments, conditions, finish, ratio, spread
+from common import arguments, conditions, finish, interleaved, ratio, spread
 from PIL import Image
 
 from qwenvl_edge.families.base import Preprocessing
@@ -64,19 +63,6 @@ def nv12_to_rgb(frame: Pixels) -> Pixels:
         values = (blocks + change[:, None, :, None]) >> 16
         rgb[:, :, channel] = np.clip(values, 0, 255).reshape(height, width)
     return rgb
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call, one repeat of each in turn after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 def measure(shape: tuple[int, int], preprocessing: Preprocessing, repeats: int) -> dict[str, list[float]]:

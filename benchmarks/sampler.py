@@ -10,7 +10,6 @@ keep. Repeats alternate; a ratio is the median over pairs of neighbours, with qu
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import arguments, conditions, finish, ratio, spread
+from common import arguments, conditions, finish, interleaved, ratio, spread
 
 from qwenvl_edge.decoding.sampler import Sampler
 from qwenvl_edge.inputs.options import SamplingParams
@@ -68,20 +67,6 @@ def numpy_top_p(row: Logits, top_p: float, generator: np.random.Generator) -> in
     return int(best[np.searchsorted(mass[:kept], generator.random() * mass[min(kept, len(mass)) - 1])])
 
 
-def interleaved(row: Logits, calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call, one repeat of each in turn after a warm-up; each finds the row in the cache."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            row.sum()
-            started = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def check(row: Logits, top_p: float) -> None:
     """The chains must keep the same tokens before their speed is compared."""
     ours, _ = Sampler(SamplingParams(top_p=top_p, seed=0)).distribution(row)
@@ -108,7 +93,7 @@ def measure(row: Logits, top_p: float, repeats: int) -> dict[str, list[float]]:
     for name, settings in OTHERS.items():
         sampler = Sampler(SamplingParams(seed=0, **settings))
         calls[name] = lambda sampler=sampler: sampler.sample(row, [1, 2, 3])
-    return interleaved(row, calls, repeats)
+    return interleaved(calls, repeats, before=row.sum)  # each call finds the row in the cache
 
 
 def draw(path: Path, seconds: dict[str, list[float]]) -> None:

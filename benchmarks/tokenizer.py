@@ -22,14 +22,12 @@ import pydoc_data.topics
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 import tokenizers
-from common import VOCABULARY, arguments, conditions, finish, needed_vocabulary, ratio, spread
+from common import VOCABULARY, arguments, conditions, finish, interleaved, needed_vocabulary, ratio, spread
 
 from qwenvl_edge.inputs.tokenizer import Tokenizer
 
@@ -118,20 +116,6 @@ def load_tiktoken(path: Path) -> tiktoken.Encoding:
     return tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call, one repeat of each in turn after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            gc.collect()
-            started = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def in_new_process(program: str, path: Path) -> dict[str, float]:
     """The figures that LOAD with the statements `program` prints."""
     command = [sys.executable, "-c", LOAD.replace("LOADING", program), Path(__file__).parent, path]
@@ -167,7 +151,7 @@ def measure_runs(ours: Tokenizer, repeats: int) -> dict[str, list[float]]:
     for name, unit in RUNS.items():
         cases = {str(size): unit * (size // len(unit.encode())) for size in RUN_BYTES}
         calls = {size: (lambda text=text: ours.encode(text)) for size, text in cases.items()}
-        curves[name] = [spread(times)["median"] for times in interleaved(calls, repeats).values()]
+        curves[name] = [spread(times)["median"] for times in interleaved(calls, repeats, gc.collect).values()]
     return curves
 
 
@@ -183,8 +167,10 @@ def measure_text(ours: Tokenizer, tiktoken_: tiktoken.Encoding, hub: Any, text: 
         "tokenizers": lambda: hub.encode(text, add_special_tokens=False).ids,
         "count": lambda: ours.count(text),
     }
-    seconds = interleaved(encode, repeats)
-    decoding = interleaved({"ours": lambda: ours.decode(ids), "tiktoken": lambda: tiktoken_.decode(ids)}, repeats)
+    seconds = interleaved(encode, repeats, gc.collect)
+    decoding = interleaved(
+        {"ours": lambda: ours.decode(ids), "tiktoken": lambda: tiktoken_.decode(ids)}, repeats, gc.collect
+    )
     return {
         "megabytes": size,
         "ids": len(ids),

@@ -24,13 +24,6 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    """Where to export to: in a folder that holds nothing else."""
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out" / "bundle"
-
-
 def test_a_bundle_holds_what_the_design_says(tiny_bundle):
     assert listing(tiny_bundle.path) == sorted([*tiny_bundle.manifest.files, "bundle.json"])
     assert set(tiny_bundle.manifest.files) == {

@@ -36,13 +36,6 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    """Where to export to: in a folder that holds nothing else."""
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out" / "bundle"
-
-
 def test_an_existing_bundle_is_kept_without_force(small_checkpoint, target):
     before = export(small_checkpoint("a"), target, check=False).manifest
     with pytest.raises(BundleError, match="exists already"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qwenvl_edge import _core
+from support.own_operators import OWN, session_of
 
 SHAPES = [(256, 1), (256, 31), (320, 33), (768, 64), (1280, 77)]  # inputs, outputs: whole and broken chunks and panels
 
@@ -21,18 +21,12 @@ def best_kernels():
 
 def session(packed, scales, bias, *, threads=1, **attributes):
     inputs = ["x", "packed", "scales", *(["bias"] if bias is not None else [])]
-    node = helper.make_node("MatMulNBits", inputs, ["y"], domain="qwenvl_edge", **attributes)
+    node = helper.make_node("MatMulNBits", inputs, ["y"], domain=OWN, **attributes)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
     tables = {"packed": packed, "scales": scales} | ({"bias": bias} if bias is not None else {})
     initializers = [numpy_helper.from_array(table, name) for name, table in tables.items()]
     graph = helper.make_graph([node], "linear", ends[:1], ends[1:], initializers)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("qwenvl_edge", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.register_custom_ops_library(_core.__file__)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session_of(graph, threads)
 
 
 def matrix(inputs, outputs, bits, block):

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 
 from qwenvl_edge import _core
 from qwenvl_edge.bundle.contract import NATIVE_ATTENTION
+from support.own_operators import OWN, session_of
 from support.paths import ROOT
 
-OWN = "qwenvl_edge"
 EPSILON = 1e-6
 NAMES = ("qkv", "cos", "sin", "last", "past_key", "past_value", "scale", "q_norm", "k_norm")
 TYPES = {"last": TensorProto.INT32, "past_key": TensorProto.FLOAT16, "past_value": TensorProto.FLOAT16}
@@ -34,13 +34,7 @@ def session(heads, kv_heads, given=NAMES, threads=1):
     half = {"key": TensorProto.FLOAT16, "value": TensorProto.FLOAT16}
     made = [helper.make_tensor_value_info(name, half.get(name, TensorProto.FLOAT), None) for name in OUTPUTS]
     graph = helper.make_graph([node], "attention", ends, made)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.register_custom_ops_library(_core.__file__)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(OWN, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session_of(graph, threads)
 
 
 def arrays(batch, tokens, heads, kv_heads, dim, before, capacity, given=NAMES, seed=0):

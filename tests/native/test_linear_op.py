@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qwenvl_edge import _core
+from support.own_operators import OWN, session_of
 
 EPSILON = 1e-6
 PARTS = [set(chosen) for n in range(5) for chosen in itertools.combinations(("bias", "norm", "gate", "residual"), n)]
-OWN = "qwenvl_edge"
 
 
 def tensors(inputs, outputs, bits, block):
@@ -32,13 +31,7 @@ def session(nodes, initializers, *, threads=1):
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "residual", "y")]
     tables = [numpy_helper.from_array(table, name) for name, table in initializers.items()]
     graph = helper.make_graph(nodes, "layer", ends[:2], ends[2:], tables)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(OWN, 1)]
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.register_custom_ops_library(_core.__file__)
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session_of(graph, threads)
 
 
 def fused(parts, **attributes):

@@ -9,15 +9,14 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
 from qwenvl_edge import _core
 from qwenvl_edge.bundle.contract import NATIVE_PATCH_ATTENTION
+from support.own_operators import OWN, session_of
 from support.paths import ROOT
 
-OWN = "qwenvl_edge"
 EPSILON = 1e-6
 TYPES = {"gather": TensorProto.INT64, "keys": TensorProto.BOOL, "weight": TensorProto.INT8, "gate": TensorProto.INT8}
 ATTENTION = ("qkv", "cos", "sin", "gather", "keys")
@@ -41,14 +40,7 @@ def run(kind, order, given, threads=2, **attributes):
     node = helper.make_node(kind, names, ["out"], domain=OWN, **attributes)
     ends = [helper.make_tensor_value_info(name, TYPES.get(name, TensorProto.FLOAT), None) for name in given]
     graph = helper.make_graph([node], "one", ends, [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)])
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.register_custom_ops_library(_core.__file__)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(OWN, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, given)[0]
+    return session_of(graph, threads).run(None, given)[0]
 
 
 def attention_inputs(pictures, patches, heads, dim, window=0, *, rotates=True, seed=0):

@@ -1,4 +1,4 @@
-"""The tables of the pages: every column has a heading, and every row as many cells."""
+"""The tables of the pages: every column has a heading, and every row as many cells. Nothing is left of a merge."""
 
 import re
 
@@ -24,3 +24,8 @@ def test_every_column_has_a_heading_and_every_row_its_cells():
             bad += [(page.name, row) for row in body.splitlines() if len(cells(row.strip()[1:-1])) != len(titles)]
     assert count > 50
     assert not bad
+
+
+def test_no_page_holds_the_marks_of_a_merge():
+    marked = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    assert not [page.name for page in PAGES if marked.search(page.read_text(encoding="utf-8"))]

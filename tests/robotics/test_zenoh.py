@@ -5,7 +5,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from qwenvl_edge.robotics.node import NodeSettings, VlmNode
 from qwenvl_edge.robotics.zenoh import ZenohNode
 from support.paths import ROOT
 from support.patience import PATIENCE_S
+from support.running import in_threads
 from support.scripted import engine
 
 zenoh = pytest.importorskip("zenoh", reason="eclipse-zenoh is not installed")
@@ -53,21 +53,15 @@ def sides(tmp_path):
 @pytest.fixture
 def serve(sides, tmp_path):
     """Starts a queryable over scripted answers."""
-    started = []
+    with in_threads() as start:
 
-    def serve(*answers, camera=None, **settings):
-        vlm = VlmNode(engine(tmp_path, *answers)[0], NodeSettings(**settings))
-        node = ZenohNode(sides[0], vlm, "robot/vlm", camera=camera)
-        thread = threading.Thread(target=node.run)
-        thread.start()
-        started.append((node, thread))
-        return vlm
+        def serve(*answers, camera=None, **settings):
+            vlm = VlmNode(engine(tmp_path, *answers)[0], NodeSettings(**settings))
+            node = ZenohNode(sides[0], vlm, "robot/vlm", camera=camera)
+            start(node.run, node.close)
+            return vlm
 
-    yield serve
-    for node, thread in started:
-        node.close()
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
+        yield serve
 
 
 def ask(session, question, picture=None):

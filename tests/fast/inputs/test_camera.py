@@ -7,6 +7,7 @@ from PIL import Image
 
 from qwenvl_edge import FrameSource
 from qwenvl_edge.errors import FrameError, ImageError
+from support.clock import moved_clock
 from support.scripted import engine
 
 
@@ -17,16 +18,7 @@ def frame(shade):
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test moves."""
-
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr("qwenvl_edge.inputs.camera.time", clock)
-    return clock
+    return moved_clock(monkeypatch, "inputs.camera")
 
 
 def test_the_newest_frame_wins():

@@ -7,6 +7,7 @@ from qwenvl_edge import load_picture
 from qwenvl_edge.errors import FrameError, PromptError, QwenVLError
 from qwenvl_edge.inputs.cancel import CancelToken
 from qwenvl_edge.robotics.node import NodeSettings, Question, VlmNode
+from support.clock import moved_clock
 from support.patience import PATIENCE_S
 from support.scripted import engine
 
@@ -18,17 +19,7 @@ def frame(shade=0):
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test moves."""
-
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    for module in ("inputs.camera", "robotics.node"):
-        monkeypatch.setattr(f"qwenvl_edge.{module}.time", clock)
-    return clock
+    return moved_clock(monkeypatch, "inputs.camera", "robotics.node")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import ast
 import io
 import re
 import sys
-import threading
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -18,7 +17,8 @@ from qwenvl_edge.robotics.parameters import DEFAULTS
 from qwenvl_edge.robotics.ros2 import RosNode, import_ros
 from support import ros_stand_in as ros
 from support.paths import ROOT
-from support.patience import PATIENCE_S, until
+from support.patience import until
+from support.running import in_threads
 from support.scripted import engine
 
 PACKAGES = ROOT / "examples" / "ros2"
@@ -28,22 +28,15 @@ BOXED = "<ref>dots</ref><box>(0,0),(500,500)</box> are here<|im_end|>"
 @pytest.fixture
 def start(install, tmp_path):
     """Starts a node over scripted answers; returns the rclpy node."""
-    running = []
+    with in_threads() as run:
 
-    def start(*answers, compressed=False, **settings):
-        node = install()
-        vlm = VlmNode(engine(tmp_path, *answers)[0], NodeSettings(**settings))
-        connected = RosNode(node, import_ros(), vlm, compressed=compressed)
-        thread = threading.Thread(target=connected.run)
-        thread.start()
-        running.append((vlm, thread))
-        return node
+        def start(*answers, compressed=False, **settings):
+            node = install()
+            vlm = VlmNode(engine(tmp_path, *answers)[0], NodeSettings(**settings))
+            run(RosNode(node, import_ros(), vlm, compressed=compressed).run, vlm.close)
+            return node
 
-    yield start
-    for vlm, thread in running:
-        vlm.close()
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
+        yield start
 
 
 def image(shade=0, *, sec=100, nanosec=0, size=24, frame_id="camera_optical"):
