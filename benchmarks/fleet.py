@@ -34,7 +34,8 @@ from fleet_load import MODEL, PAUSE_S, QUESTION, Load, pictures, shares
 from qwenvl_edge import QwenVLEngine
 
 PATIENCE_S = 600.0  # a busy machine takes long to start an engine
-SOON = {"upscale_delay_s": 1.0, "downscale_delay_s": 3.0, "look_back_period_s": 2.0, "metrics_interval_s": 0.5}
+# The front tells its load late on a busy machine: an engine must not end because of that.
+SOON = {"upscale_delay_s": 1.0, "downscale_delay_s": 30.0, "look_back_period_s": 10.0, "metrics_interval_s": 0.5}
 ROWS = 8
 ENOUGH = 3  # answers of each camera, to tell of its share
 STORE_BYTES = 100 << 20
