@@ -1,8 +1,11 @@
 // Products of many rows in AMX's tiles: one instruction sums 16 x 16 x 64 products of bytes. Fewer rows are those of
 // AVX-512 VNNI.
 //
-// A tile of weights holds 16 outputs, as signed integers in the order of the inputs, and a tile of activations 16 rows.
-// So a block's sum is the same integer as everywhere, and its float is added in the same order.
+// A tile of activations holds 16 rows, and a tile of weights 16 outputs, as signed integers. So a block's sum is the
+// same integer as everywhere, and its float is added in the same order.
+//
+// While tiles are in use, a core has one unit for floats of 512 bits instead of two, so the float operations bound the
+// speed: see Sums.
 #include "matmul/block_kernels.hpp"
 
 #if defined(QWENVL_HAS_AMX)
@@ -10,85 +13,115 @@
 #include "matmul/amx.hpp"
 #include "matmul/block_vnni.hpp"
 
-#define QWENVL_AMX __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,amx-tile,amx-int8")))
+#define QWENVL_AMX __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,amx-tile,amx-int8,prfchw")))
 
 namespace qwenvl::amx {
 namespace {
 
-constexpr std::size_t kTile = kTileRows, kPiece = kTileInputs;  // outputs or rows of a tile, and its inputs
-constexpr std::size_t kTileBytes = kTile * kPiece;
-constexpr std::size_t kOutputTiles = kTileOutputs / kTile;  // of a task
+constexpr std::size_t kTile = kTileRows;  // outputs or rows of a tile
+constexpr std::size_t kTileBytes = kTile * kPieceBytes;
 constexpr std::size_t kSection = 1024;  // inputs that are multiplied before others: their tiles stay in the caches
+constexpr std::size_t kRing = 4;        // blocks whose sums are in memory
 
 bool supported() { return has_tiles() && vnni::supported(); }
 
-// Tile 0 holds sums, 1 weights, 2 activations, of `inputs` inputs.
+// Tiles 0 and 1 hold sums, 2 and 4 activations, 3 and 5 weights, of `inputs` inputs.
 constexpr TileConfig config_of(std::uint8_t inputs) {
-    return {1, 0, {}, {64, inputs, 64}, {16, 16, static_cast<std::uint8_t>(inputs / 4)}};
+    const auto rows = static_cast<std::uint8_t>(inputs / kGroupBytes);
+    return {1, 0, {}, {64, 64, inputs, 64, inputs, 64}, {16, 16, 16, rows, 16, rows}};
 }
 constexpr TileConfig kWholePieces = config_of(64), kHalfPieces = config_of(32);
 
-void round_row(const BlockMatrix& matrix, const float* values, std::size_t lane, std::int8_t* tile, float* scales) {
-    std::int8_t* const row = tile + lane * kPiece;
-    const auto place = [&](std::size_t i) { return row + i / kPiece * kTileBytes + i % kPiece; };
-    if (matrix.inputs % kPiece != 0) std::memset(place(matrix.inputs), 0, kPiece / 2);
-    vnni::round_blocks(matrix, values, place, scales + lane, kTile);
+std::size_t row_bytes(const BlockMatrix& matrix) {
+    return (matrix.inputs + kPieceBytes - 1) / kPieceBytes * kPieceBytes;
 }
 
-QWENVL_VNNI void transpose_tile(const BlockMatrix& matrix, std::int8_t* tile) {
-    for (std::size_t at = 0; at < matrix.inputs; at += kPiece) {
-        std::int8_t* const piece = tile + at / kPiece * kTileBytes;
-        __m512i rows[16];
-        for (std::size_t i = 0; i < kTile; ++i) rows[i] = _mm512_load_si512(piece + i * kPiece);
-        vnni::transpose(rows);
-        for (std::size_t i = 0; i < kTile; ++i) _mm512_store_si512(piece + i * kPiece, rows[i]);
-    }
+// Weights of 4 bits are taken from their bytes as four even ones, then four odd ones; so activations lie the same way.
+QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, std::size_t lane, std::int8_t* tile,
+                           float* scales) {
+    const __m128i order = matrix.bits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                                           : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const auto put = [&](std::size_t i, __m512i found) QWENVL_VNNI {
+        std::int8_t* const to = tile + i / kPieceBytes * kTileBytes + lane * kPieceBytes + i % kPieceBytes;
+        const __m128i bytes = _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(found), order);
+        _mm_store_si128(reinterpret_cast<__m128i*>(to), bytes);
+    };
+    vnni::round_blocks(matrix, values, put, scales + lane, kTile);
 }
 
-// The weights of a task as signed integers by tile, 64 inputs and output; their scales by tile, block and output.
+// The weights of a task as signed integers by tile, four inputs and output; their scales by tile, block and output.
 class Weights {
 public:
     template <int kBits>
     QWENVL_VNNI void fill(const BlockMatrix& matrix, std::size_t first, std::size_t last) {
-        tile_bytes_ = (matrix.inputs + kPiece - 1) / kPiece * kTileBytes;
+        tile_bytes_ = matrix.inputs * kTile;
         blocks_ = matrix.blocks();
         tiles_ = (last - first + kTile - 1) / kTile;
         bytes_.resize(tiles_ * tile_bytes_);
         scales_.resize(tiles_ * blocks_ * kTile);
-        for (std::size_t i = 0; i < tiles_ * kTile; ++i) {
-            const std::size_t output = std::min(first + i, last - 1);
-            const std::uint8_t* const from = matrix.packed + output * matrix.row_bytes();
-            std::int8_t* const to = bytes_.data() + i / kTile * tile_bytes_ + i % kTile * kPiece;
-            const std::size_t whole = matrix.inputs / kPiece;
-            for (std::size_t p = 0; p < whole; ++p) unpack<kBits>(from + p * kPiece * kBits / 8, to + p * kTileBytes);
-            if (matrix.inputs % kPiece != 0) {
-                std::uint8_t last_piece[kPiece * kBits / 8] = {};
-                std::memcpy(last_piece, from + whole * sizeof last_piece, sizeof last_piece / 2);
-                unpack<kBits>(last_piece, to + whole * kTileBytes);
-            }
-            float* const scales = scales_.data() + i / kTile * blocks_ * kTile + i % kTile;
-            for (std::size_t b = 0; b < blocks_; ++b) scales[b * kTile] = matrix.scales[output * blocks_ + b];
+        are_short_ = true;
+        for (std::size_t i = 0; i < tiles_; ++i) {
+            fill_bytes<kBits>(matrix, first + i * kTile, last, bytes_.data() + i * tile_bytes_);
+            fill_scales(matrix, first + i * kTile, last, scales_.data() + i * blocks_ * kTile);
         }
     }
 
     std::size_t tiles() const { return tiles_; }
     const std::int8_t* bytes(std::size_t tile) const { return bytes_.data() + tile * tile_bytes_; }
     const float* scales(std::size_t tile) const { return scales_.data() + tile * blocks_ * kTile; }
+    // True if every scale is positive, and three times its digits are digits of a float.
+    bool are_short() const { return are_short_; }
 
 private:
     template <int kBits>
-    QWENVL_VNNI static void unpack(const std::uint8_t* from, std::int8_t* to) {
-        if constexpr (kBits == 8) {
-            const __m512i top = _mm512_set1_epi8(static_cast<char>(0x80));
-            _mm512_store_si512(to, _mm512_xor_si512(_mm512_loadu_si512(from), top));
-        } else {
-            const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-            const __m512i both = _mm512_or_si512(bytes, _mm512_slli_epi16(bytes, 4));
-            _mm512_store_si512(to, _mm512_sub_epi8(vnni::low_halves(both), _mm512_set1_epi8(8)));
+    QWENVL_VNNI static void fill_bytes(const BlockMatrix& matrix, std::size_t output, std::size_t last,
+                                       std::int8_t* to) {
+        const std::size_t bytes = matrix.row_bytes();
+        for (std::size_t at = 0; at < bytes; at += kChunkBytes) {
+            __m512i lanes[kTile];
+            for (std::size_t i = 0; i < kTile; ++i) {
+                const std::uint8_t* const row = matrix.packed + std::min(output + i, last - 1) * bytes;
+                lanes[i] = _mm512_maskz_loadu_epi8(vnni::bytes_there(bytes - at), row + at);
+            }
+            vnni::transpose(lanes);
+            const std::size_t groups = std::min(bytes - at, kChunkBytes) / kGroupBytes;
+            for (std::size_t i = 0; i < groups; ++i) {
+                if constexpr (kBits == 8) {
+                    put(to, _mm512_xor_si512(lanes[i], _mm512_set1_epi8(static_cast<char>(0x80))));
+                } else {
+                    const __m512i zero = _mm512_set1_epi8(8);
+                    put(to, _mm512_sub_epi8(vnni::low_halves(lanes[i]), zero));
+                    put(to, _mm512_sub_epi8(vnni::high_halves(lanes[i]), zero));
+                }
+            }
+        }
+    }
+
+    QWENVL_VNNI static void put(std::int8_t*& to, __m512i bytes) {
+        _mm512_store_si512(to, bytes);
+        to += kPieceBytes;
+    }
+
+    QWENVL_VNNI void fill_scales(const BlockMatrix& matrix, std::size_t output, std::size_t last, float* to) {
+        const __m512i most = _mm512_set1_epi32(0x71FFFFFC), digits = _mm512_set1_epi32(3);
+        for (std::size_t b = 0; b < blocks_; b += kTile) {
+            const std::size_t count = std::min(kTile, blocks_ - b);
+            const auto there = static_cast<__mmask16>((1u << count) - 1);
+            __m512i lanes[kTile];
+            __mmask16 is_long = 0;
+            for (std::size_t i = 0; i < kTile; ++i) {
+                const float* const row = matrix.scales + std::min(output + i, last - 1) * blocks_;
+                lanes[i] = _mm512_maskz_loadu_epi32(there, row + b);
+                is_long |= _mm512_test_epi32_mask(lanes[i], digits) | _mm512_cmpgt_epu32_mask(lanes[i], most);
+            }
+            are_short_ = are_short_ && is_long == 0;
+            vnni::transpose(lanes);
+            for (std::size_t i = 0; i < count; ++i) _mm512_store_si512(to + (b + i) * kTile, lanes[i]);
         }
     }
 
     std::size_t tiles_ = 0, tile_bytes_ = 0, blocks_ = 0;
+    bool are_short_ = true;
     AlignedVector<std::int8_t> bytes_;
     AlignedVector<float> scales_;
 };
@@ -97,97 +130,214 @@ private:
 struct Pair {
     const std::int8_t *weights, *values;
     const float *weight_scales, *scales;
+    float* kept;  // totals [row, output]
+    std::size_t row, output;
 };
 
-// Makes the sums of a block in tile 0.
+using Totals = __m512[kTile];  // a vector of outputs per row
+
+// Makes the sums of a block in tile kAt, 0 or 1.
+template <int kAt>
 QWENVL_AMX inline void sum_block(const Pair& pair, std::size_t block, std::size_t b) {
-    _tile_zero(0);
-    for (std::size_t at = b * block; at < (b + 1) * block; at += kPiece) {
-        const std::size_t piece = at / kPiece * kTileBytes, part = at % kPiece;
-        _tile_loadd(1, pair.weights + piece + part, kPiece);
-        _tile_loadd(2, pair.values + piece + part * kTile, kPiece);
-        _tile_dpbssd(0, 1, 2);
+    if constexpr (kAt == 0) {
+        _tile_zero(0);
+    } else {
+        _tile_zero(1);
     }
-}
-
-// Adds a block's sums to the totals, which have a vector of rows per output.
-QWENVL_AMX inline void add_block(const Pair& pair, std::size_t b, const std::int32_t* sums, __m512 (&totals)[kTile]) {
-    const __m512 scales = _mm512_load_ps(pair.scales + b * kTile);
-    const float* const weight_scales = pair.weight_scales + b * kTile;
-    QWENVL_UNROLL
-    for (std::size_t i = 0; i < kTile; ++i) {
-        const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i * kTile));
-        totals[i] = _mm512_fmadd_ps(_mm512_mul_ps(sum, _mm512_set1_ps(weight_scales[i])), scales, totals[i]);
-    }
-}
-
-// Adds the blocks from `first` to before `last` to kept totals [output, row].
-QWENVL_AMX void add_blocks(const Pair& pair, std::size_t block, std::size_t first, std::size_t last, float* kept) {
-    alignas(64) std::int32_t sums[kTile * kTile];
-    __m512 totals[kTile];
-    QWENVL_UNROLL
-    for (std::size_t i = 0; i < kTile; ++i)
-        totals[i] = first == 0 ? _mm512_setzero_ps() : _mm512_load_ps(kept + i * kTile);
-    sum_block(pair, block, first);
-    for (std::size_t b = first; b < last; ++b) {
-        _tile_stored(0, sums, kTile * sizeof *sums);
-        if (b + 1 < last) sum_block(pair, block, b + 1);  // while this block's sums are added
-        add_block(pair, b, sums, totals);
-    }
-    QWENVL_UNROLL
-    for (std::size_t i = 0; i < kTile; ++i) _mm512_store_ps(kept + i * kTile, totals[i]);
-}
-
-// Writes `outputs` columns of up to 16 rows from totals [output, row].
-QWENVL_VNNI void write(const float* kept, const float* bias, std::size_t outputs, std::size_t rows, std::size_t stride,
-                       float* y) {
-    __m512i lanes[kTile];
-    for (std::size_t i = 0; i < kTile; ++i) lanes[i] = _mm512_load_si512(kept + i * kTile);
-    vnni::transpose(lanes);
-    const auto there = static_cast<__mmask16>((1u << outputs) - 1);
-    const __m512 offset = bias ? _mm512_maskz_loadu_ps(there, bias) : _mm512_setzero_ps();
-    for (std::size_t m = 0; m < rows; ++m) {
-        _mm512_mask_storeu_ps(y + m * stride, there, _mm512_add_ps(_mm512_castsi512_ps(lanes[m]), offset));
-    }
-}
-
-template <int kBits>
-QWENVL_AMX void all_rows(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
-                         std::size_t last, float* y) {
-    thread_local Weights weights;
-    thread_local AlignedVector<float> kept;
-    weights.fill<kBits>(matrix, first, last);
-    const std::size_t blocks = matrix.blocks(), together = std::max<std::size_t>(kSection / matrix.block, 1);
-    const std::size_t row_tiles = (rows.count() + kTile - 1) / kTile;
-    kept.resize(row_tiles * weights.tiles() * kTile * kTile);
-    __asm__ volatile("" ::: "memory");  // the compiler does not know that tiles are loaded from memory
-    _tile_loadconfig(matrix.block < kPiece ? &kHalfPieces : &kWholePieces);
-    for (std::size_t b = 0; b < blocks; b += together) {
-        for (std::size_t t = 0; t < row_tiles; ++t) {
-            for (std::size_t i = 0; i < weights.tiles(); ++i) {
-                const Pair pair{weights.bytes(i), rows.values(t * kTile), weights.scales(i), rows.scales(t * kTile)};
-                float* const to = kept.data() + (t * weights.tiles() + i) * kTile * kTile;
-                add_blocks(pair, matrix.block, b, std::min(b + together, blocks), to);
-            }
+    for (std::size_t at = b * block; at < (b + 1) * block; at += kPieceBytes) {
+        const std::int8_t* const values = pair.values + at / kPieceBytes * kTileBytes + at % kPieceBytes;
+        if constexpr (kAt == 0) {
+            _tile_loadd(2, values, kPieceBytes);
+            _tile_loadd(3, pair.weights + at * kTile, kPieceBytes);
+            _tile_dpbssd(0, 2, 3);
+        } else {
+            _tile_loadd(4, values, kPieceBytes);
+            _tile_loadd(5, pair.weights + at * kTile, kPieceBytes);
+            _tile_dpbssd(1, 4, 5);
         }
+    }
+    __asm__ volatile("" ::: "memory");
+}
+
+// Sums of blocks on their way from the tiles to the totals. If scales are short, a sum needs two operations of floats
+// instead of three: an integer s below 2^22 plus the bits of m = 3 * 2^22 is the float m + s, and m times the scale is
+// exact, so (m + s) * scale - m * scale, which is rounded once, is s * scale.
+template <bool kShort>
+class Sums {
+public:
+    template <int kAt>
+    QWENVL_AMX inline void store(std::size_t b) {
+        if constexpr (kAt == 0) {
+            _tile_stored(0, of(b), kTile * sizeof(std::int32_t));
+        } else {
+            _tile_stored(1, of(b), kTile * sizeof(std::int32_t));
+        }
+        __asm__ volatile("" ::: "memory");
+    }
+
+    QWENVL_AMX inline __attribute__((always_inline)) void add(const Pair& pair, std::size_t b, Totals& totals) {
+        const std::int32_t* const sums = of(b);
+        const float* const scales = pair.scales + b * kTile;
+        const __m512 weight_scales = _mm512_load_ps(pair.weight_scales + b * kTile), m = _mm512_set1_ps(3 << 22);
+        const __m512 excess = _mm512_mul_ps(m, weight_scales);
+        QWENVL_UNROLL
+        for (std::size_t i = 0; i < kTile; ++i) {
+            const __m512i sum = _mm512_load_si512(sums + i * kTile);
+            const __m512 above = _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_castps_si512(m)));
+            const __m512 found = kShort ? _mm512_fmsub_ps(above, weight_scales, excess)
+                                        : _mm512_mul_ps(_mm512_cvtepi32_ps(sum), weight_scales);
+            totals[i] = _mm512_fmadd_ps(found, _mm512_set1_ps(scales[i]), totals[i]);
+        }
+        __asm__ volatile("" ::: "memory");
+    }
+
+private:
+    std::int32_t* of(std::size_t b) { return sums_[b % kRing]; }
+
+    alignas(64) std::int32_t sums_[kRing][kTile * kTile];
+};
+
+// The blocks from `first` to before `last` of several pairs. The sums of a block are made in tiles while those of the
+// last but one are added; pairs follow each other without a pause.
+template <bool kShort>
+class Section {
+public:
+    Section(const BlockMatrix& matrix, const float* bias, std::size_t first, std::size_t last)
+        : matrix_(matrix), bias_(bias), first_(first), last_(last) {}
+
+    template <typename PairOf>
+    QWENVL_AMX void run(std::size_t count, PairOf pair_of, std::size_t rows, std::size_t end, float* y) {
+        const std::size_t block = matrix_.block;
+        const auto finish = [&](const Pair& pair, Totals& totals) QWENVL_AMX __attribute__((always_inline)) {
+            if (last_ - first_ > 1) sums_.add(pair, last_ - 2, totals);
+            sums_.add(pair, last_ - 1, totals);
+            if (last_ < matrix_.blocks()) return keep(pair, totals);
+            write(pair, totals, rows, end, y);
+        };
+        Totals totals;
+        Pair pair{}, next = pair_of(0);
+        for (std::size_t i = 0; i < count; ++i) {
+            if (i > 0) store_last();
+            sum_block<0>(next, block, first_);
+            if (i > 0) finish(pair, totals);
+            pair = next;
+            next = pair_of(std::min(i + 1, count - 1));
+            look_ahead(next, rows, y);
+            begin(pair, totals);
+            if (last_ - first_ < 2) continue;
+            sum_block<1>(pair, block, first_ + 1);
+            sums_.template store<0>(first_);
+            std::size_t b = first_ + 2;
+            for (; b + 1 < last_; b += 2) {
+                step<0>(pair, b, totals);
+                step<1>(pair, b + 1, totals);
+            }
+            if (b < last_) step<0>(pair, b, totals);
+        }
+        store_last();
+        finish(pair, totals);
+    }
+
+private:
+    template <int kAt>
+    QWENVL_AMX inline __attribute__((always_inline)) void step(const Pair& pair, std::size_t b, Totals& totals) {
+        sum_block<kAt>(pair, matrix_.block, b);
+        sums_.add(pair, b - 2, totals);
+        fetch_some();
+        sums_.template store<1 - kAt>(b - 1);
+    }
+
+    QWENVL_AMX inline void store_last() {
+        if ((last_ - first_) % 2 == 0) {
+            sums_.template store<1>(last_ - 1);
+        } else {
+            sums_.template store<0>(last_ - 1);
+        }
+    }
+
+    QWENVL_AMX inline void begin(const Pair& pair, Totals& totals) const {
+        QWENVL_UNROLL
+        for (std::size_t i = 0; i < kTile; ++i) {
+            totals[i] = first_ == 0 ? _mm512_setzero_ps() : _mm512_load_ps(pair.kept + i * kTile);
+        }
+    }
+
+    // Sums cannot pass by writes that wait for memory; so the lines that the next pair writes are asked for before.
+    void look_ahead(const Pair& next, std::size_t rows, float* y) {
+        const bool is_end = last_ == matrix_.blocks();
+        ahead_ = is_end ? y + next.row * matrix_.outputs + next.output : next.kept;
+        stride_ = is_end ? matrix_.outputs : kTile;
+        end_ahead_ = ahead_ + std::min(kTile, rows - next.row) * stride_;
+    }
+
+    QWENVL_AMX inline void fetch_some() {
+        for (std::size_t i = 0; i < lines_ && ahead_ != end_ahead_; ++i, ahead_ += stride_) __builtin_prefetch(ahead_, 1, 3);
+    }
+
+    QWENVL_AMX static inline void keep(const Pair& pair, const Totals& totals) {
+        QWENVL_UNROLL
+        for (std::size_t i = 0; i < kTile; ++i) _mm512_store_ps(pair.kept + i * kTile, totals[i]);
+    }
+
+    // Writes up to 16 outputs, before `end`, of up to 16 of `rows` rows.
+    QWENVL_AMX inline void write(const Pair& pair, const Totals& totals, std::size_t rows, std::size_t end,
+                                 float* y) const {
+        const auto there = static_cast<__mmask16>((1u << std::min(kTile, end - pair.output)) - 1);
+        const __m512 offset = bias_ ? _mm512_maskz_loadu_ps(there, bias_ + pair.output) : _mm512_setzero_ps();
+        float* const to = y + pair.row * matrix_.outputs + pair.output;
+        QWENVL_UNROLL
+        for (std::size_t i = 0; i < kTile; ++i) {
+            if (pair.row + i >= rows) break;
+            _mm512_mask_storeu_ps(to + i * matrix_.outputs, there, _mm512_add_ps(totals[i], offset));
+        }
+    }
+
+    const BlockMatrix& matrix_;
+    const float* bias_;
+    std::size_t first_, last_;
+    std::size_t lines_ = (kTile + last_ - first_ - 1) / (last_ - first_);  // that are asked for per block
+    float *ahead_ = nullptr, *end_ahead_ = nullptr;
+    std::size_t stride_ = 0;
+    Sums<kShort> sums_;
+};
+
+template <bool kShort>
+QWENVL_AMX void all_rows(const BlockMatrix& matrix, const RoundedRows& rows, const Weights& weights, const float* bias,
+                         std::size_t first, std::size_t last, float* y) {
+    thread_local AlignedVector<float> kept;
+    const std::size_t blocks = matrix.blocks(), sections = (matrix.inputs + kSection - 1) / kSection;
+    const std::size_t together = (blocks + sections - 1) / sections;
+    const std::size_t tiles = weights.tiles(), count = (rows.count() + kTile - 1) / kTile * tiles;
+    kept.resize(count * kTile * kTile);
+    float* const all_kept = kept.data();
+    const auto pair_of = [&](std::size_t i) {
+        const std::size_t row = i / tiles * kTile, tile = i % tiles;
+        return Pair{weights.bytes(tile), rows.values(row), weights.scales(tile), rows.scales(row),
+                    all_kept + i * kTile * kTile, row, first + tile * kTile};
+    };
+    __asm__ volatile("" ::: "memory");  // the compiler does not know that tiles are loaded from memory
+    _tile_loadconfig(matrix.block < kPieceBytes ? &kHalfPieces : &kWholePieces);
+    for (std::size_t b = 0; b < blocks; b += together) {
+        Section<kShort> section(matrix, bias, b, std::min(b + together, blocks));
+        section.run(count, pair_of, rows.count(), last, y);
     }
     _tile_release();
-    for (std::size_t t = 0; t < row_tiles; ++t) {
-        for (std::size_t i = 0; i < weights.tiles(); ++i) {
-            const std::size_t output = first + i * kTile, row = t * kTile;
-            write(kept.data() + (t * weights.tiles() + i) * kTile * kTile, bias ? bias + output : nullptr,
-                  std::min(kTile, last - output), std::min(kTile, rows.count() - row), matrix.outputs,
-                  y + row * matrix.outputs + output);
-        }
-    }
 }
 
 void multiply(const BlockMatrix& matrix, const RoundedRows& rows, const float* bias, std::size_t first,
               std::size_t last, float* y) {
-    (matrix.bits == 4 ? all_rows<4> : all_rows<8>)(matrix, rows, bias, first, last, y);
+    thread_local Weights weights;
+    if (matrix.bits == 4) {
+        weights.fill<4>(matrix, first, last);
+    } else {
+        weights.fill<8>(matrix, first, last);
+    }
+    const auto largest = matrix.block * static_cast<std::size_t>(matrix.zero()) * 127;  // of a block's sums
+    const bool is_short = weights.are_short() && largest < std::size_t{1} << 22;
+    (is_short ? all_rows<true> : all_rows<false>)(matrix, rows, weights, bias, first, last, y);
 }
 
-constexpr TileKernels kTiles{8, round_row, transpose_tile, multiply};
+constexpr TileKernels kTiles{8, row_bytes, round_row, multiply};
 
 }  // namespace
 }  // namespace qwenvl::amx

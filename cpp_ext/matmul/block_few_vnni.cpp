@@ -175,8 +175,10 @@ QWENVL_VNNI void round_row(const BlockMatrix& matrix, const float* values, const
     const std::size_t planes = matrix.planes(), chunks = matrix.chunks();
     _mm512_storeu_si512(out.values + (chunks * planes - 1) * kChunkBytes, _mm512_setzero_si512());
     _mm512_storeu_si512(out.values + (chunks - 1) * planes * kChunkBytes, _mm512_setzero_si512());
-    round_blocks(
-        matrix, values, [&](std::size_t i) { return out.values + i; }, out.scales, 1);
+    const auto put = [&](std::size_t i, __m512i found) QWENVL_VNNI {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out.values + i), _mm512_cvtsepi32_epi8(found));
+    };
+    round_blocks(matrix, values, put, out.scales, 1);
     arrange(matrix, out);
     spread_blocks(matrix, out);
 }

@@ -57,7 +57,7 @@ void RoundedRows::reset(const BlockMatrix& matrix, std::size_t count) {
     tiles_ = tiles != nullptr && count >= tiles->fewest ? tiles : nullptr;
     if (in_tiles()) {
         const std::size_t rows = (count + kTileRows - 1) / kTileRows * kTileRows;
-        padded_ = (matrix.inputs + kTileInputs - 1) / kTileInputs * kTileInputs;
+        padded_ = tiles->row_bytes(matrix);
         values_.resize(rows * padded_);
         scales_.resize(rows * blocks_);
         return;
@@ -87,7 +87,6 @@ void RoundedRows::round_in_tile(std::size_t row, const float* values) {
         std::fill_n(scales, kTileRows * blocks_, 0.0f);
     }
     tiles_->round_row(form_, values, lane, tile, scales);
-    if (lane + 1 == kTileRows || row + 1 == count_) tiles_->transpose_tile(form_, tile);
 }
 
 // For few rows equal stretches of weights, long ones, but at least eight of a matrix, so that all threads have some; for

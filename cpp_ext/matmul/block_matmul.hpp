@@ -49,7 +49,7 @@ struct RoundedRow {
     float* scales;               // by block
 };
 
-constexpr std::size_t kTileRows = 16, kTileInputs = 64;
+constexpr std::size_t kTileRows = 16, kPieceBytes = 64;
 
 struct TileKernels;
 

@@ -54,14 +54,10 @@ QWENVL_VNNI inline __m512 lane_scales(const Half* scales) {
     return _mm512_cvtph_ps(_mm256_shuffle_epi8(_mm256_set1_epi64x(four), lanes));
 }
 
-// 16 values, rounded to the nearest integer, halves to even.
-QWENVL_VNNI inline __m128i rounded(const float* values, __m512 inverse) {
-    return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values), inverse)));
-}
-
-// Rounds the blocks of a row to integers: 16 of them from number i on go to place(i). Scales lie `stride` apart.
-template <typename Place>
-QWENVL_VNNI inline void round_blocks(const BlockMatrix& matrix, const float* values, Place place, float* scales,
+// Rounds the blocks of a row to the nearest integers, halves to even: put(i, found) takes 16 of them from number i on.
+// Scales lie `stride` apart.
+template <typename Put>
+QWENVL_VNNI inline void round_blocks(const BlockMatrix& matrix, const float* values, Put put, float* scales,
                                      std::size_t stride) {
     const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
     for (std::size_t b = 0; b < matrix.blocks(); ++b) {
@@ -77,8 +73,8 @@ QWENVL_VNNI inline void round_blocks(const BlockMatrix& matrix, const float* val
         const bool is_number = is_finite == 0xFFFF;
         scales[b * stride] = is_number ? most / kMost : std::numeric_limits<float>::quiet_NaN();
         for (std::size_t i = first; i < last; i += 16) {
-            const __m128i found = is_number ? rounded(values + i, _mm512_set1_ps(inverse)) : _mm_setzero_si128();
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(place(i)), found);
+            const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(values + i), _mm512_set1_ps(inverse));
+            put(i, is_number ? _mm512_cvtps_epi32(scaled) : _mm512_setzero_si512());
         }
     }
 }
