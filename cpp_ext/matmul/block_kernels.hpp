@@ -26,9 +26,9 @@ using RoundRow = void(const BlockMatrix& matrix, const float* values, const Roun
 using Multiply = void(const BlockMatrix&, const RoundedRows&, const float* bias, std::size_t first, std::size_t last,
                       float* y);
 
-// Products of many rows in tiles of kTileRows rows. Rows that were rounded for them lie in another order: by tile, piece
-// (kPieceBytes of a row) and row; their scales by tile, block and row (RoundedRows::values and scales of a tile's first
-// row). What is missing of the last tile is zero.
+// Products of many rows in tiles of kTileRows rows. Rows that were rounded for them lie in another order: by tile,
+// piece (kPieceBytes of a row) and row; their scales by tile, block and row (RoundedRows::values and scales of a tile's
+// first row). What is missing of the last tile is zero.
 struct TileKernels {
     std::size_t fewest;  // rows; from so many on they are faster than a panel
     std::size_t (*row_bytes)(const BlockMatrix&);

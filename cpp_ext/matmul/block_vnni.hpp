@@ -46,7 +46,8 @@ template <int kStep>
 QWENVL_VNNI inline __m512 lane_scales(const Half* scales) {
     const auto all = [&](int i) { return _mm_set1_epi16(static_cast<short>(scales[i])); };
     if constexpr (kStep == 1) return _mm512_cvtph_ps(_mm256_broadcastsi128_si256(all(0)));
-    if constexpr (kStep == 2) return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(all(0)), all(1), 1));
+    if constexpr (kStep == 2)
+        return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(all(0)), all(1), 1));
     long long four;
     std::memcpy(&four, scales, sizeof four);
     const __m256i lanes = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3,  //
