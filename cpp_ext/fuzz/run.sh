@@ -31,7 +31,7 @@ compile() {
 failed=0
 checks="-fsanitize=address,undefined -fno-sanitize-recover=all"
 compile asan "$checks -fsanitize=fuzzer-no-link"
-for target in tokenizer decoder sampler image matmul; do
+for target in tokenizer decoder sampler image matmul towers; do
     # shellcheck disable=SC2086
     clang++ $flags $checks -fsanitize=fuzzer "cpp_ext/fuzz/$target.cpp" "$build"/asan/*.o -o "$build/$target"
     mkdir -p "$build/corpus/$target"
@@ -42,8 +42,10 @@ for target in tokenizer decoder sampler image matmul; do
 done
 
 compile tsan "-fsanitize=thread"
-# shellcheck disable=SC2086
-clang++ $flags -fsanitize=thread -pthread cpp_ext/fuzz/threads.cpp "$build"/tsan/*.o -o "$build/threads"
-echo "== threads"
-"$build/threads" || failed=1
+for program in threads kernels; do
+    # shellcheck disable=SC2086
+    clang++ $flags -fsanitize=thread -pthread "cpp_ext/fuzz/$program.cpp" "$build"/tsan/*.o -o "$build/$program"
+    echo "== $program"
+    "$build/$program" || failed=1
+done
 exit "$failed"

@@ -1,7 +1,8 @@
-// One call of a tower's attention over random numbers: with every kernel of this processor, and as the tiles compute it,
-// written plainly. Every array ends where its memory ends, so that a sanitizer sees an access outside.
+// One call of a tower's attention over random numbers: with every kernel of this processor, and as the tiles compute
+// it, written plainly. Every array ends where its memory ends, so that a sanitizer sees an access outside.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -84,13 +85,18 @@ public:
 
     // The output of the kernels in use; `backwards`: its parts in the other order.
     std::vector<float> run(bool backwards) {
+        return run([&](std::size_t count, auto work) {
+            for (std::size_t i = 0; i < count; ++i) work(backwards ? count - 1 - i : i);
+        });
+    }
+
+    // The same with its parts as each(count, work) calls work(part).
+    template <typename Each>
+    std::vector<float> run(Each each) {
         const std::unique_ptr<float[]> out(new float[size_]);
         const PatchCall call = this->call(out.get());
         PreparedPatches prepared;
         prepared.reset(call);
-        const auto each = [&](std::size_t count, auto work) {
-            for (std::size_t i = 0; i < count; ++i) work(backwards ? count - 1 - i : i);
-        };
         each(prepared.pieces(), [&](std::size_t piece) { prepared.prepare(call, piece); });
         each(prepared.tasks(call), [&](std::size_t task) { prepared.attend(call, task); });
         return {out.get(), out.get() + size_};
@@ -121,8 +127,14 @@ private:
 
     PatchCall call(float* out) const {
         const bool rotates = given_.rotates;
-        return {given_.heads, given_.dim, given_.patches, qkv_.get(), rotates ? cos_.get() : nullptr,
-                rotates ? sin_.get() : nullptr, &segments_, out};
+        return {given_.heads,
+                given_.dim,
+                given_.patches,
+                qkv_.get(),
+                rotates ? cos_.get() : nullptr,
+                rotates ? sin_.get() : nullptr,
+                &segments_,
+                out};
     }
 
     std::unique_ptr<float[]> floats(std::size_t count, float low, float high) {
@@ -156,7 +168,8 @@ private:
             const std::size_t here = std::min(keys.size() - at, kTogether), padded = (here + 31) / 32 * 32;
             Row scores(here), weights(padded);
             for (std::size_t k = 0; k < here; ++k) {
-                for (std::size_t c = 0; c < q.size(); c += 32) scores[k] = add_pairs(scores[k], &keys[at + k][c], &q[c]);
+                for (std::size_t c = 0; c < q.size(); c += 32)
+                    scores[k] = add_pairs(scores[k], &keys[at + k][c], &q[c]);
             }
             float now = most;
             for (const float score : scores) now = larger(score, now);
