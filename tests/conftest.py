@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-minutes", type=float, default=0.0, help="watch a stressed engine for so many minutes")
     parser.addoption("--clients-table", type=Path, default=None, help="page whose table of clients is written anew")
     parser.addoption("--soak-json", type=Path, default=None, help="where to write what it did")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C end what the tests start, even if a shell in the background made them ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def options(nano):
-    return {"bundle": str(nano), "replicas": 2, "cpus": 1, "limits": {"rows": ROWS, "queue": 200}}
+    limits = {"rows": ROWS, "queue": 200}
+    return {"bundle": str(nano), "model_name": "nano", "replicas": 2, "cpus": 1, "limits": limits}
 
 
 @pytest.fixture(scope="module")
