@@ -3,13 +3,14 @@
 One picture of 640 x 480 pixels and a question of 30 tokens, int4, in a process of its own; then another question of as
 many tokens about the same picture, in a conversation of its own. The tower is compared with transformers' modules in
 PyTorch on the same weights, in float32 and bfloat16, and the faster of the two counts. What a token reads (weights and
-cache) over its time is given as a share of the limit of reading (read_limit.py), the best of before and after.
+cache) over its time is given as a share of the limit of reading (read_limit.py), the better of before and after. All
+take turns, and ratios are of one turn each.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import itertools
 import json
 import sys
 import time
@@ -34,7 +35,7 @@ from tools.synthetic_families import preset
 
 SIZE = (640, 480)
 NEW_TOKENS = 24
-_READS = 3
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ASK = """
 import json, sys
 import numpy as np
@@ -77,55 +78,76 @@ def eager_tower(source: Checkpoint, name: str, dtype: torch.dtype) -> Callable[[
     return once
 
 
-def torch_ms(source: Checkpoint, name: str, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of pictures by PyTorch's type; the first of each is warm-up."""
-    found = {}
-    for label, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        once = eager_tower(source, name, dtype)
-        found[label] = [once() for _ in range(repeats + 1)][1:]
-        del once
-        gc.collect()
-    return found
+class Turns:
+    """What took turns: an engine in a process of its own that answers, PyTorch's tower by type, reads of memory."""
+
+    def __init__(self, options: argparse.Namespace, source: Path, bundle: Bundle) -> None:
+        reader = reader_for([decode_bytes(bundle, 0)], options.threads)
+        checkpoint = Checkpoint.open(source)
+        towers = {label: eager_tower(checkpoint, options.model, dtype) for label, dtype in _TYPES.items()}
+        for tower in towers.values():
+            tower()  # warm-up
+        command = [sys.executable, "-c", _ASK, str(bundle.path), str(options.threads or 0), "2", str(NEW_TOKENS)]
+        self.read_gb_s = [read_gb_s(reader)]
+        self.asked: list[dict[str, Any]] = []
+        self.torch_ms: dict[str, list[float]] = {label: [] for label in towers}
+        self.peak_anonymous_gb = self.peak_resident_gb = 0.0
+        for _ in range(options.repeats):
+            ended = run(command)
+            self.asked.append(json.loads(ended["output"])[-1])  # two pictures before it are warm-up
+            self.read_gb_s.append(read_gb_s(reader))
+            for label, tower in towers.items():
+                self.torch_ms[label].append(tower())
+            self.peak_anonymous_gb = max(self.peak_anonymous_gb, ended["peak_anonymous_gb"])
+            self.peak_resident_gb = max(self.peak_resident_gb, ended["peak_resident_gb"])
+
+    def stage(self, name: str) -> list[float]:
+        """Milliseconds of a stage, by turn."""
+        return [turn[name] for turn in self.asked]
+
+    def bandwidth_shares(self, moved: int) -> list[float]:
+        """Share of the limit that tokens of `moved` bytes reach, by turn; the better read beside the turn counts."""
+        limits = [max(pair) for pair in itertools.pairwise(self.read_gb_s)]
+        tokens = [float(np.median(turn["token_ms"])) for turn in self.asked]
+        return [moved / ms / 1e6 / limit for ms, limit in zip(tokens, limits, strict=True)]
+
+    def against_torch(self) -> list[float]:
+        """Time of the faster of PyTorch's types over that of the picture here, by turn."""
+        fastest = min(self.torch_ms.values(), key=lambda times: float(np.median(times)))
+        return [theirs / ours for theirs, ours in zip(fastest, self.stage("vision_ms"), strict=True)]
 
 
 def measure(options: argparse.Namespace, source: Path, bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
     """Headline and details."""
-    reader = reader_for([decode_bytes(bundle, 0)], options.threads)
-    reads = [read_gb_s(reader) for _ in range(_READS)]
-    arguments = map(str, (bundle.path, options.threads or 0, options.repeats, NEW_TOKENS))
-    asked = run([sys.executable, "-c", _ASK, *arguments])
-    reads += [read_gb_s(reader) for _ in range(_READS)]
-    del reader
-    turns = json.loads(asked["output"])
-    stages = {
-        stage: spread([turn[stage] for turn in turns])
-        for stage in ("ttft_ms", "vision_ms", "prefill_ms", "second_ttft_ms")
+    turns = Turns(options, source, bundle)
+    first = turns.asked[0]
+    stages = {stage: spread(turns.stage(stage)) for stage in ("ttft_ms", "vision_ms", "prefill_ms", "second_ttft_ms")}
+    tokens = [ms for turn in turns.asked for ms in turn["token_ms"]]
+    both = zip(turns.stage("second_ttft_ms"), turns.stage("ttft_ms"), strict=True)
+    ratios = {
+        "decode_bandwidth_share": spread(turns.bandwidth_shares(decode_bytes(bundle, first["prompt_tokens"]))),
+        "vision_vs_torch": spread(turns.against_torch()),
+        "second_question_share": spread([second / ttft for second, ttft in both]),
     }
-    tokens = [ms for turn in turns for ms in turn["token_ms"]]
-    eager = torch_ms(Checkpoint.open(source), options.model, options.repeats)
-    fastest = min(np.median(times) for times in eager.values())
-    moved = decode_bytes(bundle, turns[0]["prompt_tokens"])
-    read = max(reads)
     headline = {
         "family": options.model,
         "ttft_ms": stages["ttft_ms"]["median"],
         "vision_ms": stages["vision_ms"]["median"],
         "prefill_ms": stages["prefill_ms"]["median"],
         "tokens_per_s": 1e3 / float(np.median(tokens)),
-        "decode_bandwidth_share": moved / float(np.median(tokens)) / 1e6 / read,
-        "vision_vs_torch": float(fastest) / stages["vision_ms"]["median"],
-        "second_question_share": stages["second_ttft_ms"]["median"] / stages["ttft_ms"]["median"],
-        "peak_memory_mb": asked["peak_anonymous_gb"] * 1e3,
+        **{name: found["median"] for name, found in ratios.items()},
+        "peak_memory_mb": turns.peak_anonymous_gb * 1e3,
     }
     details = {
         "precision": "int4",
         "picture": SIZE,
-        "tokens": {key: turns[0][key] for key in ("prompt_tokens", "image_tokens", "second_computed")},
+        "tokens": {key: first[key] for key in ("prompt_tokens", "image_tokens", "second_computed")},
         "stages": stages,
         "token_ms": spread(tokens),
-        "read_gb_s": spread(reads),
-        "torch_vision_ms": {label: spread(times) for label, times in eager.items()},
-        "peak_resident_mb": asked["peak_resident_gb"] * 1e3,
+        "ratios": ratios,
+        "read_gb_s": spread(turns.read_gb_s),
+        "torch_vision_ms": {label: spread(times) for label, times in turns.torch_ms.items()},
+        "peak_resident_mb": turns.peak_resident_gb * 1e3,
         "threads": options.threads,
     }
     return headline, details
