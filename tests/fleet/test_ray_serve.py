@@ -52,7 +52,11 @@ def http(cluster):
     with httpx.Client(base_url=f"http://127.0.0.1:{cluster.port}", timeout=START_S, limits=limits) as http:
         until(lambda: is_up(f"{http.base_url}/readyz"), START_S)
         # Whose engine a picture is follows from which engines there are.
-        until(lambda: len({post(http, ask("Hi")).headers["x-replica-id"] for _ in range(8)}) == 2, START_S)
+        sessions = [{"x-session-id": str(i)} for i in range(8)]
+        until(
+            lambda: len({post(http, ask("Hi"), headers=each).headers["x-replica-id"] for each in sessions}) == 2,
+            START_S,
+        )
         yield http
 
 
