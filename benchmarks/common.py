@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,16 @@ def finish(options: argparse.Namespace, before: dict[str, Any], headline: dict[s
         report = {"conditions": before, "headline": headline, "details": rounded(details)}
         options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps(headline))
+
+
+@contextlib.contextmanager
+def running_threads(threads: Sequence[threading.Thread], stop: Callable[[], None]) -> Iterator[None]:
+    """Start threads; at the end tell them to stop, and wait for them."""
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop()
+        for thread in threads:
+            thread.join()

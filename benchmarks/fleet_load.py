@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+from common import running_threads
 from PIL import Image
 
 PICTURE = Path(__file__).parent.parent / "models" / "nano" / "demo.png"
@@ -68,14 +69,8 @@ class Load:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Ask meanwhile; at the end the requests under way are waited for."""
-        for thread in self._threads:
-            thread.start()
-        try:
+        with running_threads(self._threads, self._done.set):
             yield
-        finally:
-            self._done.set()
-            for thread in self._threads:
-                thread.join()
 
     def home(self, camera: str, before: float = float("inf")) -> str:
         """The engine that answered a camera last before a time; "" for none and for clients that are no cameras."""

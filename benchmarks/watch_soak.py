@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import tempfile
 import threading
 import time
@@ -26,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, conditions, finish, needed_bundle
+from common import arguments, conditions, finish, needed_bundle, running_threads
+from watch_soak_machine import DAY_S, LowPower, can_limit, full_disk, jumping_clock, one_core
 from watch_soak_server import restarted_under_load
 
 from qwenvl_edge import QwenVLEngine
@@ -43,8 +43,6 @@ MAX_AGE_MS = 1000.0
 GROWTH_MB = 32.0  # of resident memory from the end of the steady stage on
 IN_FLIGHT = 3  # frames of a camera that may be answered about when it has just gone
 PATIENCE_S = 60.0
-DAY_S = 86_400.0
-PERIOD_US = 100_000  # the kernel's own
 STAGES = 7
 MB = 1 << 20
 
@@ -103,13 +101,6 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
 
 
-def every_thread(cores: set[int]) -> None:
-    """Let all threads of this process run on some cores only."""
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread.name), cores)
-
-
 @contextlib.contextmanager
 def unplugged() -> Iterator[None]:
     """The cameras are away."""
@@ -118,81 +109,6 @@ def unplugged() -> Iterator[None]:
         yield
     finally:
         Synthetic.unplugged.clear()
-
-
-@contextlib.contextmanager
-def jumping_clock() -> Iterator[None]:
-    """The wall clock is a day ahead in every second second."""
-    real = time.time
-    time.time = lambda: real() + DAY_S * (int(time.monotonic()) % 2)
-    try:
-        yield
-    finally:
-        time.time = real
-
-
-@contextlib.contextmanager
-def full_disk(log: Path) -> Iterator[None]:
-    """No file of this process may grow beyond what the log has."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """All cores but one are taken away."""
-    cores = os.sched_getaffinity(0)
-    every_thread({min(cores)})
-    try:
-        yield
-    finally:
-        every_thread(cores)
-
-
-class LowPower:
-    """A quarter of one core's time, by the quota of a cgroup (version 1 or 2), which ends with the block."""
-
-    def __init__(self) -> None:
-        self._limits = {"cpu.cfs_quota_us": f"{PERIOD_US // 4}", "cpu.max": f"{PERIOD_US // 4} {PERIOD_US}"}
-        self._before, self._group = Path(), Path()
-
-    def __enter__(self) -> None:
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, kinds, place = line.split(":", 2)
-            if kinds in ("cpu", "cpu,cpuacct", ""):
-                self._before = Path("/sys/fs/cgroup", kinds, place.lstrip("/"))
-                self._group = self._before / f"watch-soak-{os.getpid()}"
-                with contextlib.suppress(OSError):
-                    self._limit()
-                    return
-        raise OSError("no cgroup can be made here")
-
-    def _limit(self) -> None:
-        self._group.mkdir()
-        try:
-            name = next(each for each in self._limits if (self._group / each).exists())
-            (self._group / name).write_text(self._limits[name])
-            (self._group / "cgroup.procs").write_text(str(os.getpid()))
-        except (OSError, StopIteration):
-            self._group.rmdir()
-            raise OSError from None
-
-    def __exit__(self, *_: object) -> None:
-        (self._before / "cgroup.procs").write_text(str(os.getpid()))
-        self._group.rmdir()
-
-
-def can_limit() -> bool:
-    """Tell whether LowPower works here."""
-    try:
-        with LowPower():
-            return True
-    except OSError:
-        return False
 
 
 class Soak:
@@ -216,16 +132,15 @@ class Soak:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Start the watches; end them at last."""
-        for thread in self._threads:
-            thread.start()
         try:
-            yield
+            with running_threads(self._threads, self._stop):
+                yield
         finally:
-            for watch in self._watches:
-                watch.stop()
-            for thread in self._threads:
-                thread.join()
             self._file.close()
+
+    def _stop(self) -> None:
+        for watch in self._watches:
+            watch.stop()
 
     def stage(self, during: contextlib.AbstractContextManager[Any]) -> dict[str, Any]:
         """A stage: half of it `during` something, half after it; a busy machine is given time for a first answer.
