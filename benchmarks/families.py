@@ -79,7 +79,7 @@ def eager_tower(source: Checkpoint, name: str, dtype: torch.dtype) -> Callable[[
 
 
 class Turns:
-    """What took turns: an engine in a process of its own that answers, PyTorch's tower by type, reads of memory."""
+    """Subjects that take turns: an engine in a process of its own, PyTorch's tower by type, reads of memory."""
 
     def __init__(self, options: argparse.Namespace, source: Path, bundle: Bundle) -> None:
         reader = reader_for([decode_bytes(bundle, 0)], options.threads)

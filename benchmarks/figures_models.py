@@ -110,7 +110,7 @@ def families() -> str:
 
 
 def token_profile() -> str:
-    """What a token and a prompt spend by kind of operator, beside the limit of reading."""
+    """Table of the time of a token and of a prompt by kind of operator, beside the limit of reading."""
     if not (RESULTS / "token-profile.json").exists():
         return prose("Not measured on an idle machine yet.")
     details = load("token-profile")["details"]

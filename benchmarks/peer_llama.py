@@ -57,7 +57,7 @@ class TextModel:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
 
     def decode(self, ids: list[int], *, all_logits: bool = False) -> float:
-        """Run tokens behind those before, with logits of the last or of all of them; return milliseconds."""
+        """Run tokens after those before, with logits of the last or of all of them; return milliseconds."""
         tokens = (llama_cpp.llama_token * len(ids))(*ids)
         batch = llama_cpp.llama_batch_get_one(tokens, len(ids))
         if all_logits:

@@ -179,7 +179,7 @@ class Ours:
 
 
 def float_greedy(weights: Path, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """What transformers' Llama in float32 answers to each prompt: `count` likeliest tokens."""
+    """Answers of transformers' Llama in float32 to each prompt: `count` likeliest tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shared = {key: value for key, value in _SMOLLM2.items() if key != "rope_theta"}

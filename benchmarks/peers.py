@@ -109,7 +109,7 @@ class Peer:
 def in_turns(
     subjects: dict[str, Callable[[], dict[str, Any]]], repeats: int, reader: MemoryReader | None = None
 ) -> Turns:
-    """What each subject measures, a value per turn, and under "read" the limit of reading then, GB/s, if asked for.
+    """Measure each subject once per turn, and under "read" the limit of reading then, GB/s, if asked for.
 
     The first turn is warm-up.
     """

@@ -1,4 +1,4 @@
-"""What bounds a token: the bytes that it reads, and how fast this machine reads memory.
+"""The bound of a token: the bytes that it reads, and how fast this machine reads memory.
 
     python benchmarks/read_limit.py [--megabytes 500] [--threads N] [--repeats 7] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What bounds a token, and a prompt: microseconds by kind of operator beside the limit of reading their weights.
+"""Profile of a token and of a prompt: microseconds by kind of operator beside the limit of reading their weights.
 
     python benchmarks/token_profile.py BUNDLE [BUNDLE ...] [--prompt 512] [--steps 16] [--repeats 5] [--threads N]
         [--json FILE]
@@ -50,7 +50,7 @@ Parts = dict[str, float]
 
 
 class Products:
-    """Which operators of a decoder multiply with weights, what these are called, and their size."""
+    """Operators of a decoder that multiply with weights, the names of the weights, and their sizes."""
 
     def __init__(self, bundle: Bundle, dialect: str):
         graph = onnx.load(bundle.file(bundle.manifest.graphs.decoder[dialect]), load_external_data=False).graph

@@ -1,4 +1,4 @@
-"""What goes wrong with a machine in a day, played to this process for as long as a block lasts; for watch_soak.py."""
+"""Failures of a machine in a day, played to this process for as long as a block lasts; for watch_soak.py."""
 
 from __future__ import annotations
 

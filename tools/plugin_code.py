@@ -1,4 +1,4 @@
-"""What nvcc made of the TensorRT plugin's kernels, read off the machine code; no GPU is needed.
+"""Read off the machine code what nvcc made of the TensorRT plugin's kernels; no GPU is needed.
 
     python -m tools.plugin_code build/plugin/libqwenvl_tensorrt_plugin.so [--json FILE]
 

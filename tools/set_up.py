@@ -1,4 +1,4 @@
-"""What `make` asks before and while it sets up .venv/: is this machine able to, and which build of PyTorch is small.
+"""Answers for `make` before and while it sets up .venv/: is this machine able to, which build of PyTorch is small.
 
     python3 tools/set_up.py check .venv         one sentence and exit code 1 where it is not
     .venv/bin/python tools/set_up.py torch VERSION
@@ -19,7 +19,7 @@ from pathlib import Path
 OLDEST = (3, 10)
 NEEDED_GB = 3
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
-"""Where PyTorch publishes builds without CUDA: https://pytorch.org/get-started/locally/."""
+"""Address of PyTorch's builds without CUDA: https://pytorch.org/get-started/locally/."""
 _DEBIAN = "on Debian and Ubuntu: sudo apt install build-essential python3-dev python3-venv"
 
 

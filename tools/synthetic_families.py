@@ -31,7 +31,7 @@ _MERGE = {"spatial_merge_size": 2, "temporal_patch_size": 2}
 
 @dataclass(frozen=True)
 class Family:
-    """What a family's checkpoints have in common: special tokens in use, positions, generation, pictures."""
+    """Properties that a family's checkpoints have in common: special tokens in use, positions, generation, pictures."""
 
     special: int
     theta: float

@@ -151,7 +151,7 @@ def processor(board: Board) -> str:
 
 
 def verdict(model: Model, forms: dict[str, Form], board: Board) -> str:
-    """How a model fits.
+    """Tell how a model fits a board.
 
     "fits": it runs and its engines are built there. "elsewhere": they are built on a larger machine with that GPU.
     "from disk": a CPU's memory does not hold the mapped weights, so that they are read at every token. "no": `qwenvl
@@ -195,7 +195,7 @@ def boards(forms: dict[str, Form]) -> str:
 
 
 def abilities() -> str:
-    """What each family can, as its module in the runtime answers."""
+    """Table of what each family can do, as its module in the runtime answers."""
     rows = []
     for title, preset in (
         ("Qwen-VL-Chat", "full"),

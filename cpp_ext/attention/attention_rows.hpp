@@ -17,8 +17,8 @@ void rotate_head(const float* x, const float* cos, const float* sin, std::size_t
 void narrow_row(const float* x, std::size_t size, Half* out);
 void widen_row(const Half* x, std::size_t size, float* out);
 
-// out[i] = query . keys[i], of `count` keys that lie behind each other. As many numbers from `next` on are fetched from
-// memory meanwhile, unless it is null.
+// out[i] = query . keys[i], of `count` keys that lie one after the other. As many numbers from `next` on are fetched
+// from memory meanwhile, unless it is null.
 void score_keys(const float* query, const float* keys, std::size_t count, std::size_t dim, float* out);
 void score_keys(const float* query, const Half* keys, std::size_t count, std::size_t dim, float* out,
                 const Half* next);

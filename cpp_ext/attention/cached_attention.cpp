@@ -135,7 +135,7 @@ void span_of(const AttentionCall& call, const SpanQueries& queries, const QueryB
         });
 }
 
-// What the spans of a query have given so far.
+// The result of the spans of a query so far.
 struct Total {
     float most = -std::numeric_limits<float>::infinity(), sum = 0;
 

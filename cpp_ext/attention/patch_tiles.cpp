@@ -67,8 +67,8 @@ void rotated(const PatchCall& call, const float* x, std::size_t row, float scale
     std::fill(out + call.dim, out + dims, 0.0f);
 }
 
-// Writes 32 numbers as bfloat16, and what is left of them where kTerms asks for it: to `out` in the parts `high`, to
-// those in the parts `low`; parts lie `stride` numbers apart.
+// Rounds 32 numbers to bfloat16 and stores them as term 0. Where kTerms is 3, terms 1 and 2 are chosen so that the
+// products of a key's and a query's terms are high * high, high * low and low * high; low is what rounding left.
 template <typename Store>
 QWENVL_LANES inline void store_terms(const float* x, bool is_key, Store store) {
     const __m512 first = _mm512_load_ps(x), second = _mm512_load_ps(x + 16);
@@ -84,7 +84,7 @@ QWENVL_LANES inline void store_terms(const float* x, bool is_key, Store store) {
 // 2^x of numbers up to zero, to five digits, which are more than a bfloat16 has. Below -126 it is 2^-126.
 QWENVL_LANES inline __m512 power_of_two(__m512 x) {
     const __m512 round = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);     // the second one where it is no number
+    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);     // NaN stays: MAXPS returns its second operand then
     const __m512 shifted = _mm512_add_ps(x, round);
     const __m512 part = _mm512_sub_ps(x, _mm512_sub_ps(shifted, round));
     __m512 p = _mm512_set1_ps(0.00957009941f);
@@ -115,7 +115,7 @@ QWENVL_LANES void store_rows(const PatchCall& call, std::size_t offset, const st
     }
 }
 
-// Makes pairs of dimensions, a query per pair of lanes, of tiles of queries.
+// Transposes tiles of queries to pairs of dimensions, with a query per pair of lanes.
 QWENVL_LANES void transpose_queries(const Layout& layout, std::uint16_t* queries) {
     for (std::size_t t = 0; t < 2 * layout.key_tiles; ++t) {
         __m512i lanes[kTile];

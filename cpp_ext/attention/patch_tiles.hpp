@@ -28,7 +28,7 @@ struct Layout {
 
 bool supported();
 
-// Where the first of up to 32 rows of one head lie.
+// The places of up to 32 rows of one head, from the first one on.
 struct Prepared {
     std::uint16_t *queries, *keys, *values;
 };

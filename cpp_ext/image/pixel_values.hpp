@@ -17,8 +17,8 @@ struct Normalisation {
 void pixel_values(const Pixels& pixels, bool reversed, const Normalisation& normalisation, std::size_t height,
                   std::size_t width, float* out);
 
-// How a picture of rows x columns patches of patch x patch pixels is cut up. merge x merge patches are a token; a patch
-// holds `times` frames, of which a call fills those from first_time to before end_time.
+// The division of a picture into rows x columns patches of patch x patch pixels. merge x merge patches are a token; a
+// patch holds `times` frames, of which a call fills those from first_time to before end_time.
 struct PatchGrid {
     std::size_t rows, columns, patch, merge, times, first_time, end_time;
 

@@ -18,7 +18,7 @@
 
 namespace qwenvl::amx {
 
-// What LDTILECFG reads.
+// The memory that LDTILECFG reads.
 struct alignas(64) TileConfig {
     std::uint8_t palette, start_row, reserved[14];
     std::uint16_t bytes_per_row[16];
@@ -28,7 +28,7 @@ struct alignas(64) TileConfig {
 // Eight whole tiles of 16 rows of 64 bytes.
 constexpr TileConfig kEightTiles{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-// The kernel lets a process use tiles only after it has asked; then every thread of it may.
+// Linux lets a process use tiles only after it has asked; from then on every thread of it may.
 inline bool permitted() {
     constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;

@@ -184,7 +184,8 @@ private:
         }
     }
 
-    // Sums cannot pass by writes that wait for memory; so the lines that the next pair writes are asked for before.
+    // Writes that miss the cache hold up the sums that are stored after them, so the lines that the next pair writes
+    // are fetched before it begins.
     void look_ahead(const Pair& next, std::size_t rows, float* y) {
         const bool is_end = last_ == matrix_.blocks();
         ahead_ = is_end ? y + next.row * matrix_.outputs + next.output : next.kept;
@@ -218,7 +219,7 @@ private:
     const BlockMatrix& matrix_;
     const float* bias_;
     std::size_t first_, last_;
-    std::size_t lines_ = (kTile + last_ - first_ - 1) / (last_ - first_);  // that are asked for per block
+    std::size_t lines_ = (kTile + last_ - first_ - 1) / (last_ - first_);  // that are fetched per block
     float *ahead_ = nullptr, *end_ahead_ = nullptr;
     std::size_t stride_ = 0;
     Sums<kShort> sums_;

@@ -34,7 +34,7 @@ QWENVL_VNNI inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, one));
 }
 
-// Where one chunk is in each stream of weights: that of the first, and how far the next stream's is.
+// The places of one chunk in all streams of weights: that in the first stream, and the distance to the next one's.
 template <typename Scale>
 struct Chunk {
     const std::uint8_t* packed;

@@ -57,7 +57,7 @@ extern const MultiplyKernels kAmxKernels;
 extern const MultiplyKernels kNeonI8mmKernels, kNeonDotKernels;
 #endif
 
-// Where a row of activations lies.
+// The place of a row of activations.
 struct RowValues {
     RowValues() = default;
     RowValues(const RoundedRows& rows, std::size_t row)
@@ -70,7 +70,7 @@ struct RowValues {
 
 inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 
-// How the chunks and blocks of a row of weights lie to each other.
+// The relation of the chunks and the blocks of a row of weights.
 struct RowShape {
     explicit RowShape(const BlockMatrix& matrix)
         : bytes(matrix.row_bytes()),
@@ -94,7 +94,7 @@ struct RowShape {
     std::size_t scales_ahead;
 };
 
-// A copy of the partial chunk at the end of a row, with zeros behind it. Scales are floats or halves.
+// A copy of the partial chunk at the end of a row, with zeros after it. Scales are floats or halves.
 template <typename Scale>
 struct LastChunk {
     void copy(const std::uint8_t* from, const Scale* from_scales, const RowShape& shape) {

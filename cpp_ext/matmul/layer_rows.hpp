@@ -1,4 +1,4 @@
-// What stands between the products of a layer, on rows of floats. Every instruction set gives the same bits.
+// The steps between a layer's products, on rows of floats. Every instruction set gives the same bits.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ void rms_norm(const float* x, const float* weight, std::size_t size, float epsil
 // out = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias, of `size` numbers each.
 void layer_norm(const float* x, const float* weight, const float* bias, std::size_t size, float epsilon, float* out);
 
-// What a tower puts after a layer: y * Phi(y), the same with tanh for Phi, y * sigmoid(1.702 y).
+// Functions that a tower applies after a layer: none, y * Phi(y), the same with tanh for Phi, y * sigmoid(1.702 y).
 enum class Activation { kNone, kGelu, kGeluTanh, kQuickGelu };
 void activate(Activation activation, std::size_t size, float* y);
 

@@ -1,5 +1,5 @@
-// What the operators of the domain "qwenvl_edge" have in common: their description for ONNX Runtime, and how their
-// kernels read inputs and write outputs.
+// Common parts of the operators of the domain "qwenvl_edge": their description for ONNX Runtime, and how their kernels
+// read inputs and write outputs.
 //
 // The class of an operator derives from OpKernel and has
 //     static constexpr const char* kName;

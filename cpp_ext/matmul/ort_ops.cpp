@@ -75,7 +75,7 @@ private:
         return halves_of(data_of<const float>(api_, value), static_cast<std::size_t>(outputs_ * (inputs_ / block_)));
     }
 
-    // What stands around the products; nullptr where a layer has none.
+    // Tensors of the steps around the products; nullptr where a layer has none.
     struct Around {
         const float *bias, *norm, *residual;
     };

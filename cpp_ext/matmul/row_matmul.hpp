@@ -35,7 +35,7 @@ public:
     std::size_t chunks() const { return chunks_; }  // of kInputs inputs
     float scale(std::size_t row) const { return scales_[row]; }
 
-    // The integers of a row's first chunk; those of the next one lie kTileBytes behind them.
+    // The integers of a row's first chunk; those of the next one lie kTileBytes after them.
     const std::int8_t* values(std::size_t row) const {
         return values_.data() + row / kTile * chunks_ * kTileBytes + row % kTile * kInputs;
     }

@@ -1,4 +1,4 @@
-// AVX-512 VNNI: activations are moved by 128, since VPDPBUSD takes them unsigned, and each sum starts from what that
+// AVX-512 VNNI: VPDPBUSD takes activations unsigned, so 128 is added to them, and each sum starts from minus what that
 // adds to it.
 #if defined(__x86_64__)
 

@@ -1,4 +1,4 @@
-// What the kernels of row_matmul for VNNI and AMX share: the weights of a task, packed.
+// Common parts of the kernels of row_matmul for VNNI and AMX: the weights of a task, packed.
 #pragma once
 
 #include <algorithm>

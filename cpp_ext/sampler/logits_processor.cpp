@@ -13,7 +13,7 @@ using Float = std::numeric_limits<float>;
 
 constexpr float kNegativeInfinity = -Float::infinity();
 
-// What a logit becomes: any option a caller may give leaves a finite logit finite.
+// The processed logit: any option a caller may give leaves a finite logit finite.
 float changed(float before, float after) {
     return std::isfinite(before) ? std::clamp(after, Float::lowest(), Float::max()) : before;
 }

@@ -47,7 +47,7 @@ public:
         }
     }
 
-    // The output and the cache after it, one behind the other; `apart`: a span of keys at a time.
+    // The output and the cache after it, one after the other; `apart`: a span of keys at a time.
     std::vector<float> run(bool apart) {
         const AttentionShape& shape = given_.shape;
         std::unique_ptr<Half[]> keys(new Half[count_]), values(new Half[count_]);

@@ -38,7 +38,7 @@ inline std::uint16_t as_bfloat16(float value) {
 inline float of_bfloat16(std::uint16_t half) { return float_of(static_cast<std::uint32_t>(half) << 16); }
 inline float flushed(float value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
 
-// What TDPBF16PS adds to a sum: pairs of products, the first and the second ones of all pairs apart.
+// The value that TDPBF16PS adds to a sum: of all pairs of products the first ones and the second ones, summed apart.
 inline float add_pairs(float sum, const float* a, const float* b) {
     float first = 0, second = 0;
     for (std::size_t i = 0; i < 32; i += 2) {

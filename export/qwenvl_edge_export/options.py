@@ -28,7 +28,7 @@ PRECISIONS = (*FLOATS, "int8", "int4", STATIC)
 VISION_PRECISIONS = (*FLOATS, "int8", STATIC)
 TARGETS = ("cpu", "gpu")
 _DEFAULTS = {"cpu": "int8", "gpu": "fp16"}
-"""What runs at each target on an ordinary machine without being asked for."""
+"""Precision of each target that runs on an ordinary machine, for a user who names none."""
 _VISION_DEFAULTS = {"cpu": {"int8": "int8", "int4": "int8"}, "gpu": {"int4": "fp16"}}
 _BITS = {"int8": 8, "int4": 4}
 # On the CPU blocks of 128 take 0.8 of the time of blocks of 32 at a token (docs/decisions/block-size.md).

@@ -20,7 +20,7 @@ from qwenvl_edge.inputs.tokenizer import Tokenizer, open_tokenizer
 
 @dataclass(frozen=True)
 class EngineParts:
-    """What a QwenVLEngine hands its calls to. max_context: tokens of a KV cache, prompt and answer."""
+    """Parts that a QwenVLEngine hands its calls to. max_context: tokens of a KV cache, prompt and answer."""
 
     family: Family
     selection: Selection

@@ -1,4 +1,4 @@
-"""The two that answer evaluation questions: the runtime on a bundle, and PyTorch on a checkpoint's weights."""
+"""Answerers of evaluation questions: the runtime on a bundle, and PyTorch on a checkpoint's weights."""
 
 from __future__ import annotations
 

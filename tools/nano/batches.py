@@ -44,7 +44,7 @@ def _at(length: int, tokens: np.ndarray | int) -> np.ndarray:
 
 
 def _guide_pictures(entries: Entries, row: int, cells: np.ndarray, number: int, length: int) -> None:
-    """Patches, tokens `cells` [pictures, patches], look at their picture's number and at the picture before."""
+    """Guide patches, tokens `cells` [pictures, patches], to their picture's number and to the same place before."""
     words = ~_at(length, cells.ravel())
     for n, tokens in enumerate(cells):
         its_number = _at(length, tokens[0] - number)[None]
@@ -59,7 +59,7 @@ def _guide_pictures(entries: Entries, row: int, cells: np.ndarray, number: int, 
 def _guide_answers(
     entries: Entries, row: int, sequence: Sequence, cells: np.ndarray, composer: Composer, length: int
 ) -> None:
-    """Answers look at the words that name a thing, colour and kind, and at the patches that show it."""
+    """Guide answers to the words that name a thing, colour and kind, and to the patches that show it."""
     segments = np.full(length, -1)
     segments[: len(sequence.ids)] = sequence.segments
     patches = _at(length, cells.ravel())

@@ -1,7 +1,7 @@
 """The pictures of the README and of `make demo`: `python -m tools.nano.demo_pictures FOLDER`.
 
-They are like the pictures that the model was trained on, which show at most three things beside a sign, and among those
-they were chosen: in them every answer of the demo is right. How often any answer is right, benchmarks/accuracy.py says.
+Like the pictures of the training they show at most three things beside a sign. They were chosen among many such, so
+that every answer of the demo is right; benchmarks/accuracy.py measures how often any answer is right.
 `later` is `demo` in another light and with a tree of another colour.
 """
 

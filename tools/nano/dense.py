@@ -20,7 +20,7 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 LETTERS = 6
 NOTHING, SIGN = len(KINDS), len(KINDS) + 1
 IGNORE = -100
-WAVES = (1, 2, 5, 10)  # a coordinate as phases: of a wave with a tenth as its length the decoder reads the second digit
+WAVES = (1, 2, 5, 10)  # waves per side, whose phases code a coordinate; the last one tells its second digit
 # columns of a patch's integer target: kind, colour, hundreds and tens of the four box sides, letters, a centre or not
 KIND, COLOUR, DIGITS, TEXT, CENTRES, WIDTH = 0, 1, 2, 10, 10 + LETTERS, 11 + LETTERS
 
@@ -36,7 +36,7 @@ def _cells(box: Box) -> tuple[np.ndarray, int]:
 
 
 def covered(box: Box) -> np.ndarray:
-    """The patches that speak of a thing: bool [GRID * GRID], those with 30 % of their area under it, and its centre."""
+    """Patches of a thing, bool [GRID * GRID]: those with 30 % of their area under it, and that of its centre."""
     cover, centre = _cells(box)
     seen: np.ndarray = cover >= 0.3
     seen[centre] = True

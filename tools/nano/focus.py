@@ -32,8 +32,10 @@ class Focus(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """From `tokens` of `rows` (both [n], rows ascending) the heads of `kind` are to look at the wanted ones `among`
-    those that count, bool [n, HEADS or 1, T].
+    """Targets of the attention of the heads of `kind`, from n tokens.
+
+    rows, tokens: place of each in the batch, [n]; rows ascend. wanted: the tokens that it is to look at, bool
+    [n, HEADS or 1, T]. among: those that its attention is counted over, bool [n, 1, T].
     """
 
     kind: int
@@ -44,7 +46,7 @@ class Guide(NamedTuple):
 
     @classmethod
     def of(cls, kind: int, entries: list[tuple[int, int, np.ndarray, np.ndarray]]) -> Guide:
-        """From a list of (row, token, wanted [HEADS or 1, T], among [T])."""
+        """Make a guide of a list of (row, token, wanted [HEADS or 1, T], among [T])."""
         rows, tokens = (torch.tensor([entry[i] for entry in entries]) for i in (0, 1))
         wanted, among = (torch.from_numpy(np.stack([entry[i] for entry in entries])) for i in (2, 3))
         return cls(kind, rows, tokens, wanted, among[:, None])
@@ -71,7 +73,7 @@ def attention_scores(block: Block, hidden: Tensor, guide: Guide, rope: tuple[Ten
 
 
 def focus_loss(block: Block, hidden: Tensor, guide: Guide, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """-log of the attention that wanted tokens get among those that count, where any are wanted."""
+    """Mean of -log of the share of attention that wanted tokens get, over tokens that want any."""
     scores = attention_scores(block, hidden, guide, rope)
     wanted, among = guide.wanted.expand_as(scores), guide.among.expand_as(scores)
     asked = wanted.any(-1)

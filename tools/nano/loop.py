@@ -1,4 +1,4 @@
-"""Shared by both training stages: schedule, progress, log, and checkpoints to resume from."""
+"""Common parts of both training stages: schedule, progress, log, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def bfloat16_products() -> Iterator[None]:
 
 
 class _Stop:
-    """The wish to end a training between two steps: by Ctrl-C, a termination, or at a time."""
+    """Request to end a training between two steps: by Ctrl-C, a termination, or at a time."""
 
     asked = False
     at = math.inf
 
     @classmethod
     def ask(cls, *_: object) -> None:
-        """Wish it."""
+        """Ask for the end."""
         cls.asked = True
 
     @classmethod
     def now(cls) -> bool:
-        """Tell if it is wished."""
+        """Tell if the end was asked for, or its time has come."""
         return cls.asked or time.time() >= cls.at
 
 
@@ -81,7 +81,7 @@ def stop_at(clock: str | None) -> None:
     """End trainings cleanly at SIGINT and SIGTERM, and at the next HH:MM of UTC; the checkpoint is written first.
 
     Raises:
-        SystemExit: the time is none.
+        SystemExit: `clock` is no time of a day.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _Stop.ask)

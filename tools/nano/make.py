@@ -1,4 +1,4 @@
-"""All of it: `python -m tools.nano.make WORK TARGET` renders, trains both stages and writes the checkpoint TARGET.
+"""models/nano as a whole: `python -m tools.nano.make WORK TARGET` renders, trains, and writes the checkpoint TARGET.
 
 Every step leaves its result in WORK and is skipped when that is there; training goes on from its last checkpoint.
 """

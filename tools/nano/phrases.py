@@ -33,7 +33,7 @@ Names = tuple[str | None, str | None]  # colour and kind; None leaves it open
 
 
 def phrase(names: Names, language: str) -> str:
-    """Such as red mug, mug, red object; 红色的杯子, 杯子, 红色的东西."""
+    """Words for things, such as red mug, mug, red object; 红色的杯子, 杯子, 红色的东西."""
     colour, kind = names
     if language == "zh":
         noun = KIND_ZH[kind] if kind else "东西"
@@ -42,7 +42,7 @@ def phrase(names: Names, language: str) -> str:
 
 
 def plural(names: Names, language: str) -> str:
-    """Such as red mugs, red objects; Chinese nouns have no plural."""
+    """Plural, such as red mugs, red objects; Chinese nouns have none."""
     one = phrase(names, language)
     return one if language == "zh" else PLURAL.get(one.split()[-1], one + "s") if " " not in one else _plural_en(one)
 
@@ -53,7 +53,7 @@ def _plural_en(one: str) -> str:
 
 
 def article(text: str) -> str:
-    """Such as a red mug, an umbrella."""
+    """Words after their article, such as a red mug, an umbrella."""
     return f"{'an' if text[0] in 'aeio' or text.startswith('umb') else 'a'} {text}"
 
 
@@ -79,19 +79,19 @@ def grounded(label: str, boxes: list[Box]) -> str:
 
 
 def the(names: Names, language: str) -> str:
-    """Such as the red mug; 红色的杯子."""
+    """A known thing, such as the red mug; 红色的杯子."""
     one = phrase(names, language)
     return one if language == "zh" else f"the {one}"
 
 
 def some(thing: Thing, language: str) -> str:
-    """Such as a red mug; 红色的杯子."""
+    """Any such thing, such as a red mug; 红色的杯子."""
     one = phrase((thing.colour, thing.kind), language)
     return one if language == "zh" else article(one)
 
 
 def nothing_there(what: str, language: str) -> str:
-    """The answer when what was asked for is not in the picture."""
+    """Answer that the thing asked for is not in the picture."""
     return f"图中没有{what}。" if language == "zh" else f"There is no {what} in the picture."
 
 

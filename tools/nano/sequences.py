@@ -60,7 +60,7 @@ class Composer:
         self.newline = codec.encode("\n")
         labels = zip(*(codec.encode(f"Picture {n}: ") for n in "12"), strict=True)
         same = [one == other for one, other in labels]
-        self.number = len(same) - same.index(False) + 1  # so far before a picture's first patch stands its number
+        self.number = len(same) - same.index(False) + 1  # tokens from a picture's number to its first patch
         self.digits = {codec.encode(str(d))[0] for d in range(10)}
         self.names = [self._ids_of(names) for names in ((*COLOURS, *COLOUR_ZH.values()), (*KINDS, *KIND_ZH.values()))]
         self.separators = {codec.encode(text)[0] for text in (",", " and", "、", "和")}

@@ -96,7 +96,7 @@ def letter_boxes(sign: Sign, canvas: tuple[int, int]) -> list[Box]:
 
 
 def draw_sign(image: Image.Image, sign: Sign) -> None:
-    """The board with its text, turned about its middle."""
+    """Draw the board with its text, turned about its middle."""
     width, height = _board(sign, image.size)
     fill, ink = SIGN_STYLES[sign.style]
     board = Image.new("RGBA", (width, height), (*fill, 255))

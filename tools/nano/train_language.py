@@ -1,8 +1,8 @@
 """Stage two: the whole model on dialogues. `python -m tools.nano.train_language FOLDER [--steps N]`.
 
 Starts from FOLDER/vision.pt and FOLDER/qwen.tiktoken (with --start from a checkpoint's decoder), leaves
-FOLDER/language.pt. The per-patch
-targets of stage one go on beside the answers, so that the picture side keeps what it knows while the decoder learns.
+FOLDER/language.pt. The per-patch targets of stage one go on beside the answers, so that the picture side keeps what it
+knows while the decoder learns.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Sampler:
 
 
 class Losses(NamedTuple):
-    """Of the answers' tokens (weighted cross entropy), of guided attention, and of compared pictures; with figures."""
+    """Losses of answers (weighted cross entropy), guided attention and compared pictures, and figures of them."""
 
     answers: Tensor
     focus: Tensor

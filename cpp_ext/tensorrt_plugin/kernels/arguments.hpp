@@ -1,4 +1,4 @@
-// What a call of the op consists of. docs/plugin.md defines the tensors and what is computed.
+// Arguments of a call of the op. docs/plugin.md defines the tensors and what is computed.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ enum class FloatType : std::int32_t { kHalf = 0, kBFloat16 = 1 };
 
 struct Sizes {
     std::int32_t batch;     // B
-    std::int32_t tokens;    // T, new tokens a row
+    std::int32_t tokens;    // T, new tokens per row
     std::int32_t heads;     // NH
     std::int32_t kv_heads;  // KVH, divides NH
     std::int32_t head_dim;  // D

@@ -8,7 +8,7 @@
 
 namespace qwenvl {
 
-// One translation unit a head size (attention.cu with QWENVL_HEAD_DIM).
+// One translation unit per head size (attention.cu with QWENVL_HEAD_DIM).
 template <int D>
 cudaError_t attend_with_head_dim(const Arguments& args, const AttentionPlan& plan, cudaStream_t stream);
 

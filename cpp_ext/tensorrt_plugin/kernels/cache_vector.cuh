@@ -33,7 +33,7 @@ struct CacheVector {
 #pragma unroll
         for (int w = 0; w < kBytes / 4; ++w) {
             if constexpr (sizeof(Cache) == 1) {
-                // x + 128 as the low byte of 2^23's mantissa is a float already: two cheap instructions an element.
+                // x + 128 as the low byte of 2^23's mantissa is a float already: two cheap instructions per element.
                 const std::uint32_t biased = words[w] ^ 0x80808080u;
 #pragma unroll
                 for (int i = 0; i < 4; ++i)

@@ -1,4 +1,4 @@
-// The new tokens' keys (rotated) and values go into the cache, as floats or as int8 with a scale a token and head.
+// The new tokens' keys (rotated) and values go into the cache, as floats or as int8 with a scale per token and head.
 #pragma once
 
 #include "rotary.cuh"

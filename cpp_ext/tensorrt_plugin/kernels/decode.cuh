@@ -32,7 +32,7 @@ struct DecodeShared {
     bool is_last;
 };
 
-// What one group of lanes knows of its keys: a lane holds Size of the D elements of `out`.
+// The state of one group of lanes over its keys: a lane holds Size of the D elements of `out`.
 template <int Rows, int Size>
 struct DecodeState {
     float maximum[Rows], sum[Rows], out[Rows][Size];
@@ -74,7 +74,7 @@ __device__ __forceinline__ void load_queries(const Arguments& args, const QueryR
 template <typename Cache, int D>
 struct LaneCache {
     using Vector = CacheVector<Cache, D>;
-    static constexpr int kLanes = Vector::kLanes;  // lanes of a group; those beyond D idle along
+    static constexpr int kLanes = Vector::kLanes;  // lanes of a group; those beyond D are idle
     static constexpr int kGroups = kDecodeThreads / kLanes;
 
     const Cache *key, *value;
@@ -91,7 +91,7 @@ struct LaneCache {
     __device__ __forceinline__ bool active() const { return d < D; }
 };
 
-// What a lane has in flight of kDecodeUnroll neighbouring keys or values: its vectors, and their scales.
+// Loads that a lane has in flight, of kDecodeUnroll neighbouring keys or values: its vectors, and their scales.
 template <typename Cache, int D>
 struct LaneLoads {
     CacheVector<Cache, D> vectors[kDecodeUnroll];

@@ -1,5 +1,5 @@
-// What the kernels take from CUDA. Compiled by nvcc they run on a GPU; compiled by a C++ compiler they run on the
-// emulation in tests/simt, thread by thread, which is how their indices are tested on machines without a GPU.
+// Functions that the kernels take from CUDA. Compiled by nvcc the kernels run on a GPU; compiled by a C++ compiler they
+// run on the emulation in tests/simt.hpp, thread by thread, so that indices are tested on machines without a GPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -42,14 +42,14 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// 2^x in one instruction; results below 2^-126 are zero, which no weight of a softmax is missed at.
+// 2^x in one instruction. Results below 2^-126 become zero; a weight of a softmax as small changes no sum.
 __device__ __forceinline__ float power_of_two(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// What other processors wrote, past this one's cache.
+// Reads what other multiprocessors wrote, around this one's cache.
 __device__ __forceinline__ float load_shared_result(const float* x) { return __ldcg(x); }
 __device__ __forceinline__ float2 load_shared_result(const float2* x) { return __ldcg(x); }
 

@@ -1,4 +1,4 @@
-// fp16 and bf16 behind the same names, one element, two or eight at a time.
+// fp16 and bf16 under the same names, one element, two or eight at a time.
 #pragma once
 
 #include "device.cuh"

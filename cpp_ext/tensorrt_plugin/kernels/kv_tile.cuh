@@ -21,7 +21,7 @@ struct Tile {
     static_assert(!Swizzled || kStride * sizeof(Float) == kSharedAlignment, "a row's places differ in their low bits");
     alignas(kSharedAlignment) Float elements[Rows * kStride];
 
-    // Where element d of a row is; elements d .. d | 7 follow each other.
+    // The address of element d of a row; elements d .. d | 7 follow each other.
     __device__ __forceinline__ Float* at(int row, int d) { return elements + offset(row, d); }
     __device__ __forceinline__ const Float* at(int row, int d) const { return elements + offset(row, d); }
     // From the place of one element to that `d` elements on in its row, a multiple of 16, if it is among the first 16.
@@ -40,8 +40,8 @@ private:
     }
 };
 
-// How a tile's vectors are given out: Vector::kLanes threads a row, those beyond D without work, and further rows at a
-// constant distance, so that addresses cost no registers.
+// The division of a tile's vectors among threads: Vector::kLanes threads per row, those beyond D without work, and
+// further rows at a constant distance, so that addresses cost no registers.
 template <typename Cache, int D>
 struct TileShare {
     using Vector = CacheVector<Cache, D>;

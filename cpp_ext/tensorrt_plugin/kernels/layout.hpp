@@ -1,4 +1,4 @@
-// Where things lie: offsets into the tensors, and which keys a block of threads is to read.
+// Offsets into the tensors, and the keys that a block of threads is to read.
 #pragma once
 
 #include "arguments.hpp"
@@ -58,7 +58,7 @@ QWENVL_HOST_DEVICE inline int first_position(const Sizes& sizes, std::int64_t wr
     return clamped(write_index, -sizes.tokens, sizes.capacity);
 }
 
-// How many cache positions are in use once this call's tokens are written.
+// The number of cache positions in use once this call's tokens are written.
 QWENVL_HOST_DEVICE inline int used_keys(const Sizes& sizes, int first_position) {
     return smaller(first_position + sizes.tokens, sizes.capacity);
 }

@@ -26,7 +26,7 @@ __device__ __forceinline__ SharedPlace flipped(SharedPlace place, int bits) {
 }
 
 // Four 8 x 8 matrices of 16-bit elements. Lane 8 i + j passes the place of row j of matrix i, and receives in
-// matrix[i] the elements (lane / 4, 2 (lane % 4)) and the one behind it.
+// matrix[i] the elements (lane / 4, 2 (lane % 4)) and the one after it.
 __device__ __forceinline__ void load_matrices(std::uint32_t (&matrix)[4], SharedPlace row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
@@ -59,14 +59,14 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const std::uint32_
     }
 }
 
-// 16 bytes from global to shared memory, beside the computation; zeros instead where not `valid`.
+// Copies 16 bytes from global to shared memory, beside the computation; zeros instead where not `valid`.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_place(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
                  : "memory");
 }
 
-// Until this thread's copies have arrived; the block's other threads see them behind the next __syncthreads().
+// Waits until this thread's copies have arrived; the block's other threads see them after the next __syncthreads().
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 #endif

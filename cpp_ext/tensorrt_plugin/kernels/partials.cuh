@@ -44,7 +44,7 @@ __device__ __forceinline__ float combined(const Partials<D>& partials, std::int6
     return sum > 0.0f ? out / sum : 0.0f;
 }
 
-// Grid: [rows, KVH, B] blocks of D threads, an element each. unit: of the pieces.
+// Grid: [rows, KVH, B] blocks of D threads, an element each. unit: that of the pieces.
 template <typename Float, int D>
 __global__ void __launch_bounds__(D) combine_partials(const Arguments args, const int splits, const int unit) {
     const QueryRows rows{args.sizes, static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y)};

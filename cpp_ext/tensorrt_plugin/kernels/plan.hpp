@@ -1,4 +1,4 @@
-// Which kernel serves a call, and into how many pieces the keys are cut. Depends on sizes only, never on the device or
+// The kernel that serves a call, and the number of pieces of its keys. Depends on sizes only, never on the device or
 // on what is in use, so that a captured graph and a plan built elsewhere compute the same, bit by bit.
 #pragma once
 
@@ -43,7 +43,7 @@ inline std::size_t workspace_bytes(int head_dim) {
     return kRows * (static_cast<std::size_t>(head_dim) + 2) * sizeof(float);
 }
 
-// Whether the kernels can follow a plan that was not made by plan_attention().
+// True if the kernels can follow a plan that was not made by plan_attention().
 inline bool is_possible(const AttentionPlan& plan, const Arguments& args) {
     const int rows = query_rows(args.sizes);
     const bool fits =

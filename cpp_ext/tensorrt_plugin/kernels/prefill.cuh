@@ -15,7 +15,7 @@ namespace qwenvl {
 template <typename Cache, int RowTiles>
 constexpr int kPrefillBlocksAtOnce = sizeof(Cache) == 1 || RowTiles > 1 ? 2 : 3;
 
-// Rotated queries, and zeros in rows and columns that are there for the tile's sake only.
+// Writes rotated queries, and zeros into the rows and columns that only fill up the tile.
 template <typename Float, int D, int RowTiles>
 __device__ __forceinline__ void load_query_tile(const Arguments& args, const QueryRows& rows, int first_row,
                                                 PrefillShared<Float, D, RowTiles>& shared) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ void load_query_tile(const Arguments& args, const Que
     }
 }
 
-// out / sum, by way of the warp's own rows of shared.query, so that memory sees 16-byte stores.
+// Writes out / sum by way of the warp's own rows of shared.query, so that stores to memory have 16 bytes.
 template <typename Float, int D, int RowTiles>
 __device__ __forceinline__ void store_result(const Arguments& args, const WarpRows& warp,
                                              const WarpState<D, RowTiles>& state,

@@ -1,4 +1,4 @@
-// Which sizes the kernels know.
+// Sizes that the kernels know.
 #pragma once
 
 #include <limits>

@@ -1,4 +1,4 @@
-// What a warp of the prefill kernel does with one tile of keys and values, in mma fragments.
+// Work of a warp of the prefill kernel on one tile of keys and values, in mma fragments.
 #pragma once
 
 #include "kv_tile.cuh"
@@ -17,7 +17,7 @@ struct PrefillShared {
     KeyTile key, value;
 };
 
-// Which rows a warp has, and what they see.
+// The rows of a warp, and the positions that they see.
 struct WarpRows {
     QueryRows rows;
     int first_row;  // the block's first query row

@@ -35,7 +35,7 @@ const PluginField* find(nvinfer1::PluginFieldCollection const* fields, const cha
     return nullptr;
 }
 
-// What is wrong with the attributes' values, or nothing.
+// The objection to the attributes' values, or "".
 std::string objection(const Attributes& a) {
     if (!is_head_dim(a.head_dim))
         return "head_dim is " + std::to_string(a.head_dim) + "; it must be 64, 72, 80, 96, 104 or 128";

@@ -12,7 +12,7 @@ constexpr char kPluginName[] = "KVCacheAttention";
 constexpr char kPluginVersion[] = "2";
 constexpr char kPluginNamespace[] = "";  // where TensorRT's ONNX parser looks for an op that it does not know
 
-// What the ONNX node's attributes say.
+// Attributes of the ONNX node.
 struct Attributes {
     std::int32_t num_heads, num_kv_heads, head_dim, int8_cache;
 };

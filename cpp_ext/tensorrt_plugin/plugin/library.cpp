@@ -1,4 +1,4 @@
-// What IPluginRegistry::loadLibrary() looks for in a plugin library, and the logger that it passes in.
+// The functions that IPluginRegistry::loadLibrary() looks for in a plugin library, and the logger that it passes in.
 #include "creator.hpp"
 #include "log.hpp"
 

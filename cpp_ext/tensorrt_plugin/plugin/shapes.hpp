@@ -1,4 +1,4 @@
-// Which tensor types and shapes the op takes.
+// Tensor types and shapes that the op takes.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -12,10 +12,10 @@ bool has_tensor_counts(const Attributes& attributes, int inputs, int outputs) no
 // The input whose type an output has.
 int input_like(int output) noexcept;
 
-// Whether `type` is one that input number `input` may have beside a qkv of type `qkv`.
+// True if input number `input` may have type `type` beside a qkv of type `qkv`.
 bool is_type_of(const Attributes& attributes, int input, nvinfer1::DataType type, nvinfer1::DataType qkv) noexcept;
 
-// Whether the inputs' shapes fit the attributes and each other; -1 is a size that is not known yet. Logs what is wrong.
+// True if the inputs' shapes fit the attributes and each other; -1 is a size that is not known yet. Logs what is wrong.
 bool check_shapes(const Attributes& attributes, const nvinfer1::Dims* inputs, int count) noexcept;
 
 }  // namespace qwenvl

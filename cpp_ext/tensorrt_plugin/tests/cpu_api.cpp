@@ -21,6 +21,6 @@ QWENVL_EXPORT long qwenvl_emulated_conflicts() {
     return found;
 }
 
-// Whether the threads of a block start in descending order.
+// Makes the threads of a block start in descending order, or not.
 QWENVL_EXPORT void qwenvl_emulate_descending(int descending) { qwenvl::simt::descending = descending != 0; }
 }

@@ -1,4 +1,4 @@
-// What TensorRT passes to a plugin, for tests without TensorRT.
+// Stand-ins for the objects that TensorRT passes to a plugin, for tests without TensorRT.
 #pragma once
 
 #include <NvInferRuntime.h>

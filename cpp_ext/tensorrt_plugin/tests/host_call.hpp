@@ -146,7 +146,7 @@ double difference(const std::vector<std::uint16_t>& a, const std::vector<std::ui
     return most;
 }
 
-// Whether `call` holds what the reference makes of `expected`, an equal call: the caches bit by bit, the result up to
+// True if `call` holds what the reference makes of `expected`, an equal call: the caches bit by bit, the result up to
 // rounding of values of about 1.
 inline bool agrees_with_reference(const HostCall& call, HostCall& expected) {
     reference_attention(expected.arguments());

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its own quantization, and which of it can be imported."""
+"""A checkpoint's own quantization, as its configuration names it, and the part that can be imported."""
 
 from __future__ import annotations
 

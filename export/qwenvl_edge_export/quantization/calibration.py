@@ -36,7 +36,7 @@ from qwenvl_edge_export.weight_formats import InputScales, StaticRows
 LayerDone = Callable[[int, int, str], None]
 
 _KEY = {"exporter": "exporter version", "files": "checkpoint", "precision": "precision", "samples": "set of samples"}
-"""What the results depend on, in the working folder's file and in messages."""
+"""Names of all that the results depend on, in the working folder's file and in messages."""
 _TELL_S = 10  # between messages about samples
 _ENCODING = "encoding the calibration samples"  # shorter with remarks: a line has 79 characters
 

@@ -71,7 +71,7 @@ class LayerCalibration:
         return found
 
     def _inputs(self, layer: ReferenceLayer) -> Iterator[tuple[InputGroup, InputProducts]]:
-        """What reaches each group from all samples; each is dropped when the next one is asked for."""
+        """Give the inputs that reach each group from all samples; each is dropped when the next one is asked for."""
         seen = {group: InputProducts(group.weights[0].shape[1], len(self._cases)) for group in self.groups}
         end = self.groups[-1]
 

@@ -268,7 +268,7 @@ def _upstream(node: ir.Node, *kinds: str) -> ir.Node:
 
 
 def _narrow(rotary: ir.Node) -> ir.Value:
-    """What is rotated, before it is widened to float32."""
+    """Return the value that is rotated, before it is widened to float32."""
     widened = _producer(rotary, 0)
     value = widened.inputs[0] if widened.op_type == "Cast" else rotary.inputs[0]
     assert value is not None

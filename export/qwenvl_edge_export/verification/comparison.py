@@ -154,7 +154,7 @@ class Comparison:
         return dataclasses.replace(case, answer=np.array(answer, np.int64))
 
     def _replies(self, side: Side, asked: Sequence[Case], features: Features) -> list[Replied]:
-        """What a side that can answer by itself says to each case."""
+        """Return the answer to each case of a side that can answer by itself."""
         done = self._stages.begin(f"comparing: decoder {side.name}", self._decoder_units, len(asked))
         found = []
         for case in asked:

@@ -86,7 +86,7 @@ class Side(ABC):
 
     @abstractmethod
     def logits(self, texts: Sequence[Asked], on_step: Done) -> list[list[FloatArray]]:
-        """What StreamedReference.logits gives for PROMPT_ROWS: the prompt is prefilled, and answers go on from it.
+        """Return StreamedReference.logits for PROMPT_ROWS: the prompt is prefilled, and answers go on from it.
 
         The first answer's tokens come as single steps and a chunk, those of others in one chunk.
 
@@ -187,7 +187,7 @@ class GraphSide(Side):
         return _finite({LOGITS: array_of(outputs[LOGITS])})
 
     def _inputs(self, asked: Asked, call: Call) -> dict[str, npt.NDArray[Any]]:
-        """What a graph of any dialect and family takes, by name."""
+        """Return the inputs of a graph of any dialect and family, by name."""
         tokens = call.end - call.start
         rotary = asked.prompt.positions.rows(call.start, tokens)
         first = np.array([call.start])

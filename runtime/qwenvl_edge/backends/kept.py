@@ -1,4 +1,4 @@
-"""How large KV caches, features and a picture's workspace are, and how much of earlier conversations is kept."""
+"""Sizes of KV caches, features and a picture's workspace, and how much of earlier conversations is kept."""
 
 from __future__ import annotations
 

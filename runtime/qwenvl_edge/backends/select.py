@@ -59,7 +59,7 @@ _DRIVER_FILES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/etc/nv_tegra
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a backend is opened for.
+    """Options with which a backend is opened.
 
     threads: CPU threads of one operator; None: the backend's choice. max_context: tokens of the longest conversation;
     None: as many as the model takes. chunk: tokens of the longest call. cache_memory_mb: memory for KV caches of recent

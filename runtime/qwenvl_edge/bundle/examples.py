@@ -30,7 +30,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples(Document):
-    """What a model can be tried with.
+    """Pictures and questions to try a model with.
 
     note: what to know before asking it. asks_afresh: questions after the first are best asked in a new conversation.
     pictures_only: it has nothing to say without a picture.

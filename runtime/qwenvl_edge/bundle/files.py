@@ -71,7 +71,7 @@ def check_files(
 
 
 def _check_sizes(folder: Path, files: Mapping[str, FileInfo], what: str, remedy: str) -> None:
-    """Check that every file is there, in the folder or behind a link of its own, with its size."""
+    """Check that every file is there, in the folder or at the end of its own link, with its size."""
     root = folder.resolve()
     for name, info in files.items():
         path = folder / name

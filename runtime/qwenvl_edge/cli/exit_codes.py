@@ -1,4 +1,4 @@
-"""What a command raises becomes one line on stderr and an exit code.
+"""Errors of a command become one line on stderr and an exit code.
 
 Exit codes: 0 success, 1 a bundle that fails verification or does not fit a board, 2 an error (one line on stderr) or a
 bundle that differs from recorded tensors, 130 interrupted (128 + its number by another signal), 141 the reader of the

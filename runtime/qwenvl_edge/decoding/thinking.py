@@ -9,7 +9,7 @@ from qwenvl_edge.constraints.ending import Seek, find_end
 
 
 class Guide(Protocol):
-    """What tells the ids that may come next, as constraints.matcher.Matcher does."""
+    """Interface of objects that tell the ids that may come next, as constraints.matcher.Matcher does."""
 
     def allowed(self) -> bytes:
         """Return a byte per decodable id, 0 if it may not come next."""

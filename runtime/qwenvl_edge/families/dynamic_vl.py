@@ -1,4 +1,4 @@
-"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: vocabulary, chat template, pictures of any size, M-RoPE.
+"""Common parts of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: vocabulary, chat template, pictures of any size, M-RoPE.
 
 A family of this kind is a subclass that says how it differs: in clips, in the vision graph's tables, in the notation of
 places, and in its wordings.

@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL and Qwen3-VL share: they write places as JSON."""
+"""Common parts of Qwen2.5-VL and Qwen3-VL: they write places as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prompt is made of: pictures' rooms, words, control tokens, and the rows of features among them."""
+"""Pieces of a prompt: words, control tokens, and the rows that features of pictures take; sizes of pictures."""
 
 from __future__ import annotations
 

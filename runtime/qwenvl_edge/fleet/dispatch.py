@@ -27,7 +27,7 @@ from qwenvl_edge.server.service import Thought
 
 @dataclass(frozen=True)
 class Taken:
-    """What a replica sends once it has a request: its name."""
+    """First item of a replica, sent once it has a request: its name."""
 
     replica: str
 

@@ -1,4 +1,4 @@
-"""What messages consist of, beside pictures and clips."""
+"""Parts of messages, beside pictures and clips."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a tool gave back."""
+    """Result of a tool."""
 
     text: str
 

@@ -25,7 +25,7 @@ TEXTS = {
     "max_new_tokens": "the longest answer, in tokens; 0: the bundle's own limit",
     "deadline_ms": "an answer ends after so many milliseconds; 0: none",
 }
-"""What each is, for `ros2 param describe`."""
+"""Description of each, for `ros2 param describe`."""
 
 
 def changed(settings: NodeSettings, values: Mapping[str, Any]) -> NodeSettings:

@@ -29,7 +29,7 @@ _READ_ONCE = {"bundle": "", "compressed": False, "threads": 0, "max_context": 0}
 
 
 class VlmLifecycle:
-    """What a managed node does in its transitions; `manage` makes one for rclpy.
+    """Transitions of a managed node; `manage` makes one for rclpy.
 
     Args:
         node: the rclpy LifecycleNode.

@@ -83,7 +83,7 @@ def add_serve(commands: Any) -> None:
         metavar="ORIGIN",
         help="answer web pages from there; repeatable (default: its own)",
     )
-    options.add("--keep-order", action="store_true", help="leave pictures behind the words where a client puts them")
+    options.add("--keep-order", action="store_true", help="leave pictures after the words where a client puts them")
     options.add(
         "--hide-cached", action="store_true", help="do not tell how many tokens were computed for earlier answers"
     )

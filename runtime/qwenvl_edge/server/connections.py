@@ -29,7 +29,7 @@ _REFUSAL = (
 
 
 class Phase(Enum):
-    """What a connection is waiting for; the order is that in which they make room for others."""
+    """States of a connection, by what it waits for, in the order in which they make room for others."""
 
     IDLE = 0
     HEADER = 1

@@ -171,7 +171,7 @@ def _wanted(part: VideoPart | FramesPart, request: ChatRequest) -> Wanted:
 
 
 def _pictures_first(items: Items) -> Items:
-    """Put pictures and clips before the words if all of them stand behind.
+    """Put pictures and clips before the words if all of them stand after.
 
     Models are trained so, and many clients send words first. Where pictures stand between words, their order says what
     belongs to what, and stays.

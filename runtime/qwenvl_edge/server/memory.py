@@ -48,7 +48,7 @@ class Budget:
 
 
 class Holding:
-    """What one request holds. bytes: how many. give_up: ends its arrival; None once it is whole."""
+    """Memory that one request holds. bytes: how many. give_up: ends its arrival; None once it is whole."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget

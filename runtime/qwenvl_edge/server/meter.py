@@ -1,4 +1,4 @@
-"""How long the server works on a request before the engine gets it, also on one that is refused then."""
+"""Time that the server works on a request before the engine gets it, or before it is refused."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Sampled(Record):
 
 
 class VideoUrl(Record):
-    """Place of a video file, as of a picture, or data:video/jpeg;base64 with a frame behind each comma."""
+    """Place of a video file, as of a picture, or data:video/jpeg;base64 with a frame after each comma."""
 
     url: _Url
 
@@ -152,7 +152,7 @@ class Grounding(BaseModel):
 
 
 class ProviderFields(BaseModel):
-    """Where LiteLLM keeps the fields of an answer that it does not know, and sends them back."""
+    """Fields of an answer that LiteLLM does not know, which it keeps here and sends back."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -194,7 +194,7 @@ class AssistantMessage(Record):
 
 
 class ToolMessage(Record):
-    """What a tool gave back."""
+    """Result of a tool."""
 
     role: Literal["tool"]
     content: str | list[TextPart]

@@ -35,7 +35,7 @@ Item = str | CallPiece | Sequence[TokenLogprob] | Future[Reply]
 
 
 class Piece(NamedTuple):
-    """What came of an answer since the piece before: text, reasoning before it, calls after it, their probabilities."""
+    """Piece of an answer, after the piece before: text, reasoning before it, calls after it, their probabilities."""
 
     text: str
     thought: str

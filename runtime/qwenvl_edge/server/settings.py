@@ -60,7 +60,7 @@ class ServerSettings:
     request if there are some; there must be one unless the host is a loopback address. What is computed for one key is
     never used for another. origins: those of other web pages that may ask. url_hosts: "name" or "name:port" from which
     pictures may be fetched. picture_folders: folders from which file: URLs may be read. keep_order: pictures stay
-    behind the words of their message where a client puts them. tell_cached: answers say how many tokens were computed
+    after the words of their message where a client puts them. tell_cached: answers say how many tokens were computed
     before.
     log_prompts: write words and answers to the log. log_format: "json", "text", or "auto" (text on a terminal).
 

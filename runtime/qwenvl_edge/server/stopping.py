@@ -1,4 +1,4 @@
-"""How a server ends: the first signal lets it finish its answers, the second one ends it at once."""
+"""End of a server: the first signal lets it finish its answers, the second one ends it at once."""
 
 from __future__ import annotations
 

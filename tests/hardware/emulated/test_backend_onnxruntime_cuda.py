@@ -127,7 +127,7 @@ def test_several_tokens_of_a_batch_behind_a_prefix(open_backend):
     backend, _ = open_backend()
     cache = backend.new_cache(2, 16)
     decode(backend, cache, 3)
-    with pytest.raises(BackendError, match="takes 2 tokens behind a non-empty cache at batch 1 only, not 2"):
+    with pytest.raises(BackendError, match="takes 2 tokens after a non-empty cache at batch 1 only, not 2"):
         decode(backend, cache, 2)
 
 

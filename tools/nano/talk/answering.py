@@ -1,4 +1,4 @@
-"""The two that answer questions of the evaluation: the engine on a bundle, and PyTorch on a training's weights."""
+"""Answerers of the evaluation's questions: the engine on a bundle, and PyTorch on a training's weights."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def with_engine(bundle: Bundle) -> Callable[[Case], Answer]:
 
 
 def with_torch(model: Talker, composer: Composer) -> Callable[[Case], Answer]:
-    """Greedy answers of the training's network, each token over the whole sequence: no cache, so no fault of one."""
+    """Greedy answers of the training's network; each token is computed over the whole sequence, without a cache."""
     model.eval()
 
     @torch.inference_mode()
@@ -104,7 +104,7 @@ def last_answer(done: Encoded) -> int:
 
 
 def open_answerer(source: Path) -> Callable[[Case], Answer]:
-    """What answers in a bundle, or in the folder of a training: its weights so far, or the checkpoint's.
+    """Open the answerer of a bundle, or of a training's folder: with its weights so far, or the checkpoint's.
 
     Raises:
         SystemExit: the folder is neither.

@@ -94,7 +94,7 @@ def colour(ask: Asker, scene: Scene) -> Turn | None:
 
 
 def colour_answer(thing: Thing, language: str) -> str:
-    """Such as Red."""
+    """A colour as an answer, such as Red."""
     name = thing.colour or ""
     return sentence(COLOUR_ZH[name] if language == "zh" else name, language)
 

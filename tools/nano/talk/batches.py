@@ -47,7 +47,7 @@ class Batch:
 
     @property
     def packed(self) -> Packed:
-        """Who sees whom."""
+        """The attention's packing: the tokens that each token sees."""
         return Packed(self.segments)
 
 
@@ -80,7 +80,7 @@ class _Row:
         return token if token < self.talks[0].prefix else token + start
 
     def guides(self, row: int, length: int) -> dict[str, list[Entry]]:
-        """What attention is to find in this row."""
+        """Return the places that attention is to find in this row, by kind."""
         found: dict[str, list[Entry]] = {"words seen": [], "patches seen": [], "places seen": []}
         picture_rows = _mask(length, [t for s, layout in self.pictures for t in range(s, s + layout.tokens)])
         segments = np.full(length, -1)
@@ -113,7 +113,7 @@ def _mask(length: int, tokens: Sequence[int] | range) -> np.ndarray:
 
 
 def collate(rows: Sequence[Sequence[Encoded]], pad: int) -> Batch:
-    """One row for each list of conversations, padded with `pad`; where answers speak of nothing there are no guides."""
+    """One row for each list of conversations, padded with `pad`; without answers about places there are no guides."""
     made = [_Row(talks) for talks in rows]
     length = -(-max(len(row.ids) for row in made) // UNIT) * UNIT
 

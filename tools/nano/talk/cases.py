@@ -37,7 +37,7 @@ class Case:
 
     @property
     def turn(self) -> Turn:
-        """What is scored."""
+        """The turn that is scored."""
         return self.talk.turns[-1]
 
     def pictures(self) -> list[Image.Image]:
@@ -109,5 +109,5 @@ def _several(part: str, rng: random.Random, seed: int, language: str, stock: Sto
 
 
 def _skipped(part: str, change: Change, rng: random.Random) -> bool:
-    """Half of the pairs without a change where the change is asked for."""
+    """True for half of the pairs without a change, where the change is asked for."""
     return part == "changed" and change.what == "none" and rng.random() < 0.5

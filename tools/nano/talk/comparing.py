@@ -45,7 +45,7 @@ def _area(box: Box) -> float:
 
 
 def bigger(ask: Asker, scene: Scene) -> Turn | None:
-    """Which of two things takes more of the picture."""
+    """Ask which of two things takes more of the picture."""
     found = two(ask, scene)
     if not found:
         return None

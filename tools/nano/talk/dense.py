@@ -22,7 +22,7 @@ from tools.nano.talk.scenes import Scene
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 NOTHING, SIGN = len(NAMES), len(NAMES) + 1
 IGNORE = -100
-WAVES = (1, 2, 5, 10)  # a coordinate as phases: of a wave with a tenth as its length the decoder reads the second digit
+WAVES = (1, 2, 5, 10)  # waves per side, whose phases code a coordinate; the last one tells its second digit
 Grid = tuple[int, int]  # rows and columns of tokens
 
 

@@ -20,8 +20,10 @@ SEATS = {"words seen": (1, 0), "places seen": (1, 2), "patches seen": (2, 0)}  #
 
 @dataclass(frozen=True)
 class Guide:
-    """From `tokens` of `rows` (both [n], rows ascending) the heads are to look at the wanted ones `among` those that
-    count, bool [n, T].
+    """Targets of the attention of a few heads, from n tokens.
+
+    rows, tokens: place of each in the batch, [n]; rows ascend. wanted: the tokens that it is to look at; among: those
+    that its attention is counted over; both bool [n, T].
     """
 
     name: str
@@ -37,14 +39,14 @@ class Guide:
 
     @classmethod
     def of(cls, name: str, entries: Sequence[tuple[int, int, np.ndarray, np.ndarray]]) -> Guide:
-        """From a list of (row, token, wanted [T], among [T])."""
+        """Make a guide of a list of (row, token, wanted [T], among [T])."""
         rows, tokens = (torch.tensor([entry[i] for entry in entries]) for i in (0, 1))
         wanted, among = (torch.from_numpy(np.stack([entry[i] for entry in entries])) for i in (2, 3))
         return cls(name, rows, tokens, wanted, among)
 
 
 def guided_loss(q: Tensor, k: Tensor, guide: Guide) -> Tensor:
-    """-log of the attention that wanted tokens get among those that count.
+    """Mean of -log of the share of attention that wanted tokens get.
 
     q: [B, heads, T, D]. k: the same, of as many heads or fewer.
     """

@@ -33,7 +33,7 @@ class _Group:
 
     @classmethod
     def of(cls, members: Iterable[tuple[np.ndarray, np.ndarray]]) -> _Group:
-        """From pairs of a prefix and a segment, places in the flattened rows."""
+        """Make a group of pairs of a prefix and a segment, places in the flattened rows."""
         pairs = list(members)
         longest = [max(len(pair[part]) for pair in pairs) for part in (0, 1)]
         first = np.array([segment[0] for _, segment in pairs])
@@ -54,7 +54,7 @@ class _Group:
 
 
 class Packed:
-    """Who sees whom in rows of segments [B, T]: 0 is the prefix, 1 and more the conversations, -1 padding."""
+    """Tokens that each token sees, in rows of segments [B, T]: 0 the prefix, 1 and more conversations, -1 padding."""
 
     def __init__(self, segments: Tensor):
         pairs: list[tuple[np.ndarray, np.ndarray]] = []

@@ -155,7 +155,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """States [B, T, H], the guides' loss and figures.
 
-        packed: who sees whom. rows: places of the pictures' tokens in the flattened ids [n].
+        packed: the tokens that each token sees. rows: places of the pictures' tokens in the flattened ids [n].
         features: [1 + deepstack, n, H].
         """
         hidden = self.embed_tokens(ids)

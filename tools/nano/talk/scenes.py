@@ -60,7 +60,7 @@ class Change:
 
 
 class Stock:
-    """What scenes are made of: the sprites of some styles."""
+    """Stock of scenes: the sprites of some styles."""
 
     def __init__(self, sprites: Path, styles: tuple[str, ...] = TRAINED_STYLES):
         self.sprites = load(sprites)

@@ -51,8 +51,8 @@ class Talker(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """States [B, T, width], the guides' loss and figures.
 
-        positions: [B, 1 or 3, T]. packed: who sees whom. rows: places of the pictures' tokens in the flattened ids
-        [n]. features: [1 or more, n, width].
+        positions: [B, 1 or 3, T]. packed: the tokens that each token sees. rows: places of the pictures' tokens in the
+        flattened ids [n]. features: [1 or more, n, width].
         """
 
     @abstractmethod

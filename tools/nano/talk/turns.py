@@ -65,7 +65,7 @@ def certain(scene: Scene, names: Names) -> bool:
 
 
 def phrase(names: Names, language: str) -> str:
-    """Such as red mug, mug, red object; 红色的杯子, 杯子, 红色的东西."""
+    """Words for things, such as red mug, mug, red object; 红色的杯子, 杯子, 红色的东西."""
     colour, kind = names
     if language == "zh":
         noun = KINDS[kind].chinese if kind else "东西"
@@ -74,7 +74,7 @@ def phrase(names: Names, language: str) -> str:
 
 
 def plural(names: Names, language: str) -> str:
-    """Such as red mugs, red objects; Chinese nouns have no plural."""
+    """Plural, such as red mugs, red objects; Chinese nouns have none."""
     colour, kind = names
     if language == "zh":
         return phrase(names, language) if colour or kind else "物体"
@@ -82,18 +82,18 @@ def plural(names: Names, language: str) -> str:
 
 
 def article(text: str) -> str:
-    """Such as a red mug, an umbrella."""
+    """Words after their article, such as a red mug, an umbrella."""
     return f"{'an' if text[0] in 'aeio' or text.startswith('umb') else 'a'} {text}"
 
 
 def the(names: Names, language: str) -> str:
-    """Such as the red mug; 红色的杯子."""
+    """A known thing, such as the red mug; 红色的杯子."""
     one = phrase(names, language)
     return one if language == "zh" else f"the {one}"
 
 
 def one(names: Names, language: str) -> str:
-    """Such as a red mug; 红色的杯子."""
+    """Any such thing, such as a red mug; 红色的杯子."""
     return phrase(names, language) if language == "zh" else article(phrase(names, language))
 
 
@@ -108,5 +108,5 @@ def sentence(text: str, language: str) -> str:
 
 
 def nothing_there(what: str, language: str) -> str:
-    """The answer when what was asked for is not in the picture."""
+    """Answer that the thing asked for is not in the picture."""
     return f"图中没有{what}。" if language == "zh" else f"There is no {what} in the picture."

@@ -1,4 +1,4 @@
-"""What fine-tunes of Qwen-VL change beside the weights: tokens of their own, a chat format that they forget to set."""
+"""Changes of Qwen-VL's fine-tunes beside the weights: tokens of their own, a chat format that they forget to set."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ class OnnxRuntimeBackend(Backend):
         tokens = inputs[INPUTS_EMBEDS].shape[1]
         if self._takes_one_row and cache.batch > 1 and tokens > 1 and inputs[WRITE_INDICES].any():
             raise BackendError(
-                f"ONNX Runtime's CPU attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
+                f"ONNX Runtime's CPU attention takes {tokens} tokens after a non-empty cache at batch 1 only, not "
                 f"{cache.batch}; prefill the whole batch at once, or one row at a time."
             )
         given = {name: np.ascontiguousarray(array) for name, array in given.items()}

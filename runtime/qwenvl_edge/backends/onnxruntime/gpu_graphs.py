@@ -172,7 +172,7 @@ class OrtDecoder:
         (batch, tokens, _), rows = inputs[INPUTS_EMBEDS].shape, inputs[LOGITS_INDICES].shape[1]
         if tokens > 1 and batch > 1 and length > tokens:
             raise BackendError(
-                f"ONNX Runtime's attention takes {tokens} tokens behind a non-empty cache at batch 1 only, not "
+                f"ONNX Runtime's attention takes {tokens} tokens after a non-empty cache at batch 1 only, not "
                 f"{batch}; prefill the whole batch at once, or one row at a time."
             )
         buffers: CacheBuffers = cache.buffers

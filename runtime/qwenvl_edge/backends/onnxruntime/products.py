@@ -99,7 +99,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, list[float]]:
-    """What was measured before; empty if nothing was, or if the file is broken."""
+    """Return earlier measurements; none if nothing was measured, or if the file is broken."""
     try:
         found = json.loads(_file().read_text(encoding="utf-8"))
         entries = found.items() if isinstance(found, dict) else ()

@@ -150,7 +150,7 @@ class PlanDecoder:
         self._uncaptured = ""
 
     def note(self) -> str:
-        """What describe() adds if tokens are not replayed as CUDA graphs."""
+        """Note for describe() if tokens are not replayed as CUDA graphs, else ""."""
         return f"; tokens run without CUDA graphs ({self._uncaptured})" if self._uncaptured else ""
 
     @property

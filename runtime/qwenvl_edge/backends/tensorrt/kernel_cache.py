@@ -40,7 +40,7 @@ class KernelCache:
         return cls(engine, plan.parent.with_name(f"{plan.parent.name}.{plan.stem}.kernels"))
 
     def config(self, allocation: Any) -> Any:
-        """What an execution context is made with; allocation: its ExecutionContextAllocationStrategy."""
+        """Return the configuration of an execution context; allocation: its ExecutionContextAllocationStrategy."""
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(allocation)
         config.set_runtime_cache(self._cache)

@@ -24,7 +24,7 @@ class RecordingError(QwenVLError):
 
 @dataclass(frozen=True)
 class Form:
-    """How a topic's messages are written.
+    """Form in which a topic's messages are written.
 
     kind: the message type, such as sensor_msgs/msg/Image. encoding: cdr, ros1, protobuf or json.
     definition: the type's definition as the recording has it, b"" if it has none. language: that of the definition

@@ -28,7 +28,7 @@ _NS = 10**9
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """What is asked, how often, and where the answers go.
+    """Settings of a replay: the question, how often it is asked, and where the answers go.
 
     Attributes:
         question: asked about every chosen frame.
@@ -73,7 +73,7 @@ class ReplaySettings:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a replay is: frames asked about, and seconds of the recording against seconds of computing."""
+    """Progress of a replay: frames asked about, and seconds of the recording against seconds of computing."""
 
     asked: int
     recorded_s: float
@@ -138,7 +138,7 @@ class Replay:
 
     @property
     def start_ns(self) -> int:
-        """When the recording begins."""
+        """Time at which the recording begins."""
         return self._recording.start_ns
 
     def run(self, on_entry: Callable[[Entry, Progress], None]) -> Progress:

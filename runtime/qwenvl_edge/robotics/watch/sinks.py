@@ -1,4 +1,4 @@
-"""Where the lines of a watch go: the standard output, a file that may fill its disk, an MQTT broker."""
+"""Sinks of a watch's lines: the standard output, a file that may fill its disk, an MQTT broker."""
 
 from __future__ import annotations
 

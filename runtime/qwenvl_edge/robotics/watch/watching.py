@@ -25,7 +25,7 @@ _IDLE_S = 0.5  # how often an idle watch looks round, for systemd's watchdog
 
 @dataclass(frozen=True)
 class WatchSettings:
-    """What is asked and when it is told.
+    """Settings of a watch: what is asked, and when an answer is told.
 
     Attributes:
         question: asked about the newest frame.
@@ -56,7 +56,7 @@ class WatchSettings:
 
 @dataclass
 class Counts:
-    """What a watch did: answers, lines told, frames that nobody asked about, stale frames, errors."""
+    """Counters of a watch: answers, lines told, frames that nobody asked about, stale frames, errors."""
 
     answered: int = 0
     told: int = 0
@@ -178,7 +178,7 @@ class Watch:
         return True
 
     def _matters(self, reply: Reply) -> bool:
-        """Whether an answer is told. One that was cut is no change of the scene."""
+        """Return True if an answer is to be told. One that was cut is no change of the scene."""
         if not self._settings.on_change:
             return True
         if reply.finish_reason in ("deadline", "cancelled"):

@@ -73,7 +73,7 @@ def sample(kind: Any, data: bytes) -> Any:
 
 
 def _make_struct(name: str, asked: bool, store: Any) -> Any:
-    """The IDL structure of a ROS type; ROS's members have an underscore behind their names there."""
+    """The IDL structure of a ROS type; ROS's members have an underscore after their names there."""
     from cyclonedds.idl import make_idl_struct, types
 
     # rmw_cyclonedds tells by the client and a number which request it is.
