@@ -13,6 +13,7 @@ pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 from qwenvl_edge.errors import ContextError, QwenVLError  # noqa: E402
 from qwenvl_edge.fleet import dispatch, ray_serve, routing, session  # noqa: E402
 from qwenvl_edge.inputs.cancel import CancelToken  # noqa: E402
+from qwenvl_edge.inputs.clips import Clip  # noqa: E402
 from qwenvl_edge.inputs.pictures import load_picture  # noqa: E402
 from qwenvl_edge.replies.reply import Reply, TokenLogprob  # noqa: E402
 from qwenvl_edge.server.errors import ApiError  # noqa: E402
@@ -33,13 +34,17 @@ def test_pictures_are_spread_and_stay_when_replicas_come_and_go():
     assert {fewer[key] for key in keys if before[key] == "c"} == {"a", "b", "d"}
 
 
-def test_the_key_is_the_first_picture_of_the_conversation():
+def test_the_key_is_the_first_picture_or_clip_of_the_conversation():
     first, second = (load_picture(np.full((4, 4, 3), shade, np.uint8)) for shade in (1, 2))
+    clip, other = (Clip((first, each), (0.0, 0.5), "a clip") for each in (second, first))
     words, about = [{"text": "?"}], [{"text": "This:"}, {"image": first}, {"image": second}]
     assert routing.picture_key({"history": [], "message": about}) == first.digest
     assert routing.picture_key({"history": [(about, "red")], "message": [{"image": second}]}) == first.digest
     assert routing.picture_key({"history": [(words, "yes")], "message": words}) == ""
     assert routing.picture_key({"history": [(None, "Hello!")], "message": about}) == first.digest
+    assert routing.picture_key({"history": [], "message": [{"video": clip}, *about]}) == clip.digest
+    assert routing.picture_key({"history": [([{"video": other}], "red")], "message": about}) == other.digest
+    assert len({first.digest, clip.digest, other.digest}) == 3
 
 
 def test_a_session_has_one_key_whatever_its_pictures():

@@ -1,4 +1,4 @@
-"""Routing: a request goes to the replica that was asked about its picture before.
+"""Routing: a request goes to the replica that was asked about its picture or clip before.
 
 Rendezvous hashing: every replica has a weight for a picture, the heaviest is preferred. When replicas come and go, only
 the pictures of those that came or went move, and several routers agree without talking to each other.
@@ -12,20 +12,21 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from qwenvl_edge.inputs.clips import Clip
 from qwenvl_edge.inputs.pictures import Picture
 
 
 def picture_key(arguments: Mapping[str, Any]) -> str:
-    """Return the digest of a conversation's first picture, with which its computed prefix begins; "" if it has none.
+    """Return the digest of a conversation's first picture or clip, with which its computed prefix begins; "" for none.
 
     Args:
-        arguments: those of Batcher.submit, pictures loaded.
+        arguments: those of Batcher.submit, pictures and clips loaded.
     """
     turns = [items or () for items, _ in arguments["history"]]  # none where the assistant spoke first
     for items in (*turns, arguments["message"]):
         for item in items:
-            if isinstance(picture := item.get("image"), Picture):
-                return picture.digest
+            if isinstance(shown := item.get("image", item.get("video")), (Picture, Clip)):
+                return shown.digest
     return ""
 
 
