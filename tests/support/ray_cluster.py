@@ -34,6 +34,29 @@ def uri(picture):
     return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 
+def processes(home):
+    """Process id and command of all that runs with this HOME."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"HOME={home}\0".encode() in (process / "environ").read_bytes():
+                yield int(process.name), (process / "cmdline").read_bytes()
+        except OSError:  # it has ended, or is another user's
+            continue
+
+
+def end_processes(home):
+    """End all that runs with this HOME, and wait until nothing does: what is being ended still starts others."""
+
+    def ended():
+        found = [number for number, _ in processes(home)]
+        for number in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        return not found
+
+    until(ended)
+
+
 class Cluster:
     """A Ray cluster of this machine only; its processes are known by their HOME."""
 
@@ -77,21 +100,10 @@ class Cluster:
 
     def replicas(self, name):
         """Process ids of the replicas of a deployment."""
-        return {number for number, command in self.processes() if f"ServeReplica:vlm:{name}".encode() in command}
-
-    def processes(self):
-        """Process id and command of all that the cluster runs."""
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"HOME={self.home}\0".encode() in (process / "environ").read_bytes():
-                    yield int(process.name), (process / "cmdline").read_bytes()
-            except OSError:  # it has ended, or is another user's
-                continue
+        return {number for number, command in processes(self.home) if f"ServeReplica:vlm:{name}".encode() in command}
 
     def stop(self):
         """End all processes at once; Ray's own way takes half a minute."""
-        for number, _ in list(self.processes()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+        end_processes(self.home)
         self.process.wait()
         self.log.close()
