@@ -235,7 +235,7 @@ ray-test: .cache/ray/.ready .cache/kuberay/ray.io_rayservices.yaml
 triton-test: $(READY)
 	test -x .cache/triton/bin/python || $(PYTHON) -m venv .cache/triton
 	.cache/triton/bin/python -m pip install --quiet 'nvidia-pytriton>=0.7' 'onnxruntime>=1.23' pillow llguidance
-	$(BIN)/python -m pytest tests/fleet/test_triton.py -rs
+	$(BIN)/python -m pytest tests/fleet/test_triton.py tests/fleet/test_triton_server.py -rs
 
 ## Train models/nano from nothing, hours on two cores; continues after an interruption.
 nano: $(READY)

@@ -1,16 +1,12 @@
-"""The Triton model on a stand-in for Triton's module, and in a real server where one is installed."""
+"""The Triton model on a stand-in for Triton's module."""
 
 import base64
 import importlib.util
 import io
 import json
-import os
-import shutil
-import subprocess
 import sys
 from concurrent.futures import Future
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,14 +15,11 @@ from qwenvl_edge import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
 from support import triton_stand_in
 from support.paths import ROOT
-from support.patience import PATIENCE_S
-from support.served import free_port, is_up, until
+from support.triton_server import REPOSITORY
 
-REPOSITORY = ROOT / "examples" / "triton" / "models"
 PICTURE = ROOT / "models" / "nano" / "demo.png"
 WHERE = "Where is the red mug?"
 GREEDY = {"do_sample": False}
-START_S = PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -252,98 +245,3 @@ def test_bad_input_is_one_error_and_the_next_request_is_answered(model, bad, mat
 def test_bad_parameters(module, nano, parameters, match):
     with pytest.raises(QwenVLError, match=match):
         start(module, nano, **parameters)
-
-
-def installed():
-    """The packages of the server that `make triton-test` installs, or skip."""
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    packages = ROOT / ".cache" / "triton" / "lib" / f"python{version}" / "site-packages"
-    if not (packages / "pytriton").is_dir():
-        pytest.skip("there is no Triton Inference Server; `make triton-test` installs the one of nvidia-pytriton")
-    return packages, packages / "pytriton" / "tritonserver" / "python_backend_stubs" / version
-
-
-@pytest.fixture(scope="module")
-def served(nano, tmp_path_factory):
-    """A real server on the model repository; yields its ports."""
-    packages, stub = installed()
-    folder = tmp_path_factory.mktemp("triton")
-    ignored = shutil.ignore_patterns("python_backend_stubs")
-    server = shutil.copytree(stub.parents[1], folder / "server", ignore=ignored)
-    backend = server / "backends" / "python"
-    shutil.copy(stub / "triton_python_backend_stub", backend)
-    # The backend runs the system's Python, isolated, with its own folder on the path: what it needs is linked there.
-    for package in (ROOT / "runtime" / "qwenvl_edge", *packages.iterdir()):
-        if not (backend / package.name).exists():
-            (backend / package.name).symlink_to(package)
-    models = shutil.copytree(REPOSITORY, folder / "models")
-    shutil.copytree(nano, models / "qwenvl" / "1" / "bundle")
-    ports = {name: free_port() for name in ("http", "grpc")}
-    command = [server / "bin" / "tritonserver", f"--model-repository={models}", f"--backend-directory={backend.parent}"]
-    command += ["--allow-metrics=false", "--exit-timeout-secs=5", *(f"--{k}-port={v}" for k, v in ports.items())]
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs")}
-    log = folder / "log"
-    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
-        try:
-
-            def ready():
-                assert process.poll() is None, log.read_text()[-3000:]
-                return is_up(f"http://127.0.0.1:{ports['http']}/v2/health/ready")
-
-            until(ready, START_S)
-            yield ports
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
-
-
-def test_a_real_server_streams_over_http(served, engine):
-    uri = "data:image/png;base64," + base64.b64encode(PICTURE.read_bytes()).decode()
-    url = f"http://127.0.0.1:{served['http']}/v2/models/qwenvl/generate_stream"
-
-    def events(**body):
-        with httpx.stream("POST", url, json=body, timeout=PATIENCE_S) as response:
-            return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
-
-    found = events(QUESTION=WHERE, IMAGE=uri, OPTIONS=json.dumps(GREEDY))
-    expected = engine.chat(WHERE, images=[PICTURE], **GREEDY)
-    assert "".join(event["TEXT"] for event in found).strip() == expected.text and len(found) > 2
-    answer = json.loads(found[-1]["ANSWER"])
-    assert answer["boxes"][0]["x1"] == expected.boxes[0].x1 and answer["finish_reason"] == "stop"
-    (error,) = events(QUESTION="")
-    assert "empty" in error["error"]
-
-
-def test_the_example_asks_a_real_server_over_grpc(served, engine):
-    """Two at once, about one array."""
-    packages, _ = installed()
-    questions = (WHERE, "Describe the picture.")
-    program = [packages.parents[2] / "bin" / "python", ROOT / "examples" / "triton" / "ask.py", PICTURE]
-    asking = [
-        subprocess.Popen(
-            [*program, question, f"127.0.0.1:{served['grpc']}"], stdout=subprocess.PIPE, text=True, encoding="utf-8"
-        )
-        for question in questions
-    ]
-    for question, process in zip(questions, asking, strict=True):
-        out, _ = process.communicate(timeout=START_S)
-        assert process.returncode == 0
-        *text, answer = out.strip().splitlines()
-        expected = engine.chat(question, images=[PICTURE], **GREEDY)
-        assert "\n".join(text).strip() == expected.text == json.loads(answer)["text"]
-
-
-@pytest.mark.parametrize(
-    ("picture", "match"),
-    [
-        ("missing.png", '"missing.png" cannot be read as a picture'),
-        (__file__, "cannot be read as a picture: cannot identify"),
-        (PICTURE, "failed to connect"),
-    ],
-)
-def test_what_the_example_lacks_is_one_sentence(picture, match):
-    packages, _ = installed()
-    program = [packages.parents[2] / "bin" / "python", ROOT / "examples" / "triton" / "ask.py", picture, WHERE]
-    command = [*program, f"127.0.0.1:{free_port()}"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
-    assert run.returncode == 1 and match in run.stderr and run.stderr.count("\n") == 1
