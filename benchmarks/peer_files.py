@@ -186,9 +186,9 @@ def write_smollm2(path: Path, kind: Kind) -> None:
     for name, field in reader.fields.items():
         if name.startswith(("GGUF.", "general.architecture", "general.file_type", "general.quantization")):
             continue
-        kind = field.types[0]
-        sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), kind, sub)
+        value = field.types[0]
+        sub = field.types[-1] if value == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), value, sub)
     for name, values in wide_tensors(smollm2()):
         if values.ndim == 1 or kind is Kind.F16:
             writer.add_tensor(name, values if values.ndim == 1 else values.astype(np.float16))

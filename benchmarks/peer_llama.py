@@ -2,7 +2,7 @@
 
     .cache/peers/venv/bin/python benchmarks/peer_llama.py
 
-    ["open", name, file, threads, context]         -> null
+    ["open", name, file, threads, context]         -> bits per weight of the file
     ["turn", name, prompt, steps]                  -> {"prefill": ms, "decode": ms of each step}
     ["open_tower", name, model, tower, threads]    -> null
     ["encode", name, width, height]                -> {"vision": ms, "tokens": tokens of the picture}
@@ -51,6 +51,10 @@ class TextModel:
             raise RuntimeError(f"llama.cpp cannot make a context of {context} tokens")
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
         self.rows = llama_cpp.llama_vocab_n_tokens(self.vocabulary)
+
+    def bits(self) -> float:
+        """Bits per weight, over all tensors."""
+        return 8 * llama_cpp.llama_model_size(self.model) / llama_cpp.llama_model_n_params(self.model)
 
     def clear(self) -> None:
         """Forget all tokens."""
@@ -145,7 +149,8 @@ def main() -> None:
         try:
             answer: Any = None
             if call == "open":
-                opened[given[0]] = TextModel(*given[1:])
+                opened[given[0]] = model = TextModel(*given[1:])
+                answer = model.bits()
             elif call == "open_tower":
                 opened[given[0]] = Tower(*given[1:])
             elif call == "facts":

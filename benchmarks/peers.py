@@ -135,7 +135,7 @@ def compare_decoders(
     peer: Peer, file: Path, ours: dict[str, Ours], options: argparse.Namespace
 ) -> tuple[Turns, dict[str, Any]]:
     """llama.cpp with `file` and bundles of ours; the second value holds medians by subject and stage."""
-    peer.ask("open", file.name, str(file), options.threads, PROMPT + STEPS)
+    bits = peer.ask("open", file.name, str(file), options.threads, PROMPT + STEPS)
     subjects: dict[str, Callable[[], dict[str, Any]]] = {
         "llama.cpp": lambda: dict(peer.ask("turn", file.name, PROMPT, STEPS))
     }
@@ -145,6 +145,7 @@ def compare_decoders(
     details: dict[str, Any] = {
         name: {stage: spread(values(turns, name, stage)) for stage in ("prefill", "decode")} for name in turns
     }
+    details["llama.cpp"]["bits_per_weight"] = bits
     for name, each in ours.items():
         details[name]["backend"] = each.backend.describe()
         if name != GENAI:  # whose weights are packed anew, and whose cache is float32
@@ -228,7 +229,9 @@ def case_vision(peer: Peer, options: argparse.Namespace) -> tuple[dict[str, floa
 def case_proof(peer: Peer, options: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Greedy answers of SmolLM2 in float32."""
     bundle = smollm2(options.folder, options.files)["fp32"]
-    peer.ask("open", "f16", str(options.files / "smollm2-f16.gguf"), options.threads, 512)
+    bits = peer.ask("open", "f16", str(options.files / "smollm2-f16.gguf"), options.threads, 512)
+    if bits < 16:
+        raise PeerError(f"smollm2-f16.gguf has {bits:.1f} bits per weight; delete it, and it is written again")
     form = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     prompts = [peer.ask("tokenize", "f16", form.format(prompt)) for prompt in PROMPTS]
     ours = Ours(bundle, options.threads, 512)
