@@ -25,18 +25,21 @@ void narrow_row(const float* x, std::size_t size, Half* out) { QWENVL_CHOOSE(nar
 
 void widen_row(const Half* x, std::size_t size, float* out) { QWENVL_CHOOSE(widen_row)(x, size, out); }
 
-void score_keys(const float* query, const float* keys, std::size_t count, std::size_t dim, float* out) {
-    QWENVL_CHOOSE(score_wide)({query}, keys, count, dim, {out});
-}
-
 void score_keys(const float* query, const Half* keys, std::size_t count, std::size_t dim, float* out,
                 const Half* next) {
-    QWENVL_CHOOSE(score_narrow)({query}, keys, count, dim, {out}, next);
+    QWENVL_CHOOSE(score_rows)(query, keys, count, dim, out, next);
 }
 
-void score_keys(const float* const (&queries)[4], const float* keys, std::size_t count, std::size_t dim,
-                float* const (&out)[4]) {
-    QWENVL_CHOOSE(score_wide_four)(queries, keys, count, dim, out);
+void make_panel(const Half* keys, std::size_t count, std::size_t dim, float* panel) {
+    QWENVL_CHOOSE(panel_of_halves)(keys, count, dim, panel);
+}
+
+void make_panel(const float* keys, std::size_t count, std::size_t dim, float* panel) {
+    QWENVL_CHOOSE(panel_of_floats)(keys, count, dim, panel);
+}
+
+void score_panel(const float* const (&queries)[2], const float* panel, std::size_t dim, float* const (&out)[2]) {
+    QWENVL_CHOOSE(score_panel_pair)(queries, panel, dim, out);
 }
 
 Exponentials take_exponentials(float* scores, std::size_t count) {

@@ -19,13 +19,17 @@ void widen_row(const Half* x, std::size_t size, float* out);
 
 // out[i] = query . keys[i], of `count` keys that lie one after the other. As many numbers from `next` on are fetched
 // from memory meanwhile, unless it is null.
-void score_keys(const float* query, const float* keys, std::size_t count, std::size_t dim, float* out);
 void score_keys(const float* query, const Half* keys, std::size_t count, std::size_t dim, float* out,
                 const Half* next);
 
-// The same of four queries, each with `count` keys.
-void score_keys(const float* const (&queries)[4], const float* keys, std::size_t count, std::size_t dim,
-                float* const (&out)[4]);
+// For many queries keys are turned into panels [dim, kPanelKeys], so that a register has a score of each of its keys
+// and no sum runs across lanes. Where there are fewer keys the others are zero.
+constexpr std::size_t kPanelKeys = 32;
+void make_panel(const Half* keys, std::size_t count, std::size_t dim, float* panel);
+void make_panel(const float* keys, std::size_t count, std::size_t dim, float* panel);
+
+// The scores of two queries with all keys of a panel.
+void score_panel(const float* const (&queries)[2], const float* panel, std::size_t dim, float* const (&out)[2]);
 
 struct Exponentials {
     float most, sum;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::size_t kKeysTogether = 32;  // their numbers in float32 stay in the first cache while queries pass
 constexpr std::size_t kRowsTogether = 4;   // queries that share a load of keys or values
-constexpr std::size_t kFew = 2;            // so many queries widen keys and values as they read them
+constexpr std::size_t kFew = 4;            // so many queries widen keys and values as they read them
 
 // The queries of a block that see keys of a span: where they are, how many keys each sees.
 struct SpanQueries {
@@ -106,18 +106,15 @@ void span_of(const AttentionCall& call, const SpanQueries& queries, const QueryB
         }
         return;
     }
-    widen_row(keys, queries.most_seen * dim, tile);
-    for_keys(
-        queries,
-        [&](std::size_t r, std::size_t from, std::size_t count) {
-            score_keys(queries.query[r], tile + from * dim, count, dim, scores + r * kSpan + from);
-        },
-        [&](std::size_t r, std::size_t from, std::size_t count) {
-            float* const to = scores + r * kSpan + from;
-            const float* const* const q = queries.query + r;
-            score_keys({q[0], q[1], q[2], q[3]}, tile + from * dim, count, dim,
-                       {to, to + kSpan, to + 2 * kSpan, to + 3 * kSpan});
-        });
+    for (std::size_t from = 0; from < queries.most_seen; from += kPanelKeys) {
+        make_panel(keys + from * dim, queries.most_seen - from, dim, tile);
+        for (std::size_t r = 0; r < queries.count; r += 2) {
+            const std::size_t other = std::min(r + 1, queries.count - 1);
+            if (std::max(queries.seen[r], queries.seen[other]) <= from) continue;
+            score_panel({queries.query[r], queries.query[other]}, tile, dim,
+                        {scores + r * kSpan + from, scores + other * kSpan + from});
+        }
+    }
     for (std::size_t r = 0; r < queries.count; ++r) {
         if (queries.seen[r] > 0) normalise(r);
     }

@@ -13,7 +13,7 @@ namespace {
 constexpr std::size_t kLanes = 16, kRowsTogether = 4;
 constexpr std::size_t kQueries = 32;  // of a task
 constexpr std::size_t kSpan = 128;    // keys whose scores are computed together
-static_assert(kQueries == patch_tiles::kQueries && kQueries == kKeyChunk);
+static_assert(kQueries == patch_tiles::kQueries && kQueries == kKeyChunk && kKeyChunk == kPanelKeys);
 
 std::size_t padded(std::size_t dim) { return (dim + kLanes - 1) / kLanes * kLanes; }
 
@@ -74,8 +74,12 @@ private:
         for (std::size_t r = 0; r < rows; r += kRowsTogether) {
             const float* const q = work_->queries.data() + r * dim_;
             float *const to = scores + r * kSpan, *const sums = found + r * dim_;
-            score_keys({q, q + dim_, q + 2 * dim_, q + 3 * dim_}, keys, count, dim_,
-                       {to, to + kSpan, to + 2 * kSpan, to + 3 * kSpan});
+            for (std::size_t from = 0; from < count; from += kPanelKeys) {
+                for (std::size_t i = 0; i < kRowsTogether; i += 2) {
+                    float* const at = to + i * kSpan + from;
+                    score_panel({q + i * dim_, q + (i + 1) * dim_}, keys + from * dim_, dim_, {at, at + kSpan});
+                }
+            }
             for (std::size_t i = 0; i < kRowsTogether; ++i) {
                 exponentials[r + i] = take_exponentials(to + i * kSpan, count);
             }
@@ -139,6 +143,8 @@ void PreparedPatches::prepare(const PatchCall& call, std::size_t piece) {
     const std::size_t key = start(part.segment) + part.first, count = part.last - part.first;
     const std::size_t dim = padded(call.dim), width = call.width();
     const patch_tiles::Layout layout(call.dim);
+    thread_local AlignedVector<float> together;
+    together.resize(kKeyChunk * dim);
     for (std::size_t head = 0; head < call.heads; ++head) {
         const std::size_t place = head * keys() + key;
         if (tiles_) {
@@ -151,9 +157,10 @@ void PreparedPatches::prepare(const PatchCall& call, std::size_t piece) {
         }
         for (std::size_t k = 0; k < count; ++k) {
             const float* const from = call.qkv + rows[k] * 3 * width + width + head * call.dim;
-            prepare_row(call, from, rows[k], true, 1.0f, float_keys_.data() + (place + k) * dim);
+            prepare_row(call, from, rows[k], true, 1.0f, together.data() + k * dim);
             prepare_row(call, from + width, rows[k], false, 1.0f, float_values_.data() + (place + k) * dim);
         }
+        make_panel(together.data(), count, dim, float_keys_.data() + place * dim);
     }
 }
 

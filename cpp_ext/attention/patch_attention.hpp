@@ -63,7 +63,8 @@ private:
     bool tiles_ = false;
     std::vector<std::size_t> starts_;
     std::vector<Part> pieces_, blocks_;
-    AlignedVector<float> float_keys_, float_values_;                       // [head, key, dim padded to 16]
+    AlignedVector<float> float_keys_;    // panels of kPanelKeys keys of a head, [dim padded to 16, kPanelKeys]
+    AlignedVector<float> float_values_;  // [head, key, dim padded to 16]
     AlignedVector<std::uint16_t> tile_queries_, tile_keys_, tile_values_;  // patch_tiles.hpp
 };
 
