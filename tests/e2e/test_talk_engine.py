@@ -20,7 +20,7 @@ from tools.nano.talk.chatting import converse
 from tools.nano.talk.drawing import render
 from tools.nano.talk.scenes import Stock, sample_scene
 from tools.nano.talk.settings import FAMILIES, create, new_model, open_folder, write_weights
-from tools.nano.talk.train import NAMES, answer_loss, encode
+from tools.nano.talk.train import NAMES, answer_loss
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -40,12 +40,12 @@ def taught(request, tmp_path_factory):
     shown = [0, 1, 1]
     layouts = [composer.family.layout(scene.canvas) for scene in scenes]
     rows = [[composer.compose(t, [layouts[k]]) for t in each] for each, k in zip(talks, shown, strict=True)]
-    batch = collate(rows, composer.end)
+    batch = collate(rows)
     model = new_model(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     arrays = [np.asarray(pictures[k]) for k in shown]
     for _ in range(1500):
-        features, _ = encode(model, arrays)
+        features = model.encode(arrays)
         loss, guided, figures = answer_loss(model, batch, features)
         (loss + 0.1 * guided).backward()
         optimizer.step()

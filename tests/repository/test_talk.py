@@ -18,14 +18,15 @@ from tools.nano.talk.colours import dominant, shade_of, tinted
 from tools.nano.talk.dense import NOTHING, SIGN, covered, targets
 from tools.nano.talk.drawing import render
 from tools.nano.talk.forms import TagForm
+from tools.nano.talk.fusing import can_compile, fused
 from tools.nano.talk.icons import KEPT_OUT, SETS
 from tools.nano.talk.kinds import COLOURS, KINDS, NAMES
-from tools.nano.talk.packing import Packed
+from tools.nano.talk.packing import Packed, softmax
 from tools.nano.talk.pictures import SORTS, Pictures, render_chunks
 from tools.nano.talk.questions import Asker, wordings
 from tools.nano.talk.scenes import TRAINED_STYLES, Stock, change_scene, sample_scene, sample_signs
 from tools.nano.talk.settings import FAMILIES, create, new_model, open_folder
-from tools.nano.talk.train import Sampler, answer_loss, encode, train_talk, train_vision
+from tools.nano.talk.train import Sampler, answer_loss, train_talk, train_vision
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -237,17 +238,17 @@ def test_the_network_computes_what_transformers_does(opened):
         *ids[3:],
     ]
     with torch.no_grad():
-        features = model.encode(pictures).flatten(1, 2)
-        tokens = torch.tensor([ids])
-        positions = torch.from_numpy(composer.positions(len(ids), _spans(composer, ids, layout)))[None]
-        rows = torch.nonzero(tokens[0] == special["<|image_pad|>"])[:, 0]
-        states, _, _ = model.decode(tokens, positions, Packed.single(len(ids)), rows, features)
-        ours = model.lm_head(states)
+        features = model.encode(pictures)
+        tokens = torch.tensor(ids)
+        positions = torch.from_numpy(composer.positions(len(ids), _spans(composer, ids, layout)))
+        places = torch.nonzero(tokens == special["<|image_pad|>"])[:, 0]
+        states, _, _ = model.decode(tokens, positions, Packed.single(len(ids)), places, features)
+        ours = model.lm_head(states)[None]
         theirs = published(
-            input_ids=tokens,
+            input_ids=tokens[None],
             pixel_values=torch.from_numpy(np.asarray(frames)),
             image_grid_thw=grid,
-            mm_token_type_ids=(tokens == special["<|image_pad|>"]).int(),
+            mm_token_type_ids=(tokens == special["<|image_pad|>"])[None].int(),
         ).logits
     assert float(theirs.std()) > 0.01
     torch.testing.assert_close(ours, theirs, atol=2e-4 * float(theirs.abs().max()), rtol=1e-3)
@@ -261,15 +262,61 @@ def _spans(composer, ids, layout):
 
 def test_packed_conversations_do_not_see_each_other(stock, opened):
     model, composer = opened
-    scene, made = talks(stock, 2)
-    layout = composer.family.layout(scene.canvas)
-    encoded = [composer.compose(talk, [layout]) for talk in made]
+    scenes, made = zip(*(talks(stock, seed, count) for seed, count in ((2, 4), (7, 3))), strict=True)
+    rows = [
+        [composer.compose(talk, [composer.family.layout(scene.canvas)]) for talk in each]
+        for scene, each in zip(scenes, made, strict=True)
+    ]
+    pictures = [np.asarray(render(scene, stock)) for scene in scenes]
     with torch.no_grad():
-        features, _ = encode(model, [np.asarray(render(scene, stock))])
-        together, _, _ = answer_loss(model, collate([encoded], composer.end), features)
-        alone = [(answer_loss(model, collate([[e]], composer.end), features)[0], sum(e.weights)) for e in encoded]
+        together, _, _ = answer_loss(model, collate(rows), model.encode(pictures))
+        alone = [
+            (answer_loss(model, collate([[one]]), model.encode([picture]))[0], sum(one.weights))
+            for row, picture in zip(rows, pictures, strict=True)
+            for one in row
+        ]
     expected = sum(loss * weight for loss, weight in alone) / sum(weight for _, weight in alone)
     assert float(together) == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_packed_attention_is_masked_attention(groups):
+    """Values and gradients are those of PyTorch's attention under a mask over all tokens."""
+    rows = [[0] * 5 + [1] * 40 + [2] * 3, [1] * 4, [0] * 2, *([[0] * 7 + [1] * 2 + [2] * 6 + [3]] * 4)]
+    length = sum(map(len, rows)) + 10
+    row = np.concatenate([np.full(len(each), number) for number, each in enumerate(rows)] + [np.full(10, -1)])
+    segment = np.concatenate([*rows, np.zeros(10, int)])
+    sees = (row[:, None] == row) & ((segment[:, None] == segment) | (segment == 0)) & np.tri(length, dtype=bool)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(length, heads, 16, requires_grad=True) for heads in (4, groups, groups))
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(0, 1) for x in (q, k, v)), attn_mask=torch.from_numpy(sees), enable_gqa=True
+    )
+    theirs = theirs.transpose(0, 1).flatten(1)
+    real = torch.from_numpy(row >= 0)[:, None]
+    ours = Packed([np.array(each) for each in rows], length).attend(q, k, v)
+    torch.testing.assert_close(ours, theirs * real, atol=1e-5, rtol=1e-4)
+    wish = torch.randn_like(ours) * real
+    for mine, reference in zip(
+        torch.autograd.grad(ours, (q, k, v), wish), torch.autograd.grad(theirs, (q, k, v), wish), strict=True
+    ):
+        torch.testing.assert_close(mine, reference, atol=1e-5, rtol=1e-4)
+
+
+def test_a_piece_is_compiled_once_for_all_sizes():
+    if not can_compile():
+        pytest.skip("torch.compile needs a C++ compiler")
+    fast = fused(softmax, (0, 3, 4))
+    for number, shape in enumerate(((8, 2, 2, 32, 64), (4, 2, 2, 64, 96), (5, 2, 2, 32, 32))):
+        scores, bias = torch.randn(shape, requires_grad=True), torch.randn(shape[0], 1, 1, *shape[3:])
+        wish = torch.randn(shape)
+        with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+            found = fast(scores, bias, 0.2)
+        expected = softmax(scores, bias, 0.2)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(found, scores, wish), torch.autograd.grad(expected, scores, wish)
+        )
 
 
 def test_guides_point_at_the_thing_and_its_name(stock, opened):
@@ -279,14 +326,14 @@ def test_guides_point_at_the_thing_and_its_name(stock, opened):
     layout = composer.family.layout(scene.canvas)
     made = (converse(random.Random(i), [scene], length=1, tasks=["where"]) for i in range(200))
     talk = next(talk for talk in made if talk and talk.turns[0].task == "where" and talk.turns[0].thing)
-    batch = collate([[composer.compose(talk, [layout])]], composer.end)
+    batch = collate([[composer.compose(talk, [layout])]])
     guides = {guide.name: guide for guide in batch.guides}
     thing = talk.turns[0].thing
-    first = int(batch.rows[0])
+    first = int(batch.pictures[0])
     cells = {first + int(cell) for cell in covered(thing.box, grid_of(layout))}
-    for wanted in guides["patches seen"].wanted:
+    for wanted in guides["patches seen"].wanted[0]:
         assert set(np.flatnonzero(wanted)) == cells
-    named = composer.tokenizer.decode(batch.ids[0, np.flatnonzero(guides["words seen"].wanted[0])].tolist()).strip()
+    named = composer.tokenizer.decode(batch.ids[np.flatnonzero(guides["words seen"].wanted[0][0])].tolist()).strip()
     assert named == talk.turns[0].names[0]
 
 
@@ -297,11 +344,11 @@ def test_a_few_conversations_are_learnt_by_heart(work, stock, opened):
     sampler = Sampler(Pictures(work, stock), composer)
     scene, made = talks(stock, 5, count=3, length=1)
     layout = sampler.layout(scene)
-    batch = collate([[composer.compose(talk, [layout]) for talk in made]], composer.end)
+    batch = collate([[composer.compose(talk, [layout]) for talk in made]])
     picture = np.asarray(render(scene, stock))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for _ in range(60):
-        features, _ = encode(model, [picture])
+        features = model.encode([picture])
         loss, guided, figures = answer_loss(model, batch, features)
         (loss + 0.1 * guided).backward()
         optimizer.step()

@@ -21,7 +21,6 @@ from tools.nano.talk.forms import Form, JsonForm, TagForm
 from tools.nano.talk.packing import Packed
 from tools.nano.talk.settings import open_folder
 from tools.nano.talk.talker import Talker
-from tools.nano.talk.train import encode
 
 MAX_NEW_TOKENS = 192
 
@@ -82,13 +81,13 @@ def with_torch(model: Talker, composer: Composer) -> Callable[[Case], Answer]:
         layouts = [composer.family.layout(scene.canvas) for scene in case.scenes]
         done = composer.compose(case.talk, layouts)
         begin = last_answer(done)
-        features, _ = encode(model, [np.asarray(picture) for picture in case.pictures()])
+        features = model.encode([np.asarray(picture) for picture in case.pictures()])
         ids = done.ids[:begin]
         places = torch.tensor([t for s in done.spans for t in range(s.start, s.start + s.length)])
         for _ in range(MAX_NEW_TOKENS):
-            positions = torch.from_numpy(composer.positions(len(ids), done.spans))[None]
-            states, _, _ = model.decode(torch.tensor([ids]), positions, Packed.single(len(ids)), places, features)
-            token = int(model.lm_head(states[:, -1]).argmax())
+            positions = torch.from_numpy(composer.positions(len(ids), done.spans))
+            states, _, _ = model.decode(torch.tensor(ids), positions, Packed.single(len(ids)), places, features)
+            token = int(model.lm_head(states[-1]).argmax())
             if token == composer.end:
                 break
             ids.append(token)

@@ -1,6 +1,7 @@
-"""Encoded conversations -> padded tensors, and the guides that show attention where to look in them.
+"""Encoded conversations -> tensors, and the guides that show attention where to look in them.
 
-A row holds pictures and the conversations about them: one prefix and a segment for each conversation.
+A row holds pictures and the conversations about them: one prefix and a segment for each conversation. Rows of any
+length lie one after the other; what is padded is the end of all.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qwenvl_edge.families.pieces import PictureLayout
 from tools.nano.talk.composing import Encoded
 from tools.nano.talk.dense import covered
-from tools.nano.talk.guiding import Guide
+from tools.nano.talk.guiding import SEATS, Guide
 from tools.nano.talk.packing import Packed
 
-UNIT = 32  # rows are padded to a multiple of it
-Entry = tuple[int, int, np.ndarray, np.ndarray]
+UNIT = 256  # a batch is padded to a multiple of it: oneDNN makes code for every new shape of a product
+Entry = tuple[int, np.ndarray, np.ndarray]  # a token of a row, and masks over the row: wanted, and those that count
 
 
 def grid_of(layout: PictureLayout) -> tuple[int, int]:
@@ -32,23 +34,24 @@ def grid_of(layout: PictureLayout) -> tuple[int, int]:
 
 @dataclass
 class Batch:
-    """ids [B, T], positions [B, 1 or 3, T], segments [B, T] (0 the prefix, -1 padding), weights and classes [B, T].
+    """Rows one after the other: ids, weights and classes [T], positions [1 or 3, T].
 
-    rows: places of the pictures' tokens in the flattened ids, [n], in the order of rows and pictures.
+    segments: of each row the segment of its tokens [length], 0 the prefix. pictures: places of the pictures' tokens
+    [n], in the order of rows and pictures.
     """
 
     ids: Tensor
     positions: Tensor
-    segments: Tensor
+    segments: list[np.ndarray]
     weights: Tensor
     classes: Tensor
-    rows: Tensor
+    pictures: Tensor
     guides: list[Guide]
 
     @property
     def packed(self) -> Packed:
         """The attention's packing: the tokens that each token sees."""
-        return Packed(self.segments)
+        return Packed(self.segments, len(self.ids))
 
 
 @dataclass
@@ -79,12 +82,12 @@ class _Row:
         """The place in the row of a conversation's token."""
         return token if token < self.talks[0].prefix else token + start
 
-    def guides(self, row: int, length: int) -> dict[str, list[Entry]]:
+    def guides(self) -> dict[str, list[Entry]]:
         """Return the places that attention is to find in this row, by kind."""
-        found: dict[str, list[Entry]] = {"words seen": [], "patches seen": [], "places seen": []}
-        picture_rows = _mask(length, [t for s, layout in self.pictures for t in range(s, s + layout.tokens)])
-        segments = np.full(length, -1)
-        segments[: len(self.ids)] = self.segments
+        length = len(self.ids)
+        found: dict[str, list[Entry]] = {name: [] for name in SEATS}
+        shown = _mask(length, [t for s, layout in self.pictures for t in range(s, s + layout.tokens)])
+        segments = np.array(self.segments)
         for number, (talk, start) in enumerate(zip(self.talks, self.starts, strict=True), 1):
             for token, about in enumerate(talk.about):
                 if about is None or not self.pictures:
@@ -92,17 +95,17 @@ class _Row:
                 at = self.at(token, start) - 1  # where the token is predicted
                 where, layout = self.pictures[about.picture]
                 cells = {int(c) for box in about.boxes for c in covered(box, grid_of(layout))}
-                found["patches seen"].append((row, at, _mask(length, [where + c for c in cells]), picture_rows))
+                found["patches seen"].append((at, _mask(length, [where + c for c in cells]), shown))
                 if about.named:
-                    among = ((segments == 0) | (segments == number)) & (np.arange(length) <= at) & ~picture_rows
+                    among = ((segments == 0) | (segments == number)) & (np.arange(length) <= at) & ~shown
                     wanted = _mask(length, [self.at(name, start) for name in about.named]) & among
                     if wanted.any():
-                        found["words seen"].append((row, at, wanted, among))
+                        found["words seen"].append((at, wanted, among))
         for (before, layout), (after, other) in zip(self.pictures, self.pictures[1:], strict=False):
             if layout == other:
                 among = _mask(length, range(before, before + layout.tokens))
                 pairs = ((before + t, after + t) for t in range(layout.tokens))
-                found["places seen"] += [(row, b, _mask(length, [a]), among) for a, b in pairs]
+                found["places seen"] += [(b, _mask(length, [a]), among) for a, b in pairs]
         return found
 
 
@@ -112,29 +115,30 @@ def _mask(length: int, tokens: Sequence[int] | range) -> np.ndarray:
     return mask
 
 
-def collate(rows: Sequence[Sequence[Encoded]], pad: int) -> Batch:
-    """One row for each list of conversations, padded with `pad`; without answers about places there are no guides."""
+def collate(rows: Sequence[Sequence[Encoded]]) -> Batch:
+    """One row for each list of conversations; without answers about places there are no guides."""
     made = [_Row(talks) for talks in rows]
-    length = -(-max(len(row.ids) for row in made) // UNIT) * UNIT
+    lengths = [len(row.ids) for row in made]
+    padding = -sum(lengths) % UNIT
+    guides = [row.guides() for row in made]
+    positions = np.concatenate([part for row in made for part in row.positions], axis=1)
+    places = [
+        at + start + token
+        for at, row in zip(np.cumsum([0, *lengths[:-1]]), made, strict=True)
+        for start, layout in row.pictures
+        for token in range(layout.tokens)
+    ]
 
-    def padded(values: Sequence[float], value: float) -> list[float]:
-        return [*values, *[value] * (length - len(values))]
+    def joined(name: str, dtype: torch.dtype) -> Tensor:
+        values = torch.tensor([value for row in made for value in getattr(row, name)], dtype=dtype)
+        return F.pad(values, (0, padding))
 
-    axes = made[0].positions[0].shape[0]
-    positions = np.zeros((len(made), axes, length), np.int64)
-    entries: dict[str, list[Entry]] = {}
-    places: list[int] = []
-    for number, row in enumerate(made):
-        positions[number, :, : len(row.ids)] = np.concatenate(row.positions, axis=1)
-        places += [number * length + t for start, layout in row.pictures for t in range(start, start + layout.tokens)]
-        for name, found in row.guides(number, length).items():
-            entries.setdefault(name, []).extend(found)
     return Batch(
-        torch.tensor([padded(row.ids, pad) for row in made], dtype=torch.int64),
-        torch.from_numpy(positions),
-        torch.tensor([padded(row.segments, -1) for row in made], dtype=torch.int64),
-        torch.tensor([padded(row.weights, 0.0) for row in made]),
-        torch.tensor([padded(row.classes, 0) for row in made], dtype=torch.int64),
+        joined("ids", torch.int64),
+        torch.from_numpy(np.pad(positions, ((0, 0), (0, padding)))),
+        [np.array(row.segments) for row in made],
+        joined("weights", torch.float32),
+        joined("classes", torch.int64),
         torch.tensor(places, dtype=torch.int64),
-        [Guide.of(name, found) for name, found in entries.items() if found],
+        [Guide.of(name, [g[name] for g in guides], lengths) for name in SEATS if any(g[name] for g in guides)],
     )

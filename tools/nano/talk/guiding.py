@@ -20,17 +20,16 @@ SEATS = {"words seen": (1, 0), "places seen": (1, 2), "patches seen": (2, 0)}  #
 
 @dataclass(frozen=True)
 class Guide:
-    """Targets of the attention of a few heads, from n tokens.
+    """Targets of the attention of a few heads.
 
-    rows, tokens: place of each in the batch, [n]; rows ascend. wanted: the tokens that it is to look at; among: those
-    that its attention is counted over; both bool [n, T].
+    tokens: places in the batch [n]. wanted: the tokens that each of them is to look at; among: those that its attention
+    is counted over; both for each row of the batch, bool [n of the row, length of the row].
     """
 
     name: str
-    rows: Tensor
     tokens: Tensor
-    wanted: Tensor
-    among: Tensor
+    wanted: list[Tensor]
+    among: list[Tensor]
 
     @property
     def layer(self) -> int:
@@ -38,23 +37,42 @@ class Guide:
         return SEATS[self.name][0]
 
     @classmethod
-    def of(cls, name: str, entries: Sequence[tuple[int, int, np.ndarray, np.ndarray]]) -> Guide:
-        """Make a guide of a list of (row, token, wanted [T], among [T])."""
-        rows, tokens = (torch.tensor([entry[i] for entry in entries]) for i in (0, 1))
-        wanted, among = (torch.from_numpy(np.stack([entry[i] for entry in entries])) for i in (2, 3))
-        return cls(name, rows, tokens, wanted, among)
+    def of(
+        cls, name: str, rows: Sequence[Sequence[tuple[int, np.ndarray, np.ndarray]]], lengths: Sequence[int]
+    ) -> Guide:
+        """Make a guide of lists of (token of the row, wanted, among), one for each row, and the rows' lengths."""
+        starts = np.cumsum([0, *lengths[:-1]])
+        tokens = [start + entry[0] for start, entries in zip(starts, rows, strict=True) for entry in entries]
+        wanted, among = (
+            [
+                torch.from_numpy(np.array([entry[part] for entry in entries], bool).reshape(-1, length))
+                for entries, length in zip(rows, lengths, strict=True)
+            ]
+            for part in (1, 2)
+        )
+        return cls(name, torch.tensor(tokens), wanted, among)
 
 
 def guided_loss(q: Tensor, k: Tensor, guide: Guide) -> Tensor:
     """Mean of -log of the share of attention that wanted tokens get.
 
-    q: [B, heads, T, D]. k: the same, of as many heads or fewer.
+    q: [T, heads, D]. k: the same, of as many heads or fewer.
     """
-    heads = torch.arange(HEADS) + SEATS[guide.name][1]
-    q, k = q[:, heads], k[:, heads * k.shape[1] // q.shape[1]]
-    asking = q.transpose(1, 2)[guide.rows, guide.tokens].split(guide.rows.bincount(minlength=len(k)).tolist())
-    scores = torch.cat([torch.einsum("nhd,htd->nht", a, b) for a, b in zip(asking, k, strict=True)])
-    scores = scores.float() / q.shape[-1] ** 0.5
-    part = scores.masked_fill(~guide.wanted[:, None], -torch.inf).logsumexp(-1)
-    whole = scores.masked_fill(~guide.among[:, None], -torch.inf).logsumexp(-1)
-    return (whole - part).mean()
+    first = SEATS[guide.name][1]
+    heads = torch.arange(first, first + HEADS) * k.shape[1] // q.shape[1]
+    asking = q[:, first : first + HEADS].index_select(0, guide.tokens).float()
+    lengths = [each.shape[1] for each in guide.wanted]
+    rows = zip(
+        asking.split([len(each) for each in guide.wanted]),
+        k.index_select(1, heads)[: sum(lengths)].float().split(lengths),
+        guide.wanted,
+        guide.among,
+        strict=True,
+    )
+    losses = []
+    with torch.autocast("cpu", enabled=False):  # no two shapes are alike: see batches.UNIT
+        for asked, keys, wanted, among in rows:
+            scores = torch.einsum("nhd,thd->nht", asked, keys) / q.shape[-1] ** 0.5
+            part = scores.masked_fill(~wanted[:, None], -torch.inf).logsumexp(-1)
+            losses.append(scores.masked_fill(~among[:, None], -torch.inf).logsumexp(-1) - part)
+    return torch.cat(losses).mean()

@@ -1,7 +1,7 @@
 """A small Qwen3-VL for training: parameters have the published names, so that its state is a checkpoint.
 
-One picture size a call in the tower, packed conversations in the decoder. transformers' own modules compute the same
-(tests/repository/test_talk_network.py) and take longer for models this small.
+Pictures of any sizes in the tower, packed conversations in the decoder. transformers' own modules compute the same
+(tests/repository/test_talk.py) and take longer for models this small.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from qwenvl_edge.families.mrope import interleaved_axes
 from tools.nano.loop import bfloat16_products
 from tools.nano.model import sincos_positions
+from tools.nano.talk import tower
+from tools.nano.talk.fusing import fused
 from tools.nano.talk.guiding import Guide, guided_loss
-from tools.nano.talk.packing import Packed
+from tools.nano.talk.packing import Packed, softmax
 from tools.nano.talk.talker import Talker
 from tools.nano.talk.tower import Tower, rotated
 from tools.nano.talk.words import SPECIAL
@@ -88,21 +90,18 @@ class _Attention(nn.Module):
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         hidden, self.dim = config["hidden_size"], config["head_dim"]
-        self.heads, self.groups = config["num_attention_heads"], config["num_key_value_heads"]
-        self.q_proj = nn.Linear(hidden, self.heads * self.dim, bias=False)
-        self.k_proj = nn.Linear(hidden, self.groups * self.dim, bias=False)
-        self.v_proj = nn.Linear(hidden, self.groups * self.dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.dim, hidden, bias=False)
+        heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+        self.q_proj = nn.Linear(hidden, heads * self.dim, bias=False)
+        self.k_proj = nn.Linear(hidden, groups * self.dim, bias=False)
+        self.v_proj = nn.Linear(hidden, groups * self.dim, bias=False)
+        self.o_proj = nn.Linear(heads * self.dim, hidden, bias=False)
         self.q_norm, self.k_norm = _Norm(self.dim), _Norm(self.dim)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-        """Mixed values [B, T, H], and the queries and keys [B, heads, T, D]."""
-        shape = (*x.shape[:2], -1, self.dim)
-        q = rotated(self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2), *rope)
-        k = rotated(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2), *rope)
-        v = self.v_proj(x).view(shape).transpose(1, 2)
-        mixed = packed.attend(q.to(v.dtype), k.to(v.dtype), v)
-        return self.o_proj(mixed), q, k
+    def heads_of(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [T, heads, D] of x [T, H]."""
+        q, k, v = (each(x).unflatten(-1, (-1, self.dim)) for each in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = (rotated(each, cos, sin).to(v.dtype) for each in (self.q_norm(q), self.k_norm(k)))
+        return q, k, v
 
 
 class _GatedMlp(nn.Module):
@@ -126,22 +125,34 @@ class _Layer(nn.Module):
         self.mlp = _GatedMlp(config)
 
 
+def ask(layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer up to its attention: queries, keys and values [T, heads, D] of states [T, H]."""
+    return layer.self_attn.heads_of(layer.input_layernorm(hidden), cos, sin)
+
+
+def answer(layer: _Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
+    """The rest of the layer: states [T, H] from those before it and mixed values [T, heads * D]."""
+    hidden = hidden + layer.self_attn.o_proj(mixed)
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
 class Decoder(nn.Module):
-    """The language side."""
+    """The language side. ask, answer, softmax: what its layers compute, as it is or compiled."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         self.config = config
+        self.ask, self.answer, self.softmax = ask, answer, softmax
         self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
         self.layers = nn.ModuleList([_Layer(config) for _ in range(config["num_hidden_layers"])])
         self.norm = _Norm(config["hidden_size"])
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, 1, T, D / 2] of positions [B, 3, T]."""
+        """Cosines and sines [T, 1, D / 2] of positions [3, T]."""
         half = self.config["head_dim"] // 2
         axes = torch.from_numpy(interleaved_axes(self.config["rope_scaling"]["mrope_section"]))
         powers = torch.arange(half, dtype=torch.float32) / half
-        angles = positions[:, axes].transpose(1, 2).float() * self.config["rope_theta"] ** -powers
+        angles = positions[axes].T.float() * self.config["rope_theta"] ** -powers
         return angles.cos()[:, None], angles.sin()[:, None]
 
     def forward(
@@ -149,31 +160,27 @@ class Decoder(nn.Module):
         ids: Tensor,
         positions: Tensor,
         packed: Packed,
-        rows: Tensor,
+        places: Tensor,
         features: Tensor,
         guides: Sequence[Guide] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """States [B, T, H], the guides' loss and figures.
+        """States [T, H], the guides' loss and figures.
 
-        packed: the tokens that each token sees. rows: places of the pictures' tokens in the flattened ids [n].
-        features: [1 + deepstack, n, H].
+        packed: the tokens that each token sees. places: of the pictures' tokens [n]. features: [1 + deepstack, n, H].
         """
-        hidden = self.embed_tokens(ids)
-        shape = hidden.shape
-        hidden = hidden.flatten(0, 1).index_copy(0, rows, features[0]).view(shape)
-        rope = self.rope(positions)
+        hidden = self.embed_tokens(ids).index_copy(0, places, features[0])
+        cos, sin = self.rope(positions)
         guided, seen = hidden.new_zeros(()), {}
         for number, layer in enumerate(self.layers):
-            mixed, q, k = layer.self_attn(layer.input_layernorm(hidden), rope, packed)
+            q, k, v = self.ask(layer, hidden, cos, sin)
             for guide in guides:
                 if guide.layer == number:
                     part = guided_loss(q, k, guide)
                     seen[guide.name] = float((-part.detach()).exp())
                     guided = guided + part
-            hidden = hidden + mixed
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            hidden = self.answer(layer, hidden, packed.attend(q, k, v, self.softmax))
             if number + 1 < len(features):
-                hidden = hidden.flatten(0, 1).index_add(0, rows, features[number + 1]).view(shape)
+                hidden = hidden.index_add(0, places, features[number + 1])
         return self.norm(hidden), guided, seen
 
 
@@ -209,12 +216,12 @@ class Qwen3VL(Talker):
         """See Talker."""
         return nn.ModuleList([self.model.language_model, self.lm_head])
 
-    def seen(self, pictures: np.ndarray) -> Tensor:
+    def seen(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """See Talker."""
         features: Tensor = self.model.visual(pictures, deep=False)
         return features[0]
 
-    def encode(self, pictures: np.ndarray) -> Tensor:
+    def encode(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """See Talker; the first features and those of deepstack."""
         features: Tensor = self.model.visual(pictures)
         return features
@@ -224,19 +231,26 @@ class Qwen3VL(Talker):
         ids: Tensor,
         positions: Tensor,
         packed: Packed,
-        rows: Tensor,
+        places: Tensor,
         features: Tensor,
         guides: Sequence[Guide] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """See Talker."""
         found: tuple[Tensor, Tensor, dict[str, float]] = self.model.language_model(
-            ids, positions, packed, rows, features, guides
+            ids, positions, packed, places, features, guides
         )
         return found
 
     def published(self) -> Mapping[str, Tensor]:
         """See Talker."""
         return self.state_dict()
+
+    def fuse(self) -> None:
+        """See Talker."""
+        decoder = self.model.language_model
+        decoder.ask, decoder.answer = fused(ask), fused(answer)
+        decoder.softmax = fused(softmax, (0, 3, 4))
+        self.model.visual.ask, self.model.visual.answer = fused(tower.ask), fused(tower.answer)
 
     def _start(self) -> None:
         """Words as strong as picture features; outputs to the residual stream small (tower) or zero (decoder)."""

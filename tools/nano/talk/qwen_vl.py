@@ -56,12 +56,12 @@ class QwenVL(Talker):
         transformer = self.network.transformer
         return nn.ModuleList([transformer.wte, transformer.h, transformer.ln_f, self.network.lm_head])
 
-    def seen(self, pictures: np.ndarray) -> Tensor:
+    def seen(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """See Talker; pictures are resized as the family does it."""
         square = np.stack([pixels(Image.fromarray(picture)) for picture in pictures])
-        return self.network.encode_images(normalise(square)).float()
+        return self.network.encode_images(normalise(square)).float().flatten(0, 1)
 
-    def encode(self, pictures: np.ndarray) -> Tensor:
+    def encode(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """See Talker."""
         return self.seen(pictures)[None]
 
@@ -70,15 +70,14 @@ class QwenVL(Talker):
         ids: Tensor,
         positions: Tensor,
         packed: Packed,
-        rows: Tensor,
+        places: Tensor,
         features: Tensor,
         guides: Sequence[Guide] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """See Talker."""
         transformer = self.network.transformer
-        hidden = transformer.wte(ids)
-        hidden = hidden.flatten(0, 1).index_copy(0, rows, features[0]).view(hidden.shape)
-        cos, sin = rotary_tables(positions[:, 0], self.network.config, alpha=1.0)
+        hidden = transformer.wte(ids).index_copy(0, places, features[0])
+        cos, sin = rotary_tables(positions[0], self.network.config, alpha=1.0)
         rope = cos[:, None], sin[:, None]
         guided, figures = hidden.new_zeros(()), {}
         for number, block in enumerate(transformer.h):
@@ -98,7 +97,7 @@ class QwenVL(Talker):
 
 
 def _heads(block: Block, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of a layer [B, heads, T, D]."""
+    """Queries, keys and values of a layer [T, heads, D]."""
     mixed = block.attn.c_attn(block.ln_1(hidden)).chunk(3, dim=-1)
-    q, k, v = (each.unflatten(-1, (block.attn.heads, -1)).transpose(1, 2) for each in mixed)
+    q, k, v = (each.unflatten(-1, (block.attn.heads, -1)) for each in mixed)
     return rotate(q, *rope), rotate(k, *rope), v

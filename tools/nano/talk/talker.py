@@ -32,12 +32,12 @@ class Talker(nn.Module, ABC):
         """All the rest."""
 
     @abstractmethod
-    def seen(self, pictures: np.ndarray) -> Tensor:
-        """[N, H, W, 3] uint8 of one size -> the features that the decoder reads first [N, tokens, width]."""
+    def seen(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures [H, W, 3] uint8 -> the features that the decoder reads first [n, width], in their order."""
 
     @abstractmethod
-    def encode(self, pictures: np.ndarray) -> Tensor:
-        """[N, H, W, 3] uint8 of one size -> all features [1 or more, N, tokens, width]."""
+    def encode(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures [H, W, 3] uint8 -> all features [1 or more, n, width]."""
 
     @abstractmethod
     def decode(
@@ -45,16 +45,19 @@ class Talker(nn.Module, ABC):
         ids: Tensor,
         positions: Tensor,
         packed: Packed,
-        rows: Tensor,
+        places: Tensor,
         features: Tensor,
         guides: Sequence[Guide] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """States [B, T, width], the guides' loss and figures.
+        """States [T, width] of ids [T], the guides' loss and figures.
 
-        positions: [B, 1 or 3, T]. packed: the tokens that each token sees. rows: places of the pictures' tokens in the
-        flattened ids [n]. features: [1 or more, n, width].
+        positions: [1 or 3, T]. packed: the tokens that each token sees. places: of the pictures' tokens [n]. features:
+        [1 or more, n, width].
         """
 
     @abstractmethod
     def published(self) -> Mapping[str, Tensor]:
         """The weights by the names of a published checkpoint."""
+
+    def fuse(self) -> None:
+        """Compile the pieces between the products for faster training; a network without any leaves it."""

@@ -1,8 +1,13 @@
-"""The picture side of a small Qwen3-VL for training: one picture size a call, parameters with the published names."""
+"""The picture side of a small Qwen3-VL for training: parameters with the published names.
+
+Patches of all pictures lie one after the other; only attention goes picture by picture.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenvl_edge.families.vision_tables import interpolation, rotary_tables
+
+UNIT = 256  # the number of patches is rounded up to it: see batches.UNIT
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -46,11 +53,10 @@ class _VisionAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).float()
-        with torch.autocast("cpu", enabled=False):  # with heads this few, float32 is the faster one
-            mixed = F.scaled_dot_product_attention(rotated(q, *rope), rotated(k, *rope), v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+    def heads_of(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of patches [n, W], in float32: with heads this few, attention is faster in it."""
+        q, k, v = self.qkv(x).float().unflatten(-1, (3, self.heads, -1)).unbind(1)
+        return rotated(q, cos, sin), rotated(k, cos, sin), v
 
 
 class _Mlp(nn.Module):
@@ -71,9 +77,29 @@ class _Block(nn.Module):
         self.attn = _VisionAttention(width, config["num_heads"])
         self.mlp = _Mlp(width, config["intermediate_size"])
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.attn(self.norm1(x), rope)
-        return x + self.mlp(self.norm2(x))
+
+def ask(block: _Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A block up to its attention: queries, keys and values [n, heads, D] of patches [n, W]."""
+    return block.attn.heads_of(block.norm1(x), cos, sin)
+
+
+def answer(block: _Block, x: Tensor, mixed: Tensor) -> Tensor:
+    """The rest of the block: patches [n, W] from those before it and mixed values [n, W]."""
+    x = x + block.attn.proj(mixed)
+    return x + block.mlp(block.norm2(x))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, counts: Sequence[tuple[int, int]]) -> Tensor:
+    """Mixed values [n, heads * D] of patches [n, heads, D]; counts: pictures of one size, and the patches of each."""
+    sizes = [pictures * patches for pictures, patches in counts]
+    sizes.append(len(q) - sum(sizes))
+    *parts, padding = zip(*(each.split(sizes) for each in (q, k, v)), strict=True)
+    mixed = []
+    for (pictures, _), part in zip(counts, parts, strict=True):
+        with torch.autocast("cpu", enabled=False):
+            found = F.scaled_dot_product_attention(*(x.unflatten(0, (pictures, -1)).transpose(1, 2) for x in part))
+        mixed.append(found.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat([*mixed, padding[2].flatten(1)])
 
 
 class _Merger(nn.Module):
@@ -85,19 +111,19 @@ class _Merger(nn.Module):
         self.linear_fc2 = nn.Linear(self.merged, config["out_hidden_size"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, P, W] -> [N, tokens, H]."""
-        count = x.shape[0]
-        shaped = (count, -1, self.merged)
+        """Patches [n, W] -> tokens [n / 4, H]."""
+        shaped = (-1, self.merged)
         x = self.norm(x.reshape(shaped)) if len(self.norm.weight) == self.merged else self.norm(x).reshape(shaped)
         return self.linear_fc2(F.gelu(self.linear_fc1(x)))
 
 
 class Tower(nn.Module):
-    """The picture side."""
+    """The picture side. ask, answer: what its blocks compute, as it is or compiled."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         self.config = config
+        self.ask, self.answer = ask, answer
         self.deep: list[int] = config["deepstack_visual_indexes"]
         self.patch_embed = _PatchEmbed(config)
         self.pos_embed = nn.Embedding(config["num_position_embeddings"], config["hidden_size"])
@@ -105,18 +131,33 @@ class Tower(nn.Module):
         self.merger = _Merger(config, after=False)
         self.deepstack_merger_list = nn.ModuleList([_Merger(config, after=True) for _ in self.deep])
 
-    def forward(self, pictures: np.ndarray, *, deep: bool = True) -> Tensor:
-        """[N, H, W, 3] uint8 of one size -> features [1 + deepstack, N, tokens, H]; deep: with deepstack."""
+    def forward(self, pictures: Sequence[np.ndarray], *, deep: bool = True) -> Tensor:
+        """Pictures [H, W, 3] uint8 -> features [1 + deepstack, tokens, H] in their order; deep: with deepstack."""
+        alike = [np.stack(list(each)) for _, each in itertools.groupby(pictures, np.shape)]
+        begun = [self._begun(each) for each in alike]
+        counts = [(len(each), len(x) // len(each)) for each, (x, *_) in zip(alike, begun, strict=True)]
+        x, places, cos, sin = (_padded(torch.cat(each)) for each in zip(*begun, strict=True))
+        x = self.patch_embed(x).float() + places
+        further = []
+        for number, block in enumerate(self.blocks):
+            q, k, v = self.ask(block, x, cos, sin)
+            x = self.answer(block, x, attend(q, k, v, counts))
+            if deep and number in self.deep:
+                further.append(self.deepstack_merger_list[self.deep.index(number)](x))
+        tokens = sum(pictures * patches for pictures, patches in counts) // self.config["spatial_merge_size"] ** 2
+        return torch.stack([self.merger(x), *further])[:, :tokens].float()
+
+    def _begun(self, pictures: np.ndarray) -> tuple[Tensor, ...]:
+        """Patches of pictures [N, H, W, 3], what is added for their places, cosines and sines, each [N * P, ...]."""
         side, merge = self.config["patch_size"], self.config["spatial_merge_size"]
         grid = pictures.shape[1] // side, pictures.shape[2] // side, merge
         index, weight = interpolation(*grid, math.isqrt(self.pos_embed.num_embeddings))
-        head = self.config["hidden_size"] // self.config["num_heads"]
-        cos, sin = (torch.from_numpy(table.copy()) for table in rotary_tables(*grid, head))
         places = (self.pos_embed(torch.tensor(index)) * torch.tensor(weight)[..., None]).sum(1)
-        x = self.patch_embed(patches_of(pictures, side, merge)).float() + places
-        further = []
-        for number, block in enumerate(self.blocks):
-            x = block(x, (cos, sin))
-            if deep and number in self.deep:
-                further.append(self.deepstack_merger_list[self.deep.index(number)](x))
-        return torch.stack([self.merger(x), *further]).float()
+        head = self.config["hidden_size"] // self.config["num_heads"]
+        tables = (np.tile(table, (len(pictures), 1))[:, None] for table in rotary_tables(*grid, head))
+        patches = patches_of(pictures, side, merge).flatten(0, 1)
+        return patches, places.repeat(len(pictures), 1), *(torch.from_numpy(table) for table in tables)
+
+
+def _padded(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % UNIT))

@@ -25,6 +25,7 @@ from tools.nano.talk.batches import Batch, collate, grid_of
 from tools.nano.talk.chatting import SINGLE, converse
 from tools.nano.talk.composing import Composer, Encoded
 from tools.nano.talk.dense import DenseHeads, Targets, targets
+from tools.nano.talk.fusing import can_compile
 from tools.nano.talk.icons import prepare
 from tools.nano.talk.pictures import Pictures, Shown
 from tools.nano.talk.scenes import CANVASES, Scene, Stock
@@ -89,23 +90,14 @@ class Sampler:
         return Row(list(zip(scenes, pictures, strict=True)), talks)
 
 
-def encode(model: Talker, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Features of pictures of several sizes, [1 + deepstack, n, H] in their order, and how many tokens each has."""
-    found: dict[int, Tensor] = {}
-    for size in {picture.shape for picture in pictures}:
-        numbers = [i for i, picture in enumerate(pictures) if picture.shape == size]
-        features = model.encode(np.stack([pictures[i] for i in numbers])).unbind(1)
-        found |= dict(zip(numbers, features, strict=True))
-    ordered = [found[i] for i in range(len(pictures))]
-    return torch.cat(ordered, dim=1), torch.tensor([each.shape[1] for each in ordered])
-
-
 def answer_loss(model: Talker, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Loss of the answers, loss of the guides, and figures."""
-    states, guided, seen = model.decode(batch.ids, batch.positions, batch.packed, batch.rows, features, batch.guides)
-    wanted = batch.weights[:, 1:] > 0
-    logits = model.lm_head(states[:, :-1][wanted]).float()
-    ids, weights, classes = (t[:, 1:][wanted] for t in (batch.ids, batch.weights, batch.classes))
+    states, guided, seen = model.decode(
+        batch.ids, batch.positions, batch.packed, batch.pictures, features, batch.guides
+    )
+    learnt = batch.weights.nonzero()[:, 0]  # never the first of a row
+    logits = model.lm_head(states.index_select(0, learnt - 1)).float()
+    ids, weights, classes = (t[learnt] for t in (batch.ids, batch.weights, batch.classes))
     loss = (F.cross_entropy(logits, ids, reduction="none") * weights).sum() / weights.sum()
     right = (logits.argmax(-1) == ids).float()
     figures = {name: float(right[classes == i].mean()) for i, name in enumerate(NAMES) if (classes == i).any()}
@@ -125,7 +117,7 @@ def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int) -> Non
         for sort in rng.choices(("few", "many", "pairs", "signs"), (0.2, 0.42, 0.08, 0.3), k=PICTURES):
             shown = sampler.pictures.draw(rng, sort, canvas)
             pairs.append(rng.choice(list(zip(shown.scenes, shown.pictures, strict=True))))
-        features = model.seen(np.stack([picture for _, picture in pairs])).flatten(0, 1)
+        features = model.seen([picture for _, picture in pairs])
         wanted = Targets.joined([targets(scene, sampler.grid(scene)) for scene, _ in pairs])
         loss, figures = heads(features, wanted)
         return loss, figures
@@ -152,10 +144,9 @@ def train_talk(work: Path, model: Talker, sampler: Sampler, steps: int) -> None:
         rows = [row for row in rows if row.talks]
         spelt = [sampler.pictures.draw(rng, "signs", canvas) for _ in range(SPELLING)]
         shown = [pair for row in rows for pair in row.shown] + [(s.scenes[0], s.pictures[0]) for s in spelt]
-        features, counts = encode(model, [picture for _, picture in shown])
-        asked = int(counts[: len(shown) - len(spelt)].sum())
-        batch = collate([row.talks for row in rows], sampler.composer.end)
-        answers, guided, figures = answer_loss(model, batch, features[:, :asked])
+        features = model.encode([picture for _, picture in shown])
+        batch = collate([row.talks for row in rows])
+        answers, guided, figures = answer_loss(model, batch, features[:, : len(batch.pictures)])
         wanted = Targets.joined([targets(scene, sampler.grid(scene)) for scene, _ in shown])
         dense, _ = heads(features[0], wanted)
         loss = answers + GUIDE_WEIGHT * guided + DENSE_WEIGHT * dense
@@ -182,6 +173,8 @@ def main() -> None:
     stock = Stock(prepare(options.work))
     create(run / "model", stock, options.family, start=options.start)
     model, composer = open_folder(run / "model")
+    if can_compile():
+        model.fuse()
     pictures = Pictures(options.work, stock)
     pictures.refresh()
     sampler = Sampler(pictures, composer)
