@@ -147,38 +147,20 @@ def token_profile() -> str:
     return f"{table(titles, rows)}\n{said}"
 
 
+_PEER_CASES = (  # title, model, ours, stage, figure of each run
+    ("a token, SmolLM2-135M", "135m", "int4", "decode", "decode_135m"),
+    ("prompt, SmolLM2-135M", "135m", "int4", "prefill", "prefill_135m"),
+    ("a token, 1.1 billion, blocks of 32", "1b", "int4, 32", "decode", "decode_1b_b32"),
+    ("a token, 1.1 billion, blocks of 128", "1b", "int4, 128", "decode", "decode_1b_b128"),
+    ("prompt, 1.1 billion, blocks of 32", "1b", "int4, 32", "prefill", "prefill_1b"),
+    ("prompt, 1.1 billion, blocks of 128", "1b", "int4, 128", "prefill", ""),
+)
+
+
 def peers() -> str:
     """Speeds beside llama.cpp's, of the same weights in as many bits."""
     result = load("peers")
     details, found = result["details"], result["headline"]
-    cases = (
-        ("a token, SmolLM2-135M", "135m", "int4", "decode", "decode_135m"),
-        ("prompt, SmolLM2-135M", "135m", "int4", "prefill", "prefill_135m"),
-        ("a token, 1.1 billion, blocks of 32", "1b", "int4, 32", "decode", "decode_1b_b32"),
-        ("a token, 1.1 billion, blocks of 128", "1b", "int4, 128", "decode", "decode_1b_b128"),
-        ("prompt, 1.1 billion, blocks of 32", "1b", "int4, 32", "prefill", "prefill_1b"),
-        ("prompt, 1.1 billion, blocks of 128", "1b", "int4, 128", "prefill", ""),
-    )
-    runs = details["runs"]
-
-    def every(figure: str) -> str:
-        return ", ".join(f"{run[f'{figure}_vs_llamacpp']:.2f}" for run in runs) if figure else ""
-
-    rows = []
-    for title, model, ours, stage, figure in cases:
-        here, there = details[model][ours], details[model]["llama.cpp"]
-        ratio = here[f"{stage}_vs_llamacpp"]
-        rows.append([title, _milliseconds(here[stage]), _milliseconds(there[stage]), _spread(ratio), every(figure)])
-    seen, faster = details["vision"], details["vision"]["faster"]
-    rows.append(
-        [
-            "a picture, tower of Qwen2.5-VL",
-            _milliseconds(seen["ours, int8"]["vision"]),
-            _milliseconds(seen[faster]["vision"]),
-            _spread(seen["ratio"]),
-            every("vision"),
-        ]
-    )
     genai = wide = ""
     if found.get("decode_1b_int8_vs_llamacpp"):
         ratios = [
@@ -194,12 +176,29 @@ def peers() -> str:
         )
     peer = result["conditions"]["peer"]["llama-cpp-python"]
     said = prose(
-        f"Two threads each, in turns; times of the last of {len(runs)} runs, quartiles in brackets. A token of the "
-        f"1.1 billion takes at least {number(found['decode_1b_bandwidth_share'])} of the read bandwidth. {wide}{genai}"
-        f"`make peers` builds llama.cpp (llama-cpp-python {peer}) and repeats this, results/peers.json. "
+        f"Two threads each, in turns; times of the last of {len(details['runs'])} runs, quartiles in brackets. A token "
+        f"of the 1.1 billion takes at least {number(found['decode_1b_bandwidth_share'])} of the read bandwidth. "
+        f"{wide}{genai}`make peers` builds llama.cpp (llama-cpp-python {peer}) and repeats this, results/peers.json. "
         f"({conditions('peers')}.)"
     )
-    return f"{table(['work', 'here, ms', 'llama.cpp, ms', 'times as fast', 'in each of the runs'], rows)}\n{said}"
+    titles = ["work", "here, ms", "llama.cpp, ms", "times as fast", "in each of the runs"]
+    return f"{table(titles, _peer_rows(details))}\n{said}"
+
+
+def _peer_rows(details: dict[str, Any]) -> list[list[str]]:
+    runs = details["runs"]
+
+    def every(figure: str) -> str:
+        return ", ".join(f"{run[f'{figure}_vs_llamacpp']:.2f}" for run in runs) if figure else ""
+
+    rows = []
+    for title, model, ours, stage, figure in _PEER_CASES:
+        here, there = details[model][ours], details[model]["llama.cpp"]
+        ratio = here[f"{stage}_vs_llamacpp"]
+        rows.append([title, _milliseconds(here[stage]), _milliseconds(there[stage]), _spread(ratio), every(figure)])
+    seen, faster = details["vision"], details["vision"]["faster"]
+    ours, theirs = (_milliseconds(seen[name]["vision"]) for name in ("ours, int8", faster))
+    return [*rows, ["a picture, tower of Qwen2.5-VL", ours, theirs, _spread(seen["ratio"]), every("vision")]]
 
 
 def _milliseconds(times: dict[str, float]) -> str:

@@ -12,12 +12,14 @@ With --model, int4 and int8 bundles of random weights are measured instead (scal
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools/synthetic_checkpoint
 
@@ -168,8 +170,8 @@ def measure(bundle: str, checkpoint: Path | None, threads: int | None, repeats: 
     return columns, answer
 
 
-def main() -> None:
-    """Measure, print a table, write what was asked for."""
+def read_options() -> argparse.Namespace:
+    """Return the command line's options."""
     parser = arguments(__doc__)
     parser.add_argument("bundle", nargs="?")
     sizes = ("tiny", "1b", *synthetic_families.PRESETS)
@@ -181,28 +183,14 @@ def main() -> None:
     conversation.add_arguments(parser)
     parser.add_argument("--only-memory", action="store_true", help="answer once and print the resident peak in MB")
     options = parser.parse_args()
-    options.repeats = options.repeats or (5 if options.model else 20)
-    if options.model in synthetic_families.PRESETS:
-        import families
-
-        families.run_family(options)
-        return
-    if options.model:
-        import scaled
-
-        scaled.run(options)
-        return
-    if options.bundle is None:
+    if options.bundle is None and not options.model:
         parser.error("give a BUNDLE, or --model")
-    needed_bundle(options.bundle)
-    if options.only_memory:
-        answer_and_print_peak(options.bundle)
-        return
-    before = conditions()
-    opening = load_ms(options.bundle, options.threads)
-    columns, answer = measure(options.bundle, options.checkpoint, options.threads, options.repeats)
-    ours = columns["runtime"]
-    print(f"{QUESTION} -> {answer}\n")
+    options.repeats = options.repeats or (5 if options.model else 20)
+    return options
+
+
+def show(columns: dict[str, Timings]) -> None:
+    """Print a table of medians and quartiles."""
     print(f"{'median (quartiles), ms':<24}" + "".join(f"{name:>30}" for name in columns))
     for stage in (*STAGES, "answer_ms"):
         cells = [spread(getattr(t, stage)) for t in columns.values()]
@@ -210,17 +198,29 @@ def main() -> None:
             f"{stage:<24}"
             + "".join(f"{c['median']:>12.2f} ({c['q25']:.2f} .. {c['q75']:.2f})".rjust(30) for c in cells)
         )
-    details = {"question": QUESTION, "answer": answer, "load_ms": spread(opening), "threads": options.threads}
-    details["stages"] = {n: {s: spread(getattr(t, s)) for s in (*STAGES, "answer_ms")} for n, t in columns.items()}
+
+
+def details_of(columns: dict[str, Timings]) -> dict[str, Any]:
+    """Spreads of all stages, and PyTorch's over the runtime's where both were measured."""
+    ours = columns["runtime"]
+    details: dict[str, Any] = {
+        "stages": {n: {s: spread(getattr(t, s)) for s in (*STAGES, "answer_ms")} for n, t in columns.items()}
+    }
     if "PyTorch eager" in columns:
         theirs = columns["PyTorch eager"]
-        for stage in ("image_ms", "prefill_ms", "ttft_ms", "answer_ms"):
-            details.setdefault("pytorch_over_runtime", {})[stage] = ratio(getattr(ours, stage), getattr(theirs, stage))
+        details["pytorch_over_runtime"] = {
+            stage: ratio(getattr(ours, stage), getattr(theirs, stage))
+            for stage in ("image_ms", "prefill_ms", "ttft_ms", "answer_ms")
+        }
         print("PyTorch / runtime:", {k: round(v["median"], 2) for k, v in details["pytorch_over_runtime"].items()})
-    if options.plot:
-        plot(options.plot, columns)
+    details["percentiles"] = {stage: percentiles(getattr(ours, stage)) for stage in (*STAGES, "answer_ms")}
+    return details
+
+
+def headline_of(ours: Timings, opening: list[float], bundle: str) -> dict[str, float]:
+    """The headline figures of the runtime's turns."""
     token = percentiles(ours.token_ms)
-    headline = {
+    return {
         "load_ms": spread(opening)["median"],
         "image_ms": spread(ours.image_ms)["median"],
         "prefill_ms": spread(ours.prefill_ms)["median"],
@@ -229,15 +229,46 @@ def main() -> None:
         "token_p90_ms": token["p90"],
         "token_p99_ms": token["p99"],
         "tokens_per_s": 1e3 / float(np.mean(ours.token_ms)),
-        "peak_memory_mb": peak_memory_mb(options.bundle),
+        "peak_memory_mb": peak_memory_mb(bundle),
     }
-    details["percentiles"] = {stage: percentiles(getattr(ours, stage)) for stage in (*STAGES, "answer_ms")}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure a bundle, print a table, write what was asked for."""
+    needed_bundle(options.bundle)
+    before = conditions()
+    opening = load_ms(options.bundle, options.threads)
+    columns, answer = measure(options.bundle, options.checkpoint, options.threads, options.repeats)
+    print(f"{QUESTION} -> {answer}\n")
+    show(columns)
+    details = {"question": QUESTION, "answer": answer, "load_ms": spread(opening), "threads": options.threads}
+    details |= details_of(columns)
+    if options.plot:
+        plot(options.plot, columns)
+    headline = headline_of(columns["runtime"], opening, options.bundle)
     if options.cases or options.requests:
         print()
         samples = conversation.measure(options)
         headline |= conversation.summary(samples)
         details["conversation"] = conversation.details(options, samples)
     finish(options, before, headline, details)
+
+
+def main() -> None:
+    """Measure a bundle, or random weights of a size."""
+    options = read_options()
+    if options.model in synthetic_families.PRESETS:
+        import families
+
+        families.run_family(options)
+    elif options.model:
+        import scaled
+
+        scaled.run(options)
+    elif options.only_memory:
+        answer_and_print_peak(options.bundle)
+    else:
+        run(options)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ from qwenvl_edge_export.families.base import ExportFamily
 QUANTIZED_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 """The last parts of the names that one quantized linear layer's tensors have, beside `bias`."""
 
-# Rotary caches, masks, log-n tables, position ids, counters of profilers: computed, or of no use here.
+# Rotary caches, masks, position ids, counters of profilers: computed, or of no use here. A family may ignore more.
 _BUFFERS = (
     *("*.inv_freq", "*.cos_cached", "*.sin_cached", "*.cos_cache", "*.sin_cache", "*.rotary_emb.*"),
     *("*.masked_bias", "*.attn.bias", "*.attention.bias", "*.causal_mask", "*.registered_causal_mask", "*.attn_mask"),
-    *("*.logn_tensor", "*.logn_list", "*position_ids", "*.total_ops", "*.total_params", "*._extra_state"),
-    "*.num_batches_tracked",
+    *("*position_ids", "*.total_ops", "*.total_params", "*._extra_state", "*.num_batches_tracked"),
 )
 # In the middle of a name, where torch.compile, FSDP or activation checkpointing wrapped a module.
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")

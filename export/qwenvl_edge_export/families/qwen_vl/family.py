@@ -42,6 +42,7 @@ class QwenVLExport(ExportFamily):
     model_types = ("qwen",)
     architectures = ("QWenLMHeadModel",)
     tokenizer_file = "qwen.tiktoken"
+    ignored = ("*.logn_tensor", "*.logn_list")
     default_prompts = PROMPTS
     config: QwenVLConfig
 
