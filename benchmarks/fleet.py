@@ -30,6 +30,7 @@ from typing import Any
 import httpx
 from common import arguments, conditions, finish, needed_bundle
 from fleet_load import MODEL, PAUSE_S, QUESTION, Load, pictures, shares
+from processes import end_users_of
 
 from qwenvl_edge import QwenVLEngine
 
@@ -65,6 +66,7 @@ class Fleet:
     def __enter__(self) -> Fleet:
         with contextlib.ExitStack() as started:
             started.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            started.callback(end_users_of, self._folder)
             self._start_ray(started)
             self._start_application()
             self._started = started.pop_all()

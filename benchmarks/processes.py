@@ -1,9 +1,11 @@
-"""Processes that are measured from outside."""
+"""Processes that are measured, or ended, from outside."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from typing import IO, Any
 
 _SAMPLE_S = 0.02
 _SAMPLES_A_DISK_SAMPLE = 3
+_ENDING_S = 60.0
 
 
 def run(command: list[str], made: Path | None = None, *, steps: bool = False) -> dict[str, Any]:
@@ -78,3 +81,33 @@ def allocated_bytes(folder: Path) -> int:
         except (FileNotFoundError, NotADirectoryError):
             continue  # it went meanwhile
     return sum(files.values())
+
+
+def users_of(folder: Path | str) -> set[int]:
+    """Process ids, this one's apart, of those that have a file in `folder` open."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            for file in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):  # it was closed
+                    if Path(folder) in file.readlink().parents:
+                        found.add(int(process.name))
+    return found - {os.getpid()}
+
+
+def end_users_of(folder: Path | str) -> None:
+    """End all processes that have a file in `folder` open, and wait until there are none.
+
+    Ray's agents outlive their node for a while, and what is being ended may still start others.
+
+    Raises:
+        SystemExit: some go on for a minute.
+    """
+    ends = time.monotonic() + _ENDING_S
+    while found := users_of(folder):
+        if time.monotonic() > ends:
+            raise SystemExit(f"the processes {sorted(found)} do not end.")
+        for number in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(_SAMPLE_S)

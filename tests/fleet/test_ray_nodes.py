@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
 from support.paths import ROOT
-from support.ray_cluster import end_processes
 
 LONG_S = 2400  # a busy machine takes minutes to start each of four engines
 pytestmark = [
@@ -19,13 +18,9 @@ pytestmark = [
 ]
 
 
-def test_no_request_is_lost_with_a_node_and_a_camera_keeps_its_engine(nano, tmp_path):
+def test_no_request_is_lost_with_a_node_and_a_camera_keeps_its_engine(nano):
     command = [sys.executable, str(ROOT / "benchmarks" / "fleet.py"), str(nano), "--seconds", "5"]
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    try:
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG_S, check=False)
-    finally:
-        end_processes(tmp_path)  # agents of a node outlive it for a while
+    run = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     told = json.loads(run.stdout.splitlines()[-1])
     assert told["broken"] == [] and told["lost"] == told["wrong"] == 0

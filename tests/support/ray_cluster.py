@@ -1,16 +1,15 @@
 """A Ray cluster of this machine as users start one, and pictures to ask it about."""
 
 import base64
-import contextlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from benchmarks.processes import end_users_of
 from PIL import Image
 
 from support.served import PICTURE, until
@@ -34,31 +33,8 @@ def uri(picture):
     return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 
-def processes(home):
-    """Process id and command of all that runs with this HOME."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"HOME={home}\0".encode() in (process / "environ").read_bytes():
-                yield int(process.name), (process / "cmdline").read_bytes()
-        except OSError:  # it has ended, or is another user's
-            continue
-
-
-def end_processes(home):
-    """End all that runs with this HOME, and wait until nothing does: what is being ended still starts others."""
-
-    def ended():
-        found = [number for number, _ in processes(home)]
-        for number in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        return not found
-
-    until(ended)
-
-
 class Cluster:
-    """A Ray cluster of this machine only; its processes are known by their HOME."""
+    """A Ray cluster of this machine only; its workers are known by their HOME, all of it by the files in its folder."""
 
     def __init__(self, folder):
         self.folder, self.home = Path(folder), f"{folder}/home"
@@ -100,10 +76,19 @@ class Cluster:
 
     def replicas(self, name):
         """Process ids of the replicas of a deployment."""
-        return {number for number, command in processes(self.home) if f"ServeReplica:vlm:{name}".encode() in command}
+        return {number for number, command in self.processes() if f"ServeReplica:vlm:{name}".encode() in command}
+
+    def processes(self):
+        """Process id and command of what the cluster runs; agents have overwritten their HOME with a title."""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"HOME={self.home}\0".encode() in (process / "environ").read_bytes():
+                    yield int(process.name), (process / "cmdline").read_bytes()
+            except OSError:  # it has ended, or is another user's
+                continue
 
     def stop(self):
         """End all processes at once; Ray's own way takes half a minute."""
-        end_processes(self.home)
+        end_users_of(self.folder)
         self.process.wait()
         self.log.close()
