@@ -3,6 +3,8 @@
 import asyncio
 import collections
 import contextlib
+import json
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray Serve is not installed")
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
+from qwenvl_edge.constraints import ending  # noqa: E402
+from qwenvl_edge.constraints.constraint import Constraint  # noqa: E402
 from qwenvl_edge.errors import ContextError, QwenVLError  # noqa: E402
 from qwenvl_edge.fleet import dispatch, ray_serve, routing, session  # noqa: E402
 from qwenvl_edge.inputs.cancel import CancelToken  # noqa: E402
@@ -225,3 +229,26 @@ def test_the_options(nano, tmp_path):
         ray_serve.app(ray_serve.Options(bundle=nano, limits={"row": 4}))
     with pytest.raises(QwenVLError, match="there is no bundle"):
         ray_serve.app(ray_serve.Options(bundle=tmp_path / "none"))
+
+
+def test_the_end_of_a_form_is_sought_in_another_process_than_the_replicas(nano, monkeypatch):
+    def here(*_, **__):
+        raise AssertionError("it was sought here")
+
+    context = types.SimpleNamespace(replica_id=types.SimpleNamespace(unique_id="first"))
+    monkeypatch.setattr(ray_serve.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(ending, "shortest_end", here)
+    form = Constraint.json({"type": "array", "minItems": 3, "items": {"type": "null"}})
+    arguments = {"message": "x", "history": (), "constraint": form, "max_new_tokens": 2, "do_sample": False}
+
+    async def answered():
+        replica = ray_serve.Engine(ray_serve.Options(bundle=nano))
+        try:
+            return [item async for item in replica.answer("", arguments, stream=False)]
+        finally:
+            await replica._trials.close()
+            await asyncio.to_thread(replica._batcher.close)
+
+    taken, reply = asyncio.run(answered())
+    assert taken == TAKEN and reply.finish_reason == "length"
+    assert reply.complete and json.loads(reply.raw_text) == [None] * 3

@@ -117,7 +117,7 @@ class Dispatcher:
         """Count nothing: each replica has an order of its own, by what it computes itself."""
 
     def seek_by(self, seek: Seek) -> None:
-        """Change nothing: replicas look for ends themselves."""
+        """Change nothing: replicas have processes of their own for it."""
 
     def close(self) -> None:
         """Wait for the requests that are there to end; called outside the event loop."""

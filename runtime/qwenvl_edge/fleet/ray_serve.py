@@ -2,7 +2,9 @@
 
 # No postponed annotations: Ray reads the one of `app` to check the options.
 
+import asyncio
 import dataclasses
+import functools
 from collections.abc import AsyncIterator
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,7 @@ from qwenvl_edge.server.metrics import Metrics
 from qwenvl_edge.server.page import Page
 from qwenvl_edge.server.service import Service, Thought
 from qwenvl_edge.server.settings import ServerLimits, ServerSettings, read_api_keys
+from qwenvl_edge.server.trials import Trials
 
 _SPARE = 256  # requests of a front that only look, beside those that are answered or wait
 _ROUTER = "qwenvl_edge.fleet.routing.PictureRouter"
@@ -120,10 +123,12 @@ class Engine:
         )
         self._limits = options.replica_limits
         self._batcher = self._engine.batcher(rows=self._limits.rows)
+        self._trials = Trials()
 
     @cached_property
-    def _service(self) -> Service:
-        return Service(self._batcher, self._limits, Metrics(self._batcher))  # in a call: it needs the event loop
+    def _service(self) -> Service:  # made in a call: it needs the event loop
+        self._batcher.seek_by(functools.partial(self._trials.seek, loop=asyncio.get_running_loop()))
+        return Service(self._batcher, self._limits, Metrics(self._batcher))
 
     async def answer(self, key: str, arguments: dict[str, Any], stream: bool) -> AsyncIterator[Item]:
         """Answer a request; see dispatch.Item. `key` is for the router. Its end, whatever it is, frees the row."""
