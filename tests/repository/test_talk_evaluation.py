@@ -1,14 +1,23 @@
 """The figures of tools/nano/talk: what is asked, and how answers are scored."""
 
-import pytest
+import json
 
-from support.talk import write_sprites
+import pytest
+import torch
+
+from qwenvl_edge import CheckpointError
+from qwenvl_edge.bundle.examples import Examples
+from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from support.talk import narrow, write_sprites
 from tools.nano.talk.answering import Answer
 from tools.nano.talk.cases import PARTS, cases
 from tools.nano.talk.evaluate import COLUMNS, LATER, evaluate, figures, score, table
 from tools.nano.talk.forms import on_grid
 from tools.nano.talk.icons import KEPT_OUT
+from tools.nano.talk.publish import publish
 from tools.nano.talk.questions import wordings
+from tools.nano.talk.scenes import Stock
+from tools.nano.talk.settings import create, new_model, write_weights
 from tools.nano.talk.turns import LANGUAGES, Places, Said
 
 
@@ -80,3 +89,32 @@ def test_the_table_has_every_figure_with_floor_and_goal(sprites):
         and said[LATER] == "below the floor"
         and said["caption: every thing, nothing else"] == "goal"
     )
+
+
+def test_a_training_is_published_whole(sprites, tmp_path):
+    """The folder exports as it is; its pictures ask what the scenes answer, its README says the figures of a file."""
+    run, target = tmp_path / "run", tmp_path / "nano-small"
+    create(run / "model", Stock(sprites), scenes=60, ranks=700)
+    config = narrow(json.loads((run / "model" / "config.json").read_text()))
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    write_weights(run / "model", new_model(config).published())
+    with pytest.raises(SystemExit, match=r"has no talk\.pt; train it first"):
+        publish(run, target, sprites)
+    model = new_model(config)
+    torch.nn.init.normal_(model.lm_head.weight)
+    torch.save({"module": {f"model.{name}": value for name, value in model.state_dict().items()}}, run / "talk.pt")
+    for stage in ("vision", "talk"):
+        (run / f"{stage}.jsonl").write_text("".join(f'{{"step": {n}, "kind": 0.{n}, "text": 0.5}}\n' for n in (3, 6)))
+    (tmp_path / "figures.json").write_text(json.dumps({"count": 300, "figures": {"count": 0.9312, LATER: 1.5}}))
+    publish(run, target, sprites, tmp_path / "figures.json")
+    assert Checkpoint.open(target).tensor("lm_head.weight").equal(model.published()["lm_head.weight"].half())
+    shown = Examples.read(target / "qwenvl-examples.json", CheckpointError)
+    truth = json.loads((target / "training" / "examples.json").read_text())
+    for example in shown.examples:
+        (name,) = example.pictures
+        assert (target / name).exists()
+        assert [each["question"] for each in truth[name]] == list(example.questions)
+        assert {each["task"] for each in truth[name]} >= {"caption", "where", "read"}
+    text = (target / "README.md").read_text()
+    assert "| count | 0.931 | 0.88 | 0.93 |" in text and "| 1.5 | 4 | 2 |" in text and "6 of the\nwhole model" in text
+    assert (target / "training.png").stat().st_size > 1000

@@ -112,8 +112,13 @@ def open_answerer(source: Path) -> Callable[[Case], Answer]:
         return with_engine(Bundle.open(source))
     if not (source / "model" / "config.json").exists():
         raise SystemExit(f"{source} is no bundle and no folder of a training; export one, or give the right folder.")
-    model, composer = open_folder(source / "model")
-    if (source / "talk.pt").exists():
-        saved: Mapping[str, torch.Tensor] = torch.load(source / "talk.pt", weights_only=True)["module"]
+    return with_torch(*trained(source))
+
+
+def trained(run: Path) -> tuple[Talker, Composer]:
+    """Open the model of a training's folder: with its weights so far, or the checkpoint's."""
+    model, composer = open_folder(run / "model")
+    if (run / "talk.pt").exists():
+        saved: Mapping[str, torch.Tensor] = torch.load(run / "talk.pt", weights_only=True)["module"]
         model.load_state_dict({k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")})
-    return with_torch(model, composer)
+    return model, composer

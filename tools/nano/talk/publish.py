@@ -1,0 +1,156 @@
+"""A training as a folder to ship: `python -m tools.nano.talk.publish RUN TARGET [--figures FILE] [--work WORK]`.
+
+TARGET gets the checkpoint with the weights so far, the logs and their curve, example pictures of scenes that were never
+trained on with questions and their answers, and a README. FILE is what `tools.nano.talk.evaluate --save` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tools.nano.curves import plot_curves
+from tools.nano.talk.answering import trained
+from tools.nano.talk.asking import Maker
+from tools.nano.talk.chatting import SINGLE
+from tools.nano.talk.drawing import render
+from tools.nano.talk.evaluate import COLUMNS, LATER, LOSS_FLOOR, LOSS_GOAL
+from tools.nano.talk.icons import prepare
+from tools.nano.talk.pictures import EVALUATION_SEED
+from tools.nano.talk.questions import Asker
+from tools.nano.talk.scenes import CANVASES, Scene, Stock, sample_scene
+from tools.nano.talk.settings import write_weights
+
+FAMILY = {"qwen3_vl": "Qwen3-VL", "qwen": "Qwen-VL"}
+SHOWN_STYLES = ("drawn", "fluent", "flat", "noto", "blob")  # the sets that do not ask for attribution
+PICTURES = ("one", "two", "three")
+ASKED = {"en": ("caption", "where", "colour", "count", "read"), "zh": ("caption", "where", "exists")}
+CURVES = {
+    "vision": ("kind", "colour", "spelling"),
+    "talk": ("words", "digits", "text", "words seen", "patches seen", "places seen"),
+}
+NOTE = "A small model of drawn scenes: {kinds} kinds of things, colours, signs, English and Chinese; no photographs."
+
+
+def examples(stock: Stock) -> list[tuple[str, Image.Image, list[dict[str, Any]]]]:
+    """Pictures with their names and questions; each question has its task and the answer's text or boxes."""
+    found = []
+    for number, name in enumerate(PICTURES):
+        scene = sample_scene(stock, 2 * EVALUATION_SEED + number, (2, 4), 1.0, CANVASES[number])
+        asked = [turn for language in ASKED for turn in _turns(scene, number, language)]
+        found.append((f"{name}.png", render(scene, stock), asked))
+    return found
+
+
+def _turns(scene: Scene, number: int, language: str) -> list[dict[str, Any]]:
+    ask, found = Asker(random.Random(f"shown-{number}-{language}"), language), []
+    for task in ASKED[language]:
+        maker: Maker = SINGLE[task][0]
+        turn = maker(ask, scene)
+        if turn:
+            found.append({"task": task, "question": turn.question} | dict(turn.truth))
+    return found
+
+
+def figures_table(found: Mapping[str, float]) -> str:
+    """The figures with floor and goal as a table in Markdown."""
+    lines = ["| figure | measured | floor | goal |", "|---|---|---|---|"]
+    for name, value in found.items():
+        floor, goal = (LOSS_FLOOR, LOSS_GOAL) if name == LATER else (COLUMNS[name].floor, COLUMNS[name].goal)
+        lines.append(
+            f"| {name} | {value:.1f} | {floor:.0f} | {goal:.0f} |"
+            if name == LATER
+            else f"| {name} | {value:.3f} | {floor:.2f} | {goal:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def readme(target: Path, kinds: int, measured: Mapping[str, Any] | None) -> str:
+    """The README of a finished folder: what the files in it say, and nothing else."""
+    config = json.loads((target / "config.json").read_text())
+    weights = (target / "model.safetensors").stat().st_size
+    last = {}
+    for stage in CURVES:
+        lines = (target / "training" / f"{stage}.jsonl").read_text().splitlines()
+        last[stage] = json.loads(lines[-1])["step"]
+    text = f"""# {target.name}
+
+A small trained {FAMILY[config["model_type"]]} in the published layout, {weights / 2e6:.1f} million parameters in
+float16 ({weights / 1e6:.1f} MB). It knows {kinds} kinds of things in drawn scenes, their colours, places and number,
+and signs, in English and Chinese, and holds conversations of several turns. It is no use on photographs.
+
+    qwenvl export {target.name} bundle
+    qwenvl chat bundle --image {target.name}/{PICTURES[0]}.png
+
+## How it was made
+
+By `tools/nano/talk` (its README has the choices): {last["vision"]:,} steps of the picture side, {last["talk"]:,} of the
+whole model. `training/` has the logs, `training.png` the curves. The icon sets that its scenes were made of, and their
+licences, are listed in tools/nano/talk/LICENCES.md; the pictures here are drawn with those that do not ask for
+attribution. `training/examples.json` has the right answers to the questions of `qwenvl-examples.json`.
+"""
+    if measured:
+        text += f"""
+## What it answers
+
+{measured["count"]:.0f} questions for each part and language, on scenes that were never trained on
+(`python -m tools.nano.talk.evaluate`); later turns lose the points in the last line.
+
+{figures_table(measured["figures"])}
+"""
+    return text
+
+
+def publish(run: Path, target: Path, sprites: Path, figures: Path | None = None) -> None:
+    """Write the folder.
+
+    Raises:
+        SystemExit: the training has not begun, or `target` has files that are not of such a folder.
+    """
+    if not (run / "talk.pt").exists():
+        raise SystemExit(f"{run} has no talk.pt; train it first with python -m tools.nano.talk.train.")
+    model, _ = trained(run)
+    (target / "training").mkdir(parents=True, exist_ok=True)
+    for path in (run / "model").iterdir():
+        if path.suffix in (".json", ".tiktoken", ".txt"):
+            shutil.copyfile(path, target / path.name)
+    write_weights(target, model.published())
+    for stage in CURVES:
+        shutil.copyfile(run / f"{stage}.jsonl", target / "training" / f"{stage}.jsonl")
+    plot_curves(target / "training", target / "training.png", CURVES)
+    stock = Stock(sprites, SHOWN_STYLES)
+    shown = examples(stock)
+    for name, picture, _ in shown:
+        picture.save(target / name)
+    kinds = sum(bool(styles) for styles in Stock(sprites).choices.values())
+    asked = [{"pictures": [name], "questions": [t["question"] for t in turns]} for name, _, turns in shown]
+    _write(target / "qwenvl-examples.json", {"note": NOTE.format(kinds=kinds), "examples": asked})
+    _write(target / "training" / "examples.json", {name: turns for name, _, turns in shown})
+    measured = json.loads(figures.read_text(encoding="utf-8")) if figures else None
+    (target / "README.md").write_text(readme(target, kinds, measured), encoding="utf-8")
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Publish what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--figures", type=Path, metavar="FILE")
+    parser.add_argument("--work", type=Path, help="the sprites' folder, if not RUN's parent")
+    options = parser.parse_args()
+    publish(options.run, options.target, prepare(options.work or options.run.parent), options.figures)
+
+
+if __name__ == "__main__":
+    main()
