@@ -82,12 +82,12 @@ def readme(target: Path, kinds: int, measured: Mapping[str, Any] | None) -> str:
         last[stage] = json.loads(lines[-1])["step"]
     text = f"""# {target.name}
 
-A small trained {FAMILY[config["model_type"]]} in the published layout, {weights / 2e6:.1f} million parameters in
-float16 ({weights / 1e6:.1f} MB). It knows {kinds} kinds of things in drawn scenes, their colours, places and number,
-and signs, in English and Chinese, and holds conversations of several turns. It is no use on photographs.
+A small trained {FAMILY[config["model_type"]]} in the published layout: {weights / 2e6:.1f} million parameters in
+float16 ({weights / 1e6:.1f} MB). It is asked about {kinds} kinds of things in drawn scenes, their colours, places and
+number, and about signs, in English and Chinese, up to ten questions on one picture. It is no use on photographs.
 
-    qwenvl export {target.name} bundle
-    qwenvl chat bundle --image {target.name}/{PICTURES[0]}.png
+    qwenvl export models/{target.name} bundle
+    qwenvl chat bundle --image models/{target.name}/{PICTURES[0]}.png
 
 ## How it was made
 
