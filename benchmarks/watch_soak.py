@@ -44,6 +44,7 @@ GROWTH_MB = 32.0  # of resident memory from the end of the steady stage on
 IN_FLIGHT = 3  # frames of a camera that may be answered about when it has just gone
 PATIENCE_S = 60.0
 STAGES = 7
+WARM_ANSWERS = 20
 MB = 1 << 20
 
 
@@ -137,6 +138,11 @@ class Soak:
                 yield
         finally:
             self._file.close()
+
+    def warm_up(self) -> None:
+        """Wait for the first answers, which fill caches; a busy machine needs longer for them."""
+        time.sleep(min(self.seconds, 5.0))
+        self._wait(lambda: self.told.count >= WARM_ANSWERS)
 
     def _stop(self) -> None:
         for watch in self._watches:
@@ -235,7 +241,7 @@ def main(options: argparse.Namespace) -> int:
             "one_core": one_core,
         }
         with soak.running():
-            time.sleep(min(soak.seconds, 5.0))  # the first answers warm up
+            soak.warm_up()
             stages = {name: soak.stage(way()) for name, way in ways.items()}
         whole, broken_lines = soak.whole_lines()
         lost_lines = soak.told.count - whole

