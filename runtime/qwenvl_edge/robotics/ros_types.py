@@ -91,14 +91,19 @@ def _blank(kind: Any) -> Any:
     return [_blank((inner, name)) for _ in range(count)]
 
 
-def serialize(message: Any) -> bytes:
+def serialize(message: Any) -> bytearray:
     """Return a message as CDR, little-endian, with its encapsulation header."""
-    return bytes(typestore().serialize_cdr(message, message.__msgtype__, little_endian=True))
+    made = typestore().serialize_cdr(message, message.__msgtype__, little_endian=True)
+    under = made.obj  # a picture is not copied once more
+    return under if isinstance(under, bytearray) and len(under) == len(made) else bytearray(made)
 
 
 def deserialize(data: bytes, name: str) -> Any:
-    """Return the message of type `name` that CDR bytes hold; raises rosbags' SerdeError where they hold none."""
-    return typestore().deserialize_cdr(data, name)
+    """Return the message of type `name` that CDR bytes hold; raises rosbags' SerdeError where they hold none.
+
+    Arrays of numbers are views of the bytes, which nobody can write to.
+    """
+    return typestore().deserialize_cdr(memoryview(data), name)
 
 
 def type_hash(name: str) -> str:

@@ -90,7 +90,7 @@ class AnswerFile:
         text.data = entry.text
         messages = (text, detection_array(kinds, header, entry.boxes), image_annotations(kinds, header.stamp, entry))
         for topic, message in zip(TOPICS, messages, strict=True):
-            self._write(self._channels[topic], entry.log_ns, serialize(message))
+            self._write(self._channels[topic], entry.log_ns, bytes(serialize(message)))
 
     def add_frame(self, topic: str, message: Message) -> None:
         """Write a recorded frame as it is."""

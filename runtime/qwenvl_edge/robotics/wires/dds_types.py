@@ -67,7 +67,7 @@ def wire_type(name: str, *, asked: bool = False, store: Any = None) -> Any:
     return kind
 
 
-def sample(kind: Any, data: bytes) -> Any:
+def sample(kind: Any, data: bytes | bytearray) -> Any:
     """Return a sample of a class that wire_type gave."""
     return kind.deserialize(data)
 

@@ -132,7 +132,7 @@ class WireNode:
             for asked in self._wire.requests(offered):
                 with self._messages.passing_over(_SERVICES[service]):
                     message = deserialize(asked.data, request(PARAMETER_SERVICES[service]))
-                    asked.answer(serialize(self._parameters.answer(service, message)))
+                    asked.answer(bytes(serialize(self._parameters.answer(service, message))))
 
     def _change(self, settings: NodeSettings) -> None:
         for camera in self._cameras:
