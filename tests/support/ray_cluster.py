@@ -16,6 +16,8 @@ from support.served import PICTURE, until
 
 BIN = Path(sys.executable).parent
 PATIENT = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S")
+PROBES = ("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S")
+PROBE_S = 5  # a router passes over an engine that does not tell its queue in time; without this in 0.1 s
 TRIES = 4  # Ray waits a minute for its own proxy, which goes on starting; a busy machine needs longer
 START_S = 240  # a busy machine takes long to start a dozen processes
 
@@ -41,7 +43,7 @@ class Cluster:
         self.environment = {**os.environ, "HOME": self.home, "RAY_USAGE_STATS_ENABLED": "0"}
         self.environment.pop("RAY_ADDRESS", None)
         # Else Ray ends its own proxy again and again where starting one takes longer than 15 seconds.
-        self.environment |= dict.fromkeys(PATIENT, str(START_S))
+        self.environment |= dict.fromkeys(PATIENT, str(START_S)) | dict.fromkeys(PROBES, str(PROBE_S))
         self.log = (self.folder / "ray.log").open("wb")
         command = ["ray", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=4", "--port=0"]
         self.process = subprocess.Popen(
