@@ -37,7 +37,7 @@ def stay_behind(niceness: int) -> None:
     """Let the calling process come after whoever started it; called before it has other threads.
 
     A niceness decides the share of a core only: a thread that wakes waits until a nicer one has used up its slice. From
-    Linux 6.12 on it may take the core at once from one that asked for longer slices, as this does, and the share of the
+    Linux 6.12 on it takes the core at once from one that asked for longer slices, as this does, and the share of the
     process stays what it was. (The idle policy gives way at once, too, but gets nothing while all cores are busy.)
     """
     with contextlib.suppress(OSError, AttributeError):
