@@ -1,23 +1,18 @@
 """Forms of answers that would compile or be completed for ever cost little, and others are answered meanwhile."""
 
-import asyncio
 import contextlib
 import json
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import pytest
 
 from qwenvl_edge.constraints import ending
-from qwenvl_edge.constraints.constraint import Constraint
 from qwenvl_edge.constraints.matcher import Matcher
 from qwenvl_edge.server.trials import Trials, not_now
 from support.hostile import QUICK, plain
 from support.served import WAIT_S, ask, post
-from support.slices import assert_stays_behind
 
 
 def form(schema, **options):
@@ -95,18 +90,6 @@ def test_a_form_that_compiles_for_ever_is_refused_and_remembered(http):
     assert post(http, form(crossed(24)), timeout=WAIT_S).status_code == 400
     assert time.monotonic() - started < QUICK / 4
     assert post(http, form({"type": "array"}, max_tokens=4)).status_code == 200  # a new process was started
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities of other processes")
-def test_the_process_that_tries_forms_stays_behind():
-    async def tried():
-        trials = Trials()
-        await trials.check(Constraint.regex("ab"), "guided_regex")
-        (process,) = trials._idle
-        assert_stays_behind(process.pid, 5)
-        await trials.close()
-
-    asyncio.run(tried())
 
 
 def test_others_are_answered_while_forms_are_tried(address):

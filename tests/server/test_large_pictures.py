@@ -1,7 +1,6 @@
 """Large pictures and clips, which processes decode: the same pixels, a sentence for what cannot be, nothing left."""
 
 import io
-import sys
 import time
 
 import numpy as np
@@ -15,7 +14,6 @@ from qwenvl_edge.inputs.video_files import DecodingLimits, read_video
 from qwenvl_edge.server import picture_pool
 from qwenvl_edge.server.picture_pool import PicturePool
 from support.served import WAIT_S, ask, data_uri, post, until
-from support.slices import assert_stays_behind
 
 SEEN = (448, 448)
 
@@ -60,13 +58,6 @@ def test_a_picture_that_the_model_sees_whole_comes_whole(pool):
     data = photograph((300, 200), "PNG")
     found = pool.decode(data, "a", both((300, 200), (600, 400)))
     assert np.array_equal(found.pixels, load_picture(data).pixels) and found.digest == load_picture(data).digest
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities of other processes")
-def test_its_process_stays_behind(pool):
-    pool.decode(photograph(), "a", both((2100, 2000)))
-    ((_, process),) = pool._idle
-    assert_stays_behind(process.pid, 5)
 
 
 def moving(frames=12, size=(96, 64), codec="mpeg4"):

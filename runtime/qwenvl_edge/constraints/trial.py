@@ -9,22 +9,21 @@ Ends are sought here because a search computes in Python, which every token of e
 
 reads a line of JSON per form on stdin. {"grammar": ...} is answered with {"error": null or a sentence}, and
 {"ending": ...}, a record of ending.py, with {"ids": [...]}. A form beyond the limits ends the process. It imports
-little of this package but the search, so that it begins at once and small.
+nothing of this package but the search, so that it begins at once and small.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from typing import Any
 
 from qwenvl_edge.constraints.ending import Ending, find_end
-from qwenvl_edge.machine.priority import stay_behind
 
 _BYTES = 256
-_NICENESS = 5  # answers come first
 
 
 class _Bytes:
@@ -41,7 +40,8 @@ class _Bytes:
 
 def main(megabytes: int, seconds: float) -> None:
     """Try the forms that come on stdin until it ends."""
-    stay_behind(_NICENESS)
+    with contextlib.suppress(OSError):
+        os.nice(5)  # answers come first
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides when to end
     import llguidance
 

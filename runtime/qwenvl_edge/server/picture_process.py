@@ -17,8 +17,10 @@ and the pixels of each; or {"error": a sentence, "kind": ImageError or QwenVLErr
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import signal
 import sys
 from typing import Any
@@ -31,14 +33,14 @@ from qwenvl_edge.inputs.pictures import Picture, load_picture
 from qwenvl_edge.inputs.shrink import shrunk
 from qwenvl_edge.inputs.video_files import DecodingLimits, read_video
 from qwenvl_edge.machine.memory import give_back
-from qwenvl_edge.machine.priority import stay_behind
 
 _NICENESS = 5  # answers come first
 
 
 def main(megabytes: int, seconds: float) -> None:
     """Decode the files that come on stdin until it ends."""
-    stay_behind(_NICENESS)
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when to end
     limit_memory(megabytes << 20)
     while line := sys.stdin.buffer.readline():

@@ -1,16 +1,13 @@
 """Priority and computing time of processes that this one started."""
 
 import os
-import platform
 import subprocess
 import sys
 import time
 
 import pytest
 
-from qwenvl_edge.machine import priority
 from qwenvl_edge.machine.priority import computed_s, make_nice
-from support.slices import assert_stays_behind
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc and the niceness of single processes")
 
@@ -34,25 +31,6 @@ def test_a_process_is_made_nice():
         assert os.getpriority(os.PRIO_PROCESS, process.pid) == max(12, os.getpriority(os.PRIO_PROCESS, 0))
     finally:
         process.communicate(b"\n")
-
-
-@linux
-def test_a_process_stays_behind_the_one_that_started_it():
-    program = "from qwenvl_edge.machine.priority import stay_behind; stay_behind(5); print(flush=True); input()"
-    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        process.stdout.readline()
-        assert_stays_behind(process.pid, 5)
-    finally:
-        process.communicate(b"\n")
-
-
-def test_systems_without_slices_or_niceness_are_no_error(monkeypatch):
-    monkeypatch.setattr(priority, "_CALLS", {})
-    monkeypatch.delattr(os, "nice", raising=False)
-    priority.stay_behind(5)
-    monkeypatch.setattr(priority, "_CALLS", {platform.machine(): (-1, -1)})  # calls that no kernel has
-    priority.stay_behind(5)
 
 
 def test_a_process_that_has_ended_is_no_error():
