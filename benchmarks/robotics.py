@@ -28,6 +28,7 @@ from common import arguments, conditions, finish, needed_bundle, percentiles
 from mcap.writer import Writer
 
 from qwenvl_edge import QwenVLEngine
+from qwenvl_edge.machine.memory import keep_freed
 from qwenvl_edge.robotics.messages import Messages
 from qwenvl_edge.robotics.replay.recordings import open_recording
 from qwenvl_edge.robotics.replay.replaying import Replay, ReplaySettings
@@ -98,6 +99,7 @@ def seen(data: bytes) -> Any:
 
 def answer(open_wire: Callable[[str], Wire]) -> None:
     """Answer pictures on a wire until the process is ended."""
+    keep_freed()  # as nodes do
     wire = open_wire("listen")
     pictures = wire.reader("/picture", IMAGE, SENSOR)
     replies = wire.writer("/reply", STRING, RELIABLE)
@@ -109,6 +111,7 @@ def answer(open_wire: Callable[[str], Wire]) -> None:
 
 def wire_round_trips(open_wire: Callable[[str], Wire], image: Any, count: int) -> list[float]:
     """Milliseconds of each round trip on a wire; a picture that best effort lost is sent again."""
+    keep_freed()  # a camera's program has memory for its pictures
     peer = multiprocessing.get_context("spawn").Process(target=answer, args=[open_wire], daemon=True)
     peer.start()
     try:

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names, of glibc's malloc.h
+_KEPT_BYTES = 64 << 20
+_LARGEST_KEPT = 32 << 20  # the most that glibc takes
 
 
 def available_bytes() -> int | None:
@@ -24,6 +27,18 @@ def swap_bytes() -> int:
 def give_back() -> None:
     """Give freed memory back to the system, which glibc else keeps for a next picture as large; takes milliseconds."""
     _trimmer()(0)
+
+
+def keep_freed() -> None:
+    """Let glibc keep up to 64 MB of freed memory for the next frame, in a program that reads one picture after another.
+
+    By itself it asks the system for each block as large as a picture and gives it back, and the system then clears
+    each page: for 1280 x 720 that takes longer than all copies. Other C libraries go on as before.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from typing import Any
 
 from qwenvl_edge.engine import QwenVLEngine
 from qwenvl_edge.errors import QwenVLError
+from qwenvl_edge.machine.memory import keep_freed
 from qwenvl_edge.machine.terminal import say
 from qwenvl_edge.robotics.node import NodeSettings
 
@@ -46,6 +47,7 @@ def read_settings(arguments: argparse.Namespace) -> NodeSettings:
 
 def run_command(program: str, command: Callable[[], None]) -> int:
     """Run a node; return its exit code: 0, 2 for an error (one line on stderr), 130 interrupted."""
+    keep_freed()
     try:
         command()
     except QwenVLError as error:
