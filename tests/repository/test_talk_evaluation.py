@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qwenvl_edge import CheckpointError
 from qwenvl_edge.bundle.examples import Examples
@@ -11,13 +12,14 @@ from qwenvl_edge_export.checkpoint.reader import Checkpoint
 from support.talk import narrow, write_sprites
 from tools.nano.talk.answering import Answer
 from tools.nano.talk.cases import PARTS, cases
+from tools.nano.talk.dense import DenseHeads
 from tools.nano.talk.evaluate import COLUMNS, LATER, evaluate, figures, score, table
 from tools.nano.talk.forms import on_grid
 from tools.nano.talk.icons import KEPT_OUT
 from tools.nano.talk.publish import publish
 from tools.nano.talk.questions import wordings
 from tools.nano.talk.scenes import Stock
-from tools.nano.talk.settings import create, new_model, write_weights
+from tools.nano.talk.settings import HEADS, create, new_model, open_folder, write_weights
 from tools.nano.talk.turns import LANGUAGES, Places, Said
 
 
@@ -102,7 +104,9 @@ def test_a_training_is_published_whole(sprites, tmp_path):
         publish(run, target, sprites)
     model = new_model(config)
     torch.nn.init.normal_(model.lm_head.weight)
-    torch.save({"module": {f"model.{name}": value for name, value in model.state_dict().items()}}, run / "talk.pt")
+    heads = DenseHeads(model.width)
+    module = torch.nn.ModuleDict({"model": model, "heads": heads})
+    torch.save({"module": module.state_dict()}, run / "talk.pt")
     for stage in ("vision", "talk"):
         (run / f"{stage}.jsonl").write_text("".join(f'{{"step": {n}, "kind": 0.{n}, "text": 0.5}}\n' for n in (3, 6)))
     (tmp_path / "figures.json").write_text(json.dumps({"count": 300, "figures": {"count": 0.9312, LATER: 1.5}}))
@@ -118,3 +122,11 @@ def test_a_training_is_published_whole(sprites, tmp_path):
     text = (target / "README.md").read_text()
     assert "| count | 0.931 | 0.88 | 0.93 |" in text and "| 1.5 | 4 | 2 |" in text and "6 of the\nwhole model" in text
     assert (target / "training.png").stat().st_size > 1000
+
+    create(tmp_path / "next" / "model", Stock(sprites), start=target)
+    again, _ = open_folder(tmp_path / "next" / "model")
+    assert again.published()["lm_head.weight"].equal(model.published()["lm_head.weight"].half().float())
+    assert load_file(tmp_path / "next" / HEADS)["read.weight"].equal(heads.read.weight.half())
+    (target / "config.json").write_text('{"model_type": "qwen"}')
+    with pytest.raises(SystemExit, match=r"is a qwen; a qwen3_vl begins with a folder"):
+        create(tmp_path / "other" / "model", Stock(sprites), start=target)

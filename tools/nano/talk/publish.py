@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from tools.nano.curves import plot_curves
@@ -26,7 +27,7 @@ from tools.nano.talk.icons import prepare
 from tools.nano.talk.pictures import EVALUATION_SEED
 from tools.nano.talk.questions import Asker
 from tools.nano.talk.scenes import CANVASES, Scene, Stock, sample_scene
-from tools.nano.talk.settings import write_weights
+from tools.nano.talk.settings import CHECKPOINT_FILES, HEADS, save_half, write_weights
 
 FAMILY = {"qwen3_vl": "Qwen3-VL", "qwen": "Qwen-VL"}
 SHOWN_STYLES = ("drawn", "fluent", "flat", "noto", "blob")  # the sets that do not ask for attribution
@@ -119,9 +120,12 @@ def publish(run: Path, target: Path, sprites: Path, figures: Path | None = None)
     model, _ = trained(run)
     (target / "training").mkdir(parents=True, exist_ok=True)
     for path in (run / "model").iterdir():
-        if path.suffix in (".json", ".tiktoken", ".txt"):
+        if path.suffix in CHECKPOINT_FILES:
             shutil.copyfile(path, target / path.name)
     write_weights(target, model.published())
+    module = torch.load(run / "talk.pt", weights_only=True)["module"]
+    heads = {name.removeprefix("heads."): each for name, each in module.items() if name.startswith("heads.")}
+    save_half(target / "training" / HEADS, heads)
     for stage in CURVES:
         shutil.copyfile(run / f"{stage}.jsonl", target / "training" / f"{stage}.jsonl")
     plot_curves(target / "training", target / "training.png", CURVES)

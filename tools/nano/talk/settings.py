@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from tools.nano.talk.talker import Talker
 from tools.nano.talk.words import tokens, write_vocab_json
 
 FAMILIES = ("qwen3_vl", "qwen_vl")
+CHECKPOINT_FILES = (".json", ".tiktoken", ".txt")  # the files of a checkpoint beside its weights end so
+HEADS = "heads.safetensors"  # the read-outs of dense.py, for a training that goes on from a published folder
 # Turns in the published form: the runtime and `transformers` both write them so.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -46,16 +49,35 @@ def create(
 ) -> None:
     """Write the checkpoint of an untrained model, if `folder` is not there.
 
-    scenes: those its words come from. start: the checkpoint whose picture side a Qwen-VL begins with.
+    scenes: those its words come from. start: a checkpoint to begin with: of a Qwen-VL the picture side is taken, of a
+    Qwen3-VL that `publish` wrote all of it.
     """
     if (folder / "model.safetensors").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
+    if start and family == "qwen3_vl":
+        _copy_published(start, folder)
+        return
     found = tokens(stock, ranks, scenes)
     if family == "qwen_vl":
         _write_qwen_vl(folder, found, start)
     else:
         _write_qwen3_vl(folder, found)
+
+
+def _copy_published(start: Path, folder: Path) -> None:
+    """Copy a published folder's checkpoint, the weights last: they make the folder whole; the heads beside it."""
+    kind = json.loads((start / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if kind != "qwen3_vl":
+        raise SystemExit(f"{start} is a {kind}; a qwen3_vl begins with a folder that tools.nano.talk.publish wrote.")
+    if (heads := start / "training" / HEADS).exists():
+        shutil.copyfile(heads, folder.parent / HEADS)
+    for path in start.iterdir():
+        if path.suffix in CHECKPOINT_FILES:
+            shutil.copyfile(path, folder / path.name)
+    partial = folder / "model.partial"
+    shutil.copyfile(start / "model.safetensors", partial)
+    partial.rename(folder / "model.safetensors")
 
 
 def _write_qwen_vl(folder: Path, found: list[bytes], start: Path | None) -> None:
@@ -106,10 +128,15 @@ def _write(folder: Path, files: Mapping[str, Any]) -> None:
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write model.safetensors in float16, whole or not at all."""
+    save_half(folder / "model.safetensors", state)
+
+
+def save_half(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors in float16, whole or not at all."""
     half = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in state.items()}
-    partial = folder / "model.partial"
+    partial = path.with_suffix(".partial")
     save_file(half, partial, metadata={"format": "pt"})
-    partial.rename(folder / "model.safetensors")
+    partial.rename(path)
 
 
 def new_model(config: dict[str, Any]) -> Talker:

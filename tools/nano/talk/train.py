@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qwenvl_edge.families.pieces import PictureLayout
@@ -29,8 +30,9 @@ from tools.nano.talk.fusing import can_compile
 from tools.nano.talk.icons import prepare
 from tools.nano.talk.pictures import Pictures, Shown
 from tools.nano.talk.scenes import CANVASES, Scene, Stock
-from tools.nano.talk.settings import FAMILIES, create, open_folder, write_weights
+from tools.nano.talk.settings import FAMILIES, HEADS, create, open_folder, write_weights
 from tools.nano.talk.talker import Talker
+from tools.nano.team import Team
 
 STEPS = {"vision": 16_000, "talk": 16_000}
 PICTURES = 16  # of a step of stage one
@@ -104,17 +106,26 @@ def answer_loss(model: Talker, batch: Batch, features: Tensor) -> tuple[Tensor, 
     return loss, guided, figures | seen
 
 
-def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int) -> None:
+def draw_canvas(stage: str, step: int, team: Team) -> tuple[random.Random, int]:
+    """The random numbers of a process for a step, and the canvas, which is the same for all."""
+    rng = random.Random(f"{stage}-{step}")
+    canvas = rng.randrange(len(CANVASES))
+    return (random.Random(f"{stage}-{step}-{team.rank}") if team.rank else rng), canvas
+
+
+def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int, team: Team | None = None) -> None:
     """Stage one."""
+    team = team or Team()
     heads = DenseHeads(model.width)
     module = nn.ModuleDict({"tower": model.tower, "heads": heads})
-    loop = Loop("vision", work, module, optimizers([model.tower, heads], 0.0015, 0.0007), steps)
+    opts = optimizers([model.tower, heads], 0.0015, 0.0007, team)
+    loop = Loop("vision", work, module, opts, steps, team=team)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"vision-{step}")
-        canvas = rng.randrange(len(CANVASES))
+        rng, canvas = draw_canvas("vision", step, team)
         pairs = []
-        for sort in rng.choices(("few", "many", "pairs", "signs"), (0.2, 0.42, 0.08, 0.3), k=PICTURES):
+        sorts = rng.choices(("few", "many", "pairs", "signs"), (0.2, 0.42, 0.08, 0.3), k=team.part(PICTURES))
+        for sort in sorts:
             shown = sampler.pictures.draw(rng, sort, canvas)
             pairs.append(rng.choice(list(zip(shown.scenes, shown.pictures, strict=True))))
         features = model.seen([picture for _, picture in pairs])
@@ -125,24 +136,26 @@ def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int) -> Non
     loop.run(loss_of, precision=model.precision)
 
 
-def train_talk(work: Path, model: Talker, sampler: Sampler, steps: int) -> None:
+def train_talk(work: Path, model: Talker, sampler: Sampler, steps: int, team: Team | None = None) -> None:
     """Stage two; the per-token targets go on beside the answers, so that the picture side keeps what it knows."""
+    team = team or Team()
     heads = DenseHeads(model.width)
     if (work / "vision.pt").exists() and not (work / "talk.pt").exists():
         saved = torch.load(work / "vision.pt", weights_only=True)["module"]
         nn.ModuleDict({"tower": model.tower, "heads": heads}).load_state_dict(saved)
+    elif (work / HEADS).exists():
+        heads.load_state_dict(load_file(work / HEADS))
     module = nn.ModuleDict({"model": model, "heads": heads})
-    opts = optimizers([model.speaker], 0.001, 0.0007)
+    opts = optimizers([model.speaker], 0.001, 0.0007, team)
     seeing = [p for m in (model.tower, heads) for p in m.parameters() if p.requires_grad]
     opts.append(torch.optim.AdamW(seeing, lr=VISUAL_RATE, betas=(0.9, 0.97), weight_decay=0.0, fused=True))
-    loop = Loop("talk", work, module, opts, steps, decay=0.6)
+    loop = Loop("talk", work, module, opts, steps, decay=0.6, team=team)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"talk-{step}")
-        canvas = rng.randrange(len(CANVASES))
-        rows = [sampler.row(rng, canvas, step / steps) for _ in range(ROWS)]
+        rng, canvas = draw_canvas("talk", step, team)
+        rows = [sampler.row(rng, canvas, step / steps) for _ in range(team.part(ROWS))]
         rows = [row for row in rows if row.talks]
-        spelt = [sampler.pictures.draw(rng, "signs", canvas) for _ in range(SPELLING)]
+        spelt = [sampler.pictures.draw(rng, "signs", canvas) for _ in range(team.part(SPELLING))]
         shown = [pair for row in rows for pair in row.shown] + [(s.scenes[0], s.pictures[0]) for s in spelt]
         features = model.encode([picture for _, picture in shown])
         batch = collate([row.talks for row in rows])
@@ -160,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0])
-    parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="whose picture side a new qwen_vl begins with")
+    parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="what a new run begins with (settings.create)")
     parser.add_argument("--stage", choices=("vision", "talk", "both"), default="both")
     parser.add_argument("--steps", type=int, help="of each stage; the learning rate falls to zero at their end")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
@@ -170,8 +183,11 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     run: Path = options.work / options.family
     stop_at(options.until)
+    team = Team()
+    if team.rank == 0:
+        create(run / "model", Stock(prepare(options.work)), options.family, start=options.start)
+    team.wait()
     stock = Stock(prepare(options.work))
-    create(run / "model", stock, options.family, start=options.start)
     model, composer = open_folder(run / "model")
     if can_compile():
         model.fuse()
@@ -179,10 +195,11 @@ def main() -> None:
     pictures.refresh()
     sampler = Sampler(pictures, composer)
     if options.stage in ("vision", "both"):
-        train_vision(run, model, sampler, options.steps or STEPS["vision"])
+        train_vision(run, model, sampler, options.steps or STEPS["vision"], team)
     if options.stage in ("talk", "both"):
-        train_talk(run, model, sampler, options.steps or STEPS["talk"])
-        write_weights(run / "model", model.published())
+        train_talk(run, model, sampler, options.steps or STEPS["talk"], team)
+        if team.rank == 0:
+            write_weights(run / "model", model.published())
 
 
 if __name__ == "__main__":
