@@ -16,7 +16,7 @@ from tools.nano.talk.dense import DenseHeads
 from tools.nano.talk.evaluate import COLUMNS, LATER, evaluate, figures, score, table
 from tools.nano.talk.forms import on_grid
 from tools.nano.talk.icons import KEPT_OUT
-from tools.nano.talk.publish import publish
+from tools.nano.talk.publish import publish, reached
 from tools.nano.talk.questions import wordings
 from tools.nano.talk.scenes import Stock
 from tools.nano.talk.settings import HEADS, create, new_model, open_folder, write_weights
@@ -120,7 +120,9 @@ def test_a_training_is_published_whole(sprites, tmp_path):
         assert [each["question"] for each in truth[name]] == list(example.questions)
         assert {each["task"] for each in truth[name]} >= {"caption", "where", "read"}
     text = (target / "README.md").read_text()
-    assert "| count | 0.931 | 0.88 | 0.93 |" in text and "| 1.5 | 4 | 2 |" in text and "6 of the\nwhole model" in text
+    assert "| count | 0.931 | 0.88 | 0.93 |" in text and "| 1.5 | 4 | 2 |" in text and "6 of the whole\nmodel" in text
+    assert "All figures reach the floor." in text and reached(LATER, 4.0) and not reached("count", 0.87)
+    assert json.loads((target / "training" / "figures.json").read_text())["count"] == 300
     assert (target / "training.png").stat().st_size > 1000
 
     create(tmp_path / "next" / "model", Stock(sprites), start=target)

@@ -73,6 +73,11 @@ def figures_table(found: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
+def reached(name: str, value: float) -> bool:
+    """Tell whether a figure reaches its floor."""
+    return value <= LOSS_FLOOR if name == LATER else value >= COLUMNS[name].floor
+
+
 def readme(target: Path, kinds: int, measured: Mapping[str, Any] | None) -> str:
     """The README of a finished folder: what the files in it say, and nothing else."""
     config = json.loads((target / "config.json").read_text())
@@ -83,26 +88,31 @@ def readme(target: Path, kinds: int, measured: Mapping[str, Any] | None) -> str:
         last[stage] = json.loads(lines[-1])["step"]
     text = f"""# {target.name}
 
-A small trained {FAMILY[config["model_type"]]} in the published layout: {weights / 2e6:.1f} million parameters in
-float16 ({weights / 1e6:.1f} MB). It is asked about {kinds} kinds of things in drawn scenes, their colours, places and
-number, and about signs, in English and Chinese, up to ten questions on one picture. It is no use on photographs.
+A small trained {FAMILY[config["model_type"]]} in the published layout: {weights / 2e6:.1f} million parameters in float16
+({weights / 1e6:.1f} MB). It is asked about {kinds} kinds of things in drawn scenes, their colours, places and number, and
+about signs, in English and Chinese, up to ten questions on one picture. It is no use on photographs.
 
     qwenvl export models/{target.name} bundle
     qwenvl chat bundle --image models/{target.name}/{PICTURES[0]}.png
 
 ## How it was made
 
-By `tools/nano/talk` (its README has the choices): {last["vision"]:,} steps of the picture side, {last["talk"]:,} of the
-whole model. `training/` has the logs, `training.png` the curves. The icon sets that its scenes were made of, and their
+By `tools/nano/talk` (its README has the choices): {last["vision"]:,} steps of the picture side, {last["talk"]:,} of the whole
+model. `training/` has the logs, `training.png` the curves. The icon sets that its scenes were made of, and their
 licences, are listed in tools/nano/talk/LICENCES.md; the pictures here are drawn with those that do not ask for
 attribution. `training/examples.json` has the right answers to the questions of `qwenvl-examples.json`.
 """
     if measured:
+        below = sum(not reached(name, value) for name, value in measured["figures"].items())
+        unfinished = "It is not finished: {} of {} figures are below the floor."
         text += f"""
 ## What it answers
 
-{measured["count"]:.0f} questions for each part and language, on scenes that were never trained on
-(`python -m tools.nano.talk.evaluate`); later turns lose the points in the last line.
+{unfinished.format(below, len(measured["figures"])) if below else "All figures reach the floor."}
+
+{measured["count"]:.0f} questions for each part and language, on scenes that were never trained on: `python -m
+tools.nano.talk.evaluate BUNDLE --count {measured["count"]:.0f}`, each part in training/figures.json. In the last line less
+than 0 means that later turns are answered better than first ones.
 
 {figures_table(measured["figures"])}
 """
@@ -138,6 +148,8 @@ def publish(run: Path, target: Path, sprites: Path, figures: Path | None = None)
     _write(target / "qwenvl-examples.json", {"note": NOTE.format(kinds=kinds), "examples": asked})
     _write(target / "training" / "examples.json", {name: turns for name, _, turns in shown})
     measured = json.loads(figures.read_text(encoding="utf-8")) if figures else None
+    if measured:
+        _write(target / "training" / "figures.json", measured)
     (target / "README.md").write_text(readme(target, kinds, measured), encoding="utf-8")
 
 
