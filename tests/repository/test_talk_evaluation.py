@@ -120,7 +120,7 @@ def test_a_training_is_published_whole(sprites, tmp_path):
         assert [each["question"] for each in truth[name]] == list(example.questions)
         assert {each["task"] for each in truth[name]} >= {"caption", "where", "read"}
     text = (target / "README.md").read_text()
-    assert "| count | 0.931 | 0.88 | 0.93 |" in text and "| 1.5 | 4 | 2 |" in text and "6 of the whole\nmodel" in text
+    assert "| count | 0.931 | 0.88 | 0.93 |" in text and "| 1.5 | 4 | 2 |" in text and "6 of\nthe whole model" in text
     assert "All figures reach the floor." in text and reached(LATER, 4.0) and not reached("count", 0.87)
     assert json.loads((target / "training" / "figures.json").read_text())["count"] == 300
     assert (target / "training.png").stat().st_size > 1000

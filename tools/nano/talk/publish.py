@@ -88,17 +88,17 @@ def readme(target: Path, kinds: int, measured: Mapping[str, Any] | None) -> str:
         last[stage] = json.loads(lines[-1])["step"]
     text = f"""# {target.name}
 
-A small trained {FAMILY[config["model_type"]]} in the published layout: {weights / 2e6:.1f} million parameters in float16
-({weights / 1e6:.1f} MB). It is asked about {kinds} kinds of things in drawn scenes, their colours, places and number, and
-about signs, in English and Chinese, up to ten questions on one picture. It is no use on photographs.
+A small trained {FAMILY[config["model_type"]]} in the published layout: {weights / 2e6:.1f} million parameters in
+float16, {weights / 1e6:.1f} MB. It is asked about {kinds} kinds of things in drawn scenes, their colours, places and
+number, and about signs, in English and Chinese, up to ten questions on one picture. It is no use on photographs.
 
     qwenvl export models/{target.name} bundle
     qwenvl chat bundle --image models/{target.name}/{PICTURES[0]}.png
 
 ## How it was made
 
-By `tools/nano/talk` (its README has the choices): {last["vision"]:,} steps of the picture side, {last["talk"]:,} of the whole
-model. `training/` has the logs, `training.png` the curves. The icon sets that its scenes were made of, and their
+By `tools/nano/talk` (its README has the choices): {last["vision"]:,} steps of the picture side, {last["talk"]:,} of
+the whole model. `training/` has the logs, `training.png` the curves. The icon sets that its scenes were made of, and their
 licences, are listed in tools/nano/talk/LICENCES.md; the pictures here are drawn with those that do not ask for
 attribution. `training/examples.json` has the right answers to the questions of `qwenvl-examples.json`.
 """
@@ -111,8 +111,8 @@ attribution. `training/examples.json` has the right answers to the questions of 
 {unfinished.format(below, len(measured["figures"])) if below else "All figures reach the floor."}
 
 {measured["count"]:.0f} questions for each part and language, on scenes that were never trained on: `python -m
-tools.nano.talk.evaluate BUNDLE --count {measured["count"]:.0f}`, each part in training/figures.json. In the last line less
-than 0 means that later turns are answered better than first ones.
+tools.nano.talk.evaluate BUNDLE --count {measured["count"]:.0f}`, each part in training/figures.json. Less than 0 in the
+last line means that later turns are answered better than first ones.
 
 {figures_table(measured["figures"])}
 """
