@@ -99,8 +99,8 @@ number, and about signs, in English and Chinese, up to ten questions on one pict
 
 By `tools/nano/talk` (its README has the choices): {last["vision"]:,} steps of the picture side, {last["talk"]:,} of
 the whole model. `training/` has the logs, `training.png` the curves. The icon sets that its scenes were made of,
-and their licences, are listed in tools/nano/talk/LICENCES.md; the pictures here are drawn with those that do not ask for
-attribution. `training/examples.json` has the right answers to the questions of `qwenvl-examples.json`.
+and their licences, are listed in tools/nano/talk/LICENCES.md; the pictures here are drawn with those that do not ask
+for attribution. `training/examples.json` has the right answers to the questions of `qwenvl-examples.json`.
 """
     if measured:
         below = sum(not reached(name, value) for name, value in measured["figures"].items())
