@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from qwenvl_edge.families.base import Preprocessing
 from qwenvl_edge.families.qwen_vl import MEAN, STD
-from tools.nano.team import Team
 
 Optimizers = list[torch.optim.Optimizer]
 PREPROCESSING = Preprocessing(112, MEAN, STD)
@@ -103,11 +102,7 @@ def rate(step: int, steps: int, decay: float, warmup: int = 50) -> float:
 
 
 class Loop:
-    """Counts steps, writes a line of JSON every `every` steps and a checkpoint every two minutes.
-
-    Of a team's processes the first one logs, its own part's figures, and writes the checkpoint; the others write what
-    their optimizers hold beside it.
-    """
+    """Counts steps, writes a line of JSON every `every` steps and a checkpoint every two minutes."""
 
     def __init__(
         self,
@@ -118,10 +113,9 @@ class Loop:
         steps: int,
         decay: float = 0.25,
         every: int = 25,
-        team: Team | None = None,
     ):
         self.name, self.module, self.opts, self.steps, self.every = name, module, opts, steps, every
-        self.decay, self.team = decay, team or Team()
+        self.decay = decay
         self.base = [[group["lr"] for group in opt.param_groups] for opt in opts]
         self.path, self.log = folder / f"{name}.pt", folder / f"{name}.jsonl"
         self.step, self.seconds = 0, 0.0
@@ -129,33 +123,21 @@ class Loop:
             state = torch.load(self.path, weights_only=True)
             self.step, self.seconds = state["step"], state["seconds"]
             module.load_state_dict(state["module"])
-            self._load_optimizers(state)
-        self.team.agree(module)
-
-    def _load_optimizers(self, first: dict[str, Any]) -> None:
-        """Go on with what the optimizers held; where another number of processes trained, they begin anew."""
-        mine = self._path(self.team.rank)
-        state = first if self.team.rank == 0 else torch.load(mine, weights_only=True) if mine.exists() else {}
-        if state.get("step") != self.step or state.get("processes", 1) != self.team.size:
-            print(f"{mine} is not of this step or of {self.team.size} processes: the optimizers begin anew")
-            return
-        for opt, saved in zip(self.opts, state["optimizers"], strict=True):
-            opt.load_state_dict(saved)
-
-    def _path(self, rank: int) -> Path:
-        return self.path.with_suffix(f".{rank}.pt") if rank else self.path
+            for opt, saved in zip(opts, state["optimizers"], strict=True):
+                opt.load_state_dict(saved)
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
-        path = self._path(self.team.rank)
-        partial = path.with_suffix(".partial")
+        partial = self.path.with_suffix(".partial")
         optimizers = [opt.state_dict() for opt in self.opts]
-        state = {"step": self.step, "processes": self.team.size, "optimizers": optimizers}
-        if self.team.rank == 0:
-            state |= {"seconds": self.seconds, "module": self.module.state_dict()}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "module": self.module.state_dict(),
+            "optimizers": optimizers,
+        }
         torch.save(state, partial)
-        partial.rename(path)
-        self.team.wait()  # what comes next may read the first one's
+        partial.rename(self.path)
 
     def run(
         self,
@@ -173,8 +155,6 @@ class Loop:
             with precision():
                 loss, figures = loss_of(self.step)
             loss.backward()
-            due = time.time() - saved > 120
-            stop, save = self.team.average(list(self.module.parameters()), _Stop.now(), due)
             nn.utils.clip_grad_norm_(self.module.parameters(), 2.0)
             for opt, base in zip(self.opts, self.base, strict=True):
                 for group, lr in zip(opt.param_groups, base, strict=True):
@@ -186,13 +166,13 @@ class Loop:
                 total, seen = sums.get(key, (0.0, 0))
                 sums[key] = (total + value, seen + 1)
             self.seconds = time.time() - started
-            if self.team.rank == 0 and (self.step % self.every == 0 or self.step == self.steps):
+            if self.step % self.every == 0 or self.step == self.steps:
                 self._report({k: total / seen for k, (total, seen) in sums.items()})
                 sums = {}
-            if save or stop or self.step == self.steps:
+            if time.time() - saved > 120 or self.step == self.steps or _Stop.now():
                 self.save()
                 saved = time.time()
-            if stop:
+            if _Stop.now():
                 raise SystemExit(f"{self.name} stopped at step {self.step} of {self.steps}; the same command goes on.")
 
     def _report(self, figures: dict[str, float]) -> None:

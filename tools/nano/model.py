@@ -13,7 +13,6 @@ from qwenvl_edge_export.families.qwen_vl.reference import QwenVLNetwork
 from qwenvl_edge_export.families.qwen_vl.reference_vision import VisionTransformer
 from tools.nano.dense import GRID
 from tools.nano.pools import IMAGE_SIZE
-from tools.nano.team import Team
 
 POSITION_CHANNELS = 8  # for each axis and each of sin and cos, the fastest ones
 
@@ -118,24 +117,7 @@ def new_model(ranks: int, seed: int) -> QwenVLNetwork:
     return model
 
 
-class _SharedMuon(torch.optim.Muon):
-    """Muon whose matrices are turned by the processes of a team, each its own."""
-
-    def __init__(self, matrices: list[nn.Parameter], team: Team, lr: float):
-        self.team, self.matrices = team, matrices
-        super().__init__(team.own(matrices), lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Turn this process's own, and exchange."""
-        loss = super().step(closure)
-        self.team.exchange(self.matrices)
-        return loss
-
-
-def optimizers(
-    modules: list[nn.Module], muon_lr: float, adam_lr: float, team: Team | None = None
-) -> list[torch.optim.Optimizer]:
+def optimizers(modules: list[nn.Module], muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the inner matrices, AdamW for embeddings, norms, biases and read-outs."""
     inner, patches, rest = [], [], []
     for module in modules:
@@ -148,7 +130,7 @@ def optimizers(
             (patches if parameter.dim() >= 4 else rest if outer else inner).append(parameter)
     groups = [{"params": rest}, {"params": patches, "lr": adam_lr / 4}]
     return [
-        _SharedMuon(inner, team or Team(), muon_lr),
+        torch.optim.Muon(inner, lr=muon_lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=adam_lr, betas=(0.9, 0.97), weight_decay=0.0, fused=True
         ),

@@ -15,7 +15,7 @@ from tools.nano.talk.turns import Names, Places, Turn, certain, matches, names_o
 
 SINGLE: dict[str, tuple[Maker, float]] = {
     "where": (asking.where, 2.6),
-    "where_all": (asking.where_all, 1.2),
+    "where_all": (asking.where_all, 1.8),
     "point": (asking.point, 0.8),
     "absent": (asking.absent, 0.9),
     "colour": (asking.colour, 1.2),
@@ -23,11 +23,11 @@ SINGLE: dict[str, tuple[Maker, float]] = {
     "count": (asking.count, 3.0),
     "exists": (asking.exists, 1.5),
     "side": (comparing.side, 1.5),
-    "bigger": (comparing.bigger, 0.8),
-    "end": (comparing.end, 0.8),
+    "bigger": (comparing.bigger, 1.6),
+    "end": (comparing.end, 1.2),
     "read": (asking.read, 2.2),
     "spot": (asking.spot, 0.7),
-    "caption": (comparing.caption, 1.4),
+    "caption": (comparing.caption, 2.2),
     "unknown": (asking.unknown, 0.5),
 }
 SMALL_TALK = {

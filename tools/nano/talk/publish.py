@@ -1,7 +1,8 @@
-"""A training as a folder to ship: `python -m tools.nano.talk.publish RUN TARGET [--figures FILE] [--work WORK]`.
+"""A training as a folder to ship: `python -m tools.nano.talk.publish RUN TARGET [--figures FILE] [--also BUNDLE ...]`.
 
 TARGET gets the checkpoint with the weights so far, the logs and their curve, example pictures of scenes that were never
-trained on with questions and their answers, and a README. FILE is what `tools.nano.talk.evaluate --save` wrote.
+trained on with questions that the model answers rightly, and a README. FILE is what `tools.nano.talk.evaluate --save`
+wrote. What is exported from TARGET may be asked too, with --also: then questions are left out that it answers wrongly.
 """
 
 from __future__ import annotations
@@ -10,28 +11,32 @@ import argparse
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from tools.nano.curves import plot_curves
-from tools.nano.talk.answering import trained
-from tools.nano.talk.asking import Maker
-from tools.nano.talk.chatting import SINGLE
+from tools.nano.talk.answering import Answer, open_answerer, trained, with_torch
+from tools.nano.talk.cases import Case
+from tools.nano.talk.chatting import SINGLE, Conversation
 from tools.nano.talk.drawing import render
-from tools.nano.talk.evaluate import COLUMNS, LATER, LOSS_FLOOR, LOSS_GOAL
+from tools.nano.talk.evaluate import COLUMNS, LATER, LOSS_FLOOR, LOSS_GOAL, score
 from tools.nano.talk.icons import prepare
 from tools.nano.talk.pictures import EVALUATION_SEED
 from tools.nano.talk.questions import Asker
 from tools.nano.talk.scenes import CANVASES, Scene, Stock, sample_scene
 from tools.nano.talk.settings import CHECKPOINT_FILES, HEADS, save_half, write_weights
+from tools.nano.talk.turns import Turn
+
+Answerer = Callable[[Case], Answer]
 
 FAMILY = {"qwen3_vl": "Qwen3-VL", "qwen": "Qwen-VL"}
 SHOWN_STYLES = ("drawn", "fluent", "flat", "noto", "blob")  # the sets that do not ask for attribution
 PICTURES = ("one", "two", "three")
+TRIED = 12  # scenes for each of them
 ASKED = {"en": ("caption", "where", "colour", "count", "read"), "zh": ("caption", "where", "exists")}
 CURVES = {
     "vision": ("kind", "colour", "spelling"),
@@ -40,24 +45,41 @@ CURVES = {
 NOTE = "A small model of drawn scenes: {kinds} kinds of things, colours, signs, English and Chinese; no photographs."
 
 
-def examples(stock: Stock) -> list[tuple[str, Image.Image, list[dict[str, Any]]]]:
-    """Pictures with their names and questions; each question has its task and the answer's text or boxes."""
+@dataclass(frozen=True)
+class Shown:
+    """An example picture; turns: the questions about it that are answered rightly; asked: how many there were."""
+
+    name: str
+    scene: Scene
+    turns: tuple[Turn, ...]
+    asked: int
+
+
+def examples(stock: Stock, answerers: Sequence[Answerer], note: Callable[[str], object] = print) -> list[Shown]:
+    """Example pictures, each the one of TRIED scenes about which most is answered rightly by all."""
     found = []
     for number, name in enumerate(PICTURES):
-        scene = sample_scene(stock, 2 * EVALUATION_SEED + number, (2, 4), 1.0, CANVASES[number])
-        asked = [turn for language in ASKED for turn in _turns(scene, number, language)]
-        found.append((f"{name}.png", render(scene, stock), asked))
+        tried = []
+        for other in range(TRIED):
+            scene = sample_scene(
+                stock, 2 * EVALUATION_SEED + other * len(PICTURES) + number, (2, 4), 1.0, CANVASES[number]
+            )
+            turns = _turns(scene, number)
+            right = [turn for turn in turns if _answered(Case(Conversation((turn,), 1), (scene,), stock), answerers)]
+            tried.append(Shown(f"{name}.png", scene, tuple(right), len(turns)))
+        found.append(max(tried, key=lambda shown: len(shown.turns)))
+        note(f"{name}: {len(found[-1].turns)} of {found[-1].asked} questions are answered rightly")
     return found
 
 
-def _turns(scene: Scene, number: int, language: str) -> list[dict[str, Any]]:
-    ask, found = Asker(random.Random(f"shown-{number}-{language}"), language), []
-    for task in ASKED[language]:
-        maker: Maker = SINGLE[task][0]
-        turn = maker(ask, scene)
-        if turn:
-            found.append({"task": task, "question": turn.question} | dict(turn.truth))
-    return found
+def _answered(case: Case, answerers: Sequence[Answerer]) -> bool:
+    return all(score(case.turn, answer(case)).right for answer in answerers)
+
+
+def _turns(scene: Scene, number: int) -> list[Turn]:
+    asks = {language: Asker(random.Random(f"shown-{number}-{language}"), language) for language in ASKED}
+    turns = [SINGLE[task][0](asks[language], scene) for language, tasks in ASKED.items() for task in tasks]
+    return [turn for turn in turns if turn]
 
 
 def figures_table(found: Mapping[str, float]) -> str:
@@ -100,7 +122,8 @@ number, and about signs, in English and Chinese, up to ten questions on one pict
 By `tools/nano/talk` (its README has the choices): {last["vision"]:,} steps of the picture side, {last["talk"]:,} of
 the whole model. `training/` has the logs, `training.png` the curves. The icon sets that its scenes were made of,
 and their licences, are listed in tools/nano/talk/LICENCES.md; the pictures here are drawn with those that do not ask
-for attribution. `training/examples.json` has the right answers to the questions of `qwenvl-examples.json`.
+for attribution. Each is the one of {TRIED} scenes about which most is answered rightly, and `qwenvl-examples.json`
+offers only what is; `training/examples.json` has the answers.
 """
     if measured:
         below = sum(not reached(name, value) for name, value in measured["figures"].items())
@@ -119,15 +142,21 @@ last line means that later turns are answered better than first ones.
     return text
 
 
-def publish(run: Path, target: Path, sprites: Path, figures: Path | None = None) -> None:
-    """Write the folder.
+def publish(
+    run: Path,
+    target: Path,
+    sprites: Path,
+    figures: Path | None = None,
+    answerers: Sequence[Answerer] = (),
+) -> None:
+    """Write the folder. answerers: who must answer the examples rightly; nobody: the trained model in PyTorch.
 
     Raises:
         SystemExit: the training has not begun, or `target` has files that are not of such a folder.
     """
     if not (run / "talk.pt").exists():
         raise SystemExit(f"{run} has no talk.pt; train it first with python -m tools.nano.talk.train.")
-    model, _ = trained(run)
+    model, composer = trained(run)
     (target / "training").mkdir(parents=True, exist_ok=True)
     for path in (run / "model").iterdir():
         if path.suffix in CHECKPOINT_FILES:
@@ -140,17 +169,24 @@ def publish(run: Path, target: Path, sprites: Path, figures: Path | None = None)
         shutil.copyfile(run / f"{stage}.jsonl", target / "training" / f"{stage}.jsonl")
     plot_curves(target / "training", target / "training.png", CURVES)
     stock = Stock(sprites, SHOWN_STYLES)
-    shown = examples(stock)
-    for name, picture, _ in shown:
-        picture.save(target / name)
     kinds = sum(bool(styles) for styles in Stock(sprites).choices.values())
-    asked = [{"pictures": [name], "questions": [t["question"] for t in turns]} for name, _, turns in shown]
-    _write(target / "qwenvl-examples.json", {"note": NOTE.format(kinds=kinds), "examples": asked})
-    _write(target / "training" / "examples.json", {name: turns for name, _, turns in shown})
+    _write_examples(target, stock, examples(stock, answerers or [with_torch(model, composer)]), kinds)
     measured = json.loads(figures.read_text(encoding="utf-8")) if figures else None
     if measured:
         _write(target / "training" / "figures.json", measured)
     (target / "README.md").write_text(readme(target, kinds, measured), encoding="utf-8")
+
+
+def _write_examples(target: Path, stock: Stock, shown: Sequence[Shown], kinds: int) -> None:
+    for each in shown:
+        render(each.scene, stock).save(target / each.name)
+    asked = [{"pictures": [each.name], "questions": [turn.question for turn in each.turns]} for each in shown]
+    _write(target / "qwenvl-examples.json", {"note": NOTE.format(kinds=kinds), "examples": asked})
+    truths = {
+        each.name: [{"task": turn.task, "question": turn.question} | dict(turn.truth) for turn in each.turns]
+        for each in shown
+    }
+    _write(target / "training" / "examples.json", truths)
 
 
 def _write(path: Path, content: Any) -> None:
@@ -164,8 +200,12 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--figures", type=Path, metavar="FILE")
     parser.add_argument("--work", type=Path, help="the sprites' folder, if not RUN's parent")
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=(), metavar="BUNDLE", help="who must answer rightly too"
+    )
     options = parser.parse_args()
-    publish(options.run, options.target, prepare(options.work or options.run.parent), options.figures)
+    sprites = prepare(options.work or options.run.parent)
+    publish(options.run, options.target, sprites, options.figures, [open_answerer(each) for each in options.also])
 
 
 if __name__ == "__main__":

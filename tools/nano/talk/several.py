@@ -96,8 +96,8 @@ def describe_one(ask: Asker, scenes: Sequence[Scene]) -> Turn | None:
 def ask_several(ask: Asker, scenes: Sequence[Scene], change: Change | None) -> Turn | None:
     """Any question about several pictures; change: if the second is a changed copy of the first."""
     roll = ask.rng.random()
-    if change and roll < 0.65:
-        return changed(ask, change) if roll < 0.4 else same(ask, change)
+    if change and roll < 0.75:
+        return changed(ask, change) if roll < 0.5 else same(ask, change)
     roll = ask.rng.random()
     if roll < 0.45:
         return which(ask, scenes)

@@ -32,13 +32,12 @@ from tools.nano.talk.pictures import Pictures, Shown
 from tools.nano.talk.scenes import CANVASES, Scene, Stock
 from tools.nano.talk.settings import FAMILIES, HEADS, create, open_folder, write_weights
 from tools.nano.talk.talker import Talker
-from tools.nano.team import Team
 
 STEPS = {"vision": 16_000, "talk": 16_000}
 PICTURES = 16  # of a step of stage one
-ROWS, TALKS, SPELLING = 8, 6, 2  # of a step of stage two: rows, conversations of a row, pictures full of signs
-GUIDE_WEIGHT, DENSE_WEIGHT = 0.3, 0.15
-VISUAL_RATE = 2e-4
+ROWS, TALKS = 8, 6  # of a step of stage two: rows, and conversations of a row
+LOOKED_AT = 8  # pictures of a step of stage two that nobody talks about, for the per-token targets
+GUIDE_WEIGHT, DENSE_WEIGHT = 0.3, 0.3
 NAMES = ("words", "digits", "text")
 
 
@@ -71,9 +70,9 @@ class Sampler:
         shown: list[Shown]
         if roll < 0.03:
             shown = []
-        elif roll < 0.03 + 0.14 * grown:
+        elif roll < 0.03 + 0.2 * grown:
             shown = [self.pictures.draw(rng, "pairs", canvas)]
-        elif roll < 0.03 + 0.22 * grown:
+        elif roll < 0.03 + 0.28 * grown:
             shown = [self.pictures.draw(rng, "few", rng.choice((canvas, rng.randrange(len(CANVASES))))) for _ in "ab"]
             shown += [self.pictures.draw(rng, "few", canvas)] if rng.random() < 0.3 else []
         else:
@@ -106,25 +105,23 @@ def answer_loss(model: Talker, batch: Batch, features: Tensor) -> tuple[Tensor, 
     return loss, guided, figures | seen
 
 
-def draw_canvas(stage: str, step: int, team: Team) -> tuple[random.Random, int]:
-    """The random numbers of a process for a step, and the canvas, which is the same for all."""
+def draw_canvas(stage: str, step: int) -> tuple[random.Random, int]:
+    """The random numbers of a step, and the canvas of all its pictures."""
     rng = random.Random(f"{stage}-{step}")
-    canvas = rng.randrange(len(CANVASES))
-    return (random.Random(f"{stage}-{step}-{team.rank}") if team.rank else rng), canvas
+    return rng, rng.randrange(len(CANVASES))
 
 
-def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int, team: Team | None = None) -> None:
+def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int) -> None:
     """Stage one."""
-    team = team or Team()
     heads = DenseHeads(model.width)
     module = nn.ModuleDict({"tower": model.tower, "heads": heads})
-    opts = optimizers([model.tower, heads], 0.0015, 0.0007, team)
-    loop = Loop("vision", work, module, opts, steps, team=team)
+    opts = optimizers([model.tower, heads], 0.0015, 0.0007)
+    loop = Loop("vision", work, module, opts, steps)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng, canvas = draw_canvas("vision", step, team)
+        rng, canvas = draw_canvas("vision", step)
         pairs = []
-        sorts = rng.choices(("few", "many", "pairs", "signs"), (0.2, 0.42, 0.08, 0.3), k=team.part(PICTURES))
+        sorts = rng.choices(("few", "many", "pairs", "signs"), (0.2, 0.42, 0.08, 0.3), k=PICTURES)
         for sort in sorts:
             shown = sampler.pictures.draw(rng, sort, canvas)
             pairs.append(rng.choice(list(zip(shown.scenes, shown.pictures, strict=True))))
@@ -136,9 +133,8 @@ def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int, team: 
     loop.run(loss_of, precision=model.precision)
 
 
-def train_talk(work: Path, model: Talker, sampler: Sampler, steps: int, team: Team | None = None) -> None:
+def train_talk(work: Path, model: Talker, sampler: Sampler, steps: int) -> None:
     """Stage two; the per-token targets go on beside the answers, so that the picture side keeps what it knows."""
-    team = team or Team()
     heads = DenseHeads(model.width)
     if (work / "vision.pt").exists() and not (work / "talk.pt").exists():
         saved = torch.load(work / "vision.pt", weights_only=True)["module"]
@@ -146,24 +142,23 @@ def train_talk(work: Path, model: Talker, sampler: Sampler, steps: int, team: Te
     elif (work / HEADS).exists():
         heads.load_state_dict(load_file(work / HEADS))
     module = nn.ModuleDict({"model": model, "heads": heads})
-    opts = optimizers([model.speaker], 0.001, 0.0007, team)
-    seeing = [p for m in (model.tower, heads) for p in m.parameters() if p.requires_grad]
-    opts.append(torch.optim.AdamW(seeing, lr=VISUAL_RATE, betas=(0.9, 0.97), weight_decay=0.0, fused=True))
-    loop = Loop("talk", work, module, opts, steps, decay=0.6, team=team)
+    opts = optimizers([model.speaker, model.tower, heads], 0.001, 0.0007)
+    loop = Loop("talk", work, module, opts, steps, decay=0.6)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng, canvas = draw_canvas("talk", step, team)
-        rows = [sampler.row(rng, canvas, step / steps) for _ in range(team.part(ROWS))]
+        rng, canvas = draw_canvas("talk", step)
+        rows = [sampler.row(rng, canvas, step / steps) for _ in range(ROWS)]
         rows = [row for row in rows if row.talks]
-        spelt = [sampler.pictures.draw(rng, "signs", canvas) for _ in range(team.part(SPELLING))]
-        shown = [pair for row in rows for pair in row.shown] + [(s.scenes[0], s.pictures[0]) for s in spelt]
+        sorts = rng.choices(("few", "many", "signs"), (0.1, 0.5, 0.4), k=LOOKED_AT)
+        others = [sampler.pictures.draw(rng, sort, canvas) for sort in sorts]
+        shown = [pair for row in rows for pair in row.shown] + [(s.scenes[0], s.pictures[0]) for s in others]
         features = model.encode([picture for _, picture in shown])
         batch = collate([row.talks for row in rows])
         answers, guided, figures = answer_loss(model, batch, features[:, : len(batch.pictures)])
         wanted = Targets.joined([targets(scene, sampler.grid(scene)) for scene, _ in shown])
-        dense, _ = heads(features[0], wanted)
+        dense, read = heads(features[0], wanted)
         loss = answers + GUIDE_WEIGHT * guided + DENSE_WEIGHT * dense
-        return loss, {"answers": float(answers.detach()), "tokens": float(batch.ids.numel()), **figures}
+        return loss, {"answers": float(answers.detach()), "tokens": float(batch.ids.numel()), **figures, **read}
 
     loop.run(loss_of, precision=model.precision)
 
@@ -183,11 +178,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     run: Path = options.work / options.family
     stop_at(options.until)
-    team = Team()
-    if team.rank == 0:
-        create(run / "model", Stock(prepare(options.work)), options.family, start=options.start)
-    team.wait()
     stock = Stock(prepare(options.work))
+    create(run / "model", stock, options.family, start=options.start)
     model, composer = open_folder(run / "model")
     if can_compile():
         model.fuse()
@@ -195,11 +187,10 @@ def main() -> None:
     pictures.refresh()
     sampler = Sampler(pictures, composer)
     if options.stage in ("vision", "both"):
-        train_vision(run, model, sampler, options.steps or STEPS["vision"], team)
+        train_vision(run, model, sampler, options.steps or STEPS["vision"])
     if options.stage in ("talk", "both"):
-        train_talk(run, model, sampler, options.steps or STEPS["talk"], team)
-        if team.rank == 0:
-            write_weights(run / "model", model.published())
+        train_talk(run, model, sampler, options.steps or STEPS["talk"])
+        write_weights(run / "model", model.published())
 
 
 if __name__ == "__main__":
