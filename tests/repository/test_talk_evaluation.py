@@ -13,7 +13,7 @@ from support.talk import narrow, write_sprites
 from tools.nano.talk.answering import Answer
 from tools.nano.talk.cases import PARTS, cases
 from tools.nano.talk.dense import DenseHeads
-from tools.nano.talk.evaluate import COLUMNS, LATER, evaluate, figures, score, table
+from tools.nano.talk.evaluate import COLUMNS, LATER, evaluate, figures, main, score, table
 from tools.nano.talk.forms import on_grid
 from tools.nano.talk.icons import KEPT_OUT
 from tools.nano.talk.publish import publish, reached
@@ -98,16 +98,35 @@ def test_the_table_has_every_figure_with_floor_and_goal(sprites):
     )
 
 
-def test_a_training_is_published_whole(sprites, tmp_path):
+@pytest.fixture(scope="module")
+def run(sprites, tmp_path_factory):
+    """An untrained run, narrow, whose answers are noise."""
+    folder = tmp_path_factory.mktemp("work") / "run"
+    create(folder / "model", Stock(sprites), scenes=60, ranks=700)
+    config = narrow(json.loads((folder / "model" / "config.json").read_text()))
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    write_weights(folder / "model", new_model(config).published())
+    return folder
+
+
+def test_parts_asked_side_by_side_give_the_same_figures(run, sprites, tmp_path):
+    found = []
+    for processes in ("1", "2"):
+        saved = tmp_path / f"{processes}.json"
+        options = ["--work", str(sprites.parent), "--count", "1", "--parts", "where", "colour", "--save", str(saved)]
+        main([str(run), *options, "--processes", processes])
+        found.append(json.loads(saved.read_text()))
+    assert found[0] == found[1]
+    assert set(found[0]["parts"]) == {"where", "colour"} and found[0]["count"] == 1
+    assert found[0]["parts"]["where"]["zh"]["count"] == 1
+
+
+def test_a_training_is_published_whole(run, sprites, tmp_path):
     """The folder exports as it is; its pictures ask what the scenes answer, its README says the figures of a file."""
-    run, target = tmp_path / "run", tmp_path / "nano-small"
-    create(run / "model", Stock(sprites), scenes=60, ranks=700)
-    config = narrow(json.loads((run / "model" / "config.json").read_text()))
-    (run / "model" / "config.json").write_text(json.dumps(config))
-    write_weights(run / "model", new_model(config).published())
+    target = tmp_path / "nano-small"
     with pytest.raises(SystemExit, match=r"has no talk\.pt; train it first"):
         publish(run, target, sprites)
-    model = new_model(config)
+    model, _ = open_folder(run / "model")
     torch.nn.init.normal_(model.lm_head.weight)
     heads = DenseHeads(model.width)
     module = torch.nn.ModuleDict({"model": model, "heads": heads})

@@ -54,9 +54,9 @@ def form_of(family: Family) -> Form:
     return TagForm() if family.name == "qwen_vl" else JsonForm()
 
 
-def with_engine(bundle: Bundle) -> Callable[[Case], Answer]:
+def with_engine(bundle: Bundle, threads: int | None = None) -> Callable[[Case], Answer]:
     """Ask an engine as a user would."""
-    engine, family = QwenVLEngine(bundle), open_family(bundle.manifest)
+    engine, family = QwenVLEngine(bundle, threads=threads), open_family(bundle.manifest)
     form = form_of(family)
 
     def answer(case: Case) -> Answer:
@@ -91,7 +91,8 @@ def with_torch(model: Talker, composer: Composer) -> Callable[[Case], Answer]:
             if token == composer.end:
                 break
             ids.append(token)
-        return read(composer.family, composer.tokenizer.decode(ids[begin:]))
+        readable = [id_ for id_ in ids[begin:] if id_ < composer.family.decodable]
+        return read(composer.family, composer.tokenizer.decode(readable))
 
     return answer
 
@@ -102,16 +103,20 @@ def last_answer(done: Encoded) -> int:
     return int(learnt[np.flatnonzero(np.diff(learnt) > 1)[-1] + 1]) if (np.diff(learnt) > 1).any() else int(learnt[0])
 
 
-def open_answerer(source: Path) -> Callable[[Case], Answer]:
+def open_answerer(source: Path, threads: int | None = None) -> Callable[[Case], Answer]:
     """Open the answerer of a bundle, or of a training's folder: with its weights so far, or the checkpoint's.
+
+    threads: that it computes with; None: as many as the engine or PyTorch takes.
 
     Raises:
         SystemExit: the folder is neither.
     """
     if (source / "bundle.json").exists():
-        return with_engine(Bundle.open(source))
+        return with_engine(Bundle.open(source), threads)
     if not (source / "model" / "config.json").exists():
         raise SystemExit(f"{source} is no bundle and no folder of a training; export one, or give the right folder.")
+    if threads:
+        torch.set_num_threads(threads)
     return with_torch(*trained(source))
 
 

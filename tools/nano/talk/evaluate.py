@@ -2,6 +2,7 @@
 
 A bundle is asked through the engine as a user would; of a training in RUN the weights so far are asked in PyTorch.
 Prints the table of figures with floor and goal beside them, and writes --save FILE as JSON. --small: a tenth of it.
+--processes N asks N parts at a time, each with one thread.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +121,14 @@ def evaluate(
     return results
 
 
+def evaluate_source(
+    source: Path, sprites: Path, count: int, parts: Sequence[str], threads: int | None = None
+) -> Results:
+    """Ask a bundle or a training `count` questions of each part and language."""
+    answer = open_answerer(source, threads)
+    return evaluate(answer, lambda part, language: list(cases(part, count, language, sprites)), parts, _tell)
+
+
 def figures(results: Results) -> dict[str, float]:
     """The figures of the table, over both languages; those whose parts were asked."""
 
@@ -148,7 +159,7 @@ def table(found: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a bundle, or the folder of a training")
@@ -156,12 +167,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNT, help="questions of a part and language")
     parser.add_argument("--small", action="store_true", help="a tenth of the count")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
+    parser.add_argument("--processes", type=int, default=1, metavar="N")
     parser.add_argument("--save", type=Path, metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     sprites = prepare(options.work or options.source.parent)
     count = max(1, options.count // 10) if options.small else options.count
-    answer = open_answerer(options.source)
-    results = evaluate(answer, lambda part, lang: list(cases(part, count, lang, sprites)), options.parts, _tell)
+    if options.processes > 1:
+        with get_context("spawn").Pool(options.processes) as pool:
+            ask = partial(evaluate_source, options.source, sprites, count, threads=1)
+            results = {
+                name: part for each in pool.imap(ask, [[p] for p in options.parts]) for name, part in each.items()
+            }
+    else:
+        results = evaluate_source(options.source, sprites, count, options.parts)
     found = figures(results)
     print(table(found))
     if options.save:
