@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from qwenvl_edge import CheckpointError
 from qwenvl_edge.bundle.examples import Examples
 from qwenvl_edge_export.checkpoint.reader import Checkpoint
+from support.paths import ROOT
 from support.talk import narrow, write_sprites
 from tools.nano.talk.answering import Answer
 from tools.nano.talk.cases import PARTS, cases
@@ -16,6 +17,7 @@ from tools.nano.talk.dense import DenseHeads
 from tools.nano.talk.evaluate import COLUMNS, LATER, evaluate, figures, main, score, table
 from tools.nano.talk.forms import on_grid
 from tools.nano.talk.icons import KEPT_OUT
+from tools.nano.talk.probe import probe
 from tools.nano.talk.publish import publish, reached
 from tools.nano.talk.questions import wordings
 from tools.nano.talk.scenes import Stock
@@ -121,6 +123,13 @@ def test_parts_asked_side_by_side_give_the_same_figures(run, sprites, tmp_path):
     assert found[0]["parts"]["where"]["zh"]["count"] == 1
 
 
+def test_what_the_readmes_say_of_the_figures():
+    found = json.loads((ROOT / "models" / "nano-qwen3" / "training" / "figures.json").read_text())["figures"]
+    below = f"{sum(not reached(name, value) for name, value in found.items())} of {len(found)} figures are"
+    assert f"{below} low" in (ROOT / "README.md").read_text()
+    assert f"{below} below the floor" in (ROOT / "models" / "nano-qwen3" / "README.md").read_text()
+
+
 def test_a_training_is_published_whole(run, sprites, tmp_path):
     """The folder exports as it is; its pictures ask what the scenes answer, its README says the figures of a file."""
     target = tmp_path / "nano-small"
@@ -149,6 +158,14 @@ def test_a_training_is_published_whole(run, sprites, tmp_path):
     assert "All figures reach the floor." in text and reached(LATER, 4.0) and not reached("count", 0.87)
     assert json.loads((target / "training" / "figures.json").read_text())["count"] == 300
     assert (target / "training.png").stat().st_size > 1000
+
+    publish(run, target, sprites, answerers=[right_answer])
+    assert not (target / "training" / "figures.json").exists()  # they were those of other weights
+    assert "What it answers" not in (target / "README.md").read_text()
+
+    seen = probe(target, sprites, scenes=3)
+    assert set(seen) == {"kind", "colour", "spelling", "off"}
+    assert seen["kind"] < 0.3 < seen["off"] * 10  # untrained: it guesses
 
     create(tmp_path / "next" / "model", Stock(sprites), start=target)
     again, _ = open_folder(tmp_path / "next" / "model")

@@ -1,8 +1,9 @@
-"""A training as a folder to ship: `python -m tools.nano.talk.publish RUN TARGET [--figures FILE] [--also BUNDLE ...]`.
+"""A training as a folder to ship: `python -m tools.nano.talk.publish RUN TARGET [--figures FILE] [--ask BUNDLE ...]`.
 
 TARGET gets the checkpoint with the weights so far, the logs and their curve, example pictures of scenes that were never
 trained on with questions that the model answers rightly, and a README. FILE is what `tools.nano.talk.evaluate --save`
-wrote. What is exported from TARGET may be asked too, with --also: then questions are left out that it answers wrongly.
+wrote. --ask names bundles, exported from an earlier TARGET, that must all answer rightly, instead of the weights in
+PyTorch.
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def publish(
     kinds = sum(bool(styles) for styles in Stock(sprites).choices.values())
     _write_examples(target, stock, examples(stock, answerers or [with_torch(model, composer)]), kinds)
     measured = json.loads(figures.read_text(encoding="utf-8")) if figures else None
+    (target / "training" / "figures.json").unlink(missing_ok=True)  # of other weights
     if measured:
         _write(target / "training" / "figures.json", measured)
     (target / "README.md").write_text(readme(target, kinds, measured), encoding="utf-8")
@@ -200,12 +202,10 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--figures", type=Path, metavar="FILE")
     parser.add_argument("--work", type=Path, help="the sprites' folder, if not RUN's parent")
-    parser.add_argument(
-        "--also", type=Path, nargs="+", default=(), metavar="BUNDLE", help="who must answer rightly too"
-    )
+    parser.add_argument("--ask", type=Path, nargs="+", default=(), metavar="BUNDLE", help="who answers the examples")
     options = parser.parse_args()
     sprites = prepare(options.work or options.run.parent)
-    publish(options.run, options.target, sprites, options.figures, [open_answerer(each) for each in options.also])
+    publish(options.run, options.target, sprites, options.figures, [open_answerer(each) for each in options.ask])
 
 
 if __name__ == "__main__":
