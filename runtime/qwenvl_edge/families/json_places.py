@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from qwenvl_edge.families.readers import GridShape, PlaceReader
+from qwenvl_edge.families.readers import GridShape, PlaceReader, finite
 
 _PLACES = {"bbox_2d": (4, 8), "point_2d": (2,)}
 """Keys of places, and how many numbers one has: corners of a box or of a quad, or a point."""
@@ -22,6 +22,8 @@ _WORD = re.compile(r"[^\s,\[\]{}:\"']+")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 _DEPTH = 20
+_MOST_DIGITS = 1000  # of a whole number; Python reads some thousand
+_FARTHEST = 1_000_000  # a coordinate in pixels; no picture is so large
 
 
 class _CutError(Exception):
@@ -116,7 +118,7 @@ class JsonReader(PlaceReader):
     def _points(self, key: str, numbers: Any) -> tuple[tuple[int, int], ...] | None:
         if not isinstance(numbers, list) or len(numbers) not in _PLACES[key]:
             return None
-        if not all(type(number) in (int, float) for number in numbers):
+        if not all(type(number) in (int, float) and abs(number) <= _FARTHEST for number in numbers):
             return None
         rounded = [round(number) for number in numbers]
         if self._grid is not None and not all(0 <= number <= self._grid for number in rounded):
@@ -215,7 +217,7 @@ class _Parser:
         while at < len(self._text):
             char = self._text[at]
             if char == quote and (quote == '"' or self._closes(at)):
-                return _whole("".join(parts)), at + 1
+                return whole_characters("".join(parts)), at + 1
             if char == "\\" and at + 1 < len(self._text):
                 at += 1
                 char = self._text[at]
@@ -239,14 +241,15 @@ class _Parser:
             if end == len(self._text):
                 raise _CutError  # more digits may have been to come
             text = match.group()
-            return (int(text) if text.lstrip("+-").isdigit() else float(text)), end
+            whole = len(text) <= _MOST_DIGITS and text.lstrip("+-").isdigit()
+            return (int(text) if whole else finite(text)), end
         match = _WORD.match(self._text, at)
         if match is None:
             raise _GarbageError
         return _WORDS.get(match.group(), match.group()), match.end()
 
 
-def _whole(text: str) -> str:
+def whole_characters(text: str) -> str:
     """Join the halves of characters that \\u escapes wrote apart; lone halves become U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 

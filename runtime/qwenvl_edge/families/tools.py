@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwenvl_edge.errors import PromptError
-from qwenvl_edge.families.json_places import find_objects
+from qwenvl_edge.families.json_places import find_objects, whole_characters
+from qwenvl_edge.families.readers import finite
 
 CALL_TAGS = ("<tool_call>", "</tool_call>")
 RESULT_TAGS = ("<tool_response>", "</tool_response>")
@@ -162,15 +162,12 @@ def read_call(body: str) -> ToolCall | None:
     return None
 
 
-def _finite(number: str) -> float:
-    """Return the nearest number that JSON can be written with; 1e999 is in its grammar, too."""
-    return max(-sys.float_info.max, min(sys.float_info.max, float(number)))
-
-
 def _objects(body: str) -> list[dict[str, Any]]:
     """Return the objects of a body, outer ones before those inside of them."""
     try:
-        whole = json.loads(body, parse_float=_finite, parse_constant=lambda _: None)
+        whole = json.loads(body, parse_float=finite, parse_constant=lambda _: None)
+        if "\\u" in body:  # an escape may be half a character
+            whole = json.loads(whole_characters(json.dumps(whole, ensure_ascii=False)))
     except (ValueError, RecursionError):
         return [item.values for item in sorted(find_objects(body), key=lambda item: item.start)]
     return [whole] if isinstance(whole, dict) else []
@@ -216,7 +213,7 @@ class CallPieces:
         if self._body is None:
             if (head := _CALL_HEAD.match(body)) is None:
                 return []
-            self._body = _Body(json.loads(head[1]), head.end())
+            self._body = _Body(whole_characters(json.loads(head[1])), head.end())
         new = self._body.arguments(body)
         return [CallPiece(self._number, self._body.name if opened else None, new)] if new else []
 

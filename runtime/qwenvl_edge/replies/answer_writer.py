@@ -6,14 +6,13 @@ The text has whole characters, whole tags and no stop words; the reply has its p
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from qwenvl_edge.families.base import Family
 from qwenvl_edge.families.boxes import boxes_of, corners, place, points_of, quads_of, refs_of
 from qwenvl_edge.families.places import Place
-from qwenvl_edge.families.readers import GridShape, PlaceReader, Points
+from qwenvl_edge.families.readers import GridShape, PlaceReader, Points, WrittenNumbers
 from qwenvl_edge.families.tools import CallPiece, CallPieces, read_call
 from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.parts import Region, Text
@@ -257,19 +256,11 @@ def _pixel_text(raw_text: str, shapes: Sequence[GridShape], places: Sequence[Pla
         shapes: those that it names, in order; `source` is the markup of each.
         places: the same in pixels.
     """
-    done, rest = "", raw_text
+    written = WrittenNumbers(raw_text)
     for shape, placed in zip(shapes, places, strict=True):
-        before, found, after = rest.partition(shape.source)
-        if found:
-            done, rest = done + before + _in_pixels(shape, placed), after
-    return done + rest
-
-
-def _in_pixels(shape: GridShape, place: Place) -> str:
-    numbers = [value for point in shape.points for value in point]
-    pixels = iter([round(value) for point in corners(place) for value in point])
-    run = re.compile(r"(?<![\d.])" + r"\D+?".join(f"0*{value}" for value in numbers) + r"(?![\d.])")
-    return run.sub(lambda found: re.sub(r"\d+", lambda _: str(next(pixels)), found.group()), shape.source, count=1)
+        values = [round(value) for point in corners(placed) for value in point]
+        written.replace(shape.source, [value for point in shape.points for value in point], values)
+    return written.text()
 
 
 class _Names:

@@ -101,13 +101,13 @@ def test_places_of_the_prompt_are_no_answer():
 
 
 value = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 2000) | st.text(max_size=6),
+    st.none() | st.booleans() | st.integers(-5, 2000) | st.integers() | st.floats() | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["bbox_2d", "a", "label"]), inner),
     max_leaves=8,
 )
 
 
-@given(value, st.text(alphabet="{}[]\",':ab12 \\n\n", max_size=12), st.integers(0, 80), st.integers(1, 7))
+@given(value, st.text(alphabet="{}[]\",':ab12e9. \\n\n", max_size=12), st.integers(0, 80), st.integers(1, 7))
 def test_any_text_is_read_to_its_end(value, around, cut, pieces):
     text = (around + json.dumps(value) + around)[: cut * 3]
     reader = read(text, pieces=pieces)

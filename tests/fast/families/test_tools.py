@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenvl_edge.families.json_places import JsonReader
-from qwenvl_edge.families.tools import CALL_TAGS, CallPieces, ToolCall, read_call
+from qwenvl_edge.families.tools import CALL_TAGS, CallPieces, ToolCall, read_call, written_calls
 
 TEXT = st.text().filter(lambda text: "tool_call" not in text)  # tags are control tokens, which no text becomes
 JSON = st.recursive(
@@ -86,3 +86,17 @@ def test_numbers_beyond_floats_stay_json():
     arguments = read_call('{"name": "f", "arguments": {"a": 1e999, "b": [-1e999]}}').arguments
     json.dumps(arguments, allow_nan=False)
     assert arguments["a"] > 1e308 and arguments["b"][0] < -1e308
+
+
+def test_halves_of_characters_are_replaced():
+    body = r'{"name": "a\ud800", "arguments": {"\udfff": "\ud83d\ude00"}}'
+    call = ToolCall("a\ufffd", {"\ufffd": "\U0001f600"})
+    assert read_call(body) == call
+    (piece,) = CallPieces().take([body], None)
+    assert piece.name == call.name
+    written_calls([call]).encode()
+
+
+def test_numbers_of_more_digits_than_python_reads_are_numbers():
+    call = read_call(f'{{"name": "f", "arguments": {{"a": {"9" * 5000}}}}}')
+    assert call.arguments["a"] > 1e308
