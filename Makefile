@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 BUNDLE := out/nano
 PICTURES := models/nano
 NANO := .cache/nano
+export ORT_DISABLE_TELEMETRY ?= 1
 TALK := .cache/talk
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul attention simd python,cpp_ext/$(folder)/*))
 

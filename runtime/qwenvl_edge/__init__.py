@@ -6,6 +6,7 @@ The names below are loaded when first used, so that importing the package is qui
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from qwenvl_edge.replies.stream import Stream
 
 __version__ = "0.1.0"
+
+# ONNX Runtime from 1.29 on reports its use to Microsoft unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Bundle": "bundle.bundle",
