@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qwenvl_edge.errors import ImageError, QwenVLError
 from qwenvl_edge.inputs.clips import MOST_FRAMES, Video
@@ -139,12 +141,36 @@ def _decoded(
             continue
         time = frame.time if frame.time is not None else index / rate
         if not times or time > times[-1]:
-            frames.append(frame.to_ndarray(format="rgb24"))
+            frames.append(upright(frame.to_ndarray(format="rgb24"), frame))
             times.append(float(time))
         following = next(wanted, None)
         if progress is not None:
             progress(min((index + 1) / total, 1.0))
     return frames, times
+
+
+def is_turned(frame: Any) -> bool:
+    """Tell whether a decoded frame is to be shown turned or mirrored, as phones write what their sensors see."""
+    return _orientation(frame) != (False, False, False)
+
+
+def upright(pixels: npt.NDArray[np.uint8], frame: Any) -> npt.NDArray[np.uint8]:
+    """Return the pixels [H, W, 3] of a decoded frame as it is to be shown."""
+    transposed, rows, columns = _orientation(frame)
+    turned = pixels.swapaxes(0, 1) if transposed else pixels
+    return np.ascontiguousarray(turned[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def _orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """Return whether a frame is to be transposed, then its rows and its columns reversed.
+
+    FFmpeg's display matrix (libavutil/display.h) maps a place (x, y) to (a x + c y, b x + d y).
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    return (True, b < 0, c < 0) if abs(b) > abs(a) else (False, d < 0, a < 0)
 
 
 def _check_frame(pixels: int, name: str, limits: DecodingLimits) -> None:

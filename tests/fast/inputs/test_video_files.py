@@ -1,8 +1,11 @@
+import struct
+
 import numpy as np
 import pytest
 
 from qwenvl_edge import ImageError, QwenVLError, open_video
 from qwenvl_edge.inputs.video_files import chosen_frames
+from qwenvl_edge.robotics.watch.cameras import Camera
 
 av = pytest.importorskip("av")
 
@@ -52,3 +55,46 @@ def test_what_is_no_video_is_refused(tmp_path):
         open_video(tmp_path / "list.m3u8")
     with pytest.raises(QwenVLError, match="fps is 0; it must be a positive number"):
         open_video(tmp_path / "a.mp4", fps=0)
+
+
+FULL = 1 << 16
+# Rows a, b, u, c, d, v of the matrix, x to the right and y down; how the frame is shown.
+ORIENTATIONS = {
+    "as it is": ((FULL, 0, 0, 0, FULL, 0), lambda frame: frame),
+    "mirrored": ((-FULL, 0, 0, 0, FULL, 0), lambda frame: frame[:, ::-1]),
+    "turned by 180": ((-FULL, 0, 0, 0, -FULL, 0), lambda frame: frame[::-1, ::-1]),
+    "upside down": ((FULL, 0, 0, 0, -FULL, 0), lambda frame: frame[::-1]),
+    "transposed": ((0, FULL, 0, FULL, 0, 0), lambda frame: frame.swapaxes(0, 1)),
+    "clockwise": ((0, FULL, 0, -FULL, 0, 0), lambda frame: np.rot90(frame, -1)),
+    "counterclockwise": ((0, -FULL, 0, FULL, 0, 0), np.rot90),
+    "transposed and turned": ((0, -FULL, 0, -FULL, 0, 0), lambda frame: frame.swapaxes(0, 1)[::-1, ::-1]),
+}
+
+
+def turned(path, matrix):
+    """Write a clip of four colours whose file says how it is to be shown; return its frame as it is stored."""
+    quarters = np.zeros((48, 64, 3), np.uint8)
+    quarters[:24, :32], quarters[:24, 32:], quarters[24:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(quarters, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    plain = struct.pack(">6i", *ORIENTATIONS["as it is"][0])
+    at = content.index(plain, content.index(b"tkhd"))
+    path.write_bytes(content[:at] + struct.pack(">6i", *matrix) + content[at + len(plain) :])
+    return quarters
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_videos_of_phones_are_seen_upright(tmp_path, name):
+    matrix, shown = ORIENTATIONS[name]
+    stored = turned(tmp_path / "clip.mp4", matrix)
+    frame = open_video(tmp_path / "clip.mp4").frames[0]
+    wanted = shown(stored)
+    assert frame.shape == wanted.shape
+    assert np.abs(frame.astype(int) - wanted).mean() < 12
+    (first, *_) = Camera(str(tmp_path / "clip.mp4")).frames()
+    assert first.channel_order == "rgb" and np.array_equal(first.pixels, frame)

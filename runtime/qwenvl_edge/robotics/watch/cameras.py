@@ -11,6 +11,7 @@ from typing import Any
 
 from qwenvl_edge.errors import FrameError, QwenVLError
 from qwenvl_edge.inputs.pictures import ChannelOrder
+from qwenvl_edge.inputs.video_files import is_turned, upright
 from qwenvl_edge.machine.urls import show, url_of
 
 _GSTREAMER, _FILTER = "gst:", "lavfi:"
@@ -146,10 +147,10 @@ class _Pace:
 
 
 def _frame(frame: Any) -> CameraFrame:
-    """NV12 as it is; all else becomes RGB."""
-    if frame.format.name in _NV12 and not (frame.width % 2 or frame.height % 2):
+    """NV12 as it is; all else becomes RGB, upright."""
+    if frame.format.name in _NV12 and not (frame.width % 2 or frame.height % 2 or is_turned(frame)):
         return CameraFrame(frame.to_ndarray(), "nv12")
-    return CameraFrame(frame.to_ndarray(format="rgb24"), "rgb")
+    return CameraFrame(upright(frame.to_ndarray(format="rgb24"), frame), "rgb")
 
 
 def _pyav() -> Any:
