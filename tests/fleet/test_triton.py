@@ -63,7 +63,7 @@ def request(question=WHERE, *, images=(), pixels=None, options=GREEDY, leave_aft
     def words(*values):
         return np.array([each if isinstance(each, bytes) else each.encode() for each in values], np.object_)
 
-    tensors = {"QUESTION": words(question)}
+    tensors = {"QUESTION": words(*question) if isinstance(question, list) else words(question)}
     if images:
         tensors["IMAGE"] = words(*images)
     if pixels is not None:
@@ -216,6 +216,9 @@ def test_a_client_that_goes_away_ends_its_answer(model):
         ({"images": [b"data:image/png;base64,!"]}, "not valid base64"),
         ({"question": b"\xff"}, "QUESTION is not UTF-8"),
         ({"question": ""}, "empty"),
+        ({"question": []}, "QUESTION has 0 values; give one"),
+        ({"question": ["Hello", "Hi"]}, "QUESTION has 2 values; give one"),
+        ({"options": b"[" * 100_000}, "OPTIONS is not JSON"),
         ({"options": b"{"}, "OPTIONS is not JSON"),
         ({"options": []}, "OPTIONS is not a JSON object"),
         ({"options": {"depth": 1}}, "OPTIONS has 'depth'; known are"),
@@ -231,6 +234,22 @@ def test_bad_input_is_one_error_and_the_next_request_is_answered(model, bad, mat
     (response,) = asked.sender.wait()
     assert match in response.error.message() and "\n" not in response.error.message()
     assert response.error.code() == triton_stand_in.TritonError.INVALID_ARG
+    assert after.sender.wait()[-1].error is None
+
+
+def test_a_failure_that_nobody_thought_of_is_the_request_s_own(model, monkeypatch):
+    asked, after = request("Fail."), request(images=[PICTURE.read_bytes()])
+    submit = model._batcher.submit
+
+    def failing(message, **arguments):
+        if message == "Fail.":
+            raise KeyError("nobody thought of it")
+        return submit(message, **arguments)
+
+    monkeypatch.setattr(model._batcher, "submit", failing)
+    model.execute([asked, after])
+    (response,) = asked.sender.wait()
+    assert "KeyError: 'nobody thought of it'" in response.error.message()
     assert after.sender.wait()[-1].error is None
 
 

@@ -75,6 +75,8 @@ class TritonPythonModel:
             future = self._batcher.submit(**arguments, cancel=token, on_text=functools.partial(_say, sender, token))
         except QwenVLError as error:
             _end(sender, triton.InferenceResponse(error=triton.TritonError(str(error), triton.TritonError.INVALID_ARG)))
+        except Exception as error:  # one request's, which the requests after it must not meet
+            _end(sender, triton.InferenceResponse(error=triton.TritonError(f"{type(error).__name__}: {error}")))
         else:
             future.add_done_callback(functools.partial(_finish, sender))
 
@@ -93,12 +95,18 @@ def _arguments(request: Any) -> dict[str, Any]:
         for name in ("QUESTION", "IMAGE", "PIXELS", "FRAMES", "CLIP", "OPTIONS")
         if (tensor := triton.get_input_tensor_by_name(request, name)) is not None
     }
-    options = _options(tensors["OPTIONS"].flat[0] if "OPTIONS" in tensors else b"{}")
+    options = _options(_only(tensors, "OPTIONS") if "OPTIONS" in tensors else b"{}")
     images = _pictures(tensors, "IMAGE")
     if "PIXELS" in tensors:
         images.append(tensors["PIXELS"])
     video = _clip(tensors, options.pop("fps", None))
-    return {"message": _text(tensors["QUESTION"].flat[0], "QUESTION"), "images": images, "video": video, **options}
+    return {"message": _text(_only(tensors, "QUESTION"), "QUESTION"), "images": images, "video": video, **options}
+
+
+def _only(tensors: dict[str, Any], name: str) -> bytes:
+    if name not in tensors or tensors[name].size != 1:
+        raise PromptError(f"{name} has {tensors[name].size if name in tensors else 'no'} values; give one.")
+    return bytes(tensors[name].flat[0])
 
 
 def _pictures(tensors: dict[str, Any], name: str) -> list[Any]:
@@ -122,7 +130,7 @@ def _options(data: bytes) -> dict[str, Any]:
     text = _text(data, "OPTIONS")
     try:
         options = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"OPTIONS is not JSON: {error}.") from None
     if not isinstance(options, dict):
         raise PromptError("OPTIONS is not a JSON object; give {} for none.")
