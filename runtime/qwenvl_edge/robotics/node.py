@@ -224,7 +224,7 @@ class VlmNode:
     def run(self, on_answer: Callable[[NodeAnswer], None], on_error: Callable[[QwenVLError], None]) -> None:
         """Answer until the node is closed; call on_answer and on_error from this thread.
 
-        An error that on_answer raises goes to on_error.
+        An error that on_answer raises goes to on_error, and so does a failure that is no QwenVLError, as one.
         """
         while not self._closed.is_set():
             self._wake.wait(self.wait_s())
@@ -232,7 +232,9 @@ class VlmNode:
             try:
                 while (answer := self.step()) is not None:
                     self._deliver(answer, on_answer)
-            except QwenVLError as error:
+            except Exception as error:  # a robot's node goes on
+                if not isinstance(error, QwenVLError):
+                    error = QwenVLError(f"the answer failed: {type(error).__name__}: {error}.")
                 if not self._closed.is_set():
                     on_error(error)
                 self._wake.set()  # more may wait after the one that failed

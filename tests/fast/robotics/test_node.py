@@ -208,6 +208,34 @@ def test_a_failure_does_not_stop_the_node(make):
     assert answers[0].reply.text == "fine" and "tokens" in str(errors[0]) and node.status.failed == 1
 
 
+class Failing:
+    """An engine that fails at one question in a way that it never should."""
+
+    can_chat = True
+
+    def __init__(self, qwen):
+        self._qwen = qwen
+
+    def stream(self, text, **options):
+        if text == "Fail.":
+            raise KeyError("nobody thought of it")
+        return self._qwen.stream(text, **options)
+
+
+def test_a_failure_that_nobody_thought_of_does_not_stop_the_node_either(tmp_path):
+    node = VlmNode(Failing(engine(tmp_path, "fine<|im_end|>")[0]))
+    errors, answered = [], threading.Event()
+    node.put_question("Fail.")
+    node.put_question("Which colour?")
+    node.put_frame(frame())
+    thread = threading.Thread(target=node.run, args=(lambda _: answered.set(), errors.append))
+    thread.start()
+    assert answered.wait(PATIENCE_S)
+    node.close()
+    thread.join(PATIENCE_S)
+    assert [str(error) for error in errors] == ["the answer failed: KeyError: 'nobody thought of it'."]
+
+
 @pytest.mark.parametrize(
     "settings", [{"max_rate_hz": 0}, {"max_age_ms": -1}, {"max_new_tokens": 0}, {"deadline_ms": 0}, {"prompt": " "}]
 )
