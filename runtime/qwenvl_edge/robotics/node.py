@@ -216,7 +216,7 @@ class VlmNode:
 
         Raises:
             FrameError: no frame has come yet, or the newest is older than max_age_ms.
-            QwenVLError: the errors of the engine.
+            QwenVLError: the errors of the engine, and what on_piece raises.
         """
         frame = self._take() if picture is None else Frame(picture, time.monotonic(), _NO_CAMERA)
         return self._answer(question, frame, on_piece, cancel)
@@ -224,7 +224,7 @@ class VlmNode:
     def run(self, on_answer: Callable[[NodeAnswer], None], on_error: Callable[[QwenVLError], None]) -> None:
         """Answer until the node is closed; call on_answer and on_error from this thread.
 
-        An error that on_answer raises goes to on_error, and so does a failure that is no QwenVLError, as one.
+        An error that on_answer raises goes to on_error.
         """
         while not self._closed.is_set():
             self._wake.wait(self.wait_s())
@@ -232,9 +232,7 @@ class VlmNode:
             try:
                 while (answer := self.step()) is not None:
                     self._deliver(answer, on_answer)
-            except Exception as error:  # a robot's node goes on
-                if not isinstance(error, QwenVLError):
-                    error = QwenVLError(f"the answer failed: {type(error).__name__}: {error}.")
+            except QwenVLError as error:
                 if not self._closed.is_set():
                     on_error(error)
                 self._wake.set()  # more may wait after the one that failed
@@ -273,21 +271,28 @@ class VlmNode:
         on_piece: Callable[[str], None] | None,
         cancel: CancelToken | None,
     ) -> NodeAnswer:
-        """Answer, and count it."""
+        """Answer, and count it. Raises QwenVLError, whatever failed."""
         try:
             fresh = self._check_age(frame)
             reply = self._reply(question, fresh, on_piece, cancel)
         except QwenVLError as error:
-            with self._state:
-                self._failed += 1
-                self._error = str(error)
+            self._count_failure(error)
             raise
+        except Exception as error:  # a robot's node goes on
+            failure = QwenVLError(f"the answer failed: {type(error).__name__}: {error}.")
+            self._count_failure(failure)
+            raise failure from error
         answer = NodeAnswer(question, fresh, reply, fresh.age_ms)
         with self._state:
             self._answered += 1
             self._latency_ms = answer.latency_ms
             self._error = ""
         return answer
+
+    def _count_failure(self, error: QwenVLError) -> None:
+        with self._state:
+            self._failed += 1
+            self._error = str(error)
 
     def _check_age(self, frame: Frame | None) -> Frame:
         limit = self._settings.max_age_ms

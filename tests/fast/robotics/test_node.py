@@ -234,6 +234,7 @@ def test_a_failure_that_nobody_thought_of_does_not_stop_the_node_either(tmp_path
     node.close()
     thread.join(PATIENCE_S)
     assert [str(error) for error in errors] == ["the answer failed: KeyError: 'nobody thought of it'."]
+    assert (node.status.failed, node.status.answered) == (1, 1)
 
 
 @pytest.mark.parametrize(
