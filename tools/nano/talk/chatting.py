@@ -20,14 +20,14 @@ SINGLE: dict[str, tuple[Maker, float]] = {
     "absent": (asking.absent, 0.9),
     "colour": (asking.colour, 1.2),
     "kind": (asking.kind, 1.2),
-    "count": (asking.count, 3.0),
+    "count": (asking.count, 3.4),
     "exists": (asking.exists, 1.5),
     "side": (comparing.side, 1.5),
     "bigger": (comparing.bigger, 1.6),
     "end": (comparing.end, 1.2),
     "read": (asking.read, 2.2),
     "spot": (asking.spot, 0.7),
-    "caption": (comparing.caption, 2.2),
+    "caption": (comparing.caption, 3.0),
     "unknown": (asking.unknown, 0.5),
 }
 SMALL_TALK = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,21 @@ from torch import Tensor
 
 HEADS = 2  # as many heads follow a guide
 SEATS = {"words seen": (1, 0), "places seen": (1, 2), "patches seen": (2, 0)}  # layer and first head
+
+
+class Teacher(Protocol):
+    """Something that a layer of the decoder is to do beside the answers, with a name for the log."""
+
+    @property
+    def name(self) -> str:
+        """What the figure is called."""
+
+    @property
+    def layer(self) -> int:
+        """The layer."""
+
+    def loss(self, q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
+        """Loss from the layer's queries and keys [T, heads, D] and the states before it [T, width]."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,11 @@ class Guide:
     def layer(self) -> int:
         """The layer whose heads follow."""
         return SEATS[self.name][0]
+
+    def loss(self, q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
+        """See Teacher."""
+        del hidden
+        return guided_loss(q, k, self)
 
     @classmethod
     def of(

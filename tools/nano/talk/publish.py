@@ -128,7 +128,7 @@ offers only what is; `training/examples.json` has the answers.
 """
     if measured:
         below = sum(not reached(name, value) for name, value in measured["figures"].items())
-        unfinished = "It is not finished: {} of {} figures are below the floor."
+        unfinished = "It is not finished. Figures below the floor: {} of {}."
         text += f"""
 ## What it answers
 

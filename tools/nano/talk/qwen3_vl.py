@@ -20,7 +20,7 @@ from tools.nano.loop import bfloat16_products
 from tools.nano.model import sincos_positions
 from tools.nano.talk import tower
 from tools.nano.talk.fusing import fused
-from tools.nano.talk.guiding import Guide, guided_loss
+from tools.nano.talk.guiding import Teacher
 from tools.nano.talk.packing import Packed, softmax
 from tools.nano.talk.talker import Talker
 from tools.nano.talk.tower import Tower, rotated
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         packed: Packed,
         places: Tensor,
         features: Tensor,
-        guides: Sequence[Guide] = (),
+        guides: Sequence[Teacher] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """States [T, H], the guides' loss and figures.
 
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
             q, k, v = self.ask(layer, hidden, cos, sin)
             for guide in guides:
                 if guide.layer == number:
-                    part = guided_loss(q, k, guide)
+                    part = guide.loss(q, k, hidden)
                     seen[guide.name] = float((-part.detach()).exp())
                     guided = guided + part
             hidden = self.answer(layer, hidden, packed.attend(q, k, v, self.softmax))
@@ -233,7 +233,7 @@ class Qwen3VL(Talker):
         packed: Packed,
         places: Tensor,
         features: Tensor,
-        guides: Sequence[Guide] = (),
+        guides: Sequence[Teacher] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """See Talker."""
         found: tuple[Tensor, Tensor, dict[str, float]] = self.model.language_model(

@@ -16,7 +16,7 @@ from tools.nano.loop import mixed_precision, normalise
 from tools.nano.model import config_dict as nano_config
 from tools.nano.model import init_weights
 from tools.nano.pools import pixels
-from tools.nano.talk.guiding import Guide, guided_loss
+from tools.nano.talk.guiding import Teacher
 from tools.nano.talk.packing import Packed
 from tools.nano.talk.talker import Talker
 
@@ -72,7 +72,7 @@ class QwenVL(Talker):
         packed: Packed,
         places: Tensor,
         features: Tensor,
-        guides: Sequence[Guide] = (),
+        guides: Sequence[Teacher] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """See Talker."""
         transformer = self.network.transformer
@@ -82,13 +82,13 @@ class QwenVL(Talker):
         guided, figures = hidden.new_zeros(()), {}
         for number, block in enumerate(transformer.h):
             q, k, v = _heads(block, hidden, rope)
-            hidden = hidden + block.attn.c_proj(packed.attend(q, k, v))
-            hidden = hidden + block.mlp(block.ln_2(hidden))
             for guide in guides:
                 if guide.layer == number:
-                    part = guided_loss(q, k, guide)
+                    part = guide.loss(q, k, hidden)
                     figures[guide.name] = float((-part.detach()).exp())
                     guided = guided + part
+            hidden = hidden + block.attn.c_proj(packed.attend(q, k, v))
+            hidden = hidden + block.mlp(block.ln_2(hidden))
         return transformer.ln_f(hidden), guided, figures
 
     def published(self) -> Mapping[str, Tensor]:

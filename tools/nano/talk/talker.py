@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from tools.nano.talk.guiding import Guide
+from tools.nano.talk.guiding import Teacher
 from tools.nano.talk.packing import Packed
 
 
@@ -47,7 +47,7 @@ class Talker(nn.Module, ABC):
         packed: Packed,
         places: Tensor,
         features: Tensor,
-        guides: Sequence[Guide] = (),
+        guides: Sequence[Teacher] = (),
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """States [T, width] of ids [T], the guides' loss and figures.
 

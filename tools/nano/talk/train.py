@@ -27,9 +27,11 @@ from tools.nano.talk.chatting import SINGLE, converse
 from tools.nano.talk.composing import Composer, Encoded
 from tools.nano.talk.dense import DenseHeads, Targets, targets
 from tools.nano.talk.fusing import can_compile
+from tools.nano.talk.guiding import Teacher
 from tools.nano.talk.icons import prepare
+from tools.nano.talk.noticing import Noticer, notice
 from tools.nano.talk.pictures import Pictures, Shown
-from tools.nano.talk.scenes import CANVASES, Scene, Stock
+from tools.nano.talk.scenes import CANVASES, Change, Scene, Stock
 from tools.nano.talk.settings import FAMILIES, HEADS, create, open_folder, write_weights
 from tools.nano.talk.talker import Talker
 
@@ -47,6 +49,7 @@ class Row:
 
     shown: Sequence[tuple[Scene, np.ndarray]]
     talks: list[Encoded]
+    change: Change | None = None
 
 
 class Sampler:
@@ -70,9 +73,9 @@ class Sampler:
         shown: list[Shown]
         if roll < 0.03:
             shown = []
-        elif roll < 0.03 + 0.2 * grown:
+        elif roll < 0.03 + 0.22 * grown:
             shown = [self.pictures.draw(rng, "pairs", canvas)]
-        elif roll < 0.03 + 0.28 * grown:
+        elif roll < 0.03 + 0.3 * grown:
             shown = [self.pictures.draw(rng, "few", rng.choice((canvas, rng.randrange(len(CANVASES))))) for _ in "ab"]
             shown += [self.pictures.draw(rng, "few", canvas)] if rng.random() < 0.3 else []
         else:
@@ -88,13 +91,15 @@ class Sampler:
             if talk:
                 talks.append(self.composer.compose(talk, layouts))
         pictures = [picture for each in shown for picture in each.pictures]
-        return Row(list(zip(scenes, pictures, strict=True)), talks)
+        return Row(list(zip(scenes, pictures, strict=True)), talks, change)
 
 
-def answer_loss(model: Talker, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Loss of the answers, loss of the guides, and figures."""
+def answer_loss(
+    model: Talker, batch: Batch, features: Tensor, teachers: Sequence[Teacher] = ()
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Loss of the answers, loss of the guides and of other teachers, and figures."""
     states, guided, seen = model.decode(
-        batch.ids, batch.positions, batch.packed, batch.pictures, features, batch.guides
+        batch.ids, batch.positions, batch.packed, batch.pictures, features, [*batch.guides, *teachers]
     )
     learnt = batch.weights.nonzero()[:, 0]  # never the first of a row
     logits = model.lm_head(states.index_select(0, learnt - 1)).float()
@@ -135,26 +140,30 @@ def train_vision(work: Path, model: Talker, sampler: Sampler, steps: int) -> Non
 
 def train_talk(work: Path, model: Talker, sampler: Sampler, steps: int) -> None:
     """Stage two; the per-token targets go on beside the answers, so that the picture side keeps what it knows."""
-    heads = DenseHeads(model.width)
+    heads, noticer = DenseHeads(model.width), Noticer(model.width)
+    going_on = (work / HEADS).exists()  # with a model that talks: its first half has no easy scenes
     if (work / "vision.pt").exists() and not (work / "talk.pt").exists():
         saved = torch.load(work / "vision.pt", weights_only=True)["module"]
         nn.ModuleDict({"tower": model.tower, "heads": heads}).load_state_dict(saved)
-    elif (work / HEADS).exists():
+    elif going_on:
         heads.load_state_dict(load_file(work / HEADS))
-    module = nn.ModuleDict({"model": model, "heads": heads})
-    opts = optimizers([model.speaker, model.tower, heads], 0.001, 0.0007)
-    loop = Loop("talk", work, module, opts, steps, decay=0.6)
+    module = nn.ModuleDict({"model": model, "heads": heads, "noticer": noticer})
+    opts = optimizers([model.speaker, model.tower, heads, noticer], 0.001, 0.0007)
+    loop = Loop("talk", work, module, opts, steps, decay=0.4)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, canvas = draw_canvas("talk", step)
-        rows = [sampler.row(rng, canvas, step / steps) for _ in range(ROWS)]
+        rows = [sampler.row(rng, canvas, 1.0 if going_on else step / steps) for _ in range(ROWS)]
         rows = [row for row in rows if row.talks]
         sorts = rng.choices(("few", "many", "signs"), (0.1, 0.5, 0.4), k=LOOKED_AT)
         others = [sampler.pictures.draw(rng, sort, canvas) for sort in sorts]
         shown = [pair for row in rows for pair in row.shown] + [(s.scenes[0], s.pictures[0]) for s in others]
         features = model.encode([picture for _, picture in shown])
         batch = collate([row.talks for row in rows])
-        answers, guided, figures = answer_loss(model, batch, features[:, : len(batch.pictures)])
+        grids = [sampler.grid(scene) for row in rows for scene, _ in row.shown]
+        told = [([scene for scene, _ in row.shown], row.change) for row in rows]
+        teachers = notice(noticer, told, grids, batch.pictures)
+        answers, guided, figures = answer_loss(model, batch, features[:, : len(batch.pictures)], teachers)
         wanted = Targets.joined([targets(scene, sampler.grid(scene)) for scene, _ in shown])
         dense, read = heads(features[0], wanted)
         loss = answers + GUIDE_WEIGHT * guided + DENSE_WEIGHT * dense
