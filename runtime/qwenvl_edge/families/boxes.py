@@ -7,9 +7,12 @@ follow one label. json_places.py reads those of the later families.
 
 from __future__ import annotations
 
+import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 from qwenvl_edge.families.base import Family
@@ -20,6 +23,7 @@ from qwenvl_edge.families.readers import GridShape, PlaceReader, Points
 _POINT = r"\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)\s*"
 _BOX = re.compile(",".join([_POINT] * 2))
 _QUAD = re.compile(",".join([_POINT] * 4))
+_NUMBER = re.compile(r"(?<![\w.+-])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _Tags: TypeAlias = tuple[str, str]
 
 
@@ -83,6 +87,42 @@ def refs_of(labels: Mapping[int, str], shapes: Sequence[GridShape], places: Sequ
         own = [place for shape, place in zip(shapes, places, strict=True) if shape.ref == number]
         found.append(Ref(label, boxes_of(own), quads_of(own), points_of(own)))
     return tuple(found)
+
+
+class WrittenNumbers:
+    """The numbers of an answer, some of them replaced."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        found = list(_NUMBER.finditer(text))
+        self._starts = [number.start() for number in found]
+        self._values: list[int | None] = [_rounded(number.group()) for number in found]
+        self._new: dict[int, int] = {}
+        self._source = self._next = 0  # where the last one was found, and the number after its own
+
+    def replace(self, source: str, old: Sequence[int], new: Sequence[int]) -> None:
+        """Replace the first numbers in a row that are, rounded, `old` in a source; sources come in their order."""
+        start = self._text.find(source, self._source)
+        while start >= 0:
+            first = bisect_left(self._starts, start)
+            end = bisect_left(self._starts, start + len(source)) - len(old) + 1
+            # A source may name several places, mostly one after the other.
+            for at in chain(range(max(first, self._next), end), range(first, min(end, self._next))):
+                if self._values[at : at + len(old)] == old:
+                    self._new |= zip(self._starts[at : at + len(old)], new, strict=True)
+                    self._values[at : at + len(old)] = [None] * len(old)
+                    self._source, self._next = start, at + len(old)
+                    return
+            start = self._text.find(source, start + 1)
+
+    def text(self) -> str:
+        """Return the text."""
+        return _NUMBER.sub(lambda found: str(self._new.get(found.start(), found.group())), self._text)
+
+
+def _rounded(number: str) -> int | None:
+    value = float(number)
+    return round(value) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ an item with a place that cannot be is malformed. Other values are left alone: t
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from qwenvl_edge.families.readers import GridShape, PlaceReader, finite
+from qwenvl_edge.families.readers import GridShape, PlaceReader
 
 _PLACES = {"bbox_2d": (4, 8), "point_2d": (2,)}
 """Keys of places, and how many numbers one has: corners of a box or of a quad, or a point."""
@@ -247,6 +248,11 @@ class _Parser:
         if match is None:
             raise _GarbageError
         return _WORDS.get(match.group(), match.group()), match.end()
+
+
+def finite(number: str) -> float:
+    """Return the nearest number that JSON can be written with; 1e999 is in its grammar, too."""
+    return max(-sys.float_info.max, min(sys.float_info.max, float(number)))
 
 
 def whole_characters(text: str) -> str:

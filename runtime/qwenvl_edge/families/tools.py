@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenvl_edge.errors import PromptError
-from qwenvl_edge.families.json_places import find_objects, whole_characters
-from qwenvl_edge.families.readers import finite
+from qwenvl_edge.families.json_places import find_objects, finite, whole_characters
 
 CALL_TAGS = ("<tool_call>", "</tool_call>")
 RESULT_TAGS = ("<tool_response>", "</tool_response>")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from qwenvl_edge.families.base import Family
-from qwenvl_edge.families.boxes import boxes_of, corners, place, points_of, quads_of, refs_of
+from qwenvl_edge.families.boxes import WrittenNumbers, boxes_of, corners, place, points_of, quads_of, refs_of
 from qwenvl_edge.families.places import Place
-from qwenvl_edge.families.readers import GridShape, PlaceReader, Points, WrittenNumbers
+from qwenvl_edge.families.readers import GridShape, PlaceReader, Points
 from qwenvl_edge.families.tools import CallPiece, CallPieces, read_call
 from qwenvl_edge.inputs.clips import Visual
 from qwenvl_edge.inputs.parts import Region, Text

@@ -1,8 +1,7 @@
 import pytest
 
-from qwenvl_edge.families.boxes import Markup, MarkupReader
-from qwenvl_edge.families.json_places import JsonReader
-from qwenvl_edge.families.readers import WrittenNumbers, finite
+from qwenvl_edge.families.boxes import Markup, MarkupReader, WrittenNumbers
+from qwenvl_edge.families.json_places import JsonReader, finite
 
 
 def ten_times(text, reader):
