@@ -8,9 +8,11 @@ READY := $(VENV)/.ready
 BUNDLE := out/nano
 PICTURES := models/nano
 NANO := .cache/nano
-export ORT_DISABLE_TELEMETRY ?= 1
 TALK := .cache/talk
 CORE := $(wildcard $(foreach folder,tokenizer sampler image matmul attention simd python,cpp_ext/$(folder)/*))
+
+# Tests and benchmarks that import onnxruntime first report nothing either; see SECURITY.md.
+export ORT_DISABLE_TELEMETRY ?= 1
 
 .PHONY: help setup demo check test flaky plugin gpu-test gpu-kit fuzz lint format bench peers peers-avx2 soak server-soak hostile clients \
     clients-test optimum-test nano talk ray-test \

@@ -50,7 +50,7 @@ def open_video(
     """Decode a video file on the disk into a Video of `fps` frames per second.
 
     At least 4 frames are taken, if there are so many, at most `max_frames`, and no more than fit into 1 GiB: then they
-    are further apart, and still cover the whole file.
+    are further apart, and still cover the whole file. They are turned upright as the file says.
 
     Args:
         path: a local file of a kind that FFmpeg knows.
